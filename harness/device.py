@@ -1,0 +1,53 @@
+"""Devices and arithmetic precision."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from harness.errors import HarnessError
+
+
+def choose(name: str) -> torch.device:
+    """`auto` (CUDA if there is one, else CPU) or a torch device string."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise HarnessError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:0, cuda:1, ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise HarnessError(f"device {name!r}: torch sees no CUDA device here")
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 arithmetic of its own, not an emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def precision_in_use(precision: str, device: torch.device) -> str:
+    """Resolve `auto` of a recipe for this device: `bf16` or `float32`."""
+    if precision == "auto":
+        return "bf16" if has_bf16(device) else "float32"
+    return precision
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Autocast for a resolved precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def describe(device: torch.device) -> str:
+    """The device's model name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,116 @@
+"""The plan: a selection of suite, methods, protocol and seeds, expanded to a list of RunSpec. Pure, no I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import protocol as protocols
+from harness.backbones import statistics
+from harness.data import Preprocessing
+from harness.errors import HarnessError
+from harness.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec
+from methods import registry
+from methods.base import Method, did_you_mean
+from suites.base import Suite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodChoice:
+    """A method with the settings that the user gave it."""
+
+    method: type[Method]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The method's own knobs."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the training recipe, for this method alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What to run."""
+
+    suite: Suite
+    tasks: tuple[str, ...]
+    """Names of tasks of the suite; empty for all."""
+
+    methods: tuple[MethodChoice, ...]
+    seeds: tuple[int, ...]
+    protocol: str
+    backbone: BackboneSpec
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the training recipe, for all methods."""
+
+
+def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
+    """Split `settings` into the method's knobs and recipe fields, and check that the method takes them."""
+    method = registry.get(name)
+    own = {f.name for f in dataclasses.fields(method.Config)}
+    for key in settings:
+        if key not in own | RECIPE_KEYS:
+            raise HarnessError(
+                f"method {method.name!r} has no setting {key!r}. {did_you_mean(key, [*own, *RECIPE_KEYS])}"
+            )
+    config = {key: _frozen(value) for key, value in settings.items() if key in own}
+    method.configure(config)
+    return MethodChoice(method=method, config=config, recipe={k: v for k, v in settings.items() if k not in own})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
+    """A recipe out of layers of fields, later ones winning. `HarnessError` for an unknown field or wrong type."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in RECIPE_KEYS:
+                raise HarnessError(f"the recipe has no field {key!r}. {did_you_mean(key, list(RECIPE_KEYS))}")
+            default = getattr(Recipe(), key)
+            if isinstance(default, float) and isinstance(value, int):
+                value = float(value)
+            if type(value) is not type(default):
+                raise HarnessError(f"recipe {key}={value!r} must be of type {type(default).__name__}")
+            merged[key] = value
+    if "epochs" in merged and "warmup_epochs" not in merged:  # a short training keeps the default share of warm-up
+        merged["warmup_epochs"] = merged["epochs"] // 10
+    return Recipe(**merged)
+
+
+def task_names(suite: Suite, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The chosen tasks' names, checked; all of them if none is chosen."""
+    known = [task.name for task in suite.tasks]
+    for name in tasks:
+        if name not in known:
+            raise HarnessError(f"suite {suite.name!r} has no task {name!r}. {did_you_mean(name, known)}")
+    return tasks or tuple(known)
+
+
+def expand(selection: Selection) -> list[RunSpec]:
+    """All runs, tasks outermost so that neighbours share their data. `HarnessError` for two equal runs."""
+    protocols.get(selection.protocol)
+    mean, std = statistics(selection.backbone)
+    preprocessing = Preprocessing(image_size=selection.backbone.image_size, mean=mean, std=std)
+    specs = [
+        RunSpec(
+            method=choice.method.name,
+            config=dataclasses.asdict(choice.method.configure(choice.config).config),
+            backbone=selection.backbone,
+            suite=selection.suite.name,
+            task=task,
+            protocol=selection.protocol,
+            recipe=make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe),
+            preprocessing=preprocessing.id,
+            seed=seed,
+        )
+        for task in task_names(selection.suite, selection.tasks)
+        for choice in selection.methods
+        for seed in selection.seeds
+    ]
+    if len({spec.run_id for spec in specs}) < len(specs):
+        raise HarnessError("the selection names the same run twice: a method or a seed is repeated")
+    return specs

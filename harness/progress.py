@@ -1,0 +1,78 @@
+"""Progress on the screen: bars with loss, accuracy, images/s and time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from harness.record import RunRecord
+from harness.spec import RunSpec
+from harness.trainer import Progress
+
+
+def describe(spec: RunSpec) -> str:
+    """`task method seed`, padded so that lines stand in columns."""
+    return f"{spec.task:<14} {spec.method:<12} seed {spec.seed}"
+
+
+def result_line(record: RunRecord) -> str:
+    """One line on a finished run."""
+    if record.status != "complete":
+        return f"[red]{describe(record.spec)}  FAILED  {record.reason}[/red]"
+    (split, metrics), cost = next(iter(record.metrics.items())), record.cost
+    seconds = f"{cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds:6.1f} s" if cost else ""
+    return f"{describe(record.spec)}  {split} {metrics.accuracy:5.1f} %  {seconds}"
+
+
+class Display:
+    """Listens to `local.execute`. Use it as a context manager."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self.console, self.total, self.done = console, total, 0
+        self.failed: list[RunRecord] = []
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._overall = self.bars.add_task("[bold]runs[/bold]", total=total, detail="")
+        self._lines: dict[str, object] = {}
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, spec: RunSpec, message: Progress | RunRecord) -> None:
+        """Take one message of a run."""
+        if isinstance(message, RunRecord):
+            self._finished(message)
+        else:
+            self._moved(spec, message)
+
+    def _moved(self, spec: RunSpec, at: Progress) -> None:
+        if spec.run_id not in self._lines:
+            self._lines[spec.run_id] = self.bars.add_task(describe(spec), total=at.steps, detail="")
+        detail = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %  {at.images_per_second:.0f} img/s"
+        self.bars.update(self._lines[spec.run_id], completed=at.step, detail=detail)  # type: ignore[arg-type]
+
+    def _finished(self, record: RunRecord) -> None:
+        self.done += 1
+        if record.status != "complete":
+            self.failed.append(record)
+        if record.spec.run_id in self._lines:
+            self.bars.remove_task(self._lines.pop(record.spec.run_id))  # type: ignore[arg-type]
+        self.bars.update(self._overall, completed=self.done)
+        self.console.print(f"[{self.done:>{len(str(self.total))}}/{self.total}] {result_line(record)}", highlight=False)

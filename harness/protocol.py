@@ -1,0 +1,47 @@
+"""Protocols: what a run may look at, and which number it reports. Each is data, with the name that tables print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.errors import HarnessError
+from methods.base import did_you_mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """A selection rule."""
+
+    name: str
+    train_split: str
+    """Split that is trained on, which is also what a method's `attach` sees."""
+
+    report_split: str
+    """Split whose accuracy at the last epoch is the result."""
+
+    caption: str
+    """How tables describe it."""
+
+
+FIXED = Protocol(
+    name="fixed",
+    train_split="trainval",
+    report_split="test",
+    caption="one recipe for all tasks, trained on train+val, test opened once after the last epoch",
+)
+
+VALIDATION = Protocol(
+    name="validation",
+    train_split="train",
+    report_split="val",
+    caption="trained on train, accuracy on val after the last epoch; test never opened",
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in (FIXED, VALIDATION)}
+
+
+def get(name: str) -> Protocol:
+    """The protocol of that name; `HarnessError` if there is none."""
+    if name not in PROTOCOLS:
+        raise HarnessError(f"unknown protocol {name!r}. {did_you_mean(name, list(PROTOCOLS))}")
+    return PROTOCOLS[name]

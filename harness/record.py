@@ -1,0 +1,82 @@
+"""RunRecord: the one honest account of a run, as a self-digested JSON document."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from harness.cost import Cost, Parameters
+from harness.data import Fingerprint
+from harness.evaluation import Metrics
+from harness.spec import RunSpec, digest
+from harness.trainer import Epoch
+
+SCHEMA = 1
+"""Version of the record's layout."""
+
+
+class BadRecord(ValueError):
+    """A record that must not be used; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What was asked, what came out, what it cost, and on what it ran."""
+
+    spec: RunSpec
+    method_title: str
+    """The method's name in tables."""
+
+    status: str
+    """`complete` or `failed`."""
+
+    reason: str = ""
+    """Why it failed."""
+
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    """Result by split, for the split that the protocol reports."""
+
+    curve: list[Epoch] = field(default_factory=list)
+    parameters: Parameters | None = None
+    cost: Cost | None = None
+    data: Fingerprint | None = None
+    test_looks: int = 0
+    """How often the test split was opened."""
+
+    method_info: dict[str, Any] = field(default_factory=dict)
+    """What the method said of itself, e.g. the chosen channels per block."""
+
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Package versions, code state, device, precision in use, time."""
+
+    def to_json(self) -> str:
+        """The document, with its schema, run id and own digest."""
+        body = {"schema": SCHEMA, "run_id": self.spec.run_id, **dataclasses.asdict(self)}
+        body["spec"] = self.spec.as_dict()
+        body = json.loads(json.dumps(body))
+        return json.dumps(body | {"digest": digest(body)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a document. Raises `BadRecord` if it is torn, altered, of another schema, or not a record at all."""
+        try:
+            body = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadRecord(f"torn: {error}") from None
+        if not isinstance(body, dict) or "digest" not in body:
+            raise BadRecord("not a run record")
+        if body.pop("digest") != digest(body):
+            raise BadRecord("altered: its digest does not fit its content")
+        if body.pop("schema") != SCHEMA:
+            raise BadRecord(f"written by another version (schema is not {SCHEMA})")
+        del body["run_id"]
+        parts = {
+            "spec": RunSpec.from_dict(body["spec"]),
+            "metrics": {split: Metrics(**m) for split, m in body["metrics"].items()},
+            "curve": [Epoch(**e) for e in body["curve"]],
+        }
+        for name, kind in (("parameters", Parameters), ("cost", Cost), ("data", Fingerprint)):
+            parts[name] = kind(**body[name]) if body[name] else None
+        return cls(**(body | parts))

@@ -1,0 +1,117 @@
+"""The contract between a PEFT method and the harness.
+
+A method turns on or adds exactly the parameters that it trains; the harness owns everything else
+(head, freezing, optimiser, counting, data). A method sees the training split in use, and nothing more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class MethodError(ValueError):
+    """A method is unknown, wrongly configured, or cannot serve a backbone. The message is for the user."""
+
+
+def did_you_mean(name: str, options: Sequence[str]) -> str:
+    """A sentence that names the closest options to a misspelt `name`, or lists them all."""
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"Known: {', '.join(sorted(options))}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What `Method.attach` may know of the run. It holds no handle on validation or test data."""
+
+    num_classes: int
+    """Number of classes of the task."""
+
+    device: torch.device
+    """Where the backbone lives."""
+
+    generator: torch.Generator
+    """CPU generator seeded from the run's seed, for every random choice a method makes."""
+
+    calibration: Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+    """`calibration(batch_size)` yields the training split in use once, in order, without augmentation:
+    images [B, 3, H, W] float32 normalised on `device`, labels [B] int64."""
+
+
+@dataclass(kw_only=True)
+class Attachment:
+    """What a method leaves behind on a backbone."""
+
+    info: dict[str, Any] = field(default_factory=dict)
+    """JSON-ready facts for the run's record: chosen channels, seconds of selection, ..."""
+
+    merge: Callable[[], None] | None = None
+    """Folds the trained parameters into the frozen ones, leaving logits equal; None where the maths forbids it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """Configuration of a method that has nothing to configure."""
+
+
+class Method(ABC):
+    """Base class of all methods. Subclasses set the class attributes and implement `attach`."""
+
+    name: ClassVar[str]
+    """Registered name: lower case, words joined by `_`."""
+
+    title: ClassVar[str]
+    """Name as printed in tables."""
+
+    paper: ClassVar[str]
+    """Where the method comes from: authors' short title, venue, arXiv id."""
+
+    family: ClassVar[str]
+    """One of `full`, `head`, `prompt`, `adapter`, `reparameterisation`, `selective`."""
+
+    Config: ClassVar[type] = NoConfig
+    """Frozen keyword-only dataclass of the method's knobs; it checks its values in `__post_init__`."""
+
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    """Fields of the training recipe (learning rate, ...) in which this method differs from the common default."""
+
+    identity_at_start: ClassVar[bool] = True
+    """Whether the attached, untrained model computes the pretrained function."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    @abstractmethod
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        """Turn on or add the parameters to train.
+
+        `backbone` is a timm model in eval mode on `context.device`, every parameter frozen, with a fresh head
+        that the harness trains. Raises `MethodError` where the method cannot serve this backbone.
+        """
+
+    @classmethod
+    def configure(cls, values: Mapping[str, Any]) -> Method:
+        """Build the method from plain values. Raises `MethodError` naming the field that is unknown or wrong."""
+        known = {f.name: f for f in dataclasses.fields(cls.Config)}
+        for key in values:
+            if key not in known:
+                raise MethodError(f"method {cls.name!r} has no setting {key!r}. {did_you_mean(key, list(known))}")
+        try:
+            return cls(cls.Config(**values))
+        except (TypeError, ValueError) as error:
+            raise MethodError(f"method {cls.name!r}: {error}") from None
+
+
+def check(condition: bool, field_name: str, value: object, requirement: str) -> None:
+    """Raise `MethodError` that names a config field, its value and what it must be, unless `condition` holds."""
+    if not condition:
+        raise MethodError(f"{field_name}={value!r} must be {requirement}")

@@ -1,0 +1,132 @@
+"""The one place where timm's transformer blocks are opened.
+
+A method never copies a block: it plugs modules into named places ("slots") of the blocks it finds. A block with
+slots is timm's own object, re-classed to a subclass whose `forward` runs the plugged modules, so parameter names,
+hooks and attributes of the pretrained model stay as they are. Several methods can plug into one block.
+
+A pre-norm block computes, with every empty slot the identity (or nothing, for `parallel`):
+
+    x = input(x)
+    h = attention_output(attn(attention_input(norm1(x))))
+    x = after_attention(x + drop_path1(h) + attention_parallel(x))
+    h = mlp_output(mlp(mlp_input(norm2(x))))
+    x = output(x + drop_path2(h) + mlp_parallel(x))
+
+where LayerScale, if any, belongs to `attn` and `mlp`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.vision_transformer import Block as ViTBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.base import MethodError
+
+SLOTS = (
+    "input",
+    "attention_input",
+    "attention_output",
+    "attention_parallel",
+    "after_attention",
+    "mlp_input",
+    "mlp_output",
+    "mlp_parallel",
+    "output",
+)
+
+
+def chain(block: Any, slot: str, x: Tensor) -> Tensor:
+    """Run the modules plugged into `slot` one after the other."""
+    for module in block.slots[slot]:
+        x = module(x)
+    return x
+
+
+def parallel(block: Any, slot: str, x: Tensor, total: Tensor) -> Tensor:
+    """Add the outputs of the modules plugged into `slot`, each applied to `x`, to `total`."""
+    for module in block.slots[slot]:
+        total = total + module(x)
+    return total
+
+
+class SlottedViTBlock(ViTBlock):
+    """timm's pre-norm ViT block with slots. x: [batch, tokens, channels]."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x = chain(self, "input", x)
+        h = self.attn(chain(self, "attention_input", self.norm1(x)), attn_mask=attn_mask, is_causal=is_causal)
+        h = chain(self, "attention_output", self.ls1(h))
+        x = chain(self, "after_attention", parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
+        h = chain(self, "mlp_output", self.ls2(self.mlp(chain(self, "mlp_input", self.norm2(x)))))
+        return chain(self, "output", parallel(self, "mlp_parallel", x, x + self.drop_path2(h)))
+
+
+class SlottedSwinBlock(SwinTransformerBlock):
+    """timm's Swin (v1) block with slots. x: [batch, height, width, channels]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = chain(self, "input", x)
+        h = chain(self, "attention_output", self._attn(chain(self, "attention_input", self.norm1(x))))
+        x = chain(self, "after_attention", parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
+        h = chain(self, "mlp_output", self.mlp(chain(self, "mlp_input", self.norm2(x))))
+        return chain(self, "output", parallel(self, "mlp_parallel", x, x + self.drop_path2(h)))
+
+
+_SLOTTED: dict[type, type] = {ViTBlock: SlottedViTBlock, SwinTransformerBlock: SlottedSwinBlock}
+
+
+def blocks(backbone: nn.Module) -> list[Any]:
+    """The transformer blocks of a timm ViT or Swin from input to output. Raises `MethodError` for other models."""
+    stages: list[Any]
+    if isinstance(backbone, VisionTransformer):
+        stages = [backbone]
+    elif isinstance(backbone, SwinTransformer):
+        stages = list(backbone.layers)
+    else:
+        raise MethodError(f"{type(backbone).__name__} is neither a timm VisionTransformer nor a SwinTransformer")
+    result = [block for stage in stages for block in stage.blocks]
+    for block in result:
+        if type(block) not in _SLOTTED and type(block) not in _SLOTTED.values():
+            raise MethodError(f"blocks of type {type(block).__name__} are not supported, only timm's pre-norm blocks")
+    return result
+
+
+def width(block: Any) -> int:
+    """Number of channels of the block's residual stream."""
+    return int(block.norm1.normalized_shape[0])
+
+
+def plug(block: Any, slot: str, module: nn.Module) -> None:
+    """Plug `module` into `slot` of `block`, behind what is plugged there already, on the block's device."""
+    if type(block) in _SLOTTED:
+        block.__class__ = _SLOTTED[type(block)]
+        block.slots = nn.ModuleDict({name: nn.ModuleList() for name in SLOTS})
+    weight = block.norm1.weight
+    block.slots[slot].append(module.to(device=weight.device, dtype=weight.dtype))
+
+
+def require_vit(backbone: nn.Module, method: str) -> VisionTransformer:
+    """The backbone, if it is a ViT with one sequence of tokens; `MethodError` otherwise."""
+    if not isinstance(backbone, VisionTransformer):
+        raise MethodError(f"method {method!r} serves ViT only, not {type(backbone).__name__}")
+    return backbone
+
+
+def new_linear(
+    inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True
+) -> nn.Linear:
+    """A linear layer with weight trunc_normal(std) (zero for std 0) drawn from `generator`, and bias zero."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    with torch.no_grad():
+        if std > 0:
+            nn.init.trunc_normal_(layer.weight, std=std, generator=generator)
+        else:
+            layer.weight.zero_()
+        if bias:
+            layer.bias.zero_()
+    return layer

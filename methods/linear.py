@@ -1,0 +1,20 @@
+"""Linear probe: the backbone stays as it is and only the head, which the harness owns, is trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from methods.base import Attachment, Context, Method
+
+
+class Linear(Method):
+    """Linear probe, the lower end of the parameter axis: zero parameters of its own."""
+
+    name = "linear"
+    title = "Linear"
+    paper = "baseline"
+    family = "head"
+    recipe = {"lr": 1e-2}
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        return Attachment()

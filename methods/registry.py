@@ -1,0 +1,88 @@
+"""Names to methods. A file in this folder that holds a `Method` subclass with a `name` is registered by being there."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+import methods
+from methods.base import Method, MethodError, did_you_mean
+
+ENTRY_POINT_GROUP = "sctbench.methods"
+
+
+def _defined_in(module: ModuleType) -> list[type[Method]]:
+    """Concrete methods that a module itself defines (not those it imports)."""
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Method)]
+    return [c for c in classes if c.__module__ == module.__name__ and "name" in vars(c)]
+
+
+@cache
+def all_methods() -> dict[str, type[Method]]:
+    """Every registered method by name, sorted: this folder's files, then installed entry points."""
+    found: dict[str, type[Method]] = {}
+    for info in pkgutil.walk_packages(methods.__path__, "methods."):
+        for cls in _defined_in(importlib.import_module(info.name)):
+            if cls.name in found:
+                raise MethodError(f"two methods are named {cls.name!r}: {found[cls.name]} and {cls}")
+            found[cls.name] = cls
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        found.setdefault(point.name, point.load())
+    return dict(sorted(found.items()))
+
+
+_external: dict[str, tuple[str, type[Method]]] = {}
+"""Methods loaded from files by name, with the reference `path/to/file.py:ClassName` that they came from."""
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"sctbench_external_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise MethodError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def add_file(reference: str) -> type[Method]:
+    """Make the method `path/to/file.py:ClassName` known under its own name in this process, and return it."""
+    file, _, class_name = reference.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    reference = f"{path}:{class_name}"
+    for known_reference, cls in _external.values():
+        if known_reference == reference:
+            return cls
+    if not path.is_file():
+        raise MethodError(f"method {reference!r}: there is no file {path}")
+    classes = {c.__name__: c for c in _defined_in(_load_file(path))}
+    if class_name not in classes:
+        raise MethodError(f"{path} has no method class {class_name!r}. {did_you_mean(class_name, list(classes))}")
+    cls = classes[class_name]
+    if cls.name in all_methods() or cls.name in _external:
+        raise MethodError(f"{reference}: a method named {cls.name!r} exists already; give yours another name")
+    _external[cls.name] = (reference, cls)
+    return cls
+
+
+def added_files() -> list[str]:
+    """References that `add_file` took in, for handing on to a worker process."""
+    return [reference for reference, _ in _external.values()]
+
+
+def get(name: str) -> type[Method]:
+    """The method class of that name, or for `path/to/file.py:ClassName`. Raises `MethodError` if unknown."""
+    if ".py:" in name:
+        return add_file(name)
+    known = all_methods() | {key: cls for key, (_, cls) in _external.items()}
+    if name not in known:
+        raise MethodError(f"unknown method {name!r}. {did_you_mean(name, list(known))}")
+    return known[name]

@@ -1,0 +1,95 @@
+"""Visual prompt tuning: learned tokens between the class token and the patch tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, Method, check
+from methods.blocks import blocks, plug, require_vit
+
+
+class InsertPrompts(nn.Module):
+    """Put learned tokens [tokens, channels] behind the `prefix` first tokens of x: [batch, tokens, channels]."""
+
+    def __init__(self, prompts: Tensor, prefix: int, dropout: float) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(prompts)
+        self.dropout = nn.Dropout(dropout)
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        prompts = self.dropout(self.prompts).to(x.dtype).expand(len(x), -1, -1)
+        return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], dim=1)
+
+
+class RemovePrompts(nn.Module):
+    """Undo `InsertPrompts`: what the block made of the prompts is dropped."""
+
+    def __init__(self, count: int, prefix: int) -> None:
+        super().__init__()
+        self.count, self.prefix = count, prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix + self.count :]], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Knobs of both forms."""
+
+    tokens: int = 10
+    """Number p of prompts (per block, for deep)."""
+
+    dropout: float = 0.0
+    """Dropout on the prompts; 0.1 in some of the paper's runs."""
+
+    def __post_init__(self) -> None:
+        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+
+class VPTDeep(Method):
+    """New prompts enter every block: depth * p * d parameters (paper, eq. 6-7)."""
+
+    name = "vpt_deep"
+    title = "VPT-Deep"
+    paper = "Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
+    family = "prompt"
+    Config = PromptConfig
+    recipe = {"lr": 1e-2}
+    identity_at_start = False
+
+    def new_prompts(self, backbone: nn.Module, context: Context) -> Tensor:
+        """Prompts [p, d], uniform with Xavier's bound for the patch embedding, as the released code draws them."""
+        vit = require_vit(backbone, self.name)
+        fan_in = math.prod(vit.patch_embed.proj.weight.shape[1:])
+        bound = math.sqrt(6 / (fan_in + vit.embed_dim))
+        unit = torch.rand(self.config.tokens, vit.embed_dim, generator=context.generator)
+        return (2 * unit - 1) * bound
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        vit = require_vit(backbone, self.name)
+        for block in blocks(vit):
+            prompts = self.new_prompts(vit, context)
+            plug(block, "input", InsertPrompts(prompts, vit.num_prefix_tokens, self.config.dropout))
+            plug(block, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
+        return Attachment()
+
+
+class VPTShallow(VPTDeep):
+    """Prompts enter the first block and travel to the last: p * d parameters (paper, eq. 4-5)."""
+
+    name = "vpt_shallow"
+    title = "VPT-Shallow"
+    recipe = {"lr": 2e-2}
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        vit = require_vit(backbone, self.name)
+        first, last = blocks(vit)[0], blocks(vit)[-1]
+        plug(first, "input", InsertPrompts(self.new_prompts(vit, context), vit.num_prefix_tokens, self.config.dropout))
+        plug(last, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
+        return Attachment()

