@@ -65,7 +65,8 @@ class Display:
     def _moved(self, spec: RunSpec, at: Progress) -> None:
         if spec.run_id not in self._lines:
             self._lines[spec.run_id] = self.bars.add_task(describe(spec), total=at.steps, detail="")
-        detail = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %  {at.images_per_second:.0f} img/s"
+        where = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %"
+        detail = f"{where}  {at.images_per_second:.0f} img/s"
         self.bars.update(self._lines[spec.run_id], completed=at.step, detail=detail)  # type: ignore[arg-type]
 
     def _finished(self, record: RunRecord) -> None:

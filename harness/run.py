@@ -17,7 +17,7 @@ from harness.data import Preprocessing, Split, TaskData
 from harness.errors import USER_ERRORS, HarnessError
 from harness.record import RunRecord
 from harness.spec import RunSpec
-from harness.trainer import Diverged, Report, Trainer, derived_seed
+from harness.trainer import Diverged, Report, Trainer, derived_seed, total_steps
 from methods import registry
 from methods.base import Attachment, Context
 from suites import SUITES
@@ -60,6 +60,7 @@ class Prepared:
             num_classes=num_classes,
             device=device,
             generator=torch.Generator().manual_seed(derived_seed(spec.seed, "method")),
+            total_steps=total_steps(len(data), spec.recipe),
             calibration=lambda size: calibration_on(data, preprocessing, size),
         )
         start = time.perf_counter()
@@ -84,7 +85,7 @@ def run(spec: RunSpec, device: torch.device, root: Path | None = None, report: R
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     prepared = Prepared(spec, train, task.num_classes, preprocessing)
-    trainer = Trainer(prepared.model, train, preprocessing, spec.recipe, spec.seed)
+    trainer = Trainer(prepared.model, prepared.attachment, train, preprocessing, spec.recipe, spec.seed)
 
     start = time.perf_counter()
     curve = trainer.fit(report)

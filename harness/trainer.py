@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from harness import device as devices
 from harness.data import Preprocessing, Split
 from harness.spec import Recipe
+from methods.base import Attachment
 
 
 class Diverged(RuntimeError):
@@ -86,15 +87,29 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6], "big")
 
 
+def total_steps(images: int, recipe: Recipe) -> int:
+    """Number of optimiser steps of a whole training on so many images."""
+    return math.ceil(images / recipe.batch_size) * recipe.epochs
+
+
 class Trainer:
     """Trains what requires a gradient in `model` on `data`, which lies on the model's device."""
 
-    def __init__(self, model: nn.Module, data: Split, preprocessing: Preprocessing, recipe: Recipe, seed: int) -> None:
-        self.model, self.data, self.preprocessing, self.recipe, self.seed = model, data, preprocessing, recipe, seed
+    def __init__(
+        self,
+        model: nn.Module,
+        attachment: Attachment,
+        data: Split,
+        preprocessing: Preprocessing,
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        self.model, self.attachment, self.data = model, attachment, data
+        self.preprocessing, self.recipe, self.seed = preprocessing, recipe, seed
         self.device = data.labels.device
         self.precision = devices.precision_in_use(recipe.precision, self.device)
         self.optimizer = make_optimizer(model, recipe)
-        self.steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
+        self.steps = total_steps(len(data), recipe)
         self.step = 0
 
     def fit(self, report: Report | None = None) -> list[Epoch]:
@@ -126,12 +141,11 @@ class Trainer:
         return Epoch(epoch=epoch, train_loss=mean_loss, train_accuracy=100 * float(correct) / seen, lr=lr)
 
     def _progress(self, epoch: int, loss: float, accuracy: float, speed: float) -> Progress:
-        steps = self.steps_per_epoch * self.recipe.epochs
         return Progress(
             epoch=epoch,
             epochs=self.recipe.epochs,
             step=self.step,
-            steps=steps,
+            steps=self.steps,
             loss=loss,
             accuracy=accuracy,
             images_per_second=speed,
@@ -150,15 +164,17 @@ class Trainer:
 
     def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One update. Returns the mean loss and the number of right answers, both on the device."""
-        total = self.steps_per_epoch * self.recipe.epochs
-        warmup = self.steps_per_epoch * self.recipe.warmup_epochs
+        warmup = self.steps // self.recipe.epochs * self.recipe.warmup_epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, peak=self.recipe.lr, warmup=warmup, total=total)
+            group["lr"] = learning_rate(self.step, peak=self.recipe.lr, warmup=warmup, total=self.steps)
         with devices.autocast(self.precision, self.device):
             logits = self.model(images)
             loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
-        loss.backward()
+        penalty = self.attachment.penalty
+        (loss + penalty() if penalty else loss).backward()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.attachment.after_step:
+            self.attachment.after_step(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()

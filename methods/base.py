@@ -42,6 +42,9 @@ class Context:
     generator: torch.Generator
     """CPU generator seeded from the run's seed, for every random choice a method makes."""
 
+    total_steps: int
+    """Number of optimiser steps that will follow, for methods with a schedule of their own."""
+
     calibration: Callable[[int], Iterator[tuple[Tensor, Tensor]]]
     """`calibration(batch_size)` yields the training split in use once, in order, without augmentation:
     images [B, 3, H, W] float32 normalised on `device`, labels [B] int64."""
@@ -56,6 +59,12 @@ class Attachment:
 
     merge: Callable[[], None] | None = None
     """Folds the trained parameters into the frozen ones, leaving logits equal; None where the maths forbids it."""
+
+    penalty: Callable[[], Tensor] | None = None
+    """A scalar added to the loss of every training step."""
+
+    after_step: Callable[[int], None] | None = None
+    """Called after every optimiser step with its number (from 1), while the step's gradients are still there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,16 @@ class Method(ABC):
 
     recipe: ClassVar[Mapping[str, Any]] = {}
     """Fields of the training recipe (learning rate, ...) in which this method differs from the common default."""
+
+    search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "lr": (1e-3, 2e-3, 5e-3, 1e-2),
+        "weight_decay": (1e-4, 1e-2),
+    }
+    """Candidate values of recipe fields and of the method's own knobs, which the `tuned` protocol chooses from.
+    Declared beside the method, before any result is known."""
+
+    serves: ClassVar[frozenset[str]] = frozenset({"vit", "swin"})
+    """Kinds of backbone that the method can attach to; on another, `attach` raises `MethodError`."""
 
     identity_at_start: ClassVar[bool] = True
     """Whether the attached, untrained model computes the pretrained function."""

@@ -2,7 +2,8 @@
 
 A method never copies a block: it plugs modules into named places ("slots") of the blocks it finds. A block with
 slots is timm's own object, re-classed to a subclass whose `forward` runs the plugged modules, so parameter names,
-hooks and attributes of the pretrained model stay as they are. Several methods can plug into one block.
+hooks and attributes of the pretrained model stay as they are. Several methods can plug into one block. Leaf layers
+(`attn.qkv`, `norm1`, ...) take modules in the same way through `plug_layer`.
 
 A pre-norm block computes, with every empty slot the identity (or nothing, for `parallel`):
 
@@ -17,6 +18,7 @@ where LayerScale, if any, belongs to `attn` and `mlp`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,11 +108,47 @@ def plug(block: Any, slot: str, module: nn.Module) -> None:
     if type(block) in _SLOTTED:
         block.__class__ = _SLOTTED[type(block)]
         block.slots = nn.ModuleDict({name: nn.ModuleList() for name in SLOTS})
-    weight = block.norm1.weight
-    block.slots[slot].append(module.to(device=weight.device, dtype=weight.dtype))
+    block.slots[slot].append(_like(module, block.norm1))
 
 
-def require_vit(backbone: nn.Module, method: str) -> VisionTransformer:
+class SlottedLayer:
+    """Mixed into a leaf layer (linear, norm, convolution) with modules plugged in:
+
+    y = layer(x) + parallel_1(x) + parallel_2(x) + ...;    y = output_k(... output_1(y))
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own forward, then what is plugged in."""
+        y = super().forward(x)  # type: ignore[misc]
+        return chain(self, "output", parallel(self, "parallel", x, y))
+
+
+@cache
+def _slotted_layer_class(kind: type) -> type:
+    return type(f"Slotted{kind.__name__}", (SlottedLayer, kind), {})
+
+
+def plug_layer(layer: Any, slot: str, module: nn.Module) -> None:
+    """Plug `module` into `parallel` (added to the output, fed with the input) or `output` (fed with the output) of a
+    leaf layer such as `block.attn.qkv`. The layer keeps its name, weight and bias."""
+    if not isinstance(layer, SlottedLayer):
+        layer.__class__ = _slotted_layer_class(type(layer))
+        layer.slots = nn.ModuleDict({"parallel": nn.ModuleList(), "output": nn.ModuleList()})
+    layer.slots[slot].append(_like(module, layer))
+
+
+def unplug_layer(layer: Any) -> None:
+    """Remove all that was plugged into a leaf layer, after it has been folded into the layer's weight."""
+    layer.__class__ = type(layer).__mro__[2]
+    del layer.slots
+
+
+def _like(module: nn.Module, layer: Any) -> nn.Module:
+    """`module` on the device and in the floating-point type of `layer`'s weight."""
+    return module.to(device=layer.weight.device, dtype=layer.weight.dtype)
+
+
+def require_vit(backbone: nn.Module, method: str) -> Any:
     """The backbone, if it is a ViT with one sequence of tokens; `MethodError` otherwise."""
     if not isinstance(backbone, VisionTransformer):
         raise MethodError(f"method {method!r} serves ViT only, not {type(backbone).__name__}")

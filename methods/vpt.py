@@ -61,6 +61,7 @@ class VPTDeep(Method):
     family = "prompt"
     Config = PromptConfig
     recipe = {"lr": 1e-2}
+    serves = frozenset({"vit"})
     identity_at_start = False
 
     def new_prompts(self, backbone: nn.Module, context: Context) -> Tensor:

