@@ -47,6 +47,10 @@ class AdaptFormer(Method):
             check(self.scale > 0, "scale", self.scale, "positive")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        h = self.config.bottleneck
+        return sum(2 * width(b) * h + h + width(b) for b in blocks(backbone))
+
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c = self.config
         for block in blocks(backbone):

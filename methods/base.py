@@ -117,6 +117,14 @@ class Method(ABC):
         that the harness trains. Raises `MethodError` where the method cannot serve this backbone.
         """
 
+    @abstractmethod
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        """Closed formula for the number of trained parameters, head excluded, on this untouched timm model.
+
+        It is computed from the shapes of the backbone's blocks, not by attaching: the conformance check compares it
+        with what `attach` really turned on.
+        """
+
     @classmethod
     def configure(cls, values: Mapping[str, Any]) -> Method:
         """Build the method from plain values. Raises `MethodError` naming the field that is unknown or wrong."""

@@ -132,7 +132,7 @@ def plug_layer(layer: Any, slot: str, module: nn.Module) -> None:
     """Plug `module` into `parallel` (added to the output, fed with the input) or `output` (fed with the output) of a
     leaf layer such as `block.attn.qkv`. The layer keeps its name, weight and bias."""
     if not isinstance(layer, SlottedLayer):
-        layer.__class__ = _slotted_layer_class(type(layer))
+        layer.__class__ = _slotted_layer_class(layer.__class__)
         layer.slots = nn.ModuleDict({"parallel": nn.ModuleList(), "output": nn.ModuleList()})
     layer.slots[slot].append(_like(module, layer))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from methods.base import Attachment, Context, Method
@@ -16,6 +18,10 @@ class Full(Method):
     family = "full"
     recipe = {"lr": 1e-4}
 
+    def expected_parameters(self, backbone: Any) -> int:
+        head = {id(p) for p in backbone.get_classifier().parameters()}
+        return sum(p.numel() for p in backbone.parameters() if id(p) not in head)
+
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        backbone.requires_grad_(True)
+        backbone.requires_grad_(True)  # the head is the harness's, which trains it too
         return Attachment()

@@ -16,5 +16,8 @@ class Linear(Method):
     family = "head"
     recipe = {"lr": 1e-2}
 
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return 0
+
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         return Attachment()

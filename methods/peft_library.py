@@ -70,11 +70,21 @@ class LoRA(PeftMethod):
                 bool(self.targets) and set(self.targets) <= set(TARGETS), "targets", self.targets, f"some of {TARGETS}"
             )
 
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        layers = [layer for block in blocks(backbone) for layer in linear_layers(block, self.config.targets)]
+        return sum(self.config.rank * (layer.in_features + layer.out_features) for layer in layers)
+
     def peft_config(self) -> Any:
         from peft import LoraConfig
 
         c = self.config
         return LoraConfig(r=c.rank, lora_alpha=c.alpha, lora_dropout=c.dropout, target_modules=block_layers(c.targets))
+
+
+def linear_layers(block: Any, targets: tuple[str, ...]) -> list[nn.Linear]:
+    """The linear layers of a block that `targets` names."""
+    where = {"qkv": block.attn, "proj": block.attn, "fc1": block.mlp, "fc2": block.mlp}
+    return [getattr(where[target], target) for target in targets]
 
 
 def block_layers(targets: tuple[str, ...]) -> str:

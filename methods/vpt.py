@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, plug, require_vit
+from methods.blocks import blocks, plug, require_vit, width
 
 
 class InsertPrompts(nn.Module):
@@ -64,6 +64,9 @@ class VPTDeep(Method):
     serves = frozenset({"vit"})
     identity_at_start = False
 
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(self.config.tokens * width(b) for b in blocks(backbone))
+
     def new_prompts(self, backbone: nn.Module, context: Context) -> Tensor:
         """Prompts [p, d], uniform with Xavier's bound for the patch embedding, as the released code draws them."""
         vit = require_vit(backbone, self.name)
@@ -87,6 +90,9 @@ class VPTShallow(VPTDeep):
     name = "vpt_shallow"
     title = "VPT-Shallow"
     recipe = {"lr": 2e-2}
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return self.config.tokens * width(blocks(backbone)[0])
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_vit(backbone, self.name)

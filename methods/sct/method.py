@@ -34,16 +34,25 @@ class SCT(Method):
         def __post_init__(self) -> None:
             check(self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1")
 
-    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        found = blocks(backbone)
-        widths = [width(b) for b in found]
+    def channels_per_block(self, backbone: nn.Module) -> list[int]:
+        """K of each block. Raises `MethodError` if a block is narrower."""
+        widths = [width(b) for b in blocks(backbone)]
         counts = [w // 8 if self.config.channels is None else self.config.channels for w in widths]
         for count, available in zip(counts, widths, strict=True):
             check(count <= available, "channels", count, f"at most the width of the backbone's blocks, {available}")
+        return counts
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(k * k + k for k in self.channels_per_block(backbone))
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        found = blocks(backbone)
+        counts = self.channels_per_block(backbone)
         start = time.perf_counter()
         # The input of norm2 is the residual stream after attention.
         taps = [b.norm2 for b in found]
         batches = context.calibration(SELECTION_BATCH)
+        widths = [width(b) for b in found]
         scores = class_aware_scores(backbone, taps, widths, batches, context.num_classes)
         chosen = [top_channels(s, k) for s, k in zip(scores, counts, strict=True)]
         seconds = time.perf_counter() - start
