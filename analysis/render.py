@@ -70,10 +70,11 @@ def _grid(table: Table) -> list[list[str]]:
 
 def _chunks(grid: list[list[str]], width: int) -> Iterator[list[int]]:
     """Split the value columns so that each part fits into `width` together with the header column."""
-    widths = [max(len(Text.from_markup(row[i])) for row in grid) + 2 for i in range(len(grid[0]))]
+    border = 3  # padding on both sides and a divider
+    widths = [max(len(Text.from_markup(row[i])) for row in grid) + border for i in range(len(grid[0]))]
     part: list[int] = []
     for index in range(1, len(widths)):
-        if part and widths[0] + sum(widths[i] for i in part) + widths[index] > width:
+        if part and 1 + widths[0] + sum(widths[i] for i in part) + widths[index] > width:
             yield part
             part = []
         part.append(index)
@@ -82,16 +83,18 @@ def _chunks(grid: list[list[str]], width: int) -> Iterator[list[int]]:
 
 def to_terminal(table: Table, console: Console) -> None:
     """Print the table, in several parts where the terminal is too narrow, so that nothing is cut."""
+    if not console.is_terminal and not console.quiet:
+        console = Console(file=console.file, width=UNLIMITED)
     grid = _grid(table)
-    console.print(f"\n[bold]{table.title}[/bold]")
-    for part in _chunks(grid, console.width if console.is_terminal else UNLIMITED):
+    console.print(f"\n[bold]{table.title}[/bold]", highlight=False)
+    for part in _chunks(grid, console.width):
         shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1))
         for index in (0, *part):
             shown.add_column(grid[0][index], no_wrap=True, justify="right" if index else "left")
         for row in grid[1:]:
             shown.add_row(*(row[index] for index in (0, *part)))
-        console.print(shown, width=console.width if console.is_terminal else UNLIMITED)
-    console.print(table.caption, style="dim", soft_wrap=False)
+        console.print(shown)
+    console.print(table.caption, style="dim", soft_wrap=False, highlight=False)
 
 
 def to_markdown(table: Table) -> str:

@@ -29,7 +29,7 @@ class AdaptFormer(Method):
     title = "AdaptFormer"
     paper = "Chen et al., AdaptFormer, NeurIPS 2022, arXiv 2205.13535"
     family = "adapter"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

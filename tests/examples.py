@@ -1,0 +1,50 @@
+"""A run spec and a run record for tests that need one."""
+
+from harness.cost import Cost, Parameters
+from harness.data import Fingerprint
+from harness.evaluation import Metrics
+from harness.record import RunRecord
+from harness.spec import BackboneSpec, Recipe, RunSpec
+from harness.trainer import Epoch
+
+
+def make_spec(**changes):
+    backbone = BackboneSpec(name="demo_vit", weights="pretrained", digest="ab" * 32, image_size=56)
+    values = {
+        "method": "sct",
+        "config": {"channels": 48},
+        "backbone": backbone,
+        "suite": "demo",
+        "task": "digits",
+        "protocol": "fixed",
+        "recipe": Recipe(epochs=2, warmup_epochs=0),
+        "preprocessing": "56px-squash-bicubic-imagenet",
+        "seed": 0,
+    }
+    return RunSpec(**(values | changes))
+
+
+def make_record(accuracy=71.5, data="d", **changes):
+    spec = changes.pop("spec", None) or make_spec()
+    metrics = Metrics(accuracy=accuracy, loss=1.25, correct_per_class=[1, 2], images_per_class=[2, 2])
+    values = {
+        "spec": spec,
+        "method_title": spec.method.upper(),
+        "status": "complete",
+        "metrics": {"test": metrics},
+        "curve": [Epoch(epoch=1, train_loss=2.0, train_accuracy=50.0, lr=1e-3)],
+        "parameters": Parameters(method=10, backbone_trained=0, head=5, total=100),
+        "cost": Cost(
+            forward_flops=1,
+            attach_seconds=0.5,
+            train_seconds=3.0,
+            train_images_per_second=2.0,
+            evaluate_seconds=0.5,
+            trained_bytes=4,
+            peak_memory_bytes=None,
+        ),
+        "data": Fingerprint(lists="l", files=data, sizes={"train": 1}),
+        "test_looks": 1,
+        "environment": {"device": "cpu", "precision": "float32"},
+    }
+    return RunRecord(**(values | changes))

