@@ -1,65 +1,160 @@
-"""SCT as a method: select channels, plug a module behind the attention of every block."""
+"""SCT as a method: choose channels, plug a module in where they are."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, width
-from methods.sct.module import SalientChannels
-from methods.sct.selection import class_aware_scores, top_channels
+from methods.blocks import blocks, new_linear, plug, plug_layer, width
+from methods.sct.module import SalientChannels, fold_into
+from methods.sct.selection import Tap, score, top_channels
 
+MODES = ("attn", "mlp", "qkv")
+SCALINGS = ("none", "output", "input")
+INITS = ("normal", "zero")
+SELECTIONS = ("class_aware", "l2", "random", "lowest", "gradient", "fixed")
 SELECTION_BATCH = 50
 """Images per batch while scoring, as in the released code."""
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place where a module goes, and the tap that its channels are chosen by."""
+
+    tap: Tap
+    channels: int
+    offset: int
+    """First column of the tap in what the module acts on (the values of a fused qkv start at 2 d)."""
+
+    plug: Callable[[nn.Module], None]
+    layer: nn.Module | None
+    """The linear layer behind which the module sits, into which it can be folded."""
+
+
+def default_blocks(backbone: Any) -> list[int]:
+    """All blocks of a ViT; of a Swin the second half of the last stage but one and the whole last stage, as in the
+    released Swin-B code (9 of 18, and both)."""
+    if not isinstance(backbone, SwinTransformer):
+        return list(range(len(blocks(backbone))))
+    last, stage = (len(backbone.layers[i].blocks) for i in (-1, -2))
+    total = len(blocks(backbone))
+    return list(range(total - last - stage // 2, total))
+
+
 class SCT(Method):
-    """Trains one K x K map per block on the K most salient channels after the attention residual: K*K + K a block."""
+    """Trains a K x K map on the K most salient channels of each block: K*K + K parameters, twice for qkv."""
 
     name = "sct"
     title = "SCT"
     paper = "Zhao et al., SCT: Salient Channel Tuning, IJCV 2024, arXiv 2309.08513"
     family = "selective"
     recipe = {"lr": 8e-3}
+    search_space = {"lr": (2e-3, 4e-3, 8e-3, 1.6e-2), "weight_decay": (1e-4, 1e-2)}
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
+        mode: str = "attn"
+        """Where: `attn` after the attention residual, `mlp` on the MLP's output, `qkv` on queries and values."""
+
         channels: int | None = None
         """Number K of channels per block; None is one in eight of the width: 96 of ViT-B's 768, as published."""
 
-        def __post_init__(self) -> None:
-            check(self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1")
+        selection: str = "class_aware"
+        """How channels are chosen: `class_aware` (the paper), `l2` (no classes), `random`, `lowest` (the least
+        salient), `gradient` (feature times gradient), or `fixed` (given in `indices`)."""
 
-    def channels_per_block(self, backbone: nn.Module) -> list[int]:
-        """K of each block. Raises `MethodError` if a block is narrower."""
-        widths = [width(b) for b in blocks(backbone)]
-        counts = [w // 8 if self.config.channels is None else self.config.channels for w in widths]
-        for count, available in zip(counts, widths, strict=True):
-            check(count <= available, "channels", count, f"at most the width of the backbone's blocks, {available}")
-        return counts
+        indices: tuple[tuple[int, ...], ...] = ()
+        """For `fixed`: the channels, one tuple per tuned block (for qkv two: queries, values)."""
+
+        scaling: str = "none"
+        """`none` as the released ViT code runs; `output` and `input` as its Swin code: a factor `scale` on the map's
+        output, or on the channels themselves."""
+
+        scale: float = 1.0
+        """The factor of `scaling`."""
+
+        init: str = "normal"
+        """`normal`: weights trunc_normal(0.02), as released, not the identity at the start; `zero`: the identity."""
+
+        blocks: tuple[int, ...] = ()
+        """Which blocks, counted from 0 over all stages; empty for all of a ViT, and for Swin-B's last 9 + 2."""
+
+        def __post_init__(self) -> None:
+            options = {"mode": MODES, "scaling": SCALINGS, "init": INITS, "selection": SELECTIONS}
+            for name, allowed in options.items():
+                check(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+            check(self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1")
+            check(self.scale > 0, "scale", self.scale, "positive")
+            check(self.scaling != "none" or self.scale == 1, "scale", self.scale, "1 when scaling='none'")
+            check(bool(self.indices) == (self.selection == "fixed"), "indices", self.indices, "given for fixed, only")
+            check(len(set(self.blocks)) == len(self.blocks), "blocks", self.blocks, "without repetition")
+            check(all(b >= 0 for b in self.blocks), "blocks", self.blocks, "at least 0")
+
+    def sites(self, backbone: nn.Module) -> list[Site]:
+        """Where modules go on this backbone. Raises `MethodError` if a block or channel does not exist."""
+        found = blocks(backbone)
+        chosen = list(self.config.blocks) or default_blocks(backbone)
+        check(max(chosen) < len(found), "blocks", self.config.blocks, f"below {len(found)}, the number of blocks")
+        sites = [site for index in chosen for site in self._block_sites(found[index])]
+        if self.config.selection == "fixed":
+            expected = f"{len(sites)} tuples of distinct channels, each below the width and with `channels` of them"
+            fits = len(self.config.indices) == len(sites) and all(
+                len(set(given)) == len(given) == site.channels and min(given) >= 0 and max(given) < site.tap.width
+                for given, site in zip(self.config.indices, sites, strict=False)
+            )
+            check(fits, "indices", self.config.indices, expected)
+        return sites
+
+    def _block_sites(self, block: Any) -> list[Site]:
+        d = width(block)
+        k = d // 8 if self.config.channels is None else self.config.channels
+        check(k <= d, "channels", k, f"at most the width of the backbone's blocks, {d}")
+        if self.config.mode == "qkv":
+            qkv = block.attn.qkv
+            taps = [(Tap(qkv, "output", slice(start, start + d)), start) for start in (0, 2 * d)]
+            return [Site(tap, k, start, lambda m: plug_layer(qkv, "output", m), qkv) for tap, start in taps]
+        if self.config.mode == "mlp":
+            # The released code chooses by the residual stream behind the block but acts on the MLP's output.
+            fc2 = block.mlp.fc2
+            return [Site(Tap(block, "output", slice(0, d)), k, 0, lambda m: plug_layer(fc2, "output", m), fc2)]
+        # The input of norm2 is the residual stream after attention.
+        tap = Tap(block.norm2, "input", slice(0, d))
+        return [Site(tap, k, 0, lambda m: plug(block, "after_attention", m), None)]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(k * k + k for k in self.channels_per_block(backbone))
+        return sum(site.channels**2 + site.channels for site in self.sites(backbone))
+
+    def choose_channels(self, backbone: nn.Module, sites: list[Site], context: Context) -> list[Tensor]:
+        """Ascending channel indices [K] of each site, relative to its tap."""
+        if self.config.selection == "fixed":
+            return [torch.tensor(sorted(given)) for given in self.config.indices]
+        taps, batches = [site.tap for site in sites], context.calibration(SELECTION_BATCH)
+        scores = score(self.config.selection, backbone, taps, batches, context.num_classes, context.generator)
+        return [top_channels(s, site.channels) for s, site in zip(scores, sites, strict=True)]
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        found = blocks(backbone)
-        counts = self.channels_per_block(backbone)
+        c, sites = self.config, self.sites(backbone)
         start = time.perf_counter()
-        # The input of norm2 is the residual stream after attention.
-        taps = [b.norm2 for b in found]
-        batches = context.calibration(SELECTION_BATCH)
-        widths = [width(b) for b in found]
-        scores = class_aware_scores(backbone, taps, widths, batches, context.num_classes)
-        chosen = [top_channels(s, k) for s, k in zip(scores, counts, strict=True)]
+        chosen = self.choose_channels(backbone, sites, context)
         seconds = time.perf_counter() - start
-        for block, indices in zip(found, chosen, strict=True):
-            plug(
-                block,
-                "after_attention",
-                SalientChannels(indices, new_linear(len(indices), len(indices), context.generator)),
-            )
-        return Attachment(info={"channels": [c.tolist() for c in chosen], "selection_seconds": seconds})
+        for site, indices in zip(sites, chosen, strict=True):
+            std = 0.02 if c.init == "normal" else 0.0
+            linear = new_linear(site.channels, site.channels, context.generator, std=std)
+            scale, keep = (c.scale if c.scaling == kind else 1.0 for kind in ("output", "input"))
+            site.plug(SalientChannels(indices + site.offset, linear, scale, keep))
+        layers = list(dict.fromkeys(site.layer for site in sites if site.layer is not None))
+
+        def merge() -> None:
+            for layer in layers:
+                fold_into(layer)
+
+        info = {"channels": [indices.tolist() for indices in chosen], "selection_seconds": seconds}
+        return Attachment(info=info, merge=merge if layers else None)

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from methods.blocks import unplug_layer
+
 
 class SalientChannels(nn.Module):
-    """x[..., idx] += W x[..., idx] + b, on all tokens; x: [..., d], idx: K channels, W: [K, K].
+    """x[..., idx] = keep * x[..., idx] + scale * (W x[..., idx] + b), on all tokens; x: [..., d].
 
-    K*K + K parameters. The released code draws W with std 0.02, so the module is not the identity at the start.
+    idx: K channels, W: [K, K]; K*K + K parameters. The released ViT code has keep = scale = 1 whatever its settings
+    say; its Swin code has either `scale` (settings `scaleonx: False`) or `keep` (`scaleonx: True`) as a factor.
     """
 
     indices: Tensor
 
-    def __init__(self, indices: Tensor, linear: nn.Linear) -> None:
+    def __init__(self, indices: Tensor, linear: nn.Linear, scale: float = 1.0, keep: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("indices", indices)
-        self.linear = linear
+        self.linear, self.scale, self.keep = linear, scale, keep
 
     def forward(self, x: Tensor) -> Tensor:
-        update = self.linear(x.index_select(-1, self.indices))
+        chosen = x.index_select(-1, self.indices)
+        update = self.scale * self.linear(chosen) + (self.keep - 1) * chosen
         return torch.index_add(x, x.dim() - 1, self.indices, update.to(x.dtype))
+
+
+@torch.no_grad()
+def fold_into(layer: Any) -> None:
+    """Fold the `SalientChannels` plugged behind a linear layer into its weight and bias, and unplug them."""
+    for module in layer.slots["output"]:
+        w, b, i = layer.weight, layer.bias, module.indices
+        mix = module.scale * module.linear.weight + module.keep * torch.eye(len(i), device=w.device)
+        w[i] = mix @ w[i]
+        b[i] = mix @ b[i] + module.scale * module.linear.bias
+    unplug_layer(layer)
