@@ -43,7 +43,8 @@ def default_blocks(backbone: Any) -> list[int]:
     released Swin-B code (9 of 18, and both)."""
     if not isinstance(backbone, SwinTransformer):
         return list(range(len(blocks(backbone))))
-    last, stage = (len(backbone.layers[i].blocks) for i in (-1, -2))
+    stages: Any = backbone.layers
+    last, stage = len(stages[-1].blocks), len(stages[-2].blocks)
     total = len(blocks(backbone))
     return list(range(total - last - stage // 2, total))
 
