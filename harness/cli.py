@@ -38,7 +38,12 @@ def run(
     weights: Annotated[str | None, typer.Option(help="pretrained, random, or a checkpoint file.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe fields for all methods, e.g. epochs=5,lr=1e-3")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the suite's data, where you bring it.")] = None,
+    shots: Annotated[str | None, typer.Option(help="Shots of a few-shot suite, e.g. 1,4; all if not given.")] = None,
+    statistics: Annotated[str | None, typer.Option(help="Input statistics: model, imagenet, half or none.")] = None,
+    fit: Annotated[str | None, typer.Option(help="How pictures become square: squash, crop or squash-crop.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bicubic or bilinear.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the images, where you bring them.")] = None,
+    lists: Annotated[Path | None, typer.Option(help="Folder of the lists, if not that of the images.")] = None,
     out: OutFolder = Path("results"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     jobs: Annotated[
@@ -47,7 +52,7 @@ def run(
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness import experiment as experiments
-    from harness import plan
+    from harness.lists import Roots
 
     fields = experiments.parse_method(":".join(_words(recipe) or []))[1] if recipe is not None else None
     given: dict[str, Any] = {
@@ -59,25 +64,29 @@ def run(
         "backbone": backbone,
         "weights": weights,
         "image_size": image_size,
+        "shots": [int(word) if word.isdecimal() else word for word in _words(shots) or []] or None,
+        "statistics": statistics,
+        "fit": fit,
+        "interpolation": interpolation,
         "recipe": fields,
     }
-    file = experiments.ExperimentFile(experiment) if experiment else None
+    file = experiments.read_file(experiment) if experiment else None
     selection = experiments.select({k: v for k, v in given.items() if v is not None}, file)
-    failed = _execute(plan.expand(selection), out, root, device, jobs)
+    failed = _execute(selection, out, Roots(data=root, lists=lists), device, jobs)
     if failed:
         errors.print(f"{failed} run(s) failed; the same command tries them again.")
         raise typer.Exit(1)
 
 
-def _execute(specs: list[Any], out: Path, data_root: Path | None, device_name: str, jobs: int | None) -> int:
+def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> int:
     """Do what is missing and show it; returns the number of failed runs."""
-    from harness import backbones, local
+    from harness import backbones, local, plan
     from harness import device as devices
     from harness.progress import Display
     from harness.store import Store
     from methods import registry
 
-    store = Store(out)
+    store, specs = Store(out), plan.expand(selection)
     missing = [spec for spec in specs if not store.is_complete(spec)]
     console.print(f"{len(specs)} runs, {len(specs) - len(missing)} complete already. Records: {out / 'runs'}")
     if not missing:
@@ -86,9 +95,10 @@ def _execute(specs: list[Any], out: Path, data_root: Path | None, device_name: s
         local.Setup(
             device=worker,
             root=out,
-            data_root=data_root,
+            data=roots,
             weight_files=backbones.files(),
             method_files=registry.added_files(),
+            suites=[selection.suite] if not selection.suite.tasks[0].build else [],
         )
         for worker in local.worker_devices(devices.choose(device_name), jobs)
     ]

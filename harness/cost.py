@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.data import Preprocessing
+from harness.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,58 +1,21 @@
-"""From list files to arrays: decode once, keep as uint8, open the test split once.
-
-The splits of a task become one uint8 array each at the model's size, cached on disk under a key made of the lists, a
-sample of the files' bytes and the preprocessing. Training reads the array; there are no decode workers.
-"""
+"""A run's data: training splits that are free to read, and test splits behind one door that opens once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
 from torch import Tensor
 
+from harness import arrays
 from harness.errors import HarnessError
-from harness.paths import cache_folder, write_atomically
-from suites.base import SPLIT_FILES, Suite, Task
-
-KNOWN_STATISTICS: dict[tuple[tuple[float, ...], tuple[float, ...]], str] = {
-    (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD): "imagenet",
-    (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD): "half",
-}
-"""Names of the usual means and standard deviations; `half` is 0.5 and 0.5, inputs in [-1, 1]."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """How a picture becomes the model's input: squashed to a square, bicubic, then (x / 255 - mean) / std."""
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def id(self) -> str:
-        """Name of the preprocessing in specs and records."""
-        numbers = ",".join(f"{value:g}" for value in (*self.mean, *self.std))
-        return f"{self.image_size}px-squash-bicubic-{KNOWN_STATISTICS.get((self.mean, self.std), numbers)}"
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] to float32 [B, 3, H, W] on the same device."""
-        mean = torch.tensor(self.mean, device=images.device) * 255
-        std = torch.tensor(self.std, device=images.device) * 255
-        return ((images.float() - mean) / std).permute(0, 3, 1, 2)
+from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
+from harness.paths import cache_folder
+from harness.preprocessing import Preprocessing
+from suites.base import Suite, Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,9 +32,10 @@ class Split:
         """A copy on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in order, `size` at a time."""
-        return zip(self.images.split(size), self.labels.split(size), strict=True)
+    def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in order, `size` at a time, moved to `device` as they come."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield images.to(device), labels.to(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,109 +43,99 @@ class Fingerprint:
     """What the data were, for the record."""
 
     lists: str
-    """sha256 over the task's list files."""
+    """sha256 over the task's lists, names and labels."""
 
     files: str
-    """sha256 over the bytes of 16 files per split, evenly spaced."""
+    """sha256 over the bytes of 16 pictures per list, evenly spaced."""
 
     sizes: dict[str, int]
     """Images per split."""
 
 
-def read_list(path: Path, num_classes: int) -> tuple[list[str], list[int]]:
-    """File names and labels of one list; lines `relative/path.jpg 7`. `HarnessError` with file:line for a bad line."""
-    if not path.is_file():
-        raise HarnessError(f"{path}: no such list file")
-    names, labels = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdecimal() or int(label) >= num_classes:
-            raise HarnessError(
-                f"{path}:{number}: {line!r} is not `file label` with a label from 0 to {num_classes - 1}"
-            )
-        names.append(name)
-        labels.append(int(label))
-    if not names:
-        raise HarnessError(f"{path}: the list is empty")
-    return names, labels
-
-
-def task_folder(suite: Suite, task: Task, root: Path | None) -> Path:
-    """The task's folder; tasks made of installed packages are written on first use."""
+def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
+    """For a task made of installed packages: write its folder on first use, and say where it is."""
     if task.build is None:
-        if root is None:
-            raise HarnessError(f"suite {suite.name!r} needs the folder that holds its data: --root DIR")
-        return root / task.name
-    folder = cache_folder() / "suites" / f"{suite.name}-v{suite.version}" / task.name
+        return roots
+    root = cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
+    folder = root / (task.folders or (task.name,))[0]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         task.build(folder)
-    return folder
+    return replace(roots, data=root, lists=root)
 
 
-def fingerprint(folder: Path, num_classes: int) -> Fingerprint:
-    """Digest of the lists and of a sample of the files."""
-    lists, files, sizes = hashlib.sha256(), hashlib.sha256(), {}
-    for split, list_name in SPLIT_FILES.items():
-        names, labels = read_list(folder / list_name, num_classes)
-        sizes[split] = len(names)
-        lists.update(f"{split}\n".encode())
-        lists.update("".join(f"{n} {label}\n" for n, label in zip(names, labels, strict=True)).encode())
-        for name in names[:: max(1, len(names) // 16)][:16]:
-            files.update(_picture(folder / name).read_bytes())
-    return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes)
-
-
-def _picture(path: Path) -> Path:
-    if not path.is_file():
-        raise HarnessError(f"{path}: listed, but there is no such file")
-    return path
-
-
-def _decode(path: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(_picture(path)) as image:
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be decoded ({error})") from None
+@lru_cache(maxsize=32)
+def _entries(source: ListFile, num_classes: int, changed: int) -> tuple[Entry, ...]:
+    return tuple(read_list(source.path, num_classes))
 
 
 @lru_cache(maxsize=16)
-def _load_split(folder: Path, list_name: str, num_classes: int, size: int, key: str) -> Split:
-    names, labels = read_list(folder / list_name, num_classes)
-    cached = cache_folder() / "arrays" / f"{folder.name}-{Path(list_name).stem}-{size}px-{key[:16]}.npy"
-    if not cached.is_file():
-        array = np.stack([_decode(folder / name, size) for name in names])
-        write_atomically(cached, lambda file: np.save(file, array))
-    images = np.load(cached, mmap_mode="c")
-    return Split(torch.from_numpy(images), torch.tensor(labels))
+def _load_split(label: str, source: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing) -> Split:
+    pixels = arrays.load(label, source, entries, preprocessing)
+    return Split(torch.from_numpy(pixels), torch.tensor([entry.label for entry in entries]))
 
 
 class TaskData:
-    """One run's view of a task. Training splits are free to read; the test split opens once."""
+    """One run's view of a task."""
 
-    def __init__(self, suite: Suite, task: Task, preprocessing: Preprocessing, root: Path | None = None) -> None:
-        self.task = task
-        self.preprocessing = preprocessing
+    def __init__(
+        self,
+        suite: Suite,
+        task: Task,
+        preprocessing: Preprocessing,
+        roots: Roots | None = None,
+        shots: int | None = None,
+        split_seed: int | None = None,
+    ) -> None:
+        self.task, self.preprocessing = task, preprocessing
         self.test_looks = 0
-        self._folder = task_folder(suite, task, root)
-        self.fingerprint = fingerprint(self._folder, task.num_classes)
+        roots = build_if_bundled(suite, task, roots or Roots())
+        self._sources = locate_lists(suite, task, roots, shots, split_seed)
+        self._sources |= {target.name: locate_target(suite, target, roots) for target in task.targets}
+        self._label = f"{suite.name}-{task.name}"
+        self._refuse_overlap()
+
+    def entries(self, split: str) -> tuple[Entry, ...]:
+        """Names and labels of a split."""
+        source = self._sources[split]
+        if not source.path.is_file():
+            raise HarnessError(f"{source.path}: no such list file")
+        return _entries(source, self.task.num_classes, source.path.stat().st_mtime_ns)
+
+    def _refuse_overlap(self) -> None:
+        """No picture of the test split may be trained on or validated on."""
+        test = {entry.name for entry in self.entries("test")}
+        for split in set(self._sources) & {"train", "val", "trainval"}:
+            for entry in self.entries(split):
+                if entry.name in test and self._sources[split].folder == self._sources["test"].folder:
+                    where = f"{self._sources[split].path}:{entry.line}"
+                    raise HarnessError(f"{where}: {entry.name} is also in {self._sources['test'].path}")
+
+    def fingerprint(self) -> Fingerprint:
+        """Digests of all lists and of a sample of all pictures."""
+        lists, files, sizes = hashlib.sha256(), hashlib.sha256(), {}
+        for split, source in self._sources.items():
+            entries = self.entries(split)
+            sizes[split] = len(entries)
+            lists.update(f"{split}:{arrays.list_digest(entries)}\n".encode())
+            files.update(f"{split}:{arrays.sample_digest(source, entries)}\n".encode())
+        return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes)
 
     def _load(self, split: str) -> Split:
-        key = hashlib.sha256((self.fingerprint.lists + self.fingerprint.files).encode()).hexdigest()
-        return _load_split(self._folder, SPLIT_FILES[split], self.task.num_classes, self.preprocessing.image_size, key)
+        label = f"{self._label}-{split}"
+        return _load_split(label, self._sources[split], self.entries(split), self.preprocessing)
 
     def train(self, split: str) -> Split:
         """`train`, `val` or `trainval`."""
-        if split == "test":
-            raise HarnessError("the test split is opened by TaskData.open_test alone")
+        if split not in ("train", "val", "trainval"):
+            raise HarnessError(f"split {split!r} is opened by TaskData.open_test alone")
+        if split not in self._sources:
+            raise HarnessError(f"task {self.task.name!r} has no split {split!r}")
         return self._load(split)
 
-    def open_test(self) -> Split:
-        """The test split, once; `HarnessError` the second time."""
+    def open_test(self) -> dict[str, Split]:
+        """The test split and all further test sets by name, once; `HarnessError` the second time."""
         if self.test_looks:
             raise HarnessError(f"the test split of {self.task.name!r} was opened already in this run")
         self.test_looks += 1
-        return self._load("test")
+        return {split: self._load(split) for split in ("test", *(target.name for target in self.task.targets))}

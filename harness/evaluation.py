@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness import device as devices
-from harness.data import Preprocessing, Split
+from harness.data import Split
+from harness.preprocessing import Preprocessing
+from suites.base import Task
 
 BATCH_SIZE = 256
 
@@ -30,13 +32,30 @@ class Metrics:
 
 @torch.inference_mode()
 def predict(model: nn.Module, data: Split, preprocessing: Preprocessing, precision: str) -> Tensor:
-    """Logits float32 [N, classes] of all images in order; `data` lies on the model's device."""
+    """Logits float32 [N, classes] of all images in order, on the model's device."""
     model.eval()
+    device = next(model.parameters()).device
     outputs = []
-    for images, _ in data.batches(BATCH_SIZE):
-        with devices.autocast(precision, images.device):
+    for images, _ in data.batches(BATCH_SIZE, device):
+        with devices.autocast(precision, device):
             outputs.append(model(preprocessing.normalise(images)).float())
     return torch.cat(outputs)
+
+
+def evaluate(
+    model: nn.Module, splits: dict[str, Split], task: Task, preprocessing: Preprocessing, precision: str
+) -> dict[str, Metrics]:
+    """Metrics of each split; of a masked target also those among its own classes alone, as `<name>/masked`."""
+    masked = {target.name for target in task.targets if target.masked}
+    metrics = {}
+    for name, split in splits.items():
+        logits = predict(model, split, preprocessing, precision).cpu()
+        metrics[name] = score(logits, split.labels)
+        if name in masked:
+            absent = torch.ones(logits.shape[1], dtype=torch.bool)
+            absent[split.labels.unique()] = False
+            metrics[f"{name}/masked"] = score(logits.masked_fill(absent, float("-inf")), split.labels)
+    return metrics
 
 
 def score(logits: Tensor, labels: Tensor) -> Metrics:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ import yaml
 
 from harness import backbones, plan, protocol
 from harness.errors import USER_ERRORS, HarnessError
+from harness.preprocessing import STATISTICS, Preprocessing
+from harness.spec import BackboneSpec
 from methods.base import did_you_mean
-from suites import SUITES
+from suites import SUITES, load_suite
 from suites.base import Suite
+from suites.yaml_lines import YamlFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +38,33 @@ class Experiment:
     backbone: str = backbones.DEFAULT
     weights: str = "pretrained"
     image_size: int | None = None
+    shots: list[int] = field(default_factory=list)
+    """Of the suite's shots, which; empty for all."""
+
+    statistics: str = "model"
+    """Input statistics: those the model was trained with, `imagenet`, `half` or `none`."""
+
+    fit: str = "squash"
+    interpolation: str = "bicubic"
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
 KEYS = tuple(f.name for f in dataclasses.fields(Experiment))
 
 
+def read_file(path: Path) -> YamlFile:
+    """An experiment file. `SuiteError` names file and line of what is wrong."""
+    return YamlFile(path, KEYS, "an experiment")
+
+
 def find_suite(name: str) -> Suite:
-    """The suite of that name; `HarnessError` if there is none."""
+    """The suite of that name, or in the YAML file of that name; `HarnessError` if there is none."""
+    if name.endswith((".yaml", ".yml")):
+        suite = load_suite(Path(name).expanduser())
+        SUITES.setdefault(suite.name, suite)
+        if SUITES[suite.name] != suite:
+            raise HarnessError(f"{name}: a suite named {suite.name!r} exists already; give yours another name")
+        return suite
     if name not in SUITES:
         raise HarnessError(f"unknown suite {name!r}. {did_you_mean(name, list(SUITES))}")
     return SUITES[name]
@@ -83,56 +104,6 @@ def _seeds(value: int | list[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                line = node.value[index][0].start_mark.line + 1
-                raise HarnessError(f"{node.start_mark.name}:{line}: key {key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-class ExperimentFile:
-    """A YAML experiment with the line of every key."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            loader = _Loader(path.read_text())
-        except OSError as error:
-            raise HarnessError(f"{path}: cannot be read ({error.strerror})") from None
-        loader.name = str(path)
-        try:
-            node = loader.get_single_node()
-            if not isinstance(node, yaml.MappingNode):
-                raise HarnessError(f"{path}:1: an experiment is a mapping with the keys {', '.join(KEYS)}")
-            self.values: dict[str, Any] = loader.construct_document(node)
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise HarnessError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-        self._nodes = {key.value: (key, value) for key, value in node.value}
-        for key in self.values:
-            if key not in KEYS:
-                raise HarnessError(f"{self.where(key)}: unknown key {key!r}. {did_you_mean(str(key), KEYS)}")
-
-    def where(self, key: str, item: int | None = None) -> str:
-        """`file:line` of a key, or of the item of the list under it."""
-        if key not in self._nodes:
-            return str(self.path)
-        node, value = self._nodes[key]
-        if item is not None and isinstance(value, yaml.SequenceNode) and item < len(value.value):
-            node = value.value[item]
-        return f"{self.path}:{node.start_mark.line + 1}"
-
-
 _TYPES: dict[str, tuple[type, ...]] = {
     "suite": (str,),
     "methods": (list,),
@@ -142,11 +113,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "backbone": (str,),
     "weights": (str,),
     "image_size": (int,),
+    "shots": (list,),
+    "statistics": (str,),
+    "fit": (str,),
+    "interpolation": (str,),
     "recipe": (dict,),
 }
 
 
-def select(flags: Mapping[str, Any], file: ExperimentFile | None = None) -> plan.Selection:
+def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selection:
     """Build the selection; a flag beats the file. Errors name file and line where the value came from the file."""
     values = (file.values if file else {}) | dict(flags)
 
@@ -176,8 +151,11 @@ def select(flags: Mapping[str, Any], file: ExperimentFile | None = None) -> plan
         protocol.get(asked.protocol)
     with _Blame(blame("recipe")):
         plan.make_recipe(suite.recipe, asked.recipe)
+    with _Blame(blame("shots")):
+        shots = plan.check_shots(suite, tuple(asked.shots))
     with _Blame(blame("weights" if asked.weights != "pretrained" else "backbone")):
         backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
+    preprocessing = _preprocessing(asked, backbone, blame)
     return plan.Selection(
         suite=suite,
         tasks=tasks,
@@ -185,8 +163,25 @@ def select(flags: Mapping[str, Any], file: ExperimentFile | None = None) -> plan
         seeds=seeds,
         protocol=asked.protocol,
         backbone=backbone,
+        preprocessing=preprocessing,
+        shots=shots,
         recipe=asked.recipe,
     )
+
+
+def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Callable[[str], str]) -> Preprocessing:
+    with _Blame(blame("statistics")):
+        if asked.statistics == "model":
+            mean, std = backbones.statistics(backbone)
+        elif asked.statistics in STATISTICS:
+            mean, std = STATISTICS[asked.statistics]
+        else:
+            hint = did_you_mean(asked.statistics, ["model", *STATISTICS])
+            raise HarnessError(f"unknown statistics {asked.statistics!r}. {hint}")
+    with _Blame(blame("fit") or blame("interpolation")):
+        return Preprocessing(
+            image_size=backbone.image_size, mean=mean, std=std, fit=asked.fit, interpolation=asked.interpolation
+        )
 
 
 class _Blame:

@@ -17,12 +17,15 @@ from pathlib import Path
 import torch
 
 from harness import backbones
+from harness.lists import Roots
 from harness.record import RunRecord
 from harness.run import attempt
 from harness.spec import RunSpec
 from harness.store import Store
 from harness.trainer import Progress
 from methods import registry
+from suites import SUITES
+from suites.base import Suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +36,13 @@ class Setup:
     root: Path
     """Folder of the results."""
 
-    data_root: Path | None
+    data: Roots
+    """Folders of the user's data."""
+
     weight_files: dict[str, Path]
     method_files: list[str]
+    suites: list[Suite]
+    """Suites that were read from the user's own files."""
 
 
 Listener = Callable[[RunSpec, Progress | RunRecord], None]
@@ -55,11 +62,12 @@ def _work(connection: Connection, setup: Setup) -> None:
     backbones.remember_files(setup.weight_files)
     for reference in setup.method_files:
         registry.add_file(reference)
+    SUITES.update({suite.name: suite for suite in setup.suites})
     device, store = torch.device(setup.device), Store(setup.root)
     if device.type == "cpu":
         torch.set_num_threads(1)
     while (spec := connection.recv()) is not None:
-        record = attempt(spec, device, setup.data_root, connection.send)
+        record = attempt(spec, device, setup.data, connection.send)
         store.write(record)
         connection.send(record)
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import protocol as protocols
-from harness.backbones import statistics
-from harness.data import Preprocessing
 from harness.errors import HarnessError
+from harness.preprocessing import Preprocessing
 from harness.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec
 from methods import registry
 from methods.base import Method, did_you_mean
@@ -41,6 +40,10 @@ class Selection:
     seeds: tuple[int, ...]
     protocol: str
     backbone: BackboneSpec
+    preprocessing: Preprocessing
+    shots: tuple[int, ...] = ()
+    """Of the suite's shots, which; empty for all."""
+
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the training recipe, for all methods."""
 
@@ -90,24 +93,36 @@ def task_names(suite: Suite, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tasks or tuple(known)
 
 
+def check_shots(suite: Suite, shots: tuple[int, ...]) -> tuple[int, ...]:
+    """The chosen numbers of shots, checked; all of the suite's if none is chosen."""
+    for count in shots:
+        if count not in suite.shots:
+            known = ", ".join(map(str, suite.shots)) or "none: it has one training list per task"
+            raise HarnessError(f"suite {suite.name!r} has no shots={count!r}; it has {known}")
+    return shots or suite.shots
+
+
 def expand(selection: Selection) -> list[RunSpec]:
     """All runs, tasks outermost so that neighbours share their data. `HarnessError` for two equal runs."""
     protocols.get(selection.protocol)
-    mean, std = statistics(selection.backbone)
-    preprocessing = Preprocessing(image_size=selection.backbone.image_size, mean=mean, std=std)
+    suite = selection.suite
     specs = [
         RunSpec(
             method=choice.method.name,
             config=dataclasses.asdict(choice.method.configure(choice.config).config),
             backbone=selection.backbone,
-            suite=selection.suite.name,
+            suite=suite.name,
             task=task,
+            shots=shots,
+            split_seed=split_seed,
             protocol=selection.protocol,
-            recipe=make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe),
-            preprocessing=preprocessing.id,
+            recipe=make_recipe(suite.recipe, choice.method.recipe, selection.recipe, choice.recipe),
+            preprocessing=selection.preprocessing.id,
             seed=seed,
         )
-        for task in task_names(selection.suite, selection.tasks)
+        for task in task_names(suite, selection.tasks)
+        for shots in check_shots(suite, selection.shots) or (None,)
+        for split_seed in suite.split_seeds or (None,)
         for choice in selection.methods
         for seed in selection.seeds
     ]

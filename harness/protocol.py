@@ -13,8 +13,8 @@ class Protocol:
     """A selection rule."""
 
     name: str
-    train_split: str
-    """Split that is trained on, which is also what a method's `attach` sees."""
+    final: bool
+    """Whether this is a final training, on the suite's `final_split` (train + val for VTAB); else on train alone."""
 
     report_split: str
     """Split whose accuracy at the last epoch is the result."""
@@ -25,14 +25,14 @@ class Protocol:
 
 FIXED = Protocol(
     name="fixed",
-    train_split="trainval",
+    final=True,
     report_split="test",
     caption="one recipe for all tasks, trained on train+val, test opened once after the last epoch",
 )
 
 VALIDATION = Protocol(
     name="validation",
-    train_split="train",
+    final=False,
     report_split="val",
     caption="trained on train, accuracy on val after the last epoch; test never opened",
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +11,10 @@ from torch import Tensor
 from harness import backbones, environment, evaluation, protocol
 from harness import device as devices
 from harness.cost import Cost, count_parameters, forward_flops, state_bytes, trained_state
-from harness.data import Preprocessing, Split, TaskData
-from harness.errors import USER_ERRORS, HarnessError
+from harness.data import Split, TaskData
+from harness.errors import USER_ERRORS
+from harness.lists import Roots
+from harness.preprocessing import Preprocessing
 from harness.record import RunRecord
 from harness.spec import RunSpec
 from harness.trainer import Diverged, Report, Trainer, derived_seed, total_steps
@@ -27,22 +27,7 @@ from suites.base import Suite, Task
 def find_task(spec: RunSpec) -> tuple[Suite, Task]:
     """The suite and task that a spec names."""
     suite = SUITES[spec.suite]
-    return suite, next(task for task in suite.tasks if task.name == spec.task)
-
-
-def preprocessing_of(spec: RunSpec) -> Preprocessing:
-    """The preprocessing that a spec names; the spec's id must fit it."""
-    mean, std = backbones.statistics(spec.backbone)
-    preprocessing = Preprocessing(image_size=spec.backbone.image_size, mean=mean, std=std)
-    if preprocessing.id != spec.preprocessing:
-        raise HarnessError(f"preprocessing {spec.preprocessing!r} cannot be made here, only {preprocessing.id!r}")
-    return preprocessing
-
-
-def calibration_on(data: Split, preprocessing: Preprocessing, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of a split in order, normalised, for `methods.base.Context.calibration`."""
-    for images, labels in data.batches(batch_size):
-        yield preprocessing.normalise(images), labels
+    return suite, suite.task(spec.task)
 
 
 class Prepared:
@@ -61,7 +46,7 @@ class Prepared:
             device=device,
             generator=torch.Generator().manual_seed(derived_seed(spec.seed, "method")),
             total_steps=total_steps(len(data), spec.recipe),
-            calibration=lambda size: calibration_on(data, preprocessing, size),
+            calibration=lambda size: ((preprocessing.normalise(x), y) for x, y in data.batches(size, device)),
         )
         start = time.perf_counter()
         method = registry.get(spec.method).configure(spec.config)
@@ -75,13 +60,13 @@ class Prepared:
         return trained_state(self.model, self._buffers)
 
 
-def run(spec: RunSpec, device: torch.device, root: Path | None = None, report: Report | None = None) -> RunRecord:
+def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report: Report | None = None) -> RunRecord:
     """Do one run. Errors propagate; `attempt` turns them into failed records."""
     rule = protocol.get(spec.protocol)
     suite, task = find_task(spec)
-    preprocessing = preprocessing_of(spec)
-    data = TaskData(suite, task, preprocessing, root)
-    train = data.train(rule.train_split).to(device)
+    preprocessing = Preprocessing.from_id(spec.preprocessing)
+    data = TaskData(suite, task, preprocessing, roots, spec.shots, spec.split_seed)
+    train = data.train(suite.final_split if rule.final else "train").to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     prepared = Prepared(spec, train, task.num_classes, preprocessing)
@@ -92,10 +77,9 @@ def run(spec: RunSpec, device: torch.device, root: Path | None = None, report: R
     train_seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
-    held_out = (data.open_test() if rule.report_split == "test" else data.train(rule.report_split)).to(device)
     start = time.perf_counter()
-    logits = evaluation.predict(prepared.model, held_out, preprocessing, trainer.precision)
-    metrics = evaluation.score(logits, held_out.labels)
+    held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
+    metrics = evaluation.evaluate(prepared.model, held_out, task, preprocessing, trainer.precision)
     evaluate_seconds = time.perf_counter() - start
     cost = Cost(
         forward_flops=forward_flops(prepared.model, preprocessing),
@@ -110,21 +94,21 @@ def run(spec: RunSpec, device: torch.device, root: Path | None = None, report: R
         spec=spec,
         method_title=registry.get(spec.method).title,
         status="complete",
-        metrics={rule.report_split: metrics},
+        metrics=metrics,
         curve=curve,
         parameters=prepared.parameters,
         cost=cost,
-        data=data.fingerprint,
+        data=data.fingerprint(),
         test_looks=data.test_looks,
         method_info=prepared.attachment.info,
         environment=environment.describe(device, trainer.precision),
     )
 
 
-def attempt(spec: RunSpec, device: torch.device, root: Path | None = None, report: Report | None = None) -> RunRecord:
+def attempt(spec: RunSpec, device: torch.device, roots: Roots | None = None, report: Report | None = None) -> RunRecord:
     """`run`, where whatever goes wrong becomes a failed record with the reason."""
     try:
-        return run(spec, device, root, report)
+        return run(spec, device, roots, report)
     except (*USER_ERRORS, Diverged, torch.OutOfMemoryError) as error:
         reason = f"{type(error).__name__}: {error}"
     except Exception as error:  # a defect in a method must not stop the other runs

@@ -111,10 +111,16 @@ class RunSpec:
     backbone: BackboneSpec
     suite: str
     task: str
+    shots: int | None = None
+    """Training images per class, where the suite has several such lists."""
+
+    split_seed: int | None = None
+    """Which of several draws of the training list."""
+
     protocol: str
     recipe: Recipe
     preprocessing: str
-    """Preprocessing id, see `harness.data.Preprocessing.id`."""
+    """Preprocessing id, see `harness.preprocessing`."""
 
     seed: int
     """Training seed: head and method initialisation, order of images, dropout."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness import device as devices
-from harness.data import Preprocessing, Split
+from harness.data import Split
+from harness.preprocessing import Preprocessing
 from harness.spec import Recipe
 from methods.base import Attachment
 

@@ -1,9 +1,17 @@
 """Suites: what is compared on which data. A suite is data; `base.py` says of what kind."""
 
-from suites.base import Suite, SuiteError, Task
+from pathlib import Path
+
+from suites.base import Suite, SuiteError, Target, Task
 from suites.demo import DEMO, DEMO_FULL
+from suites.load import load_suite
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (DEMO, DEMO_FULL)}
-"""Every suite by name."""
+_FILES = ("vtab1k", "fewshot", "domain_generalization", "fgvc")
 
-__all__ = ["SUITES", "Suite", "SuiteError", "Task"]
+SUITES: dict[str, Suite] = {DEMO.name: DEMO, DEMO_FULL.name: DEMO_FULL}
+"""Every suite by name. A suite of the user's own is added here when its file is named."""
+
+for _name in _FILES:
+    SUITES[_name] = load_suite(Path(__file__).parent / f"{_name}.yaml")
+
+__all__ = ["SUITES", "Suite", "SuiteError", "Target", "Task", "load_suite"]

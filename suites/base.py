@@ -1,6 +1,7 @@
-"""What a suite is, and the folder layout in which its images lie.
+"""What a suite is: tasks, their folders and lists, and what is known of them.
 
-The layout is the one of the VTAB-1K copies in circulation (as NOAH's scripts write it):
+A suite is data. Those of the field are YAML files beside this one; `suites.load` reads them, and one of your own, in
+the same form. The default layout is that of the VTAB-1K copies in circulation (as NOAH's scripts write it):
 
     <root>/<task folder>/{train800,val200,train800val200,test}.txt    lines `images/test/000001.png 7`
     <root>/<task folder>/images/...
@@ -15,16 +16,35 @@ from typing import Any
 
 
 class SuiteError(ValueError):
-    """A suite's data is absent or wrong. The message is for the user."""
+    """A suite or its data is absent or wrong. The message is for the user."""
 
 
-SPLIT_FILES: Mapping[str, str] = {
+VTAB_LISTS: Mapping[str, str] = {
     "train": "train800.txt",
     "val": "val200.txt",
     "trainval": "train800val200.txt",
     "test": "test.txt",
 }
 """List file of each split. `trainval` is `train` followed by `val`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A further test set that a trained model is scored on (domain generalisation)."""
+
+    name: str
+    folders: tuple[str, ...]
+    """Folder of the images below the data root; the first that exists is taken."""
+
+    list_folders: tuple[str, ...] = ()
+    """Folder of the list, likewise; that of the images if empty."""
+
+    list_file: str
+    masked: bool = False
+    """Score also among the classes that occur in the list alone, stored as `<name>/masked`."""
+
+    size: int | None = None
+    """Number of images, where known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +60,24 @@ class Task:
     num_classes: int
     """Number of classes; labels are 0 .. num_classes - 1."""
 
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int] = field(default_factory=dict)
     """Number of images per split where known: `train`, `val`, `test`."""
 
+    folders: tuple[str, ...] = ()
+    """Folder of the images below the data root: the names in circulation; the first that exists is taken. The task's
+    own name if empty."""
+
+    list_folders: tuple[str, ...] = ()
+    """Folder of the lists, likewise; that of the images if empty."""
+
+    subfolders: tuple[str, ...] = ("",)
+    """Folders below that of the images which the names of a list may be relative to: the first under which the list's
+    first picture exists (ImageNet's lists leave out `train/` and `val/`)."""
+
+    lists: Mapping[str, str] = field(default_factory=lambda: dict(VTAB_LISTS))
+    """List file of each split; `{shots}` and `{split_seed}` in it are filled in."""
+
+    targets: tuple[Target, ...] = ()
     build: Callable[[Path], None] | None = None
     """Writes the task's folder out of installed packages; None where the user brings the data."""
 
@@ -59,6 +94,18 @@ class Suite:
     """What the data are and where they come from, in one or two sentences."""
 
     tasks: tuple[Task, ...]
+    folders: tuple[str, ...] = ()
+    """Names of a folder between the data root and the tasks' folders, which may be there or not."""
+
+    shots: tuple[int, ...] = ()
+    """Images per class of the training lists, each a run of its own; empty where there is one training list."""
+
+    split_seeds: tuple[int, ...] = ()
+    """Seeds of the training lists, each a run of its own; empty where there is one training list."""
+
+    final_split: str = "trainval"
+    """Split that the final model is trained on: `trainval`, or `train` where val is not meant for training."""
+
     version: int = 1
     """Raised when built data change, so that folders built before are not used."""
 
@@ -68,3 +115,7 @@ class Suite:
     def groups(self) -> tuple[str, ...]:
         """Group names in the order in which they first occur."""
         return tuple(dict.fromkeys(task.group for task in self.tasks))
+
+    def task(self, name: str) -> Task:
+        """The task of that name; `KeyError` if there is none."""
+        return {task.name: task for task in self.tasks}[name]

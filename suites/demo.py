@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from suites import packages
-from suites.base import SPLIT_FILES, Suite, SuiteError, Task
+from suites.base import VTAB_LISTS, Suite, SuiteError, Task
 
 SPLIT_SEED = 0
 """Seed of every split and crop of the demo suites."""
@@ -102,7 +102,7 @@ def write_folder(splits: Callable[[], dict[str, Split]], folder: Path) -> None:
         for i, image in enumerate(images):
             image.save(partial_folder / "images" / split / f"{i:06d}.png", compress_level=1)
     lines["trainval"] = lines["train"] + lines["val"]
-    for split, name in SPLIT_FILES.items():
+    for split, name in VTAB_LISTS.items():
         (partial_folder / name).write_text("\n".join(lines[split]) + "\n")
     try:
         partial_folder.rename(folder)

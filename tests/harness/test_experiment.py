@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import USER_ERRORS, HarnessError
-from harness.experiment import ExperimentFile, parse_method, select
+from harness.errors import USER_ERRORS
+from harness.experiment import parse_method, read_file, select
 from harness.plan import expand, make_recipe
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "suites" / "experiments").glob("*.yaml"))
@@ -28,18 +28,19 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_the_examples_are_valid(path):
-    assert plan({}, ExperimentFile(path))
+    assert plan({}, read_file(path))
 
 
 def test_the_plan_is_tasks_times_methods_times_seeds_with_tasks_outermost():
     specs = plan({"suite": "demo", "methods": ["linear", "sct:channels=24"], "seeds": 2})
     assert len(specs) == 5 * 2 * 2
     assert [s.task for s in specs[:5]] == ["photo_crops"] * 4 + ["animals"]
-    assert specs[2].config == {"channels": 24}
+    assert specs[2].config["channels"] == 24
+    assert specs[2].config["mode"] == "attn"  # the whole configuration, defaults included
 
 
 def test_a_file_says_the_same_as_the_flags(write):
-    file = ExperimentFile(
+    file = read_file(
         write(
             "suite: demo\nmethods:\n  - linear\n  - {name: sct, channels: 24, lr: 4e-3}\n"
             "seeds: [3]\nrecipe: {epochs: 2}\n"
@@ -51,12 +52,12 @@ def test_a_file_says_the_same_as_the_flags(write):
 
 
 def test_a_flag_beats_the_file(write):
-    file = ExperimentFile(write("suite: demo\nmethods: [linear, lora]\nseeds: 3\n"))
+    file = read_file(write("suite: demo\nmethods: [linear, lora]\nseeds: 3\n"))
     assert len(plan({"methods": ["sct"], "seeds": 1}, file)) == 5
 
 
 def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
-    file = ExperimentFile(write("suite: demmo\nmethods: [linear]\n"))
+    file = read_file(write("suite: demmo\nmethods: [linear]\n"))
     assert plan({"suite": "demo"}, file)
 
 
@@ -87,7 +88,7 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
 def test_mistakes_in_a_file_are_answered_with_file_line_and_hint(write, text, line, message):
     path = write(text)
     with pytest.raises(USER_ERRORS) as caught:
-        plan({}, ExperimentFile(path))
+        plan({}, read_file(path))
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert message in str(caught.value)
 
@@ -109,8 +110,8 @@ def test_mistakes_in_flags_are_answered(flags, message):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(HarnessError, match=r"/nowhere\.yaml: cannot be read"):
-        ExperimentFile(Path("/nowhere.yaml"))
+    with pytest.raises(USER_ERRORS, match=r"/nowhere\.yaml: cannot be read"):
+        read_file(Path("/nowhere.yaml"))
 
 
 def test_methods_on_the_command_line():

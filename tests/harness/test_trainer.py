@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import CLASSES, make_context, small_vit
 
-from harness.data import Preprocessing, Split
+from harness.data import Split
+from harness.preprocessing import Preprocessing
 from harness.spec import Recipe
 from harness.trainer import Diverged, Trainer, learning_rate, make_optimizer
 from methods.base import Attachment

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from suites import SUITES, packages
-from suites.base import SPLIT_FILES, SuiteError
+from suites.base import VTAB_LISTS, SuiteError
 from suites.demo import REGIONS, crop_box
 
 DEMO = SUITES["demo"]
@@ -20,7 +20,7 @@ def folders(tmp_path_factory):
 
 
 def lines(folder, split):
-    return [line.split() for line in (folder / SPLIT_FILES[split]).read_text().splitlines()]
+    return [line.split() for line in (folder / VTAB_LISTS[split]).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("task", DEMO.tasks, ids=lambda t: t.name)
