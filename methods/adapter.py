@@ -75,7 +75,7 @@ class AdapterPfeiffer(Method):
 
 
 class AdapterHoulsby(AdapterPfeiffer):
-    """One bottleneck behind attention and one behind the MLP, each before the residual sum (section 2.1):
+    """One bottleneck behind attention and one behind the MLP, each before the residual sum:
     2 * (2*d*h + h + d) parameters per block (313,536 on ViT-B, h = 8)."""
 
     name = "adapter_houlsby"

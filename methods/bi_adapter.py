@@ -18,7 +18,7 @@ LEVEL = math.sqrt(2 / math.pi)
 
 
 class BinaryLinear(nn.Module):
-    """y = W^ x with W^ = mean + std * LEVEL * sign((W - mean) / std), section 3.3; x: [..., inputs], W: [outputs,
+    """y = W^ x with W^ = mean + std * LEVEL * sign((W - mean) / std); x: [..., inputs], W: [outputs,
     inputs].
 
     The full-precision W is what the optimiser sees: the gradient passes the sign as if it were the identity. A stored

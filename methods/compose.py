@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import require_vit
 
 
@@ -28,11 +28,27 @@ def one_after_the_other(actions: list[Any]) -> Callable[..., None] | None:
     return run if actions else None
 
 
+def merge_all(merges: list[Callable[[], None]]) -> None:
+    """Merge every part, last attached first. A part that refuses because another one still sits in the layer that it
+    folds into gets its turn after that one. Raises the `MethodError` of a part that refuses to the end."""
+    waiting = merges[::-1]
+    while waiting:
+        refused: list[Callable[[], None]] = []
+        for merge in waiting:
+            try:
+                merge()
+            except MethodError:
+                if len(refused) == len(waiting) - 1:
+                    raise
+                refused.append(merge)
+        waiting = refused
+
+
 class Compose(Method):
     """Attaches `parts` one after the other, each with its default settings; the parameters are the sum of theirs.
 
     The default is all of NOAH's sub-modules at full size, 543,840 parameters on ViT-B; NOAH itself searches per block
-    for a subset (0.43M). It merges, last part first, if all parts do. Counting assumes that no parameter belongs to
+    for a subset (0.43M). It merges if all parts do. Counting assumes that no parameter belongs to
     two parts. With parts that serve Swin it serves Swin, too.
     """
 
@@ -41,10 +57,6 @@ class Compose(Method):
     paper = "after Zhang et al., Neural Prompt Search (NOAH), TPAMI 2024, arXiv 2206.04673"
     family = "adapter"
     recipe = {"lr": 1e-3}
-    search_space = {
-        **Method.search_space,
-        "parts": (("adapter_pfeiffer", "lora"), ("adapter_pfeiffer", "lora", "vpt_deep")),
-    }
     serves = frozenset({"vit"})
     identity_at_start = False
 
@@ -86,10 +98,10 @@ class Compose(Method):
         # Injecting a tuner of the peft package freezes what earlier parts had turned on.
         for parameter in trained:
             parameter.requires_grad_(True)
-        merges = [a.merge for a in reversed(attachments)]
+        merges = [a.merge for a in attachments if a.merge is not None]
         return Attachment(
             info={part: a.info for part, a in zip(self.config.parts, attachments, strict=True)},
-            merge=one_after_the_other(merges) if all(merges) else None,
+            merge=(lambda: merge_all(merges)) if len(merges) == len(attachments) else None,
             penalty=joined_penalty([a.penalty for a in attachments if a.penalty is not None]),
             after_step=one_after_the_other([a.after_step for a in attachments if a.after_step is not None]),
         )

@@ -17,7 +17,7 @@ LAYERS = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))
 
 
 class GroupedConnection(nn.Module):
-    """drop_path(R(W x) + b): W block-diagonal with g blocks, R interleaves the groups' outputs (section 3.2).
+    """drop_path(R(W x) + b): W block-diagonal with g blocks, R interleaves the groups' outputs.
 
     x: [..., inputs]; W is held as its blocks [g, outputs / g, inputs / g].
     """
@@ -39,13 +39,14 @@ class GroupedConnection(nn.Module):
 
 
 @torch.no_grad()
-def fold(layer: Any, connection: GroupedConnection) -> None:
-    """(W_0 + R W) x + (b_0 + b): give the layer the connection's weights, and drop the connection."""
-    if len(layer.slots["parallel"]) + len(layer.slots["output"]) != 1:
+def fold_all(plugged: list[tuple[Any, GroupedConnection]]) -> None:
+    """(W_0 + R W) x + (b_0 + b): give each layer its connection's weights, and drop the connection."""
+    if any(sum(map(len, layer.slots.values())) != 1 for layer, _ in plugged):
         raise MethodError("'consolidator' merges only where no other method is plugged into the same layer")
-    layer.weight += connection.dense()
-    layer.bias += connection.bias
-    unplug_layer(layer)
+    for layer, connection in plugged:
+        layer.weight.add_(connection.dense())
+        layer.bias.add_(connection.bias)
+        unplug_layer(layer)
 
 
 class Consolidator(Method):
@@ -92,9 +93,5 @@ class Consolidator(Method):
             connection = GroupedConnection(layer.in_features, layer.out_features, groups, self.config.drop_path)
             plug_layer(layer, "parallel", connection)
             plugged.append((layer, connection))
-
-        def merge() -> None:
-            for layer, connection in plugged:
-                fold(layer, connection)
-
-        return Attachment(merge=merge if all(layer.bias is not None for layer, _ in plugged) else None)
+        foldable = all(layer.bias is not None for layer, _ in plugged)
+        return Attachment(merge=(lambda: fold_all(plugged)) if foldable else None)

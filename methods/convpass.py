@@ -23,7 +23,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class ConvolutionalBypass(nn.Module):
-    """s * drop_path(W_up dropout(a(conv(a(W_down norm(x)))))), eq. 4-5; x: [batch, tokens, d] or Swin map.
+    """s * drop_path(W_up dropout(a(conv(a(W_down norm(x)))))); x: [batch, tokens, d] or Swin map.
 
     `norm` and `drop_path` are the block's own, looked up at each call and not registered here a second time.
     """

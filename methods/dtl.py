@@ -22,7 +22,7 @@ class Side:
 
 
 class Extract(nn.Module):
-    """h <- h + B A x, eq. 2, at a block's entrance. x: [batch, tokens, d] or Swin map, h of the same shape behind it
+    """h <- h + B A x at a block's entrance. x: [batch, tokens, d] or Swin map, h of the same shape behind it
     in dimension 1 unless the block is the `first`; returns x alone."""
 
     def __init__(self, side: Side, a: nn.Linear, b: nn.Linear, first: bool) -> None:
@@ -39,7 +39,7 @@ class Extract(nn.Module):
 
 
 class FeedBack(nn.Module):
-    """x <- x + h * sigmoid(beta h), eq. 3-4, at a block's exit, in DTL+ through a depth-wise convolution, where
+    """x <- x + h * sigmoid(beta h) at a block's exit, in DTL+ through a depth-wise convolution, where
     `feeds`; h follows behind x in dimension 1 unless the block is the `last`."""
 
     def __init__(self, side: Side, beta: float, feeds: bool, last: bool, grid: tuple[int, int]) -> None:
@@ -78,7 +78,7 @@ class DTL(Method):
     paper = "Fu et al., DTL: Disentangled Transfer Learning for Visual Recognition, AAAI 2024, arXiv 2312.07856"
     family = "adapter"
     recipe = {"lr": 1e-3}
-    search_space = {**Method.search_space, "rank": (2, 4)}
+    search_space = {**Method.search_space, "beta": (1.0, 100.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

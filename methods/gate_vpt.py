@@ -31,7 +31,7 @@ class KeepPrompts(nn.Module):
 
 
 class GatePrompts(nn.Module):
-    """Prompts become g * out + (1 - g) * in with g = sigmoid(logit), eq. 4; other tokens pass unchanged."""
+    """Prompts become g * out + (1 - g) * in with g = sigmoid(logit); other tokens pass unchanged."""
 
     def __init__(self, kept: Kept, prefix: int, count: int, logit: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class GatePrompts(nn.Module):
 
 
 class Temperature(nn.Module):
-    """q / t with a learned t, on the output of the fused layer [q, k, v] (section 3.3); y: [batch, tokens, 3 * d]."""
+    """q / t with a learned t, on the output of the fused layer [q, k, v]; y: [batch, tokens, 3 * d]."""
 
     def __init__(self) -> None:
         super().__init__()

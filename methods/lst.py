@@ -14,7 +14,7 @@ from methods.blocks import blocks, new_linear, plug, plug_layer, require_vit, wi
 from methods.tape import Record, Tape, last_norm
 
 TEMPERATURE = 0.1
-"""Of the gates (section 3.1)."""
+"""Of the gates."""
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
@@ -30,7 +30,7 @@ def residual_channels(found: list[Any], count: int) -> Tensor:
 
 @torch.no_grad()
 def prune_into(side: Any, source: Any, channels: Tensor) -> None:
-    """Start a side block as a slice of the backbone's block (section 3.2), by size of weights.
+    """Start a side block as a slice of the backbone's block (section 3.3), by size of weights.
 
     Of each head, and of the MLP's hidden units, the strongest are kept; of the residual stream, `channels`.
     """

@@ -14,7 +14,7 @@ from methods.bottleneck import bottleneck_parameters, projections
 from methods.grid import new_convolution, on_grid, token_grid
 
 KERNELS = (3, 5, 7)
-"""Sizes of the depth-wise filters (section 3.3)."""
+"""Sizes of the depth-wise filters."""
 
 
 class MultiCognitive(nn.Module):
@@ -31,7 +31,7 @@ class MultiCognitive(nn.Module):
 
 
 class MonaLayer(nn.Module):
-    """x + W_up dropout(GELU(conv(W_down(s1 * LN(x) + s2 * x)))), eq. 3-6; x: [batch, tokens, d] or Swin map."""
+    """x + W_up dropout(GELU(conv(W_down(s1 * LN(x) + s2 * x)))); x: [batch, tokens, d] or Swin map."""
 
     def __init__(self, pair: tuple[nn.Linear, nn.Linear], convolution: nn.Module, dropout: float) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ SITES = (("attention_input", "attn", "qkv"), ("mlp_input", "mlp", "fc1"))
 
 
 class GroupedLinearAdapter(nn.Module):
-    """x + s * (W_up dropout(W_down x + b_down) + b_up), W_up block-diagonal in `groups` blocks (eq. 4-7).
+    """x + s * (W_up dropout(W_down x + b_down) + b_up), W_up block-diagonal in `groups` blocks.
 
     x: [..., d]; W_down: [h, d]; W_up is held as its blocks [groups, d / groups, h / groups].
     """
@@ -35,7 +35,7 @@ class GroupedLinearAdapter(nn.Module):
         return x + self.scale * (update + self.bias)
 
     def as_affine(self) -> tuple[Tensor, Tensor]:
-        """M [d, d] and c [d], float64, with forward(x) = M x + c in eval mode (eq. 8)."""
+        """M [d, d] and c [d], float64, with forward(x) = M x + c in eval mode."""
         up = torch.block_diag(*self.up.double())
         down, bias = self.down.weight.double(), self.down.bias.double()
         identity = torch.eye(len(up), dtype=up.dtype, device=up.device)
@@ -44,9 +44,7 @@ class GroupedLinearAdapter(nn.Module):
 
 @torch.no_grad()
 def fold(adapter: GroupedLinearAdapter, layer: nn.Linear) -> None:
-    """W (M x + c) + b = (W M) x + (W c + b): let `layer` do what `adapter` in front of it did (eq. 9-10)."""
-    if type(layer) is not nn.Linear or layer.bias is None:
-        raise MethodError(f"'repadapter' merges into a plain linear layer with bias, not {layer}; merge others first")
+    """W (M x + c) + b = (W M) x + (W c + b): let `layer` do what `adapter` in front of it did."""
     matrix, shift = adapter.as_affine()
     weight = layer.weight.double()
     layer.bias.copy_(weight @ shift + layer.bias)
@@ -111,10 +109,13 @@ class RepAdapter(Method):
             plug(block, slot, adapter)
 
         def merge() -> None:
-            for block, slot, part, layer, adapter in adapted:
-                fold(adapter, getattr(getattr(block, part), layer))
+            layers = [getattr(getattr(block, part), name) for block, _, part, name, _ in adapted]
+            if any(type(layer) is not nn.Linear for layer in layers):
+                raise MethodError("'repadapter' merges into plain linear layers: merge what changes them first")
+            for (block, slot, _, _, adapter), layer in zip(adapted, layers, strict=True):
+                fold(adapter, layer)
                 unplug(block, slot, adapter)
 
-        foldable = all(getattr(getattr(b, part), layer).bias is not None for b, _, part, layer, _ in adapted)
+        foldable = all(getattr(getattr(b, part), name).bias is not None for b, _, part, name, _ in adapted)
         exact = foldable and not any(pads_windows(block) for block, *_ in adapted)
         return Attachment(merge=merge if exact else None)

@@ -16,7 +16,7 @@ from methods.tape import Record, Tape, last_norm
 
 
 def answer(block: Any, queries: Tensor, qkv: Tensor) -> Tensor:
-    """What a frozen block makes of extra query tokens that only look (eq. 6-8).
+    """What a frozen block makes of extra query tokens that only look.
 
     queries: [tokens, d]; qkv: [batch, image tokens, 3 * d], the block's own, whose keys and values are used.
     Returns [batch, tokens, d].
@@ -67,7 +67,6 @@ class VQT(Method):
     paper = "Tu et al., Visual Query Tuning, CVPR 2023, arXiv 2212.03220"
     family = "prompt"
     recipe = {"lr": 5e-3}
-    search_space = {**Method.search_space, "tokens": (1, 10)}
     serves = frozenset({"vit"})
 
     @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,8 @@ def test_start_gradients_and_names(name, settings, count, kind):
     before = model(images)
     attach(name, model, **settings)
     assert names <= set(dict(model.named_parameters()))
+    containers = (torch.nn.ModuleDict, torch.nn.ModuleList)
+    assert not any(m.training for m in model.modules() if not isinstance(m, containers))
     identity = get(name).identity_at_start and settings.get("variant") != "sct_release"
     assert torch.allclose(model(images), before, atol=1e-6) == identity
     shake(model)
@@ -96,6 +98,18 @@ def test_repadapter_merges_into_timms_own_modules(kind):
     assert (after - plain(images)).abs().max() > 1e-3
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
     assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_merging_leaves_other_methods_plugged_in():
+    model = small_vit()
+    attachment = attach("repadapter", model)
+    attach("adaptformer", model, variant="sct_release", bottleneck=4)
+    shake(model)
+    images = batch()[0]
+    before = model(images)
+    attachment.merge()
+    assert (model(images) - before).abs().max() <= 1e-4 * before.abs().max()
+    assert all(len(block.slots["mlp_parallel"]) == 1 for block in model.blocks)
 
 
 def test_repadapter_does_not_offer_to_merge_where_it_would_be_wrong():

@@ -253,17 +253,30 @@ def test_consolidator_interleaves_its_groups():
     assert same(x @ connection.dense().T + connection.bias, expected)
 
 
-def test_compose_keeps_all_parts_trainable_and_merges_if_all_do():
+PARTS = [
+    ("repadapter", "lora"),
+    ("lora", "repadapter"),
+    ("lora", "consolidator"),
+    ("consolidator", "repadapter", "lora"),
+]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_compose_keeps_all_parts_trainable_and_merges_if_all_do(parts):
     model, plain = small_vit(), small_vit()
-    attachment = attach("compose", model, parts=("repadapter", "lora"))
-    assert set(attachment.info) == {"repadapter", "lora"}
+    attachment = attach("compose", model, parts=parts)
+    assert set(attachment.info) == set(parts)
     shake(model)
     images = batch()[0]
     before = model(images)
     attachment.merge()
     assert (model(images) - before).abs().max() <= 1e-4 * before.abs().max()
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+def test_compose_does_not_merge_where_one_part_cannot_and_serves_what_all_parts_serve():
     assert attach("compose", small_vit(), parts=("lora", "adaptformer")).merge is None
+    attach("compose", small_swin(), parts=("lora", "adaptformer"))
 
 
 BAD = [
