@@ -4,58 +4,67 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, width
+from methods.blocks import blocks, plug, width
+from methods.bottleneck import Bottleneck, bottleneck_parameters, projections
 
-
-class ParallelAdapter(nn.Module):
-    """s * W_up(dropout(ReLU(W_down x))), eq. 1-2 of the paper; x: [..., channels]."""
-
-    def __init__(self, down: nn.Linear, up: nn.Linear, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.down, self.up, self.scale = down, up, scale
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.up(self.dropout(self.down(x).relu()))
+FORMS = {"paper": (8, 0.1), "sct_release": (96, 1.0)}
+"""Variant to its own bottleneck width and scale."""
 
 
 class AdaptFormer(Method):
-    """Adds 2*d*h + h + d parameters per block (d channels, bottleneck h)."""
+    """x + mlp(norm2 x) + s * W_up dropout(ReLU(W_down x)), eq. 1-2: 2*d*h + h + d parameters per block (d channels,
+    bottleneck h; 156,768 on ViT-B); the variant `sct_release` adds a LayerNorm, 2*d, in front (1,798,272 at h = 96)."""
 
     name = "adaptformer"
     title = "AdaptFormer"
     paper = "Chen et al., AdaptFormer, NeurIPS 2022, arXiv 2205.13535"
     family = "adapter"
     recipe = {"lr": 5e-3}
+    search_space = {**Method.search_space, "scale": (0.1, 1.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        bottleneck: int = 8
-        """Width h of the bottleneck; 8 in VTAB-1K comparisons, 64 in the paper."""
+        bottleneck: int | None = None
+        """Width h of the bottleneck; None is the variant's own: 8 (as in VTAB-1K comparisons; the paper has 64), and 96
+        for `sct_release`."""
 
-        scale: float = 0.1
-        """Factor s on the adapter's output (section 3.2)."""
+        scale: float | None = None
+        """Factor s on the adapter's output (section 3.2); None is the variant's own: 0.1, and 1.0 for `sct_release`."""
 
         dropout: float = 0.1
         """Dropout inside the bottleneck."""
 
+        variant: str = "paper"
+        """`paper`, or `sct_release`: what the SCT repository runs under this name, with a LayerNorm of its own in front
+        and both projections of std 0.02, so not the identity at the start."""
+
         def __post_init__(self) -> None:
-            check(self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
-            check(self.scale > 0, "scale", self.scale, "positive")
+            check(self.bottleneck is None or self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
+            check(self.scale is None or self.scale > 0, "scale", self.scale, "positive")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+            check(self.variant in FORMS, "variant", self.variant, f"one of {tuple(FORMS)}")
+
+    def resolved(self) -> tuple[int, float]:
+        """Bottleneck width and scale, asked for or the variant's own."""
+        c = self.config
+        own_width, own_scale = FORMS[c.variant]
+        return own_width if c.bottleneck is None else c.bottleneck, own_scale if c.scale is None else c.scale
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        h = self.config.bottleneck
-        return sum(2 * width(b) * h + h + width(b) for b in blocks(backbone))
+        h, _ = self.resolved()
+        norms = 2 if self.config.variant == "sct_release" else 0
+        return sum(bottleneck_parameters(width(b), h) + norms * width(b) for b in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        c = self.config
+        h, scale = self.resolved()
+        released = self.config.variant == "sct_release"
         for block in blocks(backbone):
             d = width(block)
-            down = new_linear(d, c.bottleneck, context.generator, std=d**-0.5)
-            up = new_linear(c.bottleneck, d, context.generator, std=0)
-            plug(block, "mlp_parallel", ParallelAdapter(down, up, c.scale, c.dropout))
+            stds = (0.02, 0.02) if released else (d**-0.5, 0.0)
+            pair = projections(d, h, context.generator, *stds)
+            norm = nn.LayerNorm(d) if released else None
+            plug(block, "mlp_parallel", Bottleneck(*pair, nn.ReLU(), scale, self.config.dropout, norm))
         return Attachment()

@@ -111,6 +111,14 @@ def plug(block: Any, slot: str, module: nn.Module) -> None:
     block.slots[slot].append(_like(module, block.norm1))
 
 
+def unplug(block: Any, slot: str, module: nn.Module) -> None:
+    """Remove `module` from `slot`, after it has been folded away; a block with nothing left is timm's own again."""
+    block.slots[slot] = nn.ModuleList(other for other in block.slots[slot] if other is not module)
+    if not any(len(plugged) for plugged in block.slots.values()):
+        block.__class__ = type(block).__mro__[1]
+        del block.slots
+
+
 class SlottedLayer:
     """Mixed into a leaf layer (linear, norm, convolution) with modules plugged in:
 
@@ -144,8 +152,8 @@ def unplug_layer(layer: Any) -> None:
 
 
 def _like(module: nn.Module, layer: Any) -> nn.Module:
-    """`module` on the device and in the floating-point type of `layer`'s weight."""
-    return module.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    """`module` on the device, in the floating-point type of the weight and in the mode (training or not) of `layer`."""
+    return module.to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
 
 
 def require_vit(backbone: nn.Module, method: str) -> Any:

@@ -16,7 +16,7 @@ class Full(Method):
     title = "Full"
     paper = "baseline"
     family = "full"
-    recipe = {"lr": 1e-4}
+    recipe = {"lr": 5e-5}
 
     def expected_parameters(self, backbone: Any) -> int:
         head = {id(p) for p in backbone.get_classifier().parameters()}

@@ -46,7 +46,7 @@ class LoRA(PeftMethod):
     title = "LoRA"
     paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
     family = "reparameterisation"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -1,0 +1,84 @@
+"""Sequential adapters: a bottleneck behind the MLP (Pfeiffer), or behind both attention and MLP (Houlsby)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from methods.base import Attachment, Context, Method, check
+from methods.blocks import blocks, plug, width
+from methods.bottleneck import SequentialBottleneck, bottleneck_parameters, projections
+
+FORMS: dict[str, tuple[int, float | None, float]] = {
+    "zero_up": (8, None, 0.0),
+    "near_identity": (8, 0.01, 0.01),
+    "sct_release": (96, 0.02, 0.02),
+}
+"""Form to bottleneck width, std of the down-projection (None is d ** -0.5) and std of the up-projection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Knobs of both placements."""
+
+    bottleneck: int | None = None
+    """Width h of the bottleneck; None is the form's own: 8, and 96 for `sct_release`."""
+
+    dropout: float = 0.0
+    """Dropout inside the bottleneck."""
+
+    variant: str = "zero_up"
+    """`zero_up`: exact identity at the start. `near_identity`: both projections of std 0.01, as Houlsby et al. start.
+    `sct_release`: what the SCT repository runs as "adapter", std 0.02 everywhere, far from the identity."""
+
+    def __post_init__(self) -> None:
+        check(self.bottleneck is None or self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(self.variant in FORMS, "variant", self.variant, f"one of {tuple(FORMS)}")
+
+
+class AdapterPfeiffer(Method):
+    """h = mlp(norm2 x); x + h + W_up GELU(W_down h): 2*d*h + h + d parameters per block (156,768 on ViT-B, h = 8)."""
+
+    name = "adapter_pfeiffer"
+    title = "Adapter-P"
+    paper = "Pfeiffer et al., AdapterFusion, EACL 2021, arXiv 2005.00247"
+    family = "adapter"
+    Config = AdapterConfig
+    recipe = {"lr": 2e-3}
+    search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
+    slots: ClassVar[tuple[str, ...]] = ("mlp_output",)
+
+    def bottleneck_width(self) -> int:
+        """Width h, asked for or the form's own."""
+        c = self.config
+        return int(FORMS[c.variant][0] if c.bottleneck is None else c.bottleneck)
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        h = self.bottleneck_width()
+        return len(self.slots) * sum(bottleneck_parameters(width(b), h) for b in blocks(backbone))
+
+    def adapter(self, block: Any, context: Context) -> nn.Module:
+        """A new bottleneck as wide as `block`."""
+        _, down, up = FORMS[self.config.variant]
+        d = width(block)
+        pair = projections(d, self.bottleneck_width(), context.generator, d**-0.5 if down is None else down, up)
+        return SequentialBottleneck(*pair, nn.GELU(), dropout=self.config.dropout)
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        for block in blocks(backbone):
+            for slot in self.slots:
+                plug(block, slot, self.adapter(block, context))
+        return Attachment()
+
+
+class AdapterHoulsby(AdapterPfeiffer):
+    """One bottleneck behind attention and one behind the MLP, each before the residual sum:
+    2 * (2*d*h + h + d) parameters per block (313,536 on ViT-B, h = 8)."""
+
+    name = "adapter_houlsby"
+    title = "Adapter-H"
+    paper = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv 1902.00751"
+    slots = ("attention_output", "mlp_output")

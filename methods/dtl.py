@@ -1,0 +1,136 @@
+"""DTL: a compact side network that reads every block's input and is added back behind the later blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, Method, check
+from methods.blocks import blocks, new_linear, plug, width
+from methods.grid import new_convolution, on_grid, token_grid
+
+
+class Side:
+    """Holds the side features from a block's entrance to its exit. Between blocks they travel behind x in one tensor,
+    so that gradient checkpointing, which runs a block again, meets the right ones."""
+
+    features: Tensor | None = None
+
+
+class Extract(nn.Module):
+    """h <- h + B A x at a block's entrance. x: [batch, tokens, d] or Swin map, h of the same shape behind it
+    in dimension 1 unless the block is the `first`; returns x alone."""
+
+    def __init__(self, side: Side, a: nn.Linear, b: nn.Linear, first: bool) -> None:
+        super().__init__()
+        self.side, self.a, self.b, self.first = side, a, b, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first:
+            self.side.features = self.b(self.a(x))
+            return x
+        x, h = x.chunk(2, dim=1)
+        self.side.features = h + self.b(self.a(x))
+        return x
+
+
+class FeedBack(nn.Module):
+    """x <- x + h * sigmoid(beta h) at a block's exit, in DTL+ through a depth-wise convolution, where
+    `feeds`; h follows behind x in dimension 1 unless the block is the `last`."""
+
+    def __init__(self, side: Side, beta: float, feeds: bool, last: bool, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.side, self.beta, self.feeds, self.last, self.grid = side, beta, feeds, last, grid
+        # One convolution serves a stage; a tuple keeps it registered in a single place.
+        self.shared: tuple[nn.Conv2d, ...] = ()
+
+    def adapted(self, h: Tensor) -> Tensor:
+        """Activated side features; prefix tokens pass the convolution by, as in the released code."""
+        active = h * torch.sigmoid(self.beta * h)
+        if not self.shared:
+            return active
+        prefix = 0 if h.dim() == 4 else h.shape[1] - self.grid[0] * self.grid[1]
+        return torch.cat([active[:, :prefix], on_grid(self.shared[0], active[:, prefix:], self.grid)], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, self.side.features = self.side.features, None
+        assert h is not None
+        if self.feeds:
+            x = x + self.adapted(h)
+        return x if self.last else torch.cat([x, h.to(x.dtype)], dim=1)
+
+
+def stages(backbone: Any) -> list[list[Any]]:
+    """Consecutive blocks of equal width and resolution: one list for a ViT, one per stage of a Swin."""
+    return [list(stage.blocks) for stage in getattr(backbone, "layers", [backbone])]
+
+
+class DTL(Method):
+    """A low-rank map of rank r per block, 2*r*d parameters (36,864 on ViT-B, r = 2); DTL+ (`kernel` 3) adds k*k*d
+    once (43,776). On Swin, where the width changes, the side features start anew in every stage."""
+
+    name = "dtl"
+    title = "DTL"
+    paper = "Fu et al., DTL: Disentangled Transfer Learning for Visual Recognition, AAAI 2024, arXiv 2312.07856"
+    family = "adapter"
+    recipe = {"lr": 1e-3}
+    search_space = {**Method.search_space, "beta": (1.0, 100.0)}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        rank: int = 2
+        """Rank r of the maps."""
+
+        start: float = 0.5
+        """Part of a stage's blocks that only feed the side network; 0.5 is the paper's block 7 of 12."""
+
+        beta: float = 100.0
+        """Slope of the activation h * sigmoid(beta h)."""
+
+        kernel: int = 0
+        """Odd size k of the depth-wise convolution of DTL+ (3 in the released code); 0 is DTL without one."""
+
+        def __post_init__(self) -> None:
+            check(self.rank >= 1, "rank", self.rank, "at least 1")
+            check(0 <= self.start < 1, "start", self.start, "in [0, 1)")
+            check(self.beta > 0, "beta", self.beta, "positive")
+            check(self.kernel == 0 or (self.kernel > 0 and self.kernel % 2 == 1), "kernel", self.kernel, "0 or odd")
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        r, k = self.config.rank, self.config.kernel
+        maps = sum(2 * r * width(b) for b in blocks(backbone))
+        return maps + sum(k * k * width(stage[0]) for stage in stages(backbone))
+
+    def extractor(self, block: Any, side: Side, first: bool, context: Context) -> Extract:
+        """A new low-rank map, A as torch draws linear layers, B zero."""
+        d, r = width(block), self.config.rank
+        a = new_linear(d, r, context.generator, std=0, bias=False)
+        nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5), generator=context.generator)
+        return Extract(side, a, new_linear(r, d, context.generator, std=0, bias=False), first)
+
+    def attach_stage(self, stage: list[Any], grid: tuple[int, int], context: Context) -> None:
+        """Lay the side network along blocks of one width."""
+        c = self.config
+        shared: tuple[nn.Conv2d, ...] = ()
+        for number, block in enumerate(stage):
+            side, last = Side(), block is stage[-1]
+            feeds = number >= int(c.start * len(stage))
+            feedback = FeedBack(side, c.beta, feeds, last, grid)
+            if feeds and c.kernel and not shared:
+                feedback.convolution = new_convolution(
+                    width(block), c.kernel, width(block), context.generator, bias=False
+                )
+                shared = (feedback.convolution,)
+            feedback.shared = shared
+            plug(block, "input", self.extractor(block, side, number == 0, context))
+            plug(block, "output", feedback)
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        blocks(backbone)  # refuses what is neither ViT nor Swin
+        for stage in stages(backbone):
+            self.attach_stage(stage, token_grid(backbone), context)
+        return Attachment()

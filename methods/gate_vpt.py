@@ -1,0 +1,100 @@
+"""GateVPT: shallow prompts, of which a gate per block decides how much the block may change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, check
+from methods.blocks import blocks, plug, plug_layer, require_vit, width
+from methods.vpt import InsertPrompts, RemovePrompts, VPTDeep
+
+
+class Kept:
+    """Holds a block's input prompts from its entrance to its exit."""
+
+    prompts: Tensor | None = None
+
+
+class KeepPrompts(nn.Module):
+    """Remember the `count` tokens behind the first `prefix` ones; x: [batch, tokens, channels] passes unchanged."""
+
+    def __init__(self, kept: Kept, prefix: int, count: int) -> None:
+        super().__init__()
+        self.kept, self.span = kept, slice(prefix, prefix + count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.prompts = x[:, self.span]
+        return x
+
+
+class GatePrompts(nn.Module):
+    """Prompts become g * out + (1 - g) * in with g = sigmoid(logit); other tokens pass unchanged."""
+
+    def __init__(self, kept: Kept, prefix: int, count: int, logit: float) -> None:
+        super().__init__()
+        self.kept, self.first, self.last = kept, prefix, prefix + count
+        self.logit = nn.Parameter(torch.tensor(logit))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, self.kept.prompts = self.kept.prompts, None
+        assert before is not None
+        after = x[:, self.first : self.last]
+        mixed = torch.lerp(before, after, self.logit.sigmoid().to(x.dtype))
+        return torch.cat([x[:, : self.first], mixed, x[:, self.last :]], dim=1)
+
+
+class Temperature(nn.Module):
+    """q / t with a learned t, on the output of the fused layer [q, k, v]; y: [batch, tokens, 3 * d]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, y: Tensor) -> Tensor:
+        q, rest = y.split([y.shape[-1] // 3, y.shape[-1] // 3 * 2], dim=-1)
+        return torch.cat([(q / self.temperature).to(y.dtype), rest], dim=-1)
+
+
+class GateVPT(VPTDeep):
+    """p prompts from the first block on, a gate per block but the last (whose prompts nobody reads) and an attention
+    temperature per block: p*d + 2*depth - 1 parameters (76,823 on ViT-B, p = 100)."""
+
+    name = "gate_vpt"
+    title = "GateVPT"
+    paper = "Yoo et al., Improving Visual Prompt Tuning for Self-supervised ViTs, ICML 2023, arXiv 2306.05067"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        tokens: int = 100
+        """Number p of prompts."""
+
+        dropout: float = 0.0
+        """Dropout on the prompts."""
+
+        gate_logit: float = 0.0
+        """Start of the gates' logits; 0 is a gate half open."""
+
+        def __post_init__(self) -> None:
+            check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+            check(abs(self.gate_logit) <= 20, "gate_logit", self.gate_logit, "between -20 and 20")
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        found = blocks(backbone)
+        return self.config.tokens * width(found[0]) + 2 * len(found) - 1
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        vit = require_vit(backbone, self.name)
+        c, found, prefix = self.config, blocks(vit), vit.num_prefix_tokens
+        plug(found[0], "input", InsertPrompts(self.new_prompts(vit, context), prefix, c.dropout))
+        for block in found[:-1]:
+            kept = Kept()
+            plug(block, "input", KeepPrompts(kept, prefix, c.tokens))
+            plug(block, "output", GatePrompts(kept, prefix, c.tokens, c.gate_logit))
+        for block in found:
+            plug_layer(block.attn.qkv, "output", Temperature())
+        plug(found[-1], "output", RemovePrompts(c.tokens, prefix))
+        return Attachment()

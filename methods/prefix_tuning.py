@@ -1,0 +1,97 @@
+"""Prefix tuning: learned keys and values in front of those that attention computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from methods.base import Attachment, Context, Method, MethodError, check
+from methods.blocks import blocks, require_vit, width
+
+
+class Prefix(nn.Module):
+    """Learned keys and values of one attention layer, both [heads, tokens, channels per head]."""
+
+    def __init__(self, keys: Tensor, values: Tensor, dropout: float) -> None:
+        super().__init__()
+        self.keys, self.values = nn.Parameter(keys), nn.Parameter(values)
+        self.dropout = nn.Dropout(dropout)
+
+    def prepend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the prefix in front of k and v: [batch, heads, tokens, channels per head]."""
+        new_k, new_v = (self.dropout(t).to(k.dtype).expand(len(k), -1, -1, -1) for t in (self.keys, self.values))
+        return torch.cat([new_k, k], dim=2), torch.cat([new_v, v], dim=2)
+
+
+class PrefixAttention(Attention):
+    """timm's attention with a prefix. x: [batch, tokens, channels]."""
+
+    prefix: Prefix
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """softmax(q [P_k; k]^T / sqrt(d)) [P_v; v], projected."""
+        if attn_mask is not None or is_causal:
+            raise MethodError("method 'prefix_tuning' does not serve masked attention")
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        # The prefix stands for finished keys: it does not pass the norm of the image's keys.
+        k, v = self.prefix.prepend(self.k_norm(k), v)
+        drop = self.attn_drop.p if self.training else 0.0
+        y = functional.scaled_dot_product_attention(self.q_norm(q), k, v, dropout_p=drop)
+        y = self.norm(y.transpose(1, 2).flatten(2))
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(y))
+
+
+class PrefixTuning(Method):
+    """p keys and p values per block, learned directly: 2*p*d parameters per block (368,640 on ViT-B, p = 20).
+
+    The paper trains them through an MLP that is dropped afterwards (section 4.3); that trick, meant for language
+    models, has many times the parameters of the prefix, and comparisons in vision do without it.
+    """
+
+    name = "prefix_tuning"
+    title = "Prefix"
+    paper = "Li and Liang, Prefix-Tuning, ACL 2021, arXiv 2101.00190"
+    family = "prompt"
+    recipe = {"lr": 5e-3}
+    search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
+    serves = frozenset({"vit"})
+    identity_at_start = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        tokens: int = 20
+        """Number p of learned keys, and of learned values, per block."""
+
+        dropout: float = 0.0
+        """Dropout on the prefix."""
+
+        def __post_init__(self) -> None:
+            check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        found = blocks(require_vit(backbone, self.name))
+        for block in found:
+            if type(block.attn) is not Attention:
+                raise MethodError(f"method {self.name!r} serves timm's Attention, not {type(block.attn).__name__}")
+        for block in found:
+            attention = block.attn
+            shape = (attention.num_heads, self.config.tokens, attention.head_dim)
+            keys, values = torch.empty(shape), torch.empty(shape)
+            for tensor in (keys, values):
+                nn.init.trunc_normal_(tensor, std=0.02, generator=context.generator)
+            prefix = Prefix(keys, values, self.config.dropout).train(attention.training)
+            weight = attention.qkv.weight
+            attention.__class__ = PrefixAttention
+            attention.prefix = prefix.to(device=weight.device, dtype=weight.dtype)
+        return Attachment()

@@ -1,0 +1,45 @@
+"""Features of a frozen backbone, recorded while it runs, for side networks that run behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from methods.base import MethodError
+
+
+class Tape:
+    """Recorded tensors by number. They carry no gradient, so nothing trains through the backbone."""
+
+    def __init__(self) -> None:
+        self.features: dict[int, Tensor] = {}
+
+    def take(self) -> list[Tensor]:
+        """All recorded tensors in order of number; the tape is empty afterwards."""
+        taken = [self.features[number] for number in sorted(self.features)]
+        self.features = {}
+        return taken
+
+
+class Record(nn.Module):
+    """Put what passes on the tape, without gradient, and pass it on unchanged."""
+
+    def __init__(self, tape: Tape, number: int) -> None:
+        super().__init__()
+        self.tape, self.number = tape, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tape.features[self.number] = x.detach()
+        return x
+
+
+def last_norm(vit: Any) -> nn.Module:
+    """The norm between a ViT's blocks and its head: on tokens, or for some average-pooling models on pooled features.
+
+    A side network plugged in behind it stays outside of gradient checkpointing. Raises `MethodError` without a norm.
+    """
+    for norm in (vit.norm, vit.fc_norm):
+        if getattr(norm, "weight", None) is not None:
+            return norm
+    raise MethodError("a side network needs a backbone with a norm in front of its head")

@@ -1,0 +1,93 @@
+"""Visual query tuning: learned queries summarise every block; the backbone's features stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from methods.base import Attachment, Context, Method, MethodError, check
+from methods.blocks import blocks, plug_layer, require_vit, width
+from methods.tape import Record, Tape, last_norm
+
+
+def answer(block: Any, queries: Tensor, qkv: Tensor) -> Tensor:
+    """What a frozen block makes of extra query tokens that only look.
+
+    queries: [tokens, d]; qkv: [batch, image tokens, 3 * d], the block's own, whose keys and values are used.
+    Returns [batch, tokens, d].
+    """
+    attention, d = block.attn, queries.shape[-1]
+    split = (attention.num_heads, attention.head_dim)
+    k, v = (t.unflatten(-1, split).transpose(1, 2) for t in qkv.chunk(3, dim=-1)[1:])
+    bias = None if attention.qkv.bias is None else attention.qkv.bias[:d]
+    q = functional.linear(block.norm1(queries), attention.qkv.weight[:d], bias)
+    q = attention.q_norm(q.unflatten(-1, split).transpose(0, 1)).to(k.dtype).expand(len(k), -1, -1, -1)
+    y = functional.scaled_dot_product_attention(q, attention.k_norm(k), v).transpose(1, 2).flatten(2)
+    h = queries + block.ls1(attention.proj(attention.norm(y)))
+    return h + block.ls2(block.mlp(block.norm2(h)))
+
+
+class QuerySummary(nn.Module):
+    """features + sum over blocks l and queries t of w[l, t] (*) LN(answer[l, t]), behind the backbone's last norm.
+
+    features: [batch, tokens, d] or pooled [batch, d]. Queries and w: [depth, tokens, d].
+    """
+
+    def __init__(self, tape: Tape, found: list[Any], queries: Tensor) -> None:
+        super().__init__()
+        self.tape = tape
+        # The blocks are the backbone's: a tuple keeps them from being registered here again.
+        self.blocks = tuple(found)
+        self.queries = nn.Parameter(queries)
+        self.weights = nn.Parameter(torch.zeros_like(queries))
+
+    def forward(self, features: Tensor) -> Tensor:
+        taken = self.tape.take()
+        answers = [answer(*each) for each in zip(self.blocks, self.queries, taken, strict=True)]
+        normed = functional.layer_norm(torch.stack(answers, dim=1), features.shape[-1:])
+        summary = (normed * self.weights).sum(dim=(1, 2))
+        return features + (summary if features.dim() == 2 else summary.unsqueeze(1))
+
+
+class VQT(Method):
+    """T queries per block, 2*T*d parameters per block (184,320 on ViT-B, T = 10).
+
+    In the paper the head sees the outputs of all queries side by side, which makes it depth * T times as wide. Here
+    the head belongs to the harness and is a linear layer on d features, so the normed outputs reach it as a sum,
+    weighted per query and channel; the weights, half of the count, start at zero.
+    """
+
+    name = "vqt"
+    title = "VQT"
+    paper = "Tu et al., Visual Query Tuning, CVPR 2023, arXiv 2212.03220"
+    family = "prompt"
+    recipe = {"lr": 5e-3}
+    serves = frozenset({"vit"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        tokens: int = 10
+        """Number T of queries per block."""
+
+        def __post_init__(self) -> None:
+            check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        vit = require_vit(backbone, self.name)
+        found, tape = blocks(vit), Tape()
+        if any(type(b.attn) is not Attention or b.attn.gate is not None for b in found):
+            raise MethodError(f"method {self.name!r} serves timm's plain attention only")
+        queries = torch.empty(len(found), self.config.tokens, width(found[0]))
+        nn.init.trunc_normal_(queries, std=0.02, generator=context.generator)
+        plug_layer(last_norm(vit), "output", QuerySummary(tape, found, queries))
+        for number, block in enumerate(found):
+            plug_layer(block.attn.qkv, "output", Record(tape, number))
+        return Attachment()
