@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import gelu, pad
 
 from methods.base import MethodError
 from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
@@ -65,6 +65,17 @@ def low_rank(
     down = new_linear(layer.in_features, rank, generator, std=(3 * layer.in_features) ** -0.5, bias=False)
     up = new_linear(rank, stop - start, generator, std=0, bias=False)
     return LowRank(down, up, scale, start, layer.out_features, dropout)
+
+
+class Bottleneck(nn.Module):
+    """x + up(GELU(down(x))), an adapter in series; `down`, `up`: modules from [..., d] to [..., h] and back."""
+
+    def __init__(self, down: nn.Module, up: nn.Module) -> None:
+        super().__init__()
+        self.down, self.up = down, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(gelu(self.down(x)))
 
 
 @cache
