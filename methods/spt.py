@@ -132,7 +132,8 @@ class SPTLoRA(Method):
         left = budget - sum(cost for cost, yes in zip(costs, lora, strict=True) if yes and cost)
         candidates = torch.cat([torch.full_like(s, -1) if yes else s for s, yes in zip(scores, lora, strict=True)])
         if left > int((candidates >= 0).sum()):
-            raise MethodError(f"share={self.config.share!r} must be lower: LoRAs and single weights cannot use it up")
+            c = self.config
+            raise MethodError(f"share={c.share!r} must be lower: LoRAs of rank={c.rank} and vectors cannot use it up")
         mask = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
         mask[candidates.topk(left).indices] = True
         return lora, mask

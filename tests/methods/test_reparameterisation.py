@@ -19,6 +19,8 @@ VIT_B = {
     "fact_tk": 86_528,  # 2*768*32 + 144*32 + 32^3; the paper's 0.069 M is a mean over per-task ranks up to 32
     "arc": 96_432,  # 0.13 M with heads
     "hydra": 239_712,  # 0.28 M with heads
+    "compacter": 57_088,  # 4^3 + 24 * 3 * (768 + 24); the paper counts T5, not ViT
+    "lorand": 915_456,  # 24 * (2 * (2*8*1152 + 64) + 1152); the paper counts Swin, not ViT
     "mlp_head": 1_181_184,  # two hidden 768 x 768 layers in front of the head
 }
 MERGEABLE = ["lora_qv", "ssf", "fact_tt", "fact_tk", "arc", "hydra"]
@@ -131,6 +133,36 @@ def test_arc_formula_and_sharing():
     assert not close(logits(released), logits(small_vit()), 1e-6)
 
 
+def test_compacter_weight_is_a_sum_of_kronecker_products():
+    backbone, _ = attach("compacter")
+    first, last = (b.slots["mlp_output"][0] for b in (backbone.blocks[0], backbone.blocks[2]))
+    assert first.down.rule is first.up.rule is last.up.rule
+    down = first.down
+    factors = zip(down.rule.matrices, down.s, down.t, strict=True)
+    expected = sum(torch.kron(a, torch.outer(s, t)) for a, s, t in factors)
+    assert torch.allclose(down.weight(), expected, atol=1e-6)
+
+
+def test_lorand_weight_is_a_sum_of_branches():
+    backbone, _ = attach("lorand", branches=3)
+    adapter = backbone.blocks[0].slots["attention_output"][0]
+    assert adapter.down.kernel is adapter.up.kernel
+    down, k = adapter.down, adapter.down.kernel.weight
+    expected = sum(down.p[i] @ k[i] @ down.q[i] for i in range(3))
+    assert torch.allclose(down.weight(), expected, atol=1e-6)
+
+
+def test_impossible_for_the_backbone():
+    for name, config, field in [
+        ("compacter", {"products": 5, "bottleneck": 5}, "products"),
+        ("lorand", {"reduction": 33}, "reduction"),
+    ]:
+        with pytest.raises(MethodError, match=field):
+            attach(name, **config)
+    with pytest.raises(MethodError, match="slices"):
+        attach("fact_tt", small_vit(mlp_ratio=1.5))
+
+
 def test_mlp_head_sits_behind_pooling():
     for model in MODELS:
         backbone, _ = attach("mlp_head", model)
@@ -155,6 +187,8 @@ def test_mlp_head_sits_behind_pooling():
         ("arc", "variant", "other"),
         ("hydra", "scale", 0.0),
         ("hydra", "dropout", 1.0),
+        ("compacter", "bottleneck", 6),
+        ("lorand", "branches", 0),
         ("mlp_head", "layers", 1),
     ],
 )
