@@ -18,7 +18,7 @@ VARIANTS = ("identity", "released")
 
 
 class Projection(nn.Module):
-    """The shared matrix U: [d, r], used as U going down and as its transpose going up (paper, eq. 4)."""
+    """The shared matrix U: [d, r], used as U going down and as its transpose going up."""
 
     def __init__(self, d: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Projection(nn.Module):
 
 
 class Recomposition(nn.Module):
-    """x + dropout(x U diag(c)) U^T + b (paper, eq. 5-6); x: [..., d], c: [r], b: [d]."""
+    """x + dropout(x U diag(c)) U^T + b; x: [..., d], c: [r], b: [d]."""
 
     def __init__(self, projection: Projection, coefficients: Tensor, dropout: float) -> None:
         super().__init__()

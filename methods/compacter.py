@@ -21,7 +21,7 @@ class SharedRule(nn.Module):
 
 
 class KroneckerLinear(nn.Module):
-    """x W + b with W = sum_i A_i kron (s_i t_i^T) (paper, eq. 5-6); A_i: [n, n], s: [n, in/n], t: [n, out/n].
+    """x W + b with W = sum_i A_i kron (s_i t_i^T); A_i: [n, n], s: [n, in/n], t: [n, out/n].
 
     in + out parameters for s and t, out for b. t is zero at the start where `zero` is set.
     """

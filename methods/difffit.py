@@ -16,8 +16,8 @@ from methods.ssf import ScaleShift, fold_scale_shift
 
 
 class DiffFit(Method):
-    """Trains all biases and norms, and x + gamma_1 * attn(x), x + gamma_2 * mlp(x) with vectors gamma of ones (paper,
-    section 3.2 and figure 3): 15 * d per ViT block, d for the patch embedding's bias and 2 * d for the final norm.
+    """Trains all biases and norms, and x + gamma_1 * attn(x), x + gamma_2 * mlp(x) with vectors gamma that start at
+    one: 15 * d per ViT block, d for the patch embedding's bias and 2 * d for the final norm.
     """
 
     name = "difffit"

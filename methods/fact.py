@@ -1,7 +1,7 @@
 """FacT: all weight increments of the model are one tensor, stored as a tensor train or in Tucker form.
 
 The increments of a ViT with L blocks are stacked as a tensor [12 L, d, d]: q, k, v and proj are one d x d slice each,
-fc1 and fc2 four slices each (paper, section 3.2). On Swin each width has a tensor of its own.
+fc1 and fc2 four slices each. On Swin each width has a tensor of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def uniform(generator: torch.Generator, bound: float, *shape: int) -> nn.Paramet
 
 
 class TensorTrain(nn.Module):
-    """Slices U Sigma_n V of the increments; U: [d, r], Sigma: [n, r, r], V: [r, d], zero at the start (eq. 3-4)."""
+    """Slices U Sigma_n V of the increments; U: [d, r], Sigma: [n, r, r], V: [r, d], zero at the start."""
 
     def __init__(self, d: int, slices: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TensorTrain(nn.Module):
 
 
 class Tucker(nn.Module):
-    """Slices U (sum_c P_nc C_c) V of the increments; C: [r, r, r], P: [n, r], U and V as in `TensorTrain` (eq. 5-6)."""
+    """Slices U (sum_c P_nc C_c) V of the increments; C: [r, r, r], P: [n, r], U and V as in `TensorTrain`."""
 
     def __init__(self, d: int, slices: int, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class FactConfig:
 
 
 class FactTT(Method):
-    """Tensor-train form: 2 * d * r + 12 * L * r^2 parameters for L blocks of width d (paper, eq. 3-4)."""
+    """Tensor-train form: 2 * d * r + 12 * L * r^2 parameters for L blocks of width d."""
 
     name = "fact_tt"
     title = "FacT-TT"
@@ -152,7 +152,7 @@ class FactTT(Method):
 
 
 class FactTK(FactTT):
-    """Tucker form: 2 * d * r + 12 * L * r + r^3 parameters for L blocks of width d (paper, eq. 5-6)."""
+    """Tucker form: 2 * d * r + 12 * L * r + r^3 parameters for L blocks of width d."""
 
     name = "fact_tk"
     title = "FacT-TK"

@@ -46,7 +46,7 @@ def largest_per_row(gradient: Tensor, count: int) -> Tensor:
 
 class GPS(Method):
     """Trains k weights of each output neuron of every linear and convolution layer outside the head, chosen by the
-    magnitude of their gradients (paper, section 3.2), and the neurons' biases: (k + 1) * 10 * d per ViT block and
+    magnitude of their gradients, and the neurons' biases: (k + 1) * 10 * d per ViT block and
     (k + 1) * d for the patch embedding.
     """
 
@@ -67,7 +67,7 @@ class GPS(Method):
 
         loss: str = "contrastive"
         """Loss whose gradients choose: `contrastive` on the features in front of the head, so that the untrained head
-        has no say (paper, section 3.2), or `cross_entropy` through the untrained head."""
+        has no say, as in the paper, or `cross_entropy` through the untrained head."""
 
         def __post_init__(self) -> None:
             check(self.connections >= 1, "connections", self.connections, "at least 1")

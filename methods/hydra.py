@@ -16,7 +16,7 @@ from methods.layers import LowRank, absorb, block_linears, change_layer, restore
 
 
 class HydraLayer:
-    """Mixed into a linear layer: y = W x + b, plus s * par(x) + s * seq(y) (paper, eq. 6)."""
+    """Mixed into a linear layer: y = W x + b, plus s * par(x) + s * seq(y)."""
 
     parallel_branch: nn.Module
     sequential_branch: nn.Module
@@ -37,7 +37,7 @@ def branch(inputs: int, outputs: int, rank: int, scale: float, dropout: float, g
 
 
 def fold_hydra(layers: Iterable[Any]) -> None:
-    """Fold both branches into the layers and remove them (paper, eq. 8)."""
+    """Fold both branches into the layers and remove them."""
     for layer in layers:
         absorb(layer)
         restore_layer(layer)

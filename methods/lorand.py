@@ -21,7 +21,7 @@ class Kernel(nn.Module):
 
 
 class MultiBranchLinear(nn.Module):
-    """x W + b with W = sum_i P_i K_i Q_i (paper, eq. 4); P: [a, in, k], K: [a, k, k], Q: [a, k, out].
+    """x W + b with W = sum_i P_i K_i Q_i; P: [a, in, k], K: [a, k, k], Q: [a, k, out].
 
     Q is zero at the start where `zero` is set.
     """

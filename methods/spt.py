@@ -54,8 +54,8 @@ def segments(backbone: nn.Module, rank: int) -> list[Segment]:
 def choose_lora(scores: Sequence[Tensor], costs: Sequence[int | None], budget: int, threshold: float) -> list[bool]:
     """Which segments get a LoRA, at the lowest cut-off of sensitivity that keeps the whole within the budget.
 
-    A segment whose weights above the cut-off number at least `threshold` times its LoRA's parameters gets that LoRA
-    (paper, eq. 5); the others train those weights. scores: sensitivities of each segment's weights.
+    A segment whose weights above the cut-off number at least `threshold` times its LoRA's parameters gets that LoRA;
+    the others train those weights. scores: sensitivities of each segment's weights.
     """
 
     def at(cut: float) -> tuple[list[bool], int]:
@@ -74,6 +74,8 @@ def choose_lora(scores: Sequence[Tensor], costs: Sequence[int | None], budget: i
         lora, spent = at(cut)
         if spent <= budget:
             chosen, high = lora, cut
+            if spent == budget:
+                break
         else:
             low = cut
     return chosen
@@ -81,7 +83,7 @@ def choose_lora(scores: Sequence[Tensor], costs: Sequence[int | None], budget: i
 
 class SPTLoRA(Method):
     """Trains exactly round(share * N) parameters, N being the backbone's without head: the weights most sensitive on
-    the training data, s = sum of squared gradients over batches (paper, eq. 3), one by one where they are few in a
+    the training data, s = sum of squared gradients over batches, one by one where they are few in a
     matrix, and a LoRA of that matrix where they are many. What the LoRAs leave of the budget goes to the most sensitive
     single weights elsewhere.
     """

@@ -16,7 +16,7 @@ from methods.layers import body_layers
 
 
 class ScaleShift(nn.Module):
-    """gamma * y + beta per channel (paper, eq. 3); gamma, beta: [C]; y: [..., C], or [B, C, H, W] of a convolution."""
+    """gamma * y + beta per channel; gamma, beta: [C]; y: [..., C], or [B, C, H, W] of a convolution."""
 
     shift: Tensor | None
 
@@ -33,7 +33,7 @@ class ScaleShift(nn.Module):
 
 @torch.no_grad()
 def fold_scale_shift(layers: Iterable[Any]) -> None:
-    """Fold the one `ScaleShift` at the output of each layer into the layer's weight and bias (paper, eq. 4)."""
+    """Fold the one `ScaleShift` at the output of each layer into the layer's weight and bias."""
     for layer in layers:
         (module,) = layer.slots["output"]
         layer.weight.mul_(module.scale.view(-1, *(1,) * (layer.weight.dim() - 1)))

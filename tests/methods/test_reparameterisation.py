@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from conftest import make_context, small_vit
 from method_checks import MODELS, attach, close, count, logits, shape_of, train, vit_b
@@ -11,10 +12,10 @@ from methods import registry
 from methods.base import MethodError
 from methods.blocks import blocks
 
-# Published figure in the comment; all without head.
+# In the comment, what the method's paper or released code says; all without head.
 VIT_B = {
     "lora_qv": 294_912,  # SCT's and V-PETL's code, 0.29 M
-    "ssf": 205_824,  # 0.205 M (SSF, table 1 less the head)
+    "ssf": 205_824,  # 0.205 M
     "fact_tt": 61_440,  # 2*768*16 + 144*16^2; the paper's 0.037 M is a mean over per-task ranks up to 16
     "fact_tk": 86_528,  # 2*768*32 + 144*32 + 32^3; the paper's 0.069 M is a mean over per-task ranks up to 32
     "arc": 96_432,  # 0.13 M with heads
@@ -206,3 +207,17 @@ def test_copy_and_autocast():
             assert torch.isfinite(logits(twin)).all()
         assert not train(twin)
         assert len(blocks(twin)) == 3
+
+
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_merge_where_swin_pads_windows(name):
+    sizes = {"img_size": 32, "patch_size": 2, "window_size": 5, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=4, **sizes).requires_grad_(False).eval()
+    _, attachment = attach(name, model)
+    train(model)
+    before = logits(model)
+    if name == "arc":  # padded tokens enter attention behind its modules
+        assert attachment.merge is None
+    else:
+        attachment.merge()
+        assert close(logits(model), before)

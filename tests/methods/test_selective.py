@@ -13,13 +13,13 @@ from methods.base import MethodError
 from methods.gps import contrastive_loss, largest_per_row
 from methods.spt import choose_lora, segments
 
-# Published figure in the comment; all without head.
+# In the comment, what papers say; all without head.
 VIT_B = {
-    "bitfit": 102_912,  # 0.10 M (SSF, table 1)
+    "bitfit": 102_912,  # 0.10 M
     "norm_tuning": 38_400,  # 25 norms of 2*768: 0.04 M
     "partial": 7_089_408,  # one block 7.09 M: VPT's 3.00x for 24 tasks
     "difffit": 140_544,  # biases 102,912 + norm weights 19,200 + scales 18,432; the paper counts DiT, not ViT
-    "gps": 167_424,  # one weight and one bias of 83,712 neurons; 0.25 % of 86 M with heads
+    "gps": 167_424,  # one weight and one bias of 83,712 neurons, as in the released code
     "spt_lora": 428_993,  # the default budget, 0.5 % of 85,798,656
 }
 SELECTING = ("gps", "spt_lora")
