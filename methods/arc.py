@@ -1,0 +1,121 @@
+"""ARC: adapters that share one symmetric projection and differ in a few coefficients per block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, Method, check
+from methods.blocks import blocks, plug_layer, unplug_layer, width
+from methods.layers import block_linears
+
+VARIANTS = ("identity", "released")
+
+
+class Projection(nn.Module):
+    """The shared matrix U: [d, r], used as U going down and as its transpose going up."""
+
+    def __init__(self, d: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(d, rank), generator=generator))
+
+
+class Recomposition(nn.Module):
+    """x + dropout(x U diag(c)) U^T + b; x: [..., d], c: [r], b: [d]."""
+
+    def __init__(self, projection: Projection, coefficients: Tensor, dropout: float) -> None:
+        super().__init__()
+        self.projection = projection
+        self.coefficients = nn.Parameter(coefficients)
+        self.bias = nn.Parameter(torch.zeros(len(projection.weight)))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.projection.weight
+        return x + self.dropout(x @ (u * self.coefficients)) @ u.T + self.bias
+
+
+@torch.no_grad()
+def fold_recompositions(places: Iterable[tuple[Any, nn.Linear]]) -> None:
+    """Fold the module behind each norm into the linear layer that follows: W (x A + b) = (W A^T) x + W b."""
+    for norm, linear in places:
+        (module,) = norm.slots["output"]
+        u, c = module.projection.weight, module.coefficients
+        linear.bias.add_(linear.weight @ module.bias)
+        linear.weight.add_((linear.weight @ (u * c)) @ u.T)
+        unplug_layer(norm)
+
+
+def pads_windows(block: Any) -> bool:
+    """Whether a Swin block pads its input: the padded tokens then enter attention without the module's bias."""
+    if not hasattr(block, "window_size"):
+        return False
+    return any(n % w for n, w in zip(block.input_resolution, block.window_size, strict=True))
+
+
+class ARC(Method):
+    """One adapter behind each of the two norms of every block; all that follow attention norms share a U, all that
+    follow MLP norms another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
+    shares its own.
+
+    `identity_at_start` holds for the default variant.
+    """
+
+    name = "arc"
+    title = "ARC"
+    paper = "Dong et al., Efficient Adaptation of Large ViT via Adapter Re-Composing, NeurIPS 2023, arXiv 2310.06234"
+    family = "reparameterisation"
+    recipe = {"lr": 5e-3}
+    search_space = {"lr": (1e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (10, 50, 100)}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        rank: int = 50
+        """Width r of the shared bottleneck."""
+
+        dropout: float = 0.1
+        """Dropout on the re-scaled code."""
+
+        variant: str = "identity"
+        """`identity`: all coefficients start at zero. `released`: as in the released code, those of the MLP adapters
+        start Xavier-uniform, so that training does not start at the pretrained function."""
+
+        def __post_init__(self) -> None:
+            check(self.rank >= 1, "rank", self.rank, "at least 1")
+            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        r = self.config.rank
+        widths = [width(b) for b in blocks(backbone)]
+        return sum(2 * d * r for d in set(widths)) + sum(2 * (r + d) for d in widths)
+
+    def coefficients(self, mlp: bool, context: Context) -> Tensor:
+        """Starting coefficients [r]."""
+        start = torch.zeros(1, self.config.rank)
+        if mlp and self.config.variant == "released":
+            nn.init.xavier_uniform_(start, generator=context.generator)
+        return start[0]
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        c = self.config
+        found = blocks(backbone)
+        shared = {
+            (d, mlp): Projection(d, c.rank, context.generator)
+            for d in sorted({width(b) for b in found})
+            for mlp in (False, True)
+        }
+        places: list[tuple[Any, nn.Linear]] = []
+        for block in found:
+            linears = block_linears(block)
+            for mlp, norm, linear in ((False, block.norm1, linears["qkv"]), (True, block.norm2, linears["fc1"])):
+                module = Recomposition(shared[width(block), mlp], self.coefficients(mlp, context), c.dropout)
+                plug_layer(norm, "output", module)
+                places.append((norm, linear))
+        foldable = all(linear.bias is not None for _, linear in places) and not any(map(pads_windows, found))
+        return Attachment(merge=partial(fold_recompositions, places) if foldable else None)

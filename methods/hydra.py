@@ -1,0 +1,94 @@
+"""Hydra: a parallel and a sequential low-rank branch on one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, Method, check
+from methods.blocks import blocks
+from methods.layers import LowRank, absorb, block_linears, change_layer, restore_layer
+
+
+class HydraLayer:
+    """Mixed into a linear layer: y = W x + b, plus s * par(x) + s * seq(y)."""
+
+    parallel_branch: nn.Module
+    sequential_branch: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own output y and both branches."""
+        y = super().forward(x)  # type: ignore[misc]
+        return y + self.parallel_branch(x) + self.sequential_branch(y)
+
+
+def branch(inputs: int, outputs: int, rank: int, scale: float, dropout: float, generator: torch.Generator) -> LowRank:
+    """Linear maps [inputs] to [r] to [outputs] with biases; the first Xavier-uniform, the second zero."""
+    down, up = nn.Linear(inputs, rank), nn.Linear(rank, outputs)
+    nn.init.xavier_uniform_(down.weight, generator=generator)
+    for tensor in (down.bias, up.weight, up.bias):
+        nn.init.zeros_(tensor)
+    return LowRank(down, up, scale, 0, outputs, dropout)
+
+
+def fold_hydra(layers: Iterable[Any]) -> None:
+    """Fold both branches into the layers and remove them."""
+    for layer in layers:
+        absorb(layer)
+        restore_layer(layer)
+        del layer.parallel_branch, layer.sequential_branch
+
+
+class Hydra(Method):
+    """Branches on the output projections of attention and MLP, r * (in + 3 out) + 2 r + 2 out parameters each:
+    r * (4 d + 7 d) + 4 r + 4 d per ViT block.
+    """
+
+    name = "hydra"
+    title = "Hydra"
+    paper = "Kim et al., Hydra: Multi-head Low-rank Adaptation, Neural Networks 2024, arXiv 2309.06922"
+    family = "reparameterisation"
+    recipe = {"lr": 1e-3}
+    search_space = {"lr": (1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "scale": (0.1, 1.0, 5.0)}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        rank: int = 2
+        """Rank r of each branch."""
+
+        scale: float = 1.0
+        """Factor s on both branches; the released code chooses it per task."""
+
+        dropout: float = 0.0
+        """Dropout on the r-dimensional codes."""
+
+        def __post_init__(self) -> None:
+            check(self.rank >= 1, "rank", self.rank, "at least 1")
+            check(self.scale > 0, "scale", self.scale, "positive")
+            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+    def layers(self, backbone: nn.Module) -> list[nn.Linear]:
+        """The layers that get branches."""
+        return [block_linears(b)[name] for b in blocks(backbone) for name in ("proj", "fc2")]
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        r = self.config.rank
+        return sum(
+            r * (layer.in_features + 3 * layer.out_features) + 2 * r + 2 * layer.out_features
+            for layer in self.layers(backbone)
+        )
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        c, g = self.config, context.generator
+        layers: list[Any] = self.layers(backbone)
+        for layer in layers:
+            inputs, outputs = layer.in_features, layer.out_features
+            change_layer(layer, HydraLayer)
+            layer.parallel_branch = branch(inputs, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight)
+            layer.sequential_branch = branch(outputs, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight)
+        return Attachment(merge=partial(fold_hydra, layers))

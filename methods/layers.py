@@ -1,0 +1,116 @@
+"""Shared by the reparameterisation and selective methods: finding leaf layers, changing them, folding them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad
+
+from methods.base import MethodError
+from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
+
+
+def body_layers(backbone: Any, kinds: type | tuple[type, ...]) -> list[Any]:
+    """Layers of these kinds with a weight, from input to output, without the classifier that the harness owns."""
+    blocks(backbone)  # refuses what is neither ViT nor Swin
+    head = {id(m) for m in backbone.get_classifier().modules()}
+    found: list[Any] = [m for m in backbone.modules() if isinstance(m, kinds) and id(m) not in head]
+    return [m for m in found if m.weight is not None]
+
+
+def block_linears(block: Any) -> dict[str, Any]:
+    """The block's `qkv`, `proj`, `fc1` and `fc2`. Raises `MethodError` if it is built of other layers."""
+    attn, mlp = block.attn, block.mlp
+    found = {"qkv": attn.qkv, "proj": attn.proj, "fc1": getattr(mlp, "fc1", None), "fc2": getattr(mlp, "fc2", None)}
+    for name, layer in found.items():
+        if not isinstance(layer, nn.Linear):
+            raise MethodError(f"the blocks of this backbone have no linear layer {name}")
+    return found
+
+
+class LowRank(nn.Module):
+    """scale * B(dropout(A x)) on the outputs [start, start + out) of a layer with `total` outputs, zero elsewhere.
+
+    A: [r, in], B: [out, r]; r * (in + out) parameters, and r + out more with biases.
+    """
+
+    def __init__(self, down: nn.Linear, up: nn.Linear, scale: float, start: int, total: int, dropout: float) -> None:
+        super().__init__()
+        self.down, self.up, self.scale = down, up, scale
+        self.dropout = nn.Dropout(dropout)
+        self.padding = (start, total - start - up.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = self.scale * self.up(self.dropout(self.down(x)))
+        return pad(update, self.padding) if any(self.padding) else update
+
+
+def low_rank(
+    layer: nn.Linear,
+    rank: int,
+    generator: torch.Generator,
+    scale: float = 1.0,
+    rows: tuple[int, int] | None = None,
+    dropout: float = 0.0,
+) -> LowRank:
+    """A LoRA branch for the outputs `rows` (all if None) of a linear layer: A random, B zero.
+
+    A has the standard deviation (3 in)^-1/2 of torch's default linear layer, which LoRA's own code uses.
+    """
+    start, stop = rows or (0, layer.out_features)
+    down = new_linear(layer.in_features, rank, generator, std=(3 * layer.in_features) ** -0.5, bias=False)
+    up = new_linear(rank, stop - start, generator, std=0, bias=False)
+    return LowRank(down, up, scale, start, layer.out_features, dropout)
+
+
+class Bottleneck(nn.Module):
+    """x + up(GELU(down(x))), an adapter in series; `down`, `up`: modules from [..., d] to [..., h] and back."""
+
+    def __init__(self, down: nn.Module, up: nn.Module) -> None:
+        super().__init__()
+        self.down, self.up = down, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(gelu(self.down(x)))
+
+
+@cache
+def _changed_class(mixin: type, kind: type) -> type:
+    return type(f"{mixin.__name__}{kind.__name__}", (mixin, kind), {"plain": kind})
+
+
+def change_layer(layer: Any, mixin: type) -> None:
+    """Give a leaf layer the forward of `mixin`, which may call the layer's own. The layer keeps its parameters."""
+    layer.__class__ = _changed_class(mixin, layer.__class__)
+
+
+def restore_layer(layer: Any) -> None:
+    """Undo `change_layer`."""
+    layer.__class__ = type(layer).plain
+
+
+@torch.no_grad()
+def absorb(layer: Any) -> None:
+    """Set weight (and bias) of a linear layer to the affine map that its present forward computes.
+
+    The map is read off its values at zero and at the unit vectors. What changes the forward must then be removed.
+    """
+    layer.eval()  # no dropout
+    weight = layer.weight
+    offset = layer(weight.new_zeros(1, layer.in_features))
+    product = layer(torch.eye(layer.in_features, device=weight.device, dtype=weight.dtype)) - offset
+    weight.copy_(product.T)
+    if layer.bias is not None:
+        layer.bias.copy_(offset[0])
+
+
+def fold_linears(layers: Iterable[Any]) -> None:
+    """Fold all that was plugged into linear layers, which must be affine, into their weights and biases."""
+    for layer in layers:
+        if isinstance(layer, SlottedLayer):
+            absorb(layer)
+            unplug_layer(layer)

@@ -1,0 +1,53 @@
+"""MLP head: hidden layers between the frozen features and the linear head."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from methods.base import Attachment, Context, Method, check
+from methods.blocks import blocks, new_linear
+
+
+class MLPHead(Method):
+    """A head of k layers, ReLU between them. The last is the harness's head; the method's are k - 1 maps of the
+    pooled feature [d] to itself: (k - 1) * (d^2 + d) parameters.
+    """
+
+    name = "mlp_head"
+    title = "MLP head"
+    paper = "baseline MLP-k of Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
+    family = "head"
+    recipe = {"lr": 1e-3}
+    search_space = {"lr": (1e-4, 5e-4, 1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "layers": (2, 3, 5)}
+    identity_at_start = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        layers: int = 3
+        """Number k of layers, the linear head included; 3 in VPT's tables."""
+
+        def __post_init__(self) -> None:
+            check(self.layers >= 2, "layers", self.layers, "at least 2 (1 is the linear probe)")
+
+    def expected_parameters(self, backbone: Any) -> int:
+        d = backbone.get_classifier().in_features
+        return (self.config.layers - 1) * (d * d + d)
+
+    def attach(self, backbone: Any, context: Context) -> Attachment:
+        blocks(backbone)  # refuses what is neither ViT nor Swin
+        classifier = backbone.get_classifier()
+        d = classifier.in_features
+        hidden = nn.Sequential()
+        for _ in range(self.config.layers - 1):
+            # He's standard deviation keeps the features' size through the ReLUs.
+            hidden.append(new_linear(d, d, context.generator, std=(2 / d) ** 0.5))
+            hidden.append(nn.ReLU())
+        hidden.to(device=classifier.weight.device, dtype=classifier.weight.dtype)
+        # The dropout in front of the classifier is the last module that pooled features pass on both kinds of model.
+        owner, name = (backbone.head, "drop") if hasattr(backbone.head, "drop") else (backbone, "head_drop")
+        setattr(owner, name, nn.Sequential(OrderedDict(hidden=hidden, drop=getattr(owner, name))))
+        return Attachment()

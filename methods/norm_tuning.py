@@ -1,0 +1,30 @@
+"""LayerNorm tuning: train the affine part of the norms."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from methods.base import Attachment, Context, Method
+from methods.layers import body_layers
+
+
+class NormTuning(Method):
+    """Trains weight and bias of every LayerNorm: 4 * d per ViT block and 2 * d for the final norm."""
+
+    name = "norm_tuning"
+    title = "LN-Tuning"
+    paper = "Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024, arXiv 2304.01917"
+    family = "selective"
+    recipe = {"lr": 5e-3}
+
+    def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
+        """Weights and biases of the norms outside the head."""
+        return [p for norm in body_layers(backbone, nn.LayerNorm) for p in norm.parameters()]
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(p.numel() for p in self.parameters(backbone))
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        for parameter in self.parameters(backbone):
+            parameter.requires_grad_(True)
+        return Attachment()

@@ -1,0 +1,131 @@
+"""Shared by the selective methods: gradients on the training split, and training of single weights.
+
+Chosen weights are a vector of trained changes beside the frozen tensor, with their places as a buffer. So the number
+of trained parameters, what is stored for a task and the optimiser's state are those of the chosen weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from methods.blocks import SlottedLayer
+from methods.layers import change_layer, fold_linears, restore_layer
+
+
+@torch.enable_grad()
+def gradient_sums(
+    parameters: Sequence[nn.Parameter],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """Sum over batches of `reduce` of each parameter's gradient of `loss(images, labels)`.
+
+    The parameters, frozen before, are frozen after, and no `.grad` is touched.
+    """
+    sums = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        for images, labels in batches:
+            gradients = torch.autograd.grad(loss(images, labels), parameters)
+            for total, gradient in zip(sums, gradients, strict=True):
+                total += reduce(gradient)
+    finally:
+        for p in parameters:
+            p.requires_grad_(False)
+    return sums
+
+
+class SparseUpdate(nn.Module):
+    """A tensor with trained `values` [n] added at the flat `indices` [n] (each at most once); zero at the start."""
+
+    indices: Tensor
+
+    def __init__(self, indices: Tensor) -> None:
+        super().__init__()
+        # int32 halves what is stored for a task beside the values; no layer has 2^31 weights.
+        self.register_buffer("indices", indices.to(torch.int32))
+        self.values = nn.Parameter(torch.zeros(len(indices)))
+
+    def forward(self, frozen: Tensor) -> Tensor:
+        return frozen.flatten().index_add(0, self.indices, self.values).view_as(frozen)
+
+
+class SparseLayer:
+    """Mixed into a leaf layer: weight and bias are used with the updates in `sparse` (by parameter's name)."""
+
+    sparse: nn.ModuleDict
+
+    def updated(self, name: str) -> Tensor | None:
+        """The layer's parameter with its update, if it has one."""
+        frozen: Tensor | None = getattr(self, name)
+        if frozen is None or name not in self.sparse:
+            return frozen
+        update: Any = self.sparse[name]
+        return update(frozen)
+
+
+class SparseLinear(SparseLayer):
+    """For `nn.Linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in] to [..., out]."""
+        weight: Any = self.updated("weight")
+        return functional.linear(x, weight, self.updated("bias"))
+
+
+class SparseNorm(SparseLayer):
+    """For `nn.LayerNorm`."""
+
+    normalized_shape: tuple[int, ...]
+    eps: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., d] to [..., d]."""
+        return functional.layer_norm(x, self.normalized_shape, self.updated("weight"), self.updated("bias"), self.eps)
+
+
+class SparseConv(SparseLayer):
+    """For `nn.Conv2d`."""
+
+    _conv_forward: Callable[..., Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, in, H, W] to [B, out, H', W']."""
+        return self._conv_forward(x, self.updated("weight"), self.updated("bias"))
+
+
+_MIXINS: dict[type, type] = {nn.Linear: SparseLinear, nn.LayerNorm: SparseNorm, nn.Conv2d: SparseConv}
+
+
+def train_weights(layer: Any, name: str, indices: Tensor) -> None:
+    """Train the weights at the flat `indices` of the layer's parameter `name` (`weight` or `bias`).
+
+    Comes before anything is plugged into the layer with `plug_layer`.
+    """
+    if not isinstance(layer, SparseLayer):
+        change_layer(layer, next(mixin for kind, mixin in _MIXINS.items() if isinstance(layer, kind)))
+        layer.sparse = nn.ModuleDict()
+    layer.sparse[name] = SparseUpdate(indices).to(layer.weight)
+
+
+@torch.no_grad()
+def fold_sparse(layers: Iterable[Any]) -> None:
+    """Write the changes, and low-rank updates plugged into the same layers, into the frozen tensors."""
+    for layer in layers:
+        if isinstance(layer, SparseLayer):
+            updates: Any = layer.sparse
+            for name, update in updates.items():
+                getattr(layer, name).copy_(layer.updated(name))
+                update.values.zero_()
+        if isinstance(layer, SlottedLayer):
+            fold_linears([layer])
+        if isinstance(layer, SparseLayer):
+            restore_layer(layer)
+            del layer.sparse

@@ -1,0 +1,189 @@
+"""Methods that train a part of the pretrained weights: which part, counts, and what stays bit-identical."""
+
+import copy
+
+import pytest
+import torch
+from conftest import batch, make_context, small_vit
+from method_checks import MODELS, attach, close, count, logits, shape_of, train, trained, vit_b
+from torch.nn.functional import cross_entropy
+
+from methods import registry
+from methods.base import MethodError
+from methods.gps import contrastive_loss, largest_per_row
+from methods.spt import choose_lora, segments
+
+# In the comment, what papers say; all without head.
+VIT_B = {
+    "bitfit": 102_912,  # 0.10 M
+    "norm_tuning": 38_400,  # 25 norms of 2*768: 0.04 M
+    "partial": 7_089_408,  # one block 7.09 M: VPT's 3.00x for 24 tasks
+    "difffit": 140_544,  # biases 102,912 + norm weights 19,200 + scales 18,432; the paper counts DiT, not ViT
+    "gps": 167_424,  # one weight and one bias of 83,712 neurons, as in the released code
+    "spt_lora": 428_993,  # the default budget, 0.5 % of 85,798,656
+}
+SELECTING = ("gps", "spt_lora")
+
+
+@pytest.mark.parametrize("name", VIT_B)
+def test_count_on_vit_b(name):
+    model = vit_b()
+    method = registry.get(name).configure({})
+    assert method.expected_parameters(model) == VIT_B[name]
+    if name not in SELECTING:  # these need gradients; the small models show that theirs is the count
+        method.attach(model, make_context())
+        assert count(model) == VIT_B[name]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", VIT_B)
+def test_start_gradients_and_merge(name, model):
+    plain = MODELS[model]()
+    backbone, attachment = attach(name, copy.deepcopy(plain))
+    assert registry.get(name).configure({}).expected_parameters(plain) == count(backbone)
+    assert torch.equal(logits(backbone), logits(plain))
+    assert not train(backbone, lr=0.02)
+    before = logits(backbone)
+    assert not close(before, logits(plain), 1e-2)
+    if attachment.merge is not None:
+        attachment.merge()
+        assert close(logits(backbone), before)
+    assert shape_of(backbone) == shape_of(plain)
+
+
+def flat(update):
+    return set(update.indices.tolist())
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_selection_leaves_nothing_behind(name):
+    plain = small_vit()
+    backbone, _ = attach(name, copy.deepcopy(plain))
+    assert all(p.grad is None for p in backbone.parameters())
+    chosen = {n for n in trained(backbone) if n in dict(plain.named_parameters())}
+    assert chosen == ({n for n in chosen if n.endswith("bias")} if name == "gps" else set())
+    train(backbone)
+    after = dict(backbone.named_parameters())
+    head = ("head.weight", "head.bias")
+    assert all(torch.equal(after[n], p) for n, p in plain.named_parameters() if n not in chosen and n not in head)
+
+
+def test_gps_takes_the_largest_gradients_of_each_neuron():
+    backbone, _ = attach("gps", connections=2, loss="cross_entropy")
+    plain = small_vit().requires_grad_(True)
+    images, labels = batch()
+    cross_entropy(plain(images), labels).backward()
+    for layer, frozen in [(backbone.blocks[0].mlp.fc2, plain.blocks[0].mlp.fc2), (backbone.patch_embed.proj, None)]:
+        gradient = (frozen or plain.patch_embed.proj).weight.grad.flatten(1)
+        chosen = [i // gradient.shape[1] for i in sorted(flat(layer.sparse["weight"]))]
+        assert chosen == [row for row in range(len(gradient)) for _ in range(2)]
+        mask = torch.zeros(gradient.numel(), dtype=torch.bool)
+        mask[layer.sparse["weight"].indices.long()] = True
+        mask = mask.view_as(gradient)
+        least = gradient.abs().masked_fill(~mask, float("inf")).min(dim=1).values
+        assert (least >= gradient.abs().masked_fill(mask, 0).max(dim=1).values).all()
+
+
+def test_gps_parts():
+    assert largest_per_row(torch.tensor([[1.0, -3.0, 2.0], [0.5, 0.1, 0.2]]), 2).tolist() == [1, 2, 3, 5]
+    labels = torch.tensor([0, 1, 0, 1])
+    tight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    mixed = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert contrastive_loss(tight, labels) < 1e-4 < contrastive_loss(mixed, labels)
+    x = torch.randn(4, 3, requires_grad=True)
+    z = torch.nn.functional.normalize(x, dim=1)
+    first = -torch.log(((z[0] @ z[2]) / 0.07).exp() / sum(((z[0] @ z[j]) / 0.07).exp() for j in (1, 2, 3)))
+    assert torch.allclose(contrastive_loss(x[[0, 1, 2, 3]], torch.tensor([0, 1, 0, 1])) * 4 - first, rest(z), atol=1e-4)
+    contrastive_loss(x, labels).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def rest(z):
+    """The terms of images 1 to 3 of the loss above."""
+    partner = {1: 3, 2: 0, 3: 1}
+    others = {i: [j for j in range(4) if j != i] for i in partner}
+    return sum(
+        -torch.log(((z[i] @ z[j]) / 0.07).exp() / sum(((z[i] @ z[k]) / 0.07).exp() for k in others[i]))
+        for i, j in partner.items()
+    )
+
+
+def test_spt_mixes_lora_and_single_weights():
+    config = {"share": 0.05, "rank": 1}
+    plain = small_vit()
+    backbone, attachment = attach("spt_lora", copy.deepcopy(plain), **config)
+    expected = registry.get("spt_lora").configure(config).expected_parameters(plain)
+    assert count(backbone) == expected
+    assert attachment.info["lora_matrices"] > 0
+    assert attachment.info["single_weights"] > 0
+    assert not train(backbone)
+    before = logits(backbone)
+    attachment.merge()
+    assert close(logits(backbone), before)
+    assert shape_of(backbone) == shape_of(plain)
+
+
+def test_spt_takes_the_most_sensitive_weights():
+    backbone, _ = attach("spt_lora", share=0.01, threshold=100.0)  # no matrix has enough for a LoRA
+    plain = small_vit().requires_grad_(True)
+    images, labels = batch()
+    cross_entropy(plain(images), labels).backward()
+    chosen, others = [], []
+    for (name, layer), (_, frozen) in zip(plain_layers(backbone), plain_layers(plain), strict=True):
+        squares = frozen.get_parameter(name).grad.square().flatten()
+        mask = torch.zeros(len(squares), dtype=torch.bool)
+        if hasattr(layer, "sparse") and name in layer.sparse:
+            mask[layer.sparse[name].indices.long()] = True
+        chosen.append(squares[mask])
+        others.append(squares[~mask])
+    assert torch.cat(chosen).min() >= torch.cat(others).max()
+
+
+def plain_layers(model):
+    layers = {id(s.layer): s.layer for s in segments(model, 8)}.values()
+    return [(name, layer) for layer in layers for name in ("weight", "bias")]
+
+
+def test_spt_allocation():
+    scores = [torch.tensor([9.0, 8.0, 7.0, 6.0, 0.1, 0.1]), torch.tensor([5.0, 0.0]), torch.tensor([4.0, 3.0, 0.0])]
+    assert choose_lora(scores, [3, None, 2], 5, 1.0) == [True, False, False]  # 3 + 1 + 1
+    assert choose_lora(scores, [3, None, 2], 2, 1.0) == [False, False, False]
+    assert choose_lora(scores, [3, None, 2], 100, 1.0) == [True, False, True]
+    assert choose_lora(scores, [5, None, 2], 6, 1.0)[0] is False  # four sensitive weights cost less than five
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("partial", "blocks", 0),
+        ("gps", "connections", 0),
+        ("gps", "loss", "hinge"),
+        ("spt_lora", "share", 0.0),
+        ("spt_lora", "rank", 0),
+        ("spt_lora", "threshold", -1.0),
+    ],
+)
+def test_bad_config_is_refused(name, field, value):
+    with pytest.raises(MethodError, match=field):
+        registry.get(name).configure({field: value})
+
+
+def test_impossible_for_the_backbone():
+    for name, field, value in [("partial", "blocks", 4), ("gps", "connections", 33), ("spt_lora", "share", 0.99)]:
+        with pytest.raises(MethodError, match=field):
+            attach(name, **{field: value})
+
+
+def test_partial_trains_the_end():
+    names = set(trained(attach("partial")[0]))
+    assert names == {n for n, _ in small_vit().named_parameters() if n.startswith(("blocks.2.", "norm."))}
+
+
+def test_copy_and_autocast():
+    for name in (*SELECTING, "difffit"):
+        backbone, _ = attach(name)
+        twin = copy.deepcopy(backbone)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.isfinite(logits(twin)).all()
+        assert not train(twin)
+        assert not close(logits(twin), logits(backbone))
