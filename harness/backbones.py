@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from harness import embedded
+from harness import checkpoints, embedded
+from harness.backbone_names import RECOMMENDED, check_name, check_weights_are_named
 from harness.errors import HarnessError
+from harness.preprocessing import STATISTICS
 from harness.spec import BackboneSpec
-from methods.base import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +53,6 @@ def _timm_name(name: str) -> str:
     return EMBEDDED[name].architecture if name in EMBEDDED else name
 
 
-def _check_name(name: str) -> None:
-    architecture = name.split(".")[0]
-    if name in EMBEDDED or timm.is_model(architecture):
-        return
-    options = [*EMBEDDED, *timm.list_models("vit_*"), *timm.list_models("swin_*"), *timm.list_models("deit*")]
-    hint = did_you_mean(name, options)
-    raise HarnessError(f"unknown backbone {name!r}. {hint if len(hint) < 200 else 'Any ViT or Swin of timm is known.'}")
-
-
 def _hub_file(name: str) -> Path:
     """The checkpoint that timm's hub holds for `name`, downloaded once."""
     from huggingface_hub import hf_hub_download
@@ -86,22 +79,48 @@ def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | 
 
     `weights`: `pretrained`, `random`, or a checkpoint file for the timm model `name`.
     """
-    _check_name(name)
+    check_name(name, list(EMBEDDED))
     if weights == "random":
         digest = ""
     elif weights == "pretrained" and name in EMBEDDED:
         embedded.installed_file()
         digest = embedded.SHA256
     else:
-        file = _hub_file(name) if weights == "pretrained" else Path(weights).expanduser()
-        if not file.is_file():
-            raise HarnessError(f"weights {weights!r}: no such file (or use `pretrained` or `random`)")
+        file = _checkpoint(name, weights)
         digest, weights = embedded.sha256_of(file), weights if weights == "pretrained" else file.name
         _FILES[digest] = file
-    if image_size is None:
-        native = timm.get_pretrained_cfg(_timm_name(name))
-        image_size = EMBEDDED[name].image_size if name in EMBEDDED else (native.input_size[-1] if native else 224)
-    return BackboneSpec(name=name, weights=weights, digest=digest, image_size=image_size)
+    spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=image_size or native_size(name))
+    if digest in _FILES:
+        # On the meta device, so that a file that does not fit is answered here and not in every run.
+        checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, spec.image_size), weights, name)
+    return spec
+
+
+def _checkpoint(name: str, weights: str) -> Path:
+    if weights == "pretrained":
+        check_weights_are_named(name)
+        return _hub_file(name)
+    file = Path(weights).expanduser()
+    if not file.is_file():
+        raise HarnessError(f"weights {weights!r}: no such file (or use `pretrained` or `random`)")
+    if name in EMBEDDED:
+        raise HarnessError(f"backbone {name!r} has weights of its own; name the timm model that {file.name} is for")
+    return file
+
+
+def native_size(name: str) -> int:
+    """Side in pixels of the images that the backbone was trained on."""
+    if name in EMBEDDED:
+        return EMBEDDED[name].image_size
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config else 224
+
+
+def skeleton(name: str, image_size: int | None = None) -> Any:
+    """The model without head and without memory, on the meta device: for names, shapes and counts."""
+    arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
+    with torch.device("meta"):
+        return timm.create_model(_timm_name(name), img_size=image_size or native_size(name), num_classes=0, **arguments)
 
 
 def files() -> dict[str, Path]:
@@ -132,6 +151,16 @@ def _create(spec: BackboneSpec, **arguments: Any) -> Any:
     return timm.create_model(name, img_size=spec.image_size, num_classes=0, **arguments)
 
 
+def _verified(spec: BackboneSpec) -> Path:
+    """The checkpoint file of a spec, after its sha256 has been compared once more."""
+    file = _FILES.get(spec.digest)
+    if file is None or not file.is_file():
+        raise HarnessError(f"the checkpoint {spec.weights!r} of backbone {spec.name!r} is not there (any more)")
+    if embedded.sha256_of(file) != spec.digest:
+        raise HarnessError(f"{file} was changed: its sha256 is not {spec.digest[:12]}... any more")
+    return file
+
+
 def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
     """The model with its weights and a head of `num_classes` (trunc_normal 0.02, bias zero), frozen, in eval mode.
 
@@ -147,10 +176,13 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
         model = _create(spec, drop_path_rate=drop_path, **EMBEDDED[spec.name].arguments)
         model.load_state_dict(_embedded_state(model.pos_embed.shape[1], len(model.blocks)), strict=True)
     else:
-        overlay = {"file": str(_FILES[spec.digest])}
-        model = _create(spec, drop_path_rate=drop_path, pretrained=True, pretrained_cfg_overlay=overlay)
+        model = _create(spec, drop_path_rate=drop_path)
+        state = checkpoints.read(_verified(spec))
+        model.load_state_dict(checkpoints.fit(state, model, spec.weights, spec.name), strict=True)
     model.reset_classifier(num_classes)
     head = model.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise HarnessError(f"backbone {spec.name!r} has no single linear head (a distilled model has two)")
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     model.requires_grad_(False)
@@ -163,3 +195,16 @@ def statistics(spec: BackboneSpec) -> tuple[tuple[float, ...], tuple[float, ...]
     if config is None:
         raise HarnessError(f"timm knows no input statistics for backbone {spec.name!r}")
     return tuple(config.mean), tuple(config.std)
+
+
+def listing() -> list[dict[str, Any]]:
+    """Embedded and recommended backbones: parameters without head, native size in pixels, input statistics, origin."""
+    about = {name: model.about for name, model in EMBEDDED.items()} | RECOMMENDED
+    rows = []
+    for name, text in about.items():
+        size = native_size(name)
+        inputs = statistics(BackboneSpec(name=name, weights="pretrained", digest="", image_size=size))
+        known = next((key for key, value in STATISTICS.items() if value == inputs), str(inputs))
+        parameters = sum(p.numel() for p in skeleton(name).parameters())
+        rows.append({"name": name, "parameters": parameters, "image_size": size, "statistics": known, "about": text})
+    return rows

@@ -160,11 +160,10 @@ def list_suites(as_json: JsonFlag = False) -> None:
 
 @app.command("backbones")
 def list_backbones(as_json: JsonFlag = False) -> None:
-    """List the embedded backbones; any ViT or Swin of timm works by its name too."""
-    from harness.backbones import EMBEDDED
+    """List the embedded and the recommended backbones; any ViT or Swin of timm works by its name too."""
+    from harness.backbones import listing
 
-    rows = [{"name": name, "image_size": b.image_size, "about": b.about} for name, b in EMBEDDED.items()]
-    _print_rows(rows, as_json)
+    _print_rows(listing(), as_json)
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -172,6 +171,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(rows, indent=1))
         return
     table = Table(*rows[0], box=None, header_style="bold")
+    table.columns[0].no_wrap = True  # a name that is cut cannot be copied
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)

@@ -1,0 +1,72 @@
+"""Names of backbones: which are known, which say too little, and which to recommend."""
+
+from __future__ import annotations
+
+import timm
+from timm.models import get_deprecated_models, is_model_in_modules
+
+from harness.errors import HarnessError
+from methods.base import did_you_mean
+
+MODULES = ("vision_transformer", "swin_transformer", "deit")
+"""timm's modules of plain ViT and Swin models."""
+
+RECOMMENDED = {
+    "vit_base_patch16_224.orig_in21k": "Google's ViT-B_16.npz of ImageNet-21k: published SCT, NOAH, VPT and FacT rows",
+    "vit_large_patch16_224.orig_in21k": "the same for ViT-L_16.npz",
+    "vit_huge_patch14_224.orig_in21k": "the same for ViT-H_14.npz",
+    "swin_base_patch4_window7_224.ms_in22k": "Microsoft's swin_base_patch4_window7_224_22k.pth: published Swin-B rows",
+    "vit_base_patch16_224.augreg_in21k": "AugReg weights, which SSF's released scripts load: not those of SCT and NOAH",
+    "vit_base_patch14_dinov2.lvd142m": "DINOv2",
+}
+"""Names to take, and what they stand for in the literature."""
+
+
+def known_tags(architecture: str) -> list[str]:
+    """timm's names with tag of this architecture that have pretrained weights."""
+    return timm.list_pretrained(f"{architecture}.*")
+
+
+def check_name(name: str, embedded: list[str]) -> None:
+    """`HarnessError` with the right names if `name` is neither `embedded` nor one of timm's ViT or Swin models."""
+    architecture, _, tag = name.partition(".")
+    if name in embedded:
+        return
+    if architecture in get_deprecated_models():
+        raise HarnessError(_deprecated(name, architecture))
+    if not timm.is_model(architecture):
+        options = [*embedded, *(model for module in MODULES for model in timm.list_models(module=module))]
+        hint = did_you_mean(name, options)
+        raise HarnessError(
+            f"unknown backbone {name!r}. {hint if len(hint) < 200 else 'Any ViT or Swin of timm is known.'}"
+        )
+    if not is_model_in_modules(architecture, MODULES):
+        raise HarnessError(f"backbone {name!r} is neither a plain ViT nor a Swin, which is what methods work on")
+    if tag and name not in known_tags(architecture):
+        tags = ", ".join(known.partition(".")[2] for known in known_tags(architecture)) or "none"
+        raise HarnessError(f"backbone {architecture!r} has no weights {tag!r}. timm has: {tags}")
+
+
+def _deprecated(name: str, architecture: str) -> str:
+    current = get_deprecated_models()[architecture]
+    if not current:
+        return f"backbone {name!r}: timm has removed this model"
+    original = f"{current.partition('.')[0]}.orig_in21k"
+    if current != original and ".augreg_in21k" in current and original in known_tags(current.partition(".")[0]):
+        return (
+            f"backbone {name!r}: in timm this old name means the AugReg weights, {current!r}, while published SCT and "
+            f"NOAH rows use the original ones. Did you mean {original!r}?"
+        )
+    return f"backbone {name!r}: timm's old name. Did you mean {current!r}?"
+
+
+def check_weights_are_named(name: str) -> None:
+    """`HarnessError` if timm has several pretrained weights for `name`, which has no tag."""
+    tags = known_tags(name)
+    if "." in name or len(tags) < 2:
+        return
+    plain = timm.get_pretrained_cfg(name)
+    rows = [tag for tag in tags if tag in RECOMMENDED]
+    hint = f" Published SCT and NOAH rows use {rows[-1]!r}." if rows and rows[-1].endswith("orig_in21k") else ""
+    default = f"timm's plain name means {plain.tag!r}. " if plain is not None else ""
+    raise HarnessError(f"backbone {name!r} does not say which weights. {default}Name one: {', '.join(tags)}.{hint}")
