@@ -17,7 +17,7 @@ from harness.lists import Roots
 from harness.preprocessing import Preprocessing
 from harness.record import RunRecord
 from harness.spec import RunSpec
-from harness.trainer import Diverged, Report, Trainer, derived_seed, total_steps
+from harness.trainer import Diverged, Report, Trainer, derived_seed, images_per_epoch, total_steps
 from methods import registry
 from methods.base import Attachment, Context
 from suites import SUITES
@@ -85,7 +85,7 @@ def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report:
         forward_flops=forward_flops(prepared.model, preprocessing),
         attach_seconds=prepared.attach_seconds,
         train_seconds=train_seconds,
-        train_images_per_second=len(train) * spec.recipe.epochs / train_seconds,
+        train_images_per_second=images_per_epoch(len(train), spec.recipe) * spec.recipe.epochs / train_seconds,
         evaluate_seconds=evaluate_seconds,
         trained_bytes=state_bytes(prepared.trained_state()),
         peak_memory_bytes=peak,

@@ -34,21 +34,38 @@ class Recipe:
     """Peak learning rate."""
 
     weight_decay: float = 1e-4
-    """Decoupled weight decay on matrices; vectors (biases, norms, scales) are not decayed."""
+    """Decoupled weight decay, on matrices."""
+
+    decay_vectors: bool = False
+    """Whether vectors (biases, norms, scales) are decayed too."""
+
+    schedule: str = "cosine"
+    """`cosine`: set anew for every step. `sct_release`: set anew for every epoch, one epoch late, as SCT's code does:
+    the first two epochs run at `warmup_lr`, and the peak is never quite reached."""
 
     epochs: int = 100
     warmup_epochs: int = 10
-    """Epochs of linear warm-up, counted in steps; a cosine to zero follows."""
+    """Epochs of linear warm-up; a cosine follows."""
+
+    warmup_lr: float = 0.0
+    """Learning rate that the warm-up starts from."""
+
+    min_lr: float = 0.0
+    """Learning rate that the cosine falls to."""
 
     batch_size: int = 64
-    """Images per step; the last, smaller batch of an epoch is used too."""
+    """Images per step."""
+
+    drop_last: bool = False
+    """Whether the images that fill no whole batch at the end of an epoch are left out of it."""
 
     drop_path: float = 0.1
     """Stochastic depth rate of the last block, growing linearly from the first."""
 
     label_smoothing: float = 0.0
     augmentation: str = "none"
-    """`none` or `flip` (horizontal, half of the images)."""
+    """`none`; `flip` (horizontal, half of the images); `train_aug` (flip and RandAugment, as in SCT's release);
+    `fewshot` (NOAH's: random resized crop, flip, RandAugment, erasing, mixup or cutmix)."""
 
     precision: str = "auto"
     """`auto` (bf16 autocast where the device has bf16 arithmetic, else float32), `bf16` or `float32`."""
@@ -56,7 +73,8 @@ class Recipe:
     def __post_init__(self) -> None:
         one_of = {
             "optimizer": ("adamw", "sgd"),
-            "augmentation": ("none", "flip"),
+            "schedule": ("cosine", "sct_release"),
+            "augmentation": ("none", "flip", "train_aug", "fewshot"),
             "precision": ("auto", "bf16", "float32"),
         }
         for key, options in one_of.items():
@@ -69,6 +87,8 @@ class Recipe:
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "epochs": (self.epochs >= 1, "at least 1"),
             "warmup_epochs": (0 <= self.warmup_epochs <= self.epochs, f"from 0 to epochs={self.epochs}"),
+            "warmup_lr": (0 <= self.warmup_lr <= self.lr, f"from 0 to lr={self.lr}"),
+            "min_lr": (0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "drop_path": (0 <= self.drop_path < 1, "in [0, 1)"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),

@@ -7,13 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from harness import augmentation
 from harness import device as devices
 from harness.data import Split
+from harness.errors import HarnessError
 from harness.preprocessing import Preprocessing
 from harness.spec import Recipe
 from methods.base import Attachment
@@ -63,19 +66,35 @@ Report = Callable[[Progress], None]
 REPORT_EVERY_SECONDS = 0.2
 
 
-def learning_rate(step: int, *, peak: float, warmup: int, total: int) -> float:
-    """Rate of step 0 .. total-1: linear over the `warmup` first steps up to `peak`, then a cosine towards zero."""
+def learning_rate(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """Rate of step 0, 1, ... of a training: linear warm-up from `warmup_lr` to `lr`, then a cosine towards `min_lr`."""
+    if recipe.schedule == "sct_release":
+        # timm's CosineLRScheduler, told of epoch e only when it is over: epochs 0 and 1 both run at the first rate.
+        epoch = max(step // steps_per_epoch - 1, 0)
+        if epoch < recipe.warmup_epochs:
+            return _warm(recipe, epoch, recipe.warmup_epochs)
+        return _cosine(recipe, epoch / recipe.epochs)
+    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
     if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        return _warm(recipe, step + 1, warmup)
+    return _cosine(recipe, (step - warmup) / (total - warmup))
+
+
+def _warm(recipe: Recipe, done: int, warmup: int) -> float:
+    return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * done / warmup
+
+
+def _cosine(recipe: Recipe, share: float) -> float:
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Optimiser over what requires a gradient; only tensors of two or more dimensions are decayed."""
+    """Optimiser over what requires a gradient; tensors of one dimension are decayed only if the recipe says so."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 or recipe.decay_vectors]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2 and not recipe.decay_vectors], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
@@ -88,9 +107,17 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:6], "big")
 
 
+def images_per_epoch(images: int, recipe: Recipe) -> int:
+    """How many of a split's images an epoch uses. `HarnessError` if `drop_last` would leave none."""
+    used = images - images % recipe.batch_size if recipe.drop_last else images
+    if not used:
+        raise HarnessError(f"drop_last leaves no batch of {recipe.batch_size} from {images} training images")
+    return used
+
+
 def total_steps(images: int, recipe: Recipe) -> int:
     """Number of optimiser steps of a whole training on so many images."""
-    return math.ceil(images / recipe.batch_size) * recipe.epochs
+    return math.ceil(images_per_epoch(images, recipe) / recipe.batch_size) * recipe.epochs
 
 
 class Trainer:
@@ -98,7 +125,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         attachment: Attachment,
         data: Split,
         preprocessing: Preprocessing,
@@ -112,6 +139,9 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe)
         self.steps = total_steps(len(data), recipe)
         self.step = 0
+        self.augment = augmentation.make(
+            recipe.augmentation, preprocessing, int(self.model.num_classes), recipe.label_smoothing
+        )
 
     def fit(self, report: Report | None = None) -> list[Epoch]:
         """Run the whole recipe; returns the learning curve. Raises `Diverged` if the loss is not finite."""
@@ -153,24 +183,22 @@ class Trainer:
         )
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images [B, 3, H, W] and targets: labels [B], or probabilities [B, C]."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order {epoch}"))
-        order = torch.randperm(len(self.data), generator=generator)
-        flip = torch.rand(len(self.data), generator=generator) < 0.5
-        for index in order.split(self.recipe.batch_size):
-            on_device = index.to(self.device)
-            images = self.data.images[on_device]
-            if self.recipe.augmentation == "flip":
-                images = torch.where(flip[index].to(self.device)[:, None, None, None], images.flip(2), images)
-            yield self.preprocessing.normalise(images), self.data.labels[on_device]
+        order = torch.randperm(len(self.data), generator=generator)[: images_per_epoch(len(self.data), self.recipe)]
+        for number, index in enumerate(order.to(self.device).split(self.recipe.batch_size)):
+            seed = derived_seed(self.seed, f"augment {epoch} {number}")
+            yield self.augment(self.data.images[index], self.data.labels[index], seed)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _train_step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One update. Returns the mean loss and the number of right answers, both on the device."""
-        warmup = self.steps // self.recipe.epochs * self.recipe.warmup_epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, peak=self.recipe.lr, warmup=warmup, total=self.steps)
+            group["lr"] = learning_rate(self.step, self.recipe, self.steps // self.recipe.epochs)
+        soft = targets.ndim == 2
         with devices.autocast(self.precision, self.device):
             logits = self.model(images)
-            loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+            smoothing = 0.0 if soft else self.recipe.label_smoothing  # soft targets are smoothed already
+            loss = cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         penalty = self.attachment.penalty
         (loss + penalty() if penalty else loss).backward()
         self.optimizer.step()
@@ -178,4 +206,5 @@ class Trainer:
         if self.attachment.after_step:
             self.attachment.after_step(self.step)
         self.optimizer.zero_grad(set_to_none=True)
+        labels = targets.argmax(dim=1) if soft else targets
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()

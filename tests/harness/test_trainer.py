@@ -1,12 +1,15 @@
 """The trainer: schedule, groups, and bit-for-bit repetition on CPU."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, make_context, small_vit
 
 from harness.data import Split
+from harness.errors import HarnessError
 from harness.preprocessing import Preprocessing
 from harness.spec import Recipe
 from harness.trainer import Diverged, Trainer, learning_rate, make_optimizer
@@ -34,11 +37,19 @@ def train(method="lora", seed=3, **recipe):
 
 
 def test_learning_rate_warms_up_linearly_and_falls_as_a_cosine():
-    rates = [learning_rate(step, peak=2.0, warmup=4, total=12) for step in range(12)]
+    rates = [learning_rate(step, Recipe(lr=2.0, epochs=6, warmup_epochs=2), 2) for step in range(12)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rates[8] == pytest.approx(1.0)  # half way down
     assert rates[11] == pytest.approx(1 + math.cos(math.pi * 7 / 8))
-    assert learning_rate(0, peak=1.0, warmup=0, total=5) == 1.0
+    assert learning_rate(0, Recipe(lr=1.0, epochs=5, warmup_epochs=0), 1) == 1.0
+
+
+def test_learning_rate_runs_between_the_floors_that_the_recipe_gives():
+    recipe = Recipe(lr=2.0, epochs=8, warmup_epochs=2, warmup_lr=1.0, min_lr=0.5)
+    rates = [learning_rate(step, recipe, 2) for step in range(16)]
+    assert rates[:5] == [1.25, 1.5, 1.75, 2.0, 2.0]
+    assert rates[10] == pytest.approx(1.25)  # half way down
+    assert 0.5 < rates[15] < 0.6
 
 
 def test_all_images_are_used_in_every_epoch():
@@ -46,6 +57,23 @@ def test_all_images_are_used_in_every_epoch():
     seen = [sorted(labels.tolist()) for labels in [torch.cat([y for _, y in trainer._batches(e)]) for e in (1, 2)]]
     assert seen[0] == seen[1] == sorted(toy_split().labels.tolist())
     assert trainer.step == trainer.steps == 9  # 24 images in batches of 10: the small last batch counts
+
+
+def test_drop_last_leaves_out_the_small_batch():
+    _, curve, trainer = train(drop_last=True)
+    assert trainer.step == trainer.steps == 6
+    assert sum(len(y) for _, y in trainer._batches(1)) == 20
+    assert len(curve) == 3
+    with pytest.raises(HarnessError, match="no batch of 25 from 24 training images"):
+        train(drop_last=True, batch_size=25)
+
+
+def test_vectors_are_decayed_on_demand():
+    model = small_vit()
+    model.requires_grad_(True)
+    (group,) = make_optimizer(model, Recipe(weight_decay=0.3, decay_vectors=True)).param_groups
+    assert group["weight_decay"] == 0.3
+    assert len(group["params"]) == len(list(model.parameters()))
 
 
 def test_vectors_are_not_decayed():
@@ -65,11 +93,17 @@ def test_loss_falls_and_the_frozen_backbone_stays():
 
 
 @pytest.mark.parametrize("method", ["lora", "sct", "vpt_deep", "adaptformer", "full"])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_the_same_training_twice_gives_the_same_bits(method, precision):
-    runs = [train(method, precision=precision, augmentation="flip") for _ in range(2)]
-    torch.manual_seed(99)  # what the global generator held before must not matter
-    runs.append(train(method, precision=precision, augmentation="flip"))
+@pytest.mark.parametrize(
+    ("precision", "augmentation"),
+    [("float32", "flip"), ("bf16", "flip"), ("float32", "train_aug"), ("float32", "fewshot")],
+)
+def test_the_same_training_twice_gives_the_same_bits(method, precision, augmentation):
+    runs = [train(method, precision=precision, augmentation=augmentation) for _ in range(2)]
+    # What the global generators held before must not matter.
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    runs.append(train(method, precision=precision, augmentation=augmentation))
     (first, curve, _), *others = runs
     for model, other_curve, _ in others:
         assert curve == other_curve
