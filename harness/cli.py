@@ -29,7 +29,7 @@ def run(
     experiment: Annotated[Path | None, typer.Argument(help="YAML experiment file; flags beat it.")] = None,
     suite: Annotated[str | None, typer.Option(help="Suite, see `sctbench suites`.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Methods, e.g. linear,lora:rank=4,sct:channels=24:lr=4e-3")
+        str | None, typer.Option(help="Methods, e.g. linear,lora:rank=4,sct:channels=24:lr=4e-3, or all.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
