@@ -159,7 +159,7 @@ def new_linear(
     inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True
 ) -> nn.Linear:
     """A linear layer with weight trunc_normal(std) (zero for std 0) drawn from `generator`, and bias zero."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # leaves the global generator alone
     with torch.no_grad():
         if std > 0:
             nn.init.trunc_normal_(layer.weight, std=std, generator=generator)

@@ -1,4 +1,4 @@
-"""LoRA started from the training data (`context.calibration`): EVA, CorDA, LoRA-GA."""
+"""LoRA started from the training data (`context.calibration`): EVA, LoRA-GA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Context, check
+from methods.base import Context
 from methods.peft_library.common import ADAPTER
 from methods.peft_library.lora import LoraTuner, lora_layers
 
@@ -45,8 +45,6 @@ class EVA(LoraTuner):
         from peft import get_eva_state_dict
 
         images = [batch for batch, _ in first_batches(context)]
-        tokens = sum(len(batch) for batch in images)
-        check(tokens >= 1, "calibration", tokens, "at least one image")
         start = get_eva_state_dict(
             backbone,
             images,
@@ -61,30 +59,6 @@ class EVA(LoraTuner):
             for name, layer in lora_layers(backbone).items():
                 layer.lora_A[ADAPTER].weight.copy_(start[name])
         return tuner
-
-
-class CorDA(LoraTuner):
-    """LoRA started at the least important directions of the weight under the covariance of its input on training
-    images ("instruction-previewed mode": the most important ones), which the frozen weight loses: same function."""
-
-    name = "corda"
-    title = "CorDA"
-    paper = "Yang et al., CorDA, NeurIPS 2024, arXiv 2406.05223"
-
-    def options(self) -> Mapping[str, Any]:
-        from peft.tuners.lora.config import CordaConfig
-
-        return {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="ipm")}
-
-    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
-        from peft.tuners.lora.corda import preprocess_corda
-
-        def run_model() -> None:
-            for images, _ in first_batches(context):
-                backbone.forward_features(images)  # type: ignore[operator]
-
-        preprocess_corda(backbone, config, run_model)
-        return super().inject(backbone, config, context)
 
 
 class LoRAGA(LoraTuner):

@@ -38,16 +38,20 @@ class OFT(PeftMethod):
         from peft import OFTConfig
 
         for layer in self.layers(backbone):
-            width = layer.in_features
-            check(width % self.config.block == 0, "block", self.config.block, f"a divisor of the input width {width}")
+            fits = layer.in_features % self.config.block == 0
+            check(fits, "block", self.config.block, f"a divisor of the input width {layer.in_features}")
         return OFTConfig(r=0, oft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
 
 
 class BOFT(PeftMethod):
-    """Butterfly product of f block-diagonal rotations (blocks of b channels), and a scale per output: f in b + out."""
+    """One block-diagonal rotation of a layer's input (blocks of b channels) and a scale per output: in b + out.
+
+    The paper multiplies several such rotations in a butterfly. peft does that only where its CUDA extension can be
+    compiled, and elsewhere silently takes one; a run must be the same everywhere, so here it is always one.
+    """
 
     name = "boft"
-    title = "BOFT"
+    title = "BOFT (one factor)"
     paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
     recipe = {"lr": 2e-3}
 
@@ -56,26 +60,22 @@ class BOFT(PeftMethod):
         """Knobs of BOFT."""
 
         block: int = 4
-        """Channels b of one block; even, and it divides the layers' input width."""
-
-        factors: int = 2
-        """Number f of butterfly factors; in / b is a multiple of 2^(f-1)."""
+        """Channels b of one block; it divides the layers' input width."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(self.block >= 2 and self.block % 2 == 0, "block", self.block, "even and at least 2")
-            check(self.factors >= 1, "factors", self.factors, "at least 1")
+            check(self.block >= 2, "block", self.block, "at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.factors * layer.in_features * self.config.block + layer.out_features)
+        return int(layer.in_features * self.config.block + layer.out_features)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import BOFTConfig
 
-        c = self.config
-        return BOFTConfig(
-            boft_block_size=c.block, boft_n_butterfly_factor=c.factors, target_modules=block_layers(c.targets)
-        )
+        b = self.config.block
+        for layer in self.layers(backbone):
+            check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
+        return BOFTConfig(boft_block_size=b, target_modules=block_layers(self.config.targets))
 
 
 class HRA(PeftMethod):
