@@ -98,6 +98,13 @@ def blocks(backbone: nn.Module) -> list[Any]:
     return result
 
 
+def kind(backbone: nn.Module) -> str:
+    """`vit` or `swin`, as in `Method.serves`; the class's name for another model."""
+    if isinstance(backbone, VisionTransformer):
+        return "vit"
+    return "swin" if isinstance(backbone, SwinTransformer) else type(backbone).__name__
+
+
 def width(block: Any) -> int:
     """Number of channels of the block's residual stream."""
     return int(block.norm1.normalized_shape[0])
