@@ -7,6 +7,7 @@ whole registry by the tests, and over one method (also one outside the repositor
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -265,7 +266,8 @@ def check_merge(method: type[Method]) -> None:
     for kind in sorted(method.serves) if has_merge else ():
         attached, gap = _merged(method, kind, torch.float32)
         if gap > 1e-4:
-            gap = _merged(method, kind, torch.float64)[1]
+            with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes
+                gap = _merged(method, kind, torch.float64)[1]
         require(gap <= 1e-4, f"on {kind} the logits move by {gap:.1e} (relative) in merge")
         plain = small_model(kind)
         modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
