@@ -61,8 +61,10 @@ class AdaLoRA(PeftMethod):
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         c = self.config
-        config.total_step = context.total_steps
-        config.tinit, config.tfinal = int(c.warmup * context.total_steps), int(c.final * context.total_steps)
+        steps = context.total_steps
+        config.total_step, config.tinit, config.tfinal = steps, int(c.warmup * steps), int(c.final * steps)
+        # The importance that the last pruning goes by is known from the second step on.
+        check(steps - config.tfinal >= 2, "total_steps", steps, "enough for two steps before the final ones")
         return super().inject(backbone, config, context)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:

@@ -99,7 +99,7 @@ class OLoRA(LoraTuner):
 
 
 class OrthogonalLoRA(LoraTuner):
-    """LoRA started at random orthogonal factors, which the frozen weight loses: same function. The rank is even."""
+    """LoRA started at random orthogonal factors whose product is zero, so that both learn at once. The rank is even."""
 
     name = "orthogonal_lora"
     title = "LoRA (orthogonal start)"

@@ -49,7 +49,8 @@ def test_parameters_on_vit_b(vit_b, name):
 @pytest.mark.parametrize("build", [small_vit, small_swin])
 def test_formula_holds_on_all_four_layers(name, build):
     model = build()
-    method = PEFT[name].configure({"targets": ("qkv", "proj", "fc1", "fc2")})
+    few = {"fourierft": {"frequencies": 9}, "waveft": {"coefficients": 9}}.get(name, {})
+    method = PEFT[name].configure({"targets": ("qkv", "proj", "fc1", "fc2"), **few})
     expected = method.expected_parameters(model)
     method.attach(model, make_context())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
@@ -68,9 +69,16 @@ def test_wrong_values_are_refused_by_name(name):
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("oft", {"block": 7}), ("boft", {"block": 7}), ("bone", {"rank": 7}), ("psoft", {"rank": 33}), ("c3a", {"parts": 5}),
-     ("vblora", {"length": 7}), ("road", {"group": 10})],
-)  # fmt: skip
+    [
+        ("oft", {"block": 7}),
+        ("boft", {"block": 7}),
+        ("bone", {"rank": 7}),
+        ("psoft", {"rank": 33}),
+        ("c3a", {"parts": 5}),
+        ("vblora", {"length": 7}),
+        ("road", {"group": 10}),
+    ],
+)
 def test_what_does_not_divide_is_refused_before_training(name, values):
     with pytest.raises(MethodError, match=next(iter(values))):
         PEFT[name].configure(values).attach(small_vit(), make_context())
@@ -101,14 +109,19 @@ def test_adalora_ends_with_its_rank_budget():
     assert float(attachment.penalty()) > 0
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_adalora_refuses_a_training_too_short_to_prune():
+    with pytest.raises(MethodError, match="total_steps=1"):
+        AdaLoRA().attach(small_vit(), make_context(steps=1))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
 def test_adalora_takes_any_number_of_steps(steps):
     model = small_vit()
     attachment = AdaLoRA().attach(model, make_context(steps=steps))
     train(Attached(model, attachment, 0.0, frozenset()), steps=steps)
 
 
-@pytest.mark.parametrize("name", ["pissa", "olora", "orthogonal_lora", "lora_ga"])
+@pytest.mark.parametrize("name", ["pissa", "olora", "lora_ga"])
 def test_residual_starts_change_the_weight_and_keep_the_function(name):
     plain, attached = small_vit(), attach(PEFT[name])
     assert not torch.equal(plain.blocks[0].attn.qkv.weight, attached.model.blocks[0].attn.qkv.base_layer.weight)
