@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks
+from methods.blocks import blocks, kind
 
 TARGETS = ("qkv", "proj", "fc1", "fc2")
 """Linear layers of a timm block, as one may name them in `targets`."""
@@ -138,6 +138,8 @@ class PeftMethod(Method):
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         blocks(backbone)  # refuses what is neither ViT nor Swin
+        if kind(backbone) not in self.serves:
+            raise MethodError(f"method {self.name!r} serves {' and '.join(self.serves)} only, not {kind(backbone)}")
         seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
         try:
             with seeded(seed, context.device):
