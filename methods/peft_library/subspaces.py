@@ -1,4 +1,4 @@
-"""Tuners that train inside subspaces of the frozen weights: AdaMSS (clusters of one weight), FRoD (all layers' joint)."""
+"""Tuners inside subspaces of the frozen weights: AdaMSS (clusters of one weight), FRoD (a basis of all layers)."""
 
 from __future__ import annotations
 
