@@ -36,6 +36,7 @@ def small_vit(**arguments: Any) -> Any:
     """A real timm ViT, three blocks of 32 channels at 32 px, frozen, with a head of its own."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         return _liven(timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **(sizes | arguments)))
 
 
@@ -50,6 +51,7 @@ def small_swin() -> Any:
         "num_heads": (2, 4),
     }
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         return _liven(timm.create_model("swin_tiny_patch4_window7_224", num_classes=CLASSES, **sizes))
 
 
