@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -155,6 +156,16 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
     nn.init.zeros_(head.bias)
     model.requires_grad_(False)
     return model.eval()
+
+
+def skeleton(name: str, num_classes: int = 1) -> Any:
+    """The model without weights (on the meta device), frozen, for shapes and counts."""
+    _check_name(name)
+    embedded_as = EMBEDDED.get(name)
+    arguments = {"img_size": embedded_as.image_size, **embedded_as.arguments} if embedded_as else {}
+    with torch.device("meta"):
+        model = timm.create_model(_timm_name(name), num_classes=num_classes, **arguments)
+    return model.requires_grad_(False).eval()
 
 
 def statistics(spec: BackboneSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

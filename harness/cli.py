@@ -128,21 +128,31 @@ def report(
 
 
 @app.command("methods")
-def list_methods(as_json: JsonFlag = False) -> None:
-    """List the methods."""
-    from methods.registry import all_methods
+def list_methods(
+    backbone: Annotated[str, typer.Option(help="Count parameters on this backbone.")] = "demo_vit",
+    as_json: JsonFlag = False,
+) -> None:
+    """List the methods, with the parameters that each trains on a backbone (head excluded)."""
+    from harness.backbones import skeleton
+    from methods.registry import all_methods, describe
 
-    rows = [
-        {
-            "name": m.name,
-            "title": m.title,
-            "family": m.family,
-            "identity_at_start": m.identity_at_start,
-            "paper": m.paper,
-        }
-        for m in all_methods().values()
-    ]
-    _print_rows(rows, as_json)
+    model = skeleton(backbone)
+    _print_rows([describe(method, model) for method in all_methods().values()], as_json)
+
+
+@app.command("check")
+def check_method(
+    method: Annotated[str, typer.Argument(help="A method's name, or path/to/file.py:ClassName.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
+    from methods import conformance, registry
+
+    cls = registry.get(method)
+    found = {name: conformance.run_check(name, cls) for name in conformance.CHECKS}
+    _print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
+    if any(found.values()):
+        raise typer.Exit(1)
 
 
 @app.command("suites")

@@ -11,9 +11,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from torch import nn
 
 import methods
 from methods.base import Method, MethodError, did_you_mean
+from methods.blocks import kind
 
 ENTRY_POINT_GROUP = "sctbench.methods"
 
@@ -86,3 +90,25 @@ def get(name: str) -> type[Method]:
     if name not in known:
         raise MethodError(f"unknown method {name!r}. {did_you_mean(name, list(known))}")
     return known[name]
+
+
+def describe(method: type[Method], backbone: nn.Module) -> dict[str, Any]:
+    """What a list of methods shows, with the parameters trained on the untouched `backbone`, or why it is refused."""
+    parameters: int | str
+    served = sorted(method.serves)
+    try:
+        if kind(backbone) not in served:
+            raise MethodError(f"serves {' and '.join(served)}, not {kind(backbone)}")
+        parameters = method().expected_parameters(backbone)
+    except MethodError as refusal:
+        parameters = str(refusal)
+    return {
+        "name": method.name,
+        "title": method.title,
+        "family": method.family,
+        "parameters": parameters,
+        "identity_at_start": method.identity_at_start,
+        "mergeable": method.mergeable,
+        "serves": "+".join(served),
+        "paper": method.paper,
+    }
