@@ -16,6 +16,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
 
+WIDE = 10_000
+"""Width of a table that goes to a file or a pipe."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
 
@@ -178,13 +181,25 @@ def list_backbones(as_json: JsonFlag = False) -> None:
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """A table with one line per row; where the terminal is too narrow, the last column is cut."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0], box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    texts = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    *first, last = rows[0]
+    for key in first:
+        width = max(len(key), *(len(row[key]) for row in texts))
+        table.add_column(key.replace("_", " "), min_width=width, no_wrap=True)
+    table.add_column(last, no_wrap=True, overflow="ellipsis")
+    for row in texts:
+        table.add_row(*row.values())
+    shown = Console()
+    (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False)
+
+
+def _cell(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks
+from methods.blocks import blocks, new_linear
 from methods.layers import LowRank, absorb, block_linears, change_layer, restore_layer
 
 
@@ -29,10 +29,8 @@ class HydraLayer:
 
 def branch(inputs: int, outputs: int, rank: int, scale: float, dropout: float, generator: torch.Generator) -> LowRank:
     """Linear maps [inputs] to [r] to [outputs] with biases; the first Xavier-uniform, the second zero."""
-    down, up = nn.Linear(inputs, rank), nn.Linear(rank, outputs)
+    down, up = new_linear(inputs, rank, generator, std=0), new_linear(rank, outputs, generator, std=0)
     nn.init.xavier_uniform_(down.weight, generator=generator)
-    for tensor in (down.bias, up.weight, up.bias):
-        nn.init.zeros_(tensor)
     return LowRank(down, up, scale, 0, outputs, dropout)
 
 

@@ -39,6 +39,10 @@ def all_methods() -> dict[str, type[Method]]:
             found[cls.name] = cls
     for point in entry_points(group=ENTRY_POINT_GROUP):
         found.setdefault(point.name, point.load())
+    titles = [cls.title for cls in found.values()]
+    for cls in found.values():
+        if titles.count(cls.title) > 1:
+            raise MethodError(f"two methods have the title {cls.title!r}, which tables could not tell apart")
     return dict(sorted(found.items()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ class ScaledRankConfig(RankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.alpha > 0, "alpha", self.alpha, "positive")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's remarks on layer types and on extensions that it could not build; both are known here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"peft\.")
+        yield
 
 
 def linear_layers(block: Any, targets: tuple[str, ...]) -> list[nn.Linear]:
@@ -142,7 +151,7 @@ class PeftMethod(Method):
             raise MethodError(f"method {self.name!r} serves {' and '.join(self.serves)} only, not {kind(backbone)}")
         seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
         try:
-            with seeded(seed, context.device):
+            with seeded(seed, context.device), quiet():
                 tuner = self.inject(backbone, self.peft_config(backbone, seed), context)
         except MethodError:
             raise
