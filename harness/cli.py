@@ -132,15 +132,16 @@ def report(
 
 @app.command("methods")
 def list_methods(
+    files: Annotated[list[str] | None, typer.Argument(help="Methods of your own to list too: file.py:Class")] = None,
     backbone: Annotated[str, typer.Option(help="Count parameters on this backbone.")] = "demo_vit",
     as_json: JsonFlag = False,
 ) -> None:
     """List the methods, with the parameters that each trains on a backbone (head excluded)."""
     from harness.backbones import skeleton
-    from methods.registry import all_methods, describe
+    from methods.registry import all_methods, describe, get
 
-    model = skeleton(backbone)
-    _print_rows([describe(method, model) for method in all_methods().values()], as_json)
+    model, listed = skeleton(backbone), [*all_methods().values(), *(get(file) for file in files or [])]
+    _print_rows([describe(method, model) for method in listed], as_json)
 
 
 @app.command("check")

@@ -1,12 +1,9 @@
 """The example of methods/README.md is a method: it loads by path, passes every check, and is listed."""
 
-import re
-from pathlib import Path
-
 import pytest
+from examples import write_example_method
 from typer.testing import CliRunner
 
-import methods
 from harness.cli import app
 from methods import conformance, registry
 from methods.testbed import small_vit
@@ -14,10 +11,7 @@ from methods.testbed import small_vit
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    text = (Path(methods.__path__[0]) / "README.md").read_text()
-    file = tmp_path_factory.mktemp("outside") / "example.py"
-    file.write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
-    return f"{file}:Example"
+    return write_example_method(tmp_path_factory.mktemp("outside"))
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS)
