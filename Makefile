@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random test lint requirements
+.PHONY: demo demo-random demo-all snapshot test lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,6 +18,13 @@ demo: .venv/ready  ## seven methods on five tasks of real images, then the table
 demo-random: .venv/ready  ## the same model at random initialisation beside it
 	$(BIN)/sctbench run suites/experiments/demo_random_weights.yaml
 	$(BIN)/sctbench report --suite demo
+
+demo-all: .venv/ready  ## every registered method on one small task
+	$(BIN)/sctbench run --suite demo --tasks digits --methods all --out results/demo-all
+	$(BIN)/sctbench report --out results/demo-all
+
+snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
+	cp results/report/demo-fixed-demo_vit-pretrained-56px/* results/demo/
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto

@@ -92,7 +92,7 @@ def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | 
     spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=image_size or native_size(name))
     if digest in _FILES:
         # On the meta device, so that a file that does not fit is answered here and not in every run.
-        checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, spec.image_size), weights, name)
+        checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, 0, spec.image_size), weights, name)
     return spec
 
 
@@ -116,11 +116,14 @@ def native_size(name: str) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
-def skeleton(name: str, image_size: int | None = None) -> Any:
-    """The model without head and without memory, on the meta device: for names, shapes and counts."""
+def skeleton(name: str, num_classes: int = 1, image_size: int | None = None) -> Any:
+    """The model without weights (on the meta device), frozen, for names, shapes and counts."""
+    check_name(name, list(EMBEDDED))
     arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
+    size = image_size or native_size(name)
     with torch.device("meta"):
-        return timm.create_model(_timm_name(name), img_size=image_size or native_size(name), num_classes=0, **arguments)
+        model = timm.create_model(_timm_name(name), img_size=size, num_classes=num_classes, **arguments)
+    return model.requires_grad_(False).eval()
 
 
 def files() -> dict[str, Path]:
@@ -205,6 +208,6 @@ def listing() -> list[dict[str, Any]]:
         size = native_size(name)
         inputs = statistics(BackboneSpec(name=name, weights="pretrained", digest="", image_size=size))
         known = next((key for key, value in STATISTICS.items() if value == inputs), str(inputs))
-        parameters = sum(p.numel() for p in skeleton(name).parameters())
+        parameters = sum(p.numel() for p in skeleton(name, 0).parameters())
         rows.append({"name": name, "parameters": parameters, "image_size": size, "statistics": known, "about": text})
     return rows

@@ -16,6 +16,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
 
+WIDE = 10_000
+"""Width of a table that goes to a file or a pipe."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
 
@@ -29,7 +32,7 @@ def run(
     experiment: Annotated[Path | None, typer.Argument(help="YAML experiment file; flags beat it.")] = None,
     suite: Annotated[str | None, typer.Option(help="Suite, see `sctbench suites`.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Methods, e.g. linear,lora:rank=4,sct:channels=24:lr=4e-3")
+        str | None, typer.Option(help="Methods, e.g. linear,lora:rank=4,sct:channels=24:lr=4e-3, or all.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
@@ -128,21 +131,32 @@ def report(
 
 
 @app.command("methods")
-def list_methods(as_json: JsonFlag = False) -> None:
-    """List the methods."""
-    from methods.registry import all_methods
+def list_methods(
+    files: Annotated[list[str] | None, typer.Argument(help="Methods of your own to list too: file.py:Class")] = None,
+    backbone: Annotated[str, typer.Option(help="Count parameters on this backbone.")] = "demo_vit",
+    as_json: JsonFlag = False,
+) -> None:
+    """List the methods, with the parameters that each trains on a backbone (head excluded)."""
+    from harness.backbones import skeleton
+    from methods.registry import all_methods, describe, get
 
-    rows = [
-        {
-            "name": m.name,
-            "title": m.title,
-            "family": m.family,
-            "identity_at_start": m.identity_at_start,
-            "paper": m.paper,
-        }
-        for m in all_methods().values()
-    ]
-    _print_rows(rows, as_json)
+    model, listed = skeleton(backbone), [*all_methods().values(), *(get(file) for file in files or [])]
+    _print_rows([describe(method, model) for method in listed], as_json)
+
+
+@app.command("check")
+def check_method(
+    method: Annotated[str, typer.Argument(help="A method's name, or path/to/file.py:ClassName.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
+    from methods import conformance, registry
+
+    cls = registry.get(method)
+    found = {name: conformance.run_check(name, cls) for name in conformance.CHECKS}
+    _print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
+    if any(found.values()):
+        raise typer.Exit(1)
 
 
 @app.command("suites")
@@ -167,14 +181,25 @@ def list_backbones(as_json: JsonFlag = False) -> None:
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """A table with one line per row; where the terminal is too narrow, the last column is cut."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0], box=None, header_style="bold")
-    table.columns[0].no_wrap = True  # a name that is cut cannot be copied
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    texts = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    *first, last = rows[0]
+    for key in first:
+        width = max(len(key), *(len(row[key]) for row in texts))
+        table.add_column(key.replace("_", " "), min_width=width, no_wrap=True)
+    table.add_column(last, no_wrap=True, overflow="ellipsis")
+    for row in texts:
+        table.add_row(*row.values())
+    shown = Console()
+    (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False)
+
+
+def _cell(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from harness.errors import USER_ERRORS, HarnessError
 from harness.preprocessing import STATISTICS, Preprocessing
 from harness.spec import BackboneSpec
 from methods.base import did_you_mean
+from methods.registry import all_methods
 from suites import SUITES, load_suite
 from suites.base import Suite
 from suites.yaml_lines import YamlFile
@@ -26,7 +27,7 @@ class Experiment:
 
     suite: str
     methods: list[Any]
-    """Names, `name:key=value` texts, or mappings with `name` and settings."""
+    """Names, `name:key=value` texts, or mappings with `name` and settings; `all` stands for every registered name."""
 
     tasks: list[str] = field(default_factory=list)
     """Empty for all tasks of the suite."""
@@ -138,7 +139,10 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     with _Blame(blame("suite")):
         suite = find_suite(asked.suite)
     choices = []
-    for index, item in enumerate(asked.methods):
+    wanted = [
+        (i, name) for i, item in enumerate(asked.methods) for name in (all_methods() if item == "all" else [item])
+    ]
+    for index, item in wanted:
         with _Blame(blame("methods", index)):
             choice = _method_choice(item)
             plan.make_recipe(suite.recipe, choice.method.recipe, choice.recipe)

@@ -46,7 +46,7 @@ class Store:
     def is_complete(self, spec: RunSpec) -> bool:
         """Whether the run has a valid record of success."""
         record = self.read(spec)
-        return record is not None and record.status == "complete" and record.spec == spec
+        return record is not None and record.status == "complete" and record.spec.run_id == spec.run_id
 
     def records(self) -> tuple[list[RunRecord], list[Rejected]]:
         """All valid records, ordered by path, and the files that were set aside with the reason."""

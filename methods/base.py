@@ -106,6 +106,9 @@ class Method(ABC):
     identity_at_start: ClassVar[bool] = True
     """Whether the attached, untrained model computes the pretrained function."""
 
+    mergeable: ClassVar[bool] = False
+    """Whether the trained parameters fold into the frozen ones: `attach` then returns an attachment with `merge`."""
+
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 

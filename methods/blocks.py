@@ -98,6 +98,13 @@ def blocks(backbone: nn.Module) -> list[Any]:
     return result
 
 
+def kind(backbone: nn.Module) -> str:
+    """`vit` or `swin`, as in `Method.serves`; the class's name for another model."""
+    if isinstance(backbone, VisionTransformer):
+        return "vit"
+    return "swin" if isinstance(backbone, SwinTransformer) else type(backbone).__name__
+
+
 def width(block: Any) -> int:
     """Number of channels of the block's residual stream."""
     return int(block.norm1.normalized_shape[0])
@@ -167,7 +174,7 @@ def new_linear(
     inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True
 ) -> nn.Linear:
     """A linear layer with weight trunc_normal(std) (zero for std 0) drawn from `generator`, and bias zero."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # leaves the global generator alone
     with torch.no_grad():
         if std > 0:
             nn.init.trunc_normal_(layer.weight, std=std, generator=generator)

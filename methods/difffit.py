@@ -25,6 +25,7 @@ class DiffFit(Method):
     paper = "Xie et al., DiffFit, ICCV 2023, arXiv 2304.06648"
     family = "selective"
     recipe = {"lr": 2e-3}
+    mergeable = True
 
     def pretrained(self, backbone: nn.Module) -> list[nn.Parameter]:
         """The pretrained parameters that are trained: all biases, and the weights of the norms."""

@@ -124,6 +124,7 @@ class FactTT(Method):
     family = "reparameterisation"
     Config = FactConfig
     recipe = {"lr": 1e-3}
+    mergeable = True
     search_space = {"lr": (1e-3, 5e-3), "scale": (0.1, 1.0, 10.0), "rank": (4, 8, 16)}
     factors: type = TensorTrain
 

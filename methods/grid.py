@@ -38,7 +38,8 @@ def new_convolution(
     channels: int, kernel: int, groups: int, generator: torch.Generator, bias: bool = True
 ) -> nn.Conv2d:
     """A convolution that keeps channels and size, weights as torch draws them but from `generator`, bias 0."""
-    layer = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=bias)
+    sizes = {"kernel_size": kernel, "padding": kernel // 2, "groups": groups}
+    layer: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, channels, channels, bias=bias, **sizes)
     with torch.no_grad():
         nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
         if layer.bias is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks
+from methods.blocks import blocks, new_linear
 from methods.layers import LowRank, absorb, block_linears, change_layer, restore_layer
 
 
@@ -29,10 +29,8 @@ class HydraLayer:
 
 def branch(inputs: int, outputs: int, rank: int, scale: float, dropout: float, generator: torch.Generator) -> LowRank:
     """Linear maps [inputs] to [r] to [outputs] with biases; the first Xavier-uniform, the second zero."""
-    down, up = nn.Linear(inputs, rank), nn.Linear(rank, outputs)
+    down, up = new_linear(inputs, rank, generator, std=0), new_linear(rank, outputs, generator, std=0)
     nn.init.xavier_uniform_(down.weight, generator=generator)
-    for tensor in (down.bias, up.weight, up.bias):
-        nn.init.zeros_(tensor)
     return LowRank(down, up, scale, 0, outputs, dropout)
 
 
@@ -54,6 +52,7 @@ class Hydra(Method):
     paper = "Kim et al., Hydra: Multi-head Low-rank Adaptation, Neural Networks 2024, arXiv 2309.06922"
     family = "reparameterisation"
     recipe = {"lr": 1e-3}
+    mergeable = True
     search_space = {"lr": (1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "scale": (0.1, 1.0, 5.0)}
 
     @dataclass(frozen=True, kw_only=True)

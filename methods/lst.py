@@ -128,7 +128,8 @@ class LST(Method):
 
     def side_block(self, w: int, heads: int, generator: torch.Generator) -> Any:
         """A new transformer block of width w."""
-        block: Any = Block(w, heads, mlp_ratio=4, qkv_bias=True)
+        with torch.random.fork_rng(devices=[]):  # the layers draw from the global generator before they are set below
+            block: Any = Block(w, heads, mlp_ratio=4, qkv_bias=True)
         for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
             layer.load_state_dict(new_linear(layer.in_features, layer.out_features, generator).state_dict())
         return block

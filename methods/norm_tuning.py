@@ -12,7 +12,7 @@ class NormTuning(Method):
     """Trains weight and bias of every LayerNorm: 4 * d per ViT block and 2 * d for the final norm."""
 
     name = "norm_tuning"
-    title = "LN-Tuning"
+    title = "Norm tuning"
     paper = "Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024, arXiv 2304.01917"
     family = "selective"
     recipe = {"lr": 5e-3}

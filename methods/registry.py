@@ -11,9 +11,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from torch import nn
 
 import methods
 from methods.base import Method, MethodError, did_you_mean
+from methods.blocks import kind
 
 ENTRY_POINT_GROUP = "sctbench.methods"
 
@@ -35,6 +39,10 @@ def all_methods() -> dict[str, type[Method]]:
             found[cls.name] = cls
     for point in entry_points(group=ENTRY_POINT_GROUP):
         found.setdefault(point.name, point.load())
+    titles = [cls.title for cls in found.values()]
+    for cls in found.values():
+        if titles.count(cls.title) > 1:
+            raise MethodError(f"two methods have the title {cls.title!r}, which tables could not tell apart")
     return dict(sorted(found.items()))
 
 
@@ -86,3 +94,25 @@ def get(name: str) -> type[Method]:
     if name not in known:
         raise MethodError(f"unknown method {name!r}. {did_you_mean(name, list(known))}")
     return known[name]
+
+
+def describe(method: type[Method], backbone: nn.Module) -> dict[str, Any]:
+    """What a list of methods shows, with the parameters trained on the untouched `backbone`, or why it is refused."""
+    parameters: int | str
+    served = sorted(method.serves)
+    try:
+        if kind(backbone) not in served:
+            raise MethodError(f"serves {' and '.join(served)}, not {kind(backbone)}")
+        parameters = method().expected_parameters(backbone)
+    except MethodError as refusal:
+        parameters = str(refusal)
+    return {
+        "name": method.name,
+        "title": method.title,
+        "family": method.family,
+        "parameters": parameters,
+        "identity_at_start": method.identity_at_start,
+        "mergeable": method.mergeable,
+        "serves": "+".join(served),
+        "paper": method.paper,
+    }

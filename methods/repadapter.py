@@ -67,6 +67,7 @@ class RepAdapter(Method):
     paper = "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, arXiv 2302.08106"
     family = "adapter"
     recipe = {"lr": 1e-3}
+    mergeable = True
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0)}
 
     @dataclass(frozen=True, kw_only=True)

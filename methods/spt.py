@@ -93,6 +93,7 @@ class SPTLoRA(Method):
     paper = "He et al., Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, ICCV 2023, arXiv 2303.08566"
     family = "selective"
     recipe = {"lr": 1e-3}
+    mergeable = True
     search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "share": (0.0025, 0.005, 0.01)}
 
     @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class SSF(Method):
     paper = "Lian et al., Scaling & Shifting Your Features, NeurIPS 2022, arXiv 2210.08823"
     family = "reparameterisation"
     recipe = {"lr": 5e-3}
+    mergeable = True
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class VPTDeep(Method):
     identity_at_start = False
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(self.config.tokens * width(b) for b in blocks(backbone))
+        return sum(self.config.tokens * width(b) for b in blocks(require_vit(backbone, self.name)))
 
     def new_prompts(self, backbone: nn.Module, context: Context) -> Tensor:
         """Prompts [p, d], uniform with Xavier's bound for the patch embedding, as the released code draws them."""
@@ -92,7 +92,7 @@ class VPTShallow(VPTDeep):
     recipe = {"lr": 2e-2}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return self.config.tokens * width(blocks(backbone)[0])
+        return self.config.tokens * width(blocks(require_vit(backbone, self.name))[0])
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_vit(backbone, self.name)

@@ -1,4 +1,7 @@
-"""A run spec and a run record for tests that need one."""
+"""A run spec, a run record and a method from outside, for tests that need one."""
+
+import re
+from pathlib import Path
 
 from harness.cost import Cost, Parameters
 from harness.data import Fingerprint
@@ -48,3 +51,11 @@ def make_record(accuracy=71.5, data="d", **changes):
         "environment": {"device": "cpu", "precision": "float32"},
     }
     return RunRecord(**(values | changes))
+
+
+def write_example_method(folder):
+    """The method that methods/README.md shows, as a file in `folder`; returns its reference."""
+    text = (Path(__file__).parents[1] / "methods" / "README.md").read_text()
+    file = Path(folder) / "example.py"
+    file.write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    return f"{file}:Example"

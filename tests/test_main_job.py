@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from examples import write_example_method
 
 SCTBENCH = Path(sys.executable).parent / "sctbench"
 RUN = ["run", "--suite", "demo", "--tasks", "digits", "--methods", "linear,sct:channels=8", "--recipe", "epochs=1"]
@@ -90,6 +91,18 @@ def test_a_defective_method_fails_alone_and_the_exit_status_tells(finished, tmp_
     }
     assert states == {"broken": "failed", "linear": "complete"}
     assert "failed" in sctbench("report", cwd=tmp_path)
+
+
+def test_a_method_of_ones_own_is_in_list_run_and_table(tmp_path):
+    mine = write_example_method(tmp_path)
+    assert "Example" in sctbench("methods", mine, cwd=tmp_path)
+    sctbench(*RUN[:5], "--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", cwd=tmp_path)
+    (record,) = [
+        r for r in map(json.loads, (p.read_text() for p in record_files(tmp_path))) if r["spec"]["method"] == "example"
+    ]
+    assert record["parameters"]["method"] == 6 * 4 * 384
+    table = sctbench("report", cwd=tmp_path)
+    assert "Example" in table and "Linear" in table
 
 
 @pytest.mark.parametrize("command", ["methods", "suites", "backbones"])

@@ -30,6 +30,12 @@ def test_written_record_is_read_back_and_complete(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_a_run_with_tuples_in_its_settings_is_complete_too(tmp_path):
+    store, spec = Store(tmp_path), make_spec(config={"blocks": (1, 2), "indices": ()})
+    store.write(make_record(spec=spec))
+    assert store.is_complete(spec)
+
+
 def test_failed_is_not_complete(tmp_path):
     store = Store(tmp_path)
     store.write(make_record(status="failed"))

@@ -1,0 +1,392 @@
+"""What every method must do, whoever wrote it: checks over small real timm models.
+
+Each check takes a method class and raises `NotConforming` with a message that says what is wrong. They are run over the
+whole registry by the tests, and over one method (also one outside the repository) by `sctbench check`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import dataclasses
+import inspect
+import itertools
+import random
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from methods import testbed
+from methods.base import Method, MethodError
+from methods.testbed import Attached, attach, kind_of, small_model, train
+
+FAMILIES = ("full", "head", "prompt", "adapter", "reparameterisation", "selective")
+
+RECIPE_FIELDS = frozenset(
+    (
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "epochs",
+        "warmup_epochs",
+        "batch_size",
+        "drop_path",
+        "label_smoothing",
+        "augmentation",
+        "precision",
+    )
+)
+"""Fields of the harness's training recipe, which this room may not import; a test holds the two together."""
+
+
+class NotConforming(AssertionError):
+    """A method breaks the contract of `methods/base.py`; the message says how."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise `NotConforming` unless `holds`."""
+    if not holds:
+        raise NotConforming(message)
+
+
+def relative_gap(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected magnitude."""
+    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+
+
+def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Names whose tensors are not bit-equal any more."""
+    return [n for n, t in before.items() if n not in after or not torch.equal(t, after[n])]
+
+
+def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t.detach().clone() for n, t in tensors.items()}
+
+
+def _some(names: list[str] | set[str]) -> str:
+    """At most three of the names, and how many there are."""
+    listed = sorted(names)
+    return f"{', '.join(listed[:3])}{f' and {len(listed) - 3} more' if len(listed) > 3 else ''}"
+
+
+def check_declared(method: type[Method]) -> None:
+    """Class attributes are complete, and the config is frozen, keyword-only and documented."""
+    for attribute in ("name", "title", "paper", "family"):
+        value = getattr(method, attribute, None)
+        require(isinstance(value, str) and bool(value), f"class attribute {attribute!r} is missing or empty")
+    require(bool(re.fullmatch(r"[a-z][a-z0-9_]*", method.name)), f"name {method.name!r} is not lower_case_with_bars")
+    require(method.family in FAMILIES, f"family {method.family!r} is none of {FAMILIES}")
+    require(bool(method.__doc__), "the class has no docstring")
+    require(bool(method.serves) and method.serves <= set(testbed.BUILDERS), f"serves {set(method.serves)} is unknown")
+    _check_config(method.Config)
+    _check_search_space(method)
+
+
+def _check_config(config: Any) -> None:
+    require(dataclasses.is_dataclass(config), "Config is not a dataclass")
+    parameters = config.__dataclass_params__
+    require(parameters.frozen, "Config is not frozen: use @dataclass(frozen=True, kw_only=True)")
+    documented = _documented_fields(config)
+    for field in dataclasses.fields(config):
+        require(field.kw_only is True, f"Config field {field.name!r} is not keyword-only")
+        require(field.name in documented, f"Config field {field.name!r} has no docstring on the line below it")
+    config()  # every field has a default
+
+
+def _documented_fields(config: type) -> set[str]:
+    """Fields of a dataclass, inherited ones too, that are followed by a docstring in the source."""
+    found: set[str] = set()
+    for cls in config.__mro__[:-1]:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        for field, text in itertools.pairwise(body):
+            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+                found.add(field.target.id)
+    return found
+
+
+def _check_search_space(method: type[Method]) -> None:
+    unknown = set(method.recipe) - RECIPE_FIELDS
+    require(not unknown, f"recipe names {_some(unknown)}, which is no recipe field: {_some(set(RECIPE_FIELDS))}")
+    knobs = {f.name for f in dataclasses.fields(method.Config)}
+    for key, values in method.search_space.items():
+        require(key in RECIPE_FIELDS | knobs, f"search_space key {key!r} is neither a recipe nor a config field")
+        require(isinstance(values, tuple) and len(values) > 0, f"search_space[{key!r}] is not a tuple of values")
+        for value in values if key in knobs else ():
+            method.configure({key: value})
+
+
+def check_backbones(method: type[Method]) -> None:
+    """Every kind in `serves` works; another is refused with a MethodError before anything is changed."""
+    for kind in testbed.BUILDERS:
+        model = small_model(kind)
+        if kind in method.serves:
+            logits = attach(method, model=model).logits()
+            shape = tuple(logits.shape)
+            require(shape == (8, testbed.CLASSES) and bool(logits.isfinite().all()), f"no finite logits on {kind}")
+            continue
+        before = _copies(_all_tensors(model))
+        try:
+            attach(method, model=model)
+        except MethodError:
+            same = set(before) == set(_all_tensors(model)) and not _changed(before, _all_tensors(model))
+            require(same, f"the backbone was changed before {kind} was refused")
+            continue
+        raise NotConforming(f"{kind} is not in `serves`, but attach did not raise MethodError")
+
+
+def check_parameters(method: type[Method]) -> None:
+    """`expected_parameters` on the untouched model is the number of parameters that `attach` trains."""
+    for kind in sorted(method.serves):
+        model = small_model(kind)
+        expected = method().expected_parameters(model)
+        require(not any(p.requires_grad for p in model.parameters()), "expected_parameters changed the model")
+        found = sum(p.numel() for p in attach(method, model=model).trained().values())
+        require(found == expected, f"on {kind}: {found} parameters are trained, expected_parameters says {expected}")
+
+
+def check_identity(method: type[Method]) -> None:
+    """The attached, untrained model computes the pretrained function if and only if the class says so."""
+    for kind in sorted(method.serves):
+        plain = Attached(small_model(kind), testbed.Attachment(), 0.0, frozenset()).logits()
+        gap = relative_gap(attach(method, kind).logits(), plain)
+        if method.identity_at_start:
+            require(gap <= 1e-5, f"identity_at_start is True, but on {kind} the logits move by {gap:.1e} (relative)")
+        else:
+            require(gap > 1e-6, f"identity_at_start is False, but on {kind} the untrained model is the pretrained one")
+
+
+def check_clean(method: type[Method]) -> None:
+    """`attach` leaves no hooks, no gradients, the training mode, and the global random streams as they were."""
+    model = small_model(kind_of(method))
+    modules = list(model.modules())
+    streams = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    attach(method, model=model)
+    require(torch.equal(streams[0], torch.get_rng_state()), "attach draws from torch's global generator")
+    require(streams[1:] == (random.getstate(), str(np.random.get_state())), "attach draws from random or numpy")
+    require(not any(m.training for m in modules), "attach leaves the backbone in training mode")
+    require(all(p.grad is None for p in model.parameters()), "attach leaves gradients behind")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = [n for n, m in model.named_modules() if any(getattr(m, h) for h in hooks)]
+    hooked += [n for n, p in model.named_parameters() if p._backward_hooks]
+    require(not hooked, f"attach leaves hooks on {_some(hooked)}; plug modules instead (methods/blocks.py)")
+
+
+def check_deterministic(method: type[Method]) -> None:
+    """`attach` depends on the configuration, the generator and the calibration data only."""
+    first = attach(method)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        second = attach(method)
+    changed = _changed(_all_tensors(first.model), _all_tensors(second.model))
+    require(not changed, f"two attaches with the same seed differ in {_some(changed)}")
+
+
+def check_gradients(method: type[Method]) -> None:
+    """Every trained tensor gets a non-zero gradient within three steps."""
+    attached = attach(method)
+    dead = set(attached.trained()) - train(attached)
+    require(not dead, f"no gradient within three steps for {_some(dead)}")
+
+
+def check_frozen(method: type[Method]) -> None:
+    """What is not trained stays bit-identical during training."""
+    attached = attach(method)
+    frozen = {n: p for n, p in attached.model.named_parameters() if n not in attached.trained()}
+    frozen |= {n: b for n, b in attached.model.named_buffers() if n in attached.plain_buffers}
+    before = _copies(frozen)
+    train(attached)
+    changed = _changed(before, _all_tensors(attached.model))
+    require(not changed, f"frozen tensors change during training: {_some(changed)}")
+
+
+def check_learns(method: type[Method]) -> None:
+    """The loss on a small separable task falls, with the head frozen and the method's own learning rate."""
+    attached, data = attach(method), testbed.separable()
+    if not attached.trained():
+        return
+    with torch.no_grad():
+        before = float(testbed.task_loss(attached.model, data))
+    train(attached, steps=10, lr=attached.lr, data=data)
+    with torch.no_grad():
+        after = float(testbed.task_loss(attached.model, data))
+    require(after < before, f"the loss went from {before:.4f} to {after:.4f} in ten steps at lr {attached.lr}")
+
+
+def check_state(method: type[Method]) -> None:
+    """Trained parameters and added buffers restore the function on a model attached anew with the same seed."""
+    attached = attach(method)
+    train(attached)
+    stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
+    fresh = attach(method)
+    targets = _all_tensors(fresh.model)
+    with torch.no_grad():
+        for name, tensor in safetensors.torch.load(stored).items():
+            require(name in targets, f"{name} is in the trained state, but not in a freshly attached model")
+            require(targets[name].shape == tensor.shape, f"{name} has another shape in a freshly attached model")
+            targets[name].copy_(tensor)
+    gap = relative_gap(fresh.logits(), attached.logits())
+    require(
+        gap == 0, f"the restored model's logits differ by {gap:.1e}: something trained is neither parameter nor buffer"
+    )
+
+
+def _merged(method: type[Method], kind: str, dtype: torch.dtype) -> tuple[Attached, float]:
+    """A trained and merged model, and by how much merging moved its logits (relative), computed in `dtype`."""
+    attached = attach(method, kind)
+    train(attached)
+    attached.model.to(dtype)
+    images = testbed.batch()[0].to(dtype)
+    with torch.no_grad():
+        before = attached.model(images)
+        if attached.attachment.merge is not None:
+            attached.attachment.merge()
+        return attached, relative_gap(attached.model(images), before)
+
+
+def check_merge(method: type[Method]) -> None:
+    """`merge` leaves the logits, and nothing but the plain timm model; `mergeable` says whether there is one.
+
+    Where the logits move in float32, it is repeated in float64: a large update amplifies the rounding of small models.
+    """
+    has_merge = attach(method).attachment.merge is not None
+    is_there = "there" if has_merge else "not there"
+    require(method.mergeable == has_merge, f"mergeable is {method.mergeable}, but merge is {is_there}")
+    for kind in sorted(method.serves) if has_merge else ():
+        attached, gap = _merged(method, kind, torch.float32)
+        if gap > 1e-4:
+            with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes
+                gap = _merged(method, kind, torch.float64)[1]
+        require(gap <= 1e-4, f"on {kind} the logits move by {gap:.1e} (relative) in merge")
+        plain = small_model(kind)
+        modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
+        require(not modules, f"after merge the modules differ from the plain model's: {_some(modules)}")
+        sizes = [sum(p.numel() for p in m.parameters()) for m in (attached.model, plain)]
+        require(sizes[0] == sizes[1], f"after merge {sizes[0]} parameters are left, the plain model has {sizes[1]}")
+
+
+def check_isolation(method: type[Method]) -> None:
+    """Two models with the method, or with two methods, share nothing."""
+    from methods.linear import Linear
+
+    first = attach(method)
+    before = _copies(_all_tensors(first.model))
+    second, other = attach(method, seed=1), attach(Linear)
+    shared = {t.data_ptr() for t in _all_tensors(first.model).values() if t.numel()} & {
+        t.data_ptr() for m in (second, other) for t in _all_tensors(m.model).values() if t.numel()
+    }
+    require(not shared, f"{len(shared)} tensors are shared with another model")
+    train(second)
+    changed = _changed(before, _all_tensors(first.model))
+    require(not changed, f"training another model changes {_some(changed)}")
+
+
+def check_deepcopy(method: type[Method]) -> None:
+    """A deep copy has equal logits, trains in the same way, and leaves the original alone."""
+    attached = attach(method)
+    before, logits = _copies(_all_tensors(attached.model)), attached.logits()
+    twin = dataclasses.replace(attached, model=copy.deepcopy(attached.model))
+    require(torch.equal(twin.logits(), logits), "the copy computes other logits")
+    train(twin, plain=True)
+    changed = _changed(before, _all_tensors(attached.model))
+    require(not changed, f"training a copy changes the original's {_some(changed)}")
+    train(attached, plain=True)
+    apart = _changed(attached.trained(), twin.trained())
+    require(not apart, f"a copy trains differently in {_some(apart)}")
+
+
+def _gradients(attached: Attached) -> dict[str, Tensor]:
+    """Gradients of one training pass under a fixed seed."""
+    attached.model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loss = testbed.task_loss(attached.model, testbed.batch())
+        if loss.requires_grad:
+            loss.backward()
+    return {n: p.grad for n, p in attached.trained().items() if p.grad is not None}
+
+
+def check_autocast(method: type[Method]) -> None:
+    """A training pass under bf16 autocast gives finite gradients."""
+    attached = attach(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _gradients(attached)
+    bad = [n for n, g in found.items() if not bool(g.isfinite().all())]
+    require(not bad, f"gradients under bf16 autocast are not finite for {_some(bad)}")
+    require(bool(found) or not attached.trained(), "there are no gradients under bf16 autocast")
+
+
+def check_checkpointing(method: type[Method]) -> None:
+    """Gradient checkpointing gives the same gradients."""
+    expected = _gradients(attach(method))
+    attached = attach(method)
+    attached.model.set_grad_checkpointing()
+    found = _gradients(attached)
+    require(set(found) == set(expected), f"checkpointing loses gradients of {_some(set(expected) - set(found))}")
+    for name, gradient in expected.items():
+        close = torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6)
+        require(close, f"checkpointing changes the gradient of {name}")
+
+
+def check_compile(method: type[Method]) -> None:
+    """`torch.compile` (graph capture, without a compiler) gives the same logits."""
+    kind = kind_of(method)
+    attached = attach(method, model=testbed.small_vit(depth=1) if kind == "vit" else None)
+    expected = attached.logits()
+    torch.compiler.reset()
+    with torch.no_grad():
+        found = torch.compile(attached.model, backend="eager")(testbed.batch()[0])
+    gap = relative_gap(found, expected)
+    require(gap <= 1e-4, f"the compiled model's logits differ by {gap:.1e}")
+
+
+CHECKS: dict[str, Callable[[type[Method]], None]] = {
+    "declared": check_declared,
+    "backbones": check_backbones,
+    "parameters": check_parameters,
+    "identity": check_identity,
+    "clean": check_clean,
+    "deterministic": check_deterministic,
+    "gradients": check_gradients,
+    "frozen": check_frozen,
+    "learns": check_learns,
+    "state": check_state,
+    "merge": check_merge,
+    "isolation": check_isolation,
+    "deepcopy": check_deepcopy,
+    "autocast": check_autocast,
+    "checkpointing": check_checkpointing,
+    "compile": check_compile,
+}
+"""All checks by the name that tests and the command line print."""
+
+
+def run_check(name: str, method: type[Method]) -> str | None:
+    """None if the method passes the check of that name, otherwise what is wrong, in one line."""
+    try:
+        CHECKS[name](method)
+    except NotConforming as failure:
+        return str(failure)
+    except Exception as error:  # whatever a method raises is its failure, and must not hide the other checks
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def trained_function(method: type[Method]) -> tuple[str, int, Tensor]:
+    """Backbone kind, number of trained parameters, and logits after three steps: equal for two methods that are one
+    under two names."""
+    attached = attach(method)
+    count = sum(p.numel() for p in attached.trained().values())
+    train(attached)
+    return kind_of(method), count, attached.logits()

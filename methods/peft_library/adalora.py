@@ -1,0 +1,98 @@
+"""AdaLoRA: an update in singular-value form, whose rank budget moves between layers during training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, check
+from methods.peft_library.common import LayersConfig, PeftMethod, block_layers, merge_into_base
+
+
+class AdaLoRA(PeftMethod):
+    """B diag(e) A with a budget of target_rank per layer on average, reached by pruning the least important triplets:
+    init_rank * (in + out + 1) are trained. peft's allocator prunes; the harness's penalty and after-step drive it."""
+
+    name = "adalora"
+    title = "AdaLoRA"
+    paper = "Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512"
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        """Knobs of AdaLoRA."""
+
+        init_rank: int = 12
+        """Rank of every layer at the start."""
+
+        target_rank: int = 8
+        """Mean rank of the layers at the end."""
+
+        alpha: float = 12.0
+        """The update is scaled by alpha / init_rank."""
+
+        orthogonality: float = 0.1
+        """Weight of the penalty |A A' - I| + |B' B - I| (eq. 4)."""
+
+        warmup: float = 0.1
+        """Share of the steps before the pruning begins."""
+
+        final: float = 0.3
+        """Share of the steps that are trained with the final ranks."""
+
+        interval: int = 10
+        """Steps between two prunings."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.target_rank >= 1, "target_rank", self.target_rank, "at least 1")
+            check(self.init_rank > self.target_rank, "init_rank", self.init_rank, "above target_rank")
+            check(self.alpha > 0, "alpha", self.alpha, "positive")
+            check(self.orthogonality >= 0, "orthogonality", self.orthogonality, "at least 0")
+            check(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
+            check(0 <= self.final < 1 - self.warmup, "final", self.final, "at least 0 and below 1 - warmup")
+            check(self.interval >= 1, "interval", self.interval, "at least 1")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.init_rank * (layer.in_features + layer.out_features + 1))
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        c = self.config
+        steps = context.total_steps
+        config.total_step, config.tinit, config.tfinal = steps, int(c.warmup * steps), int(c.final * steps)
+        # The importance that the last pruning goes by is known from the second step on.
+        check(steps - config.tfinal >= 2, "total_steps", steps, "enough for two steps before the final ones")
+        return super().inject(backbone, config, context)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import AdaLoraConfig
+
+        c = self.config
+        return AdaLoraConfig(
+            init_r=c.init_rank,
+            target_r=c.target_rank,
+            lora_alpha=c.alpha,
+            deltaT=c.interval,
+            total_step=1,  # `inject` sets the schedule, when the number of steps is known
+            target_modules=block_layers(c.targets),
+        )
+
+    def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
+        down = [p for name, p in backbone.named_parameters() if ".lora_A." in name]
+        up = [p for name, p in backbone.named_parameters() if ".lora_B." in name]
+
+        def penalty() -> Tensor:
+            gaps = [orthogonality_gap(a) for a in down] + [orthogonality_gap(b.T) for b in up]
+            return torch.stack(gaps).mean() * self.config.orthogonality
+
+        return Attachment(
+            merge=lambda: merge_into_base(backbone), penalty=penalty, after_step=tuner.update_and_allocate
+        )
+
+
+def orthogonality_gap(factor: Tensor) -> Tensor:
+    """Frobenius norm of P P' - I for a factor P [r, channels]."""
+    return torch.linalg.matrix_norm(factor @ factor.T - torch.eye(len(factor), device=factor.device))

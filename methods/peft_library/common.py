@@ -1,0 +1,164 @@
+"""What all tuners of the `peft` package share: which layers, which random numbers, injection, merging."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from methods.base import Attachment, Context, Method, MethodError, check
+from methods.blocks import blocks, kind
+
+TARGETS = ("qkv", "proj", "fc1", "fc2")
+"""Linear layers of a timm block, as one may name them in `targets`."""
+
+ADAPTER = "default"
+"""peft's name of the one adapter that is injected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig:
+    """Which layers a tuner works on."""
+
+    targets: tuple[str, ...] = ("qkv",)
+    """Which linear layers of each block are tuned: any of qkv, proj, fc1, fc2."""
+
+    def __post_init__(self) -> None:
+        known = bool(self.targets) and set(self.targets) <= set(TARGETS)
+        check(known, "targets", self.targets, f"some of {TARGETS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig(LayersConfig):
+    """Knobs of a low-rank tuner without scale."""
+
+    rank: int = 8
+    """Rank r of the update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.rank >= 1, "rank", self.rank, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledRankConfig(RankConfig):
+    """Knobs of a low-rank tuner."""
+
+    alpha: float = 8.0
+    """The update is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.alpha > 0, "alpha", self.alpha, "positive")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's remarks on layer types and on extensions that it could not build; both are known here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"peft\.")
+        yield
+
+
+def linear_layers(block: Any, targets: tuple[str, ...]) -> list[nn.Linear]:
+    """The linear layers of a block that `targets` names."""
+    where = {"qkv": block.attn, "proj": block.attn, "fc1": block.mlp, "fc2": block.mlp}
+    return [getattr(where[target], target) for target in targets]
+
+
+def block_layers(targets: tuple[str, ...]) -> str:
+    """A regular expression for peft: these layers of every block, and nothing outside the blocks."""
+    return rf".*blocks\.\d+\.(attn|mlp)\.({'|'.join(targets)})"
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """peft draws from torch's global generators: seed them for a while, then put them back as they were."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def inject(backbone: nn.Module, config: Any) -> Any:
+    """Put the layers of a peft config into `backbone` in place; returns peft's tuner.
+
+    The same as `peft.inject_adapter_in_model`, which refuses tuners whose layers share tensors through the tuner. Here
+    the shared tensors are registered in every layer, and all that matters is that the layers are in the backbone.
+    """
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](backbone, config, ADAPTER)
+    del backbone.peft_config  # the tuner's note to itself; the backbone stays a plain timm model
+    return tuner
+
+
+def merge_into_base(backbone: nn.Module) -> None:
+    """Fold every peft layer into the timm layer it wraps, and put that layer back in its place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            backbone.set_submodule(name, module.get_base_layer())
+
+
+class PeftMethod(Method):
+    """Common part: turn the method's config into a peft config and inject it.
+
+    Subclasses implement `peft_config` and `per_layer`; those with tensors of another shape also `expected_parameters`.
+    """
+
+    family = "reparameterisation"
+    mergeable = True
+    Config: ClassVar[type] = LayersConfig
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        """The peft config to inject. `seed` is drawn from the run's generator, for configs that ask for one."""
+        raise NotImplementedError
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        """Number of trained parameters for one tuned layer."""
+        raise NotImplementedError
+
+    def layers(self, backbone: nn.Module) -> list[nn.Linear]:
+        """The tuned layers from input to output."""
+        return [layer for block in blocks(backbone) for layer in linear_layers(block, self.config.targets)]
+
+    def named_layers(self, backbone: nn.Module) -> dict[str, nn.Linear]:
+        """The tuned layers by their name in the backbone."""
+        wanted = {id(layer) for layer in self.layers(backbone)}
+        return {name: m for name, m in backbone.named_modules() if id(m) in wanted and isinstance(m, nn.Linear)}
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(self.per_layer(layer) for layer in self.layers(backbone))
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        """Put the tuner in; methods that look at the training data first override this. Returns peft's tuner."""
+        return inject(backbone, config)
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        blocks(backbone)  # refuses what is neither ViT nor Swin
+        if kind(backbone) not in self.serves:
+            raise MethodError(f"method {self.name!r} serves {' and '.join(self.serves)} only, not {kind(backbone)}")
+        seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
+        try:
+            with seeded(seed, context.device), quiet():
+                tuner = self.inject(backbone, self.peft_config(backbone, seed), context)
+        except MethodError:
+            raise
+        except ValueError as error:
+            raise MethodError(f"method {self.name!r} cannot serve this backbone: {error}") from None
+        return self.attachment(backbone, tuner, context)
+
+    def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
+        """What the harness is given; methods with a penalty or a schedule override this."""
+        return Attachment(merge=(lambda: merge_into_base(backbone)) if self.mergeable else None)

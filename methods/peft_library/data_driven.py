@@ -1,0 +1,89 @@
+"""LoRA started from the training data (`context.calibration`): EVA, LoRA-GA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from methods.base import Context
+from methods.peft_library.common import ADAPTER
+from methods.peft_library.lora import LoraTuner, lora_layers
+
+BATCH = 32
+"""Images per calibration batch."""
+
+BATCHES = 8
+"""Calibration batches that are used at most: the starts converge long before."""
+
+
+def first_batches(context: Context) -> list[tuple[Tensor, Tensor]]:
+    """The first images [B, 3, H, W] and labels [B] of the training split."""
+    return [batch for batch, _ in zip(context.calibration(BATCH), range(BATCHES), strict=False)]
+
+
+class EVA(LoraTuner):
+    """LoRA with A started at the principal directions of the layer's input on training images.
+
+    Every layer keeps rank r (rho = 1), so that the number of parameters is known in advance; the paper's rho = 2 moves
+    ranks between layers. The principal directions of peft's incremental PCA stop when they have converged.
+    """
+
+    name = "eva"
+    title = "EVA"
+    paper = "Paischer et al., One Initialization to Rule them All (EVA), 2024, arXiv 2410.07170"
+
+    def options(self) -> Mapping[str, Any]:
+        from peft import EvaConfig
+
+        return {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0)}
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        from peft import get_eva_state_dict
+
+        images = [batch for batch, _ in first_batches(context)]
+        start = get_eva_state_dict(
+            backbone,
+            images,
+            config,
+            forward_fn=lambda model, batch: model.forward_features(batch),
+            prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=None,
+            show_progress_bar=False,
+        )
+        tuner = super().inject(backbone, config, context)
+        with torch.no_grad():
+            for name, layer in lora_layers(backbone).items():
+                layer.lora_A[ADAPTER].weight.copy_(start[name])
+        return tuner
+
+
+class LoRAGA(LoraTuner):
+    """LoRA started at singular vectors of the loss gradient on training images, which the frozen weight loses: same
+    function. The gradient is that of the cross-entropy under the fresh head."""
+
+    name = "lora_ga"
+    title = "LoRA-GA"
+    paper = "Wang et al., LoRA-GA, NeurIPS 2024, arXiv 2407.05000"
+
+    def options(self) -> Mapping[str, Any]:
+        from peft import LoraGAConfig
+
+        return {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()}
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        from peft.tuners.lora.loraga import preprocess_loraga
+
+        def train_step() -> None:
+            with torch.enable_grad():
+                for images, labels in first_batches(context):
+                    cross_entropy(backbone(images), labels).backward()
+
+        training = backbone.training
+        preprocess_loraga(backbone, config, train_step)
+        tuner = super().inject(backbone, config, context)
+        backbone.train(training)
+        return tuner

@@ -1,0 +1,243 @@
+"""LoRA and its variants that differ in scale, start, factorisation or gradient: peft's `LoraConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from methods.base import Attachment, Context, check
+from methods.peft_library.common import PeftMethod, ScaledRankConfig, block_layers, merge_into_base
+
+
+class LoraTuner(PeftMethod):
+    """Low-rank update alpha/r * B A of linear layers. Subclasses say in `options` what is special about them."""
+
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ScaledRankConfig):
+        """Knobs of LoRA."""
+
+        dropout: float = 0.0
+        """Dropout on the input of the update."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+    def options(self) -> Mapping[str, Any]:
+        """Arguments of the peft config that make the variant."""
+        return {}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * (layer.in_features + layer.out_features))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import LoraConfig
+
+        c = self.config
+        common = {"r": c.rank, "lora_alpha": c.alpha, "lora_dropout": c.dropout}
+        return LoraConfig(target_modules=block_layers(c.targets), **common, **self.options())
+
+
+class LoRA(LoraTuner):
+    """Low-rank update alpha/r * B A of timm's fused qkv: r * (d + 3d) parameters per block, as in NOAH's LoRA row."""
+
+    name = "lora"
+    title = "LoRA"
+    paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
+    recipe = {"lr": 5e-3}
+
+
+class RsLoRA(LoraTuner):
+    """LoRA scaled by alpha / sqrt(r)."""
+
+    name = "rslora"
+    title = "rsLoRA"
+    paper = "Kalajdzievski, Rank-Stabilized LoRA, 2023, arXiv 2312.03732"
+
+    def options(self) -> Mapping[str, Any]:
+        return {"use_rslora": True}
+
+
+class DoRA(LoraTuner):
+    """LoRA on the direction of each row of the weight, with a trained norm per row: r * (in + out) + out."""
+
+    name = "dora"
+    title = "DoRA"
+    paper = "Liu et al., DoRA, ICML 2024, arXiv 2402.09353"
+
+    def options(self) -> Mapping[str, Any]:
+        return {"use_dora": True}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return super().per_layer(layer) + layer.out_features
+
+
+class PiSSA(LoraTuner):
+    """LoRA started at the r largest singular triplets, which the frozen weight loses: the function stays the same."""
+
+    name = "pissa"
+    title = "PiSSA"
+    paper = "Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948"
+
+    def options(self) -> Mapping[str, Any]:
+        return {"init_lora_weights": "pissa"}
+
+
+class OLoRA(LoraTuner):
+    """LoRA started at r columns of the weight's QR factors, which the frozen weight loses: same function."""
+
+    name = "olora"
+    title = "OLoRA"
+    paper = "Buyukakyuz, OLoRA, 2024, arXiv 2406.01775"
+
+    def options(self) -> Mapping[str, Any]:
+        return {"init_lora_weights": "olora"}
+
+
+class OrthogonalLoRA(LoraTuner):
+    """LoRA started at random orthogonal factors whose product is zero, so that both learn at once. The rank is even."""
+
+    name = "orthogonal_lora"
+    title = "LoRA (orthogonal start)"
+    paper = "peft, init_lora_weights='orthogonal'; https://datta0.github.io/posts/rethink-lora-init"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LoraTuner.Config):
+        """Knobs of LoRA with an even rank."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.rank % 2 == 0, "rank", self.rank, "even")
+
+    def options(self) -> Mapping[str, Any]:
+        return {"init_lora_weights": "orthogonal"}
+
+
+class LoRAFA(LoraTuner):
+    """LoRA with A frozen at its random start: r * out."""
+
+    name = "lora_fa"
+    title = "LoRA-FA"
+    paper = "Zhang et al., LoRA-FA, 2023, arXiv 2308.03303"
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * layer.out_features)
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        tuner = super().inject(backbone, config, context)
+        for layer in lora_layers(backbone).values():
+            layer.lora_A.requires_grad_(False)
+        return tuner
+
+
+class BdLoRA(LoraTuner):
+    """LoRA with one block-diagonal factor (made for sharded serving): B of qkv and fc1, A of proj and fc2."""
+
+    name = "bdlora"
+    title = "BD-LoRA"
+    paper = "Block-Diagonal LoRA for tensor-parallel serving, 2025, arXiv 2510.23346"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LoraTuner.Config):
+        """Knobs of LoRA and the number of blocks."""
+
+        parts: int = 2
+        """Number of blocks on the diagonal; it divides the rank and the layers' widths."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            fits = self.parts >= 1 and self.rank % self.parts == 0
+            check(fits, "parts", self.parts, f"a divisor of rank={self.rank}")
+
+    def options(self) -> Mapping[str, Any]:
+        from peft import BdLoraConfig
+
+        up = [t for t in self.config.targets if t in ("qkv", "fc1")]
+        down = [t for t in self.config.targets if t in ("proj", "fc2")]
+        parts = BdLoraConfig(nblocks=self.config.parts, target_modules_bd_b=up, target_modules_bd_a=down)
+        return {"use_bdlora": parts}
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        c = self.config
+        total = 0
+        for name, layer in self.named_layers(backbone).items():
+            long, cut = layer.in_features, layer.out_features
+            if name.endswith(("proj", "fc2")):
+                long, cut = cut, long
+            total += c.rank * (long + cut // c.parts)
+        return total
+
+
+class VeLoRA(LoraTuner):
+    """LoRA whose gradient sees only one projection of each group of input channels, which saves activations."""
+
+    name = "velora"
+    title = "VeLoRA"
+    paper = "Miles et al., VeLoRA, NeurIPS 2024, arXiv 2405.17991"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LoraTuner.Config):
+        """Knobs of LoRA and of the compression."""
+
+        groups: int = 8
+        """Number of groups that the input channels are split into."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.groups >= 1, "groups", self.groups, "at least 1")
+
+    def options(self) -> Mapping[str, Any]:
+        from peft import VeloraConfig
+
+        return {"velora_config": VeloraConfig(num_groups=self.config.groups, init_type="random")}
+
+
+class KaSA(LoraTuner):
+    """B diag(s) A beside a weight that lost its r smallest singular triplets, so not the identity at the start:
+    r * (in + out) + r. The paper's two regularisers (eq. 9-12) are the penalty."""
+
+    name = "kasa"
+    title = "KaSA"
+    paper = "Wang et al., KaSA, ICLR 2025, arXiv 2412.06071"
+    identity_at_start = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LoraTuner.Config):
+        """Knobs of LoRA and of the penalty."""
+
+        beta: float = 1e-4
+        """Weight of the squared singular values."""
+
+        gamma: float = 1e-3
+        """Weight of the distance of A and B from orthogonality."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.beta >= 0, "beta", self.beta, "at least 0")
+            check(self.gamma >= 0, "gamma", self.gamma, "at least 0")
+
+    def options(self) -> Mapping[str, Any]:
+        from peft import KasaConfig
+
+        return {"kasa_config": KasaConfig(beta=self.config.beta, gamma=self.config.gamma)}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return super().per_layer(layer) + int(self.config.rank)
+
+    def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
+        def penalty() -> Tensor:
+            return tuner._get_kasa_loss()
+
+        return Attachment(merge=lambda: merge_into_base(backbone), penalty=penalty)
+
+
+def lora_layers(backbone: nn.Module) -> dict[str, Any]:
+    """peft's LoRA layers in the backbone by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in backbone.named_modules() if isinstance(module, LoraLayer)}

@@ -1,0 +1,309 @@
+"""Tuners whose update of a weight is a product of trained factors of another form than LoRA's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from methods.base import MethodError, check
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, ScaledRankConfig, block_layers
+
+
+class LoHa(PeftMethod):
+    """(B1 A1) * (B2 A2), elementwise: 2 r (in + out)."""
+
+    name = "loha"
+    title = "LoHa"
+    paper = "Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098"
+    Config = ScaledRankConfig
+    recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(2 * self.config.rank * (layer.in_features + layer.out_features))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import LoHaConfig
+
+        c = self.config
+        return LoHaConfig(r=c.rank, alpha=c.alpha, target_modules=block_layers(c.targets))
+
+
+def balanced_factors(size: int) -> tuple[int, int]:
+    """The two factors m <= n of `size` that lie closest to each other."""
+    small = max(m for m in range(1, math.isqrt(size) + 1) if size % m == 0)
+    return small, size // small
+
+
+class LoKr(PeftMethod):
+    """Kronecker product of W1 [a, c] and W2 [b, d] with out = a b, in = c d as balanced as they can be; W2 is of rank r
+    where that is smaller: a c + min(r (b + d), b d)."""
+
+    name = "lokr"
+    title = "LoKr"
+    paper = "Yeh et al., LyCORIS, ICLR 2024, arXiv 2309.14859"
+    Config = ScaledRankConfig
+    recipe = {"lr": 5e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        (a, b), (c, d) = balanced_factors(layer.out_features), balanced_factors(layer.in_features)
+        low_rank = self.config.rank < max(b, d) / 2
+        return int(a * c + (self.config.rank * (b + d) if low_rank else b * d))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import LoKrConfig
+
+        c = self.config
+        return LoKrConfig(r=c.rank, alpha=c.alpha, target_modules=block_layers(c.targets))
+
+
+class HiRA(PeftMethod):
+    """W * (B A), elementwise, so the update has the rank of W: r (in + out)."""
+
+    name = "hira"
+    title = "HiRA"
+    paper = "Huang et al., HiRA, ICLR 2025, openreview TwJrTz9cRS"
+    Config = RankConfig
+    recipe = {"lr": 5e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * (layer.in_features + layer.out_features))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import HiraConfig
+
+        return HiraConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
+
+
+class DeLoRA(PeftMethod):
+    """LoRA whose directions are normalised, with one trained strength lambda: r (in + out) + 1."""
+
+    name = "delora"
+    title = "DeLoRA"
+    paper = "Bini et al., DeLoRA, ICLR 2025, arXiv 2503.18225"
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """Knobs of DeLoRA."""
+
+        strength: float = 15.0
+        """Start of the bound lambda on the update's norm."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.strength > 0, "strength", self.strength, "positive")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * (layer.in_features + layer.out_features)) + 1
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import DeloraConfig
+
+        c = self.config
+        return DeloraConfig(r=c.rank, delora_lambda=c.strength, target_modules=block_layers(c.targets))
+
+
+class GraLoRA(PeftMethod):
+    """LoRA cut into k x k blocks with factors of their own: r (in + out)."""
+
+    name = "gralora"
+    title = "GraLoRA"
+    paper = "Jung et al., GraLoRA, NeurIPS 2025, arXiv 2505.20355"
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(ScaledRankConfig):
+        """Knobs of GraLoRA."""
+
+        cuts: int = 2
+        """Number k of parts along each side; it divides the rank and the layers' widths."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            fits = self.cuts >= 1 and self.rank % self.cuts == 0
+            check(fits, "cuts", self.cuts, f"a divisor of rank={self.rank}")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * (layer.in_features + layer.out_features))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import GraloraConfig
+
+        c = self.config
+        return GraloraConfig(r=c.rank, alpha=c.alpha, gralora_k=c.cuts, target_modules=block_layers(c.targets))
+
+
+class GLoRA(PeftMethod):
+    """W + W*A + B and b + b*D + E + W C with low-rank A, B, C and scalars D, E: 2 r (in + out) + r (in + 1) + 2."""
+
+    name = "glora"
+    title = "GLoRA"
+    paper = "Chavan et al., One-for-All (GLoRA), 2023, arXiv 2306.07967"
+    Config = RankConfig
+    recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        r = self.config.rank
+        for_bias = r * (layer.in_features + 1) + 2 if layer.bias is not None else 0
+        return int(2 * r * (layer.in_features + layer.out_features) + for_bias)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import GloraConfig
+
+        return GloraConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
+
+
+class Peanut(PeftMethod):
+    """A small network of the frozen weight is the update: B relu(A W') with A and B between out and r: 2 r out."""
+
+    name = "peanut"
+    title = "PEANuT"
+    paper = "Zhong et al., PEANuT, 2024, arXiv 2410.01870"
+    Config = RankConfig
+    recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(2 * self.config.rank * layer.out_features)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import PeanutConfig
+
+        return PeanutConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
+
+
+class DEFT(PeftMethod):
+    """(I - P relu(P)') W + P R: a projection is taken away and an injection added, which cancel at the start:
+    r (in + out)."""
+
+    name = "deft"
+    title = "DEFT"
+    paper = "DEFT (Decompositional Efficient Fine-Tuning), as implemented by peft, which cites no paper"
+    Config = RankConfig
+    recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * (layer.in_features + layer.out_features))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import DeftConfig
+
+        return DeftConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
+
+
+class MiSS(PeftMethod):
+    """One block D [r, out] is shared by all input groups, whose channels are summed: r out."""
+
+    name = "miss"
+    title = "MiSS"
+    paper = "Kang et al., MiSS, 2024, arXiv 2409.15371"
+    Config = RankConfig
+    recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * layer.out_features)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import MissConfig
+
+        return MissConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
+
+
+class Bone(PeftMethod):
+    """Block affine transformation: r x r blocks of W are multiplied by one trained block per row of blocks: r out."""
+
+    name = "bone"
+    title = "Bone (BAT)"
+    paper = "Kang et al., Bone: Block-Affine Adaptation, 2024, arXiv 2409.15371v1"
+    Config = RankConfig
+    recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * layer.out_features)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import MissConfig
+
+        r = self.config.rank
+        for layer in self.layers(backbone):
+            if layer.in_features % r or layer.out_features % r:
+                widths = f"{layer.in_features} and {layer.out_features}"
+                raise MethodError(f"rank={r} must divide the widths of the tuned layers, here {widths}")
+        return MissConfig(r=r, init_weights="bat", target_modules=block_layers(self.config.targets))
+
+
+class Lily(PeftMethod):
+    """LoRA with a down-projection per layer, and a few up-projections shared by all layers of one shape, mixed by a
+    router per layer: r (in + e) per layer and e r out per shape, for e up-projections. Mixing depends on the input, so
+    it cannot be merged."""
+
+    name = "lily"
+    title = "Lily"
+    paper = "Zhong et al., Low-Rank Interconnected Adaptation across Layers, ACL 2025, arXiv 2407.09946"
+    mergeable = False
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """Knobs of Lily."""
+
+        experts: int = 2
+        """Number e of shared up-projections."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.experts >= 1, "experts", self.experts, "at least 1")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * (layer.in_features + self.config.experts))
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        c = self.config
+        shapes = {(x.in_features, x.out_features) for x in self.layers(backbone)}
+        return super().expected_parameters(backbone) + sum(c.experts * c.rank * out for _, out in shapes)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import LilyConfig
+
+        c = self.config
+        return LilyConfig(r=c.rank, num_B=c.experts, target_modules=block_layers(c.targets))
+
+
+class C3A(PeftMethod):
+    """Circular convolution: the update is made of circulant blocks of side b = gcd(in, out) / parts, so in out / b."""
+
+    name = "c3a"
+    title = "C3A"
+    paper = "Chen et al., C3A: Circular Convolution Adaptation, ACL 2025, arXiv 2407.19342"
+    identity_at_start = False
+    recipe = {"lr": 5e-2}
+    search_space = {"lr": (1e-2, 2e-2, 5e-2, 1e-1), "weight_decay": (1e-4, 1e-2)}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        """Knobs of C3A."""
+
+        parts: int = 1
+        """How many blocks the shorter side of a square layer holds; it divides the layers' widths."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.parts >= 1, "parts", self.parts, "at least 1")
+
+    def block_size(self, layer: nn.Linear) -> int:
+        """Side of the circulant blocks of a layer. Raises `MethodError` where the widths cannot be cut so."""
+        common = math.gcd(layer.in_features, layer.out_features)
+        check(common % self.config.parts == 0, "parts", self.config.parts, f"a divisor of {common}")
+        return int(common // self.config.parts)
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return layer.in_features * layer.out_features // self.block_size(layer)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import C3AConfig
+
+        sizes = {name: self.block_size(layer) for name, layer in self.named_layers(backbone).items()}
+        first = next(iter(sizes.values()))
+        return C3AConfig(block_size=first, block_size_pattern=sizes, target_modules=block_layers(self.config.targets))

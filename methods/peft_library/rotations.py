@@ -1,0 +1,234 @@
+"""Tuners that rotate or rescale: orthogonal maps of a weight's input, and per-channel factors and shifts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from methods.base import check
+from methods.blocks import blocks, width
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers
+
+
+class OFT(PeftMethod):
+    """The input of a layer is rotated in groups of b channels (Cayley transform): in (b - 1) / 2."""
+
+    name = "oft"
+    title = "OFT"
+    paper = "Qiu et al., OFT, NeurIPS 2023, arXiv 2306.07280; Qiu et al., OFTv2, EMNLP 2025, arXiv 2506.19847"
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        """Knobs of OFT."""
+
+        block: int = 8
+        """Channels b that are rotated together; it divides the layers' input width."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.block >= 2, "block", self.block, "at least 2")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(layer.in_features * (self.config.block - 1) // 2)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import OFTConfig
+
+        for layer in self.layers(backbone):
+            fits = layer.in_features % self.config.block == 0
+            check(fits, "block", self.config.block, f"a divisor of the input width {layer.in_features}")
+        return OFTConfig(r=0, oft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
+
+
+class BOFT(PeftMethod):
+    """One block-diagonal rotation of a layer's input (blocks of b channels) and a scale per output: in b + out.
+
+    The paper multiplies several such rotations in a butterfly. peft does that only where its CUDA extension can be
+    compiled, and elsewhere silently takes one; a run must be the same everywhere, so here it is always one.
+    """
+
+    name = "boft"
+    title = "BOFT (one factor)"
+    paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        """Knobs of BOFT."""
+
+        block: int = 4
+        """Channels b of one block; it divides the layers' input width."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.block >= 2, "block", self.block, "at least 2")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(layer.in_features * self.config.block + layer.out_features)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import BOFTConfig
+
+        b = self.config.block
+        for layer in self.layers(backbone):
+            check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
+        return BOFTConfig(boft_block_size=b, target_modules=block_layers(self.config.targets))
+
+
+class HRA(PeftMethod):
+    """A chain of r Householder reflections of the input: r in. An even r starts at the identity."""
+
+    name = "hra"
+    title = "HRA"
+    paper = "Yuan et al., HRA, NeurIPS 2024, arXiv 2405.17484"
+    recipe = {"lr": 2e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """Knobs of HRA."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.rank % 2 == 0, "rank", self.rank, "even")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.rank * layer.in_features)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import HRAConfig
+
+        return HRAConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
+
+
+class PSOFT(PeftMethod):
+    """A rotation and two scales inside the principal subspace of the weight: r (r - 1) / 2 + 2 r."""
+
+    name = "psoft"
+    title = "PSOFT"
+    paper = "PSOFT, openreview FSHrinMArK"
+    recipe = {"lr": 5e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        """Knobs of PSOFT."""
+
+        rank: int = 16
+        """Dimension r of the principal subspace; at most the smaller side of the layers."""
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        r = self.config.rank
+        return int(r * (r - 1) // 2 + 2 * r)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import PsoftConfig
+
+        r = self.config.rank
+        narrowest = min(min(layer.weight.shape) for layer in self.layers(backbone))
+        check(r <= narrowest, "rank", r, f"at most the smaller side of the tuned layers, {narrowest}")
+        return PsoftConfig(r=r, psoft_alpha=r, target_modules=block_layers(self.config.targets))
+
+
+class RoAd(PeftMethod):
+    """Pairs of output channels are rotated and scaled; out, 2 out or 4 out parameters for variants 1, 2 and 4."""
+
+    name = "road"
+    title = "RoAd"
+    paper = "Liao and Monz, 3-in-1: RoAd, NeurIPS 2024, arXiv 2409.00119"
+    recipe = {"lr": 5e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        """Knobs of RoAd."""
+
+        variant: int = 1
+        """1: an angle and a length per pair; 2: per channel; 4: a free 2 x 2 map per pair."""
+
+        group: int = 8
+        """Channels i and i + group / 2 of a group are a pair; it divides the layers' output width."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.variant in (1, 2, 4), "variant", self.variant, "1, 2 or 4")
+            check(self.group >= 2 and self.group % 2 == 0, "group", self.group, "even and at least 2")
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return int(self.config.variant * layer.out_features)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import RoadConfig
+
+        c = self.config
+        return RoadConfig(variant=f"road_{c.variant}", group_size=c.group, target_modules=block_layers(c.targets))
+
+
+class IA3(PeftMethod):
+    """A factor per output channel of the attention's layers (out) and per input channel of the MLP's (in)."""
+
+    name = "ia3"
+    title = "IA3"
+    paper = "Liu et al., IA3 (T-Few), NeurIPS 2022, arXiv 2205.05638"
+    recipe = {"lr": 1e-2}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        """Knobs of IA3."""
+
+        targets: tuple[str, ...] = ("qkv", "fc2")
+        """Which linear layers of each block are scaled: any of qkv, proj, fc1, fc2; the paper's k, v and fc2, where
+        timm's fused qkv brings q along."""
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        raise NotImplementedError  # it depends on where the layer is
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        layers = self.named_layers(backbone).items()
+        return sum(x.in_features if ".mlp." in name else x.out_features for name, x in layers)
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import IA3Config
+
+        names = list(self.named_layers(backbone))
+        return IA3Config(target_modules=names, feedforward_modules=[name for name in names if ".mlp." in name])
+
+
+class LNTuning(PeftMethod):
+    """Weight and bias of both norms of every block: 4 d per block."""
+
+    name = "ln_tuning"
+    title = "LN-Tuning"
+    paper = "Zhao et al., Tuning LayerNorm in Attention, ICLR 2024, arXiv 2312.11420"
+    family = "selective"
+    recipe = {"lr": 5e-3}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """LN-Tuning has nothing to configure."""
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(4 * width(block) for block in blocks(backbone))
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import LNTuningConfig
+
+        return LNTuningConfig(target_modules=r".*blocks\.\d+\.norm[12]")
+
+
+class BEFT(PeftMethod):
+    """A trained shift of the layers' output: out."""
+
+    name = "beft"
+    title = "BEFT"
+    paper = "Huang et al., BEFT: Bias-Efficient Fine-Tuning, 2025, arXiv 2509.15974"
+    family = "selective"
+    recipe = {"lr": 1e-2}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return layer.out_features
+
+    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
+        from peft import BeftConfig
+
+        return BeftConfig(target_modules=block_layers(self.config.targets))

@@ -1,0 +1,171 @@
+"""Small real timm models and a few training steps, for conformance checks and tests."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from methods.base import Attachment, Context, Method
+
+CLASSES = 4
+
+
+def _liven(model: nn.Module) -> nn.Module:
+    """Freeze, and replace a fresh model's tiny weights, zero biases and unit norms by values such as training leaves,
+    so that no gradient vanishes by accident."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim >= 2:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.add_(0.1 * noise)
+    return model.requires_grad_(False).eval()
+
+
+def small_vit(**arguments: Any) -> Any:
+    """A real timm ViT, three blocks of 32 channels at 32 px, frozen, with a head of its own."""
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return _liven(timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **(sizes | arguments)))
+
+
+def small_swin() -> Any:
+    """A real timm Swin with two stages of two blocks (24 and 48 channels) at 32 px, frozen."""
+    sizes: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 24,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return _liven(timm.create_model("swin_tiny_patch4_window7_224", num_classes=CLASSES, **sizes))
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {"vit": small_vit, "swin": small_swin}
+"""Kinds of backbone, as in `Method.serves`, to the small models that stand for them."""
+
+
+@cache
+def _prototype(kind: str) -> Any:
+    return BUILDERS[kind]()
+
+
+def small_model(kind: str) -> Any:
+    """A fresh copy of the small model of that kind."""
+    return copy.deepcopy(_prototype(kind))
+
+
+def batch(size: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Random images [size, 3, 32, 32] and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 3, 32, 32, generator=generator), torch.arange(size) % CLASSES
+
+
+def make_context(images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0, steps: int = 10) -> Context:
+    """A context whose calibration data are the given images (random ones if not given)."""
+    if images is None or labels is None:
+        images, labels = batch()
+    return Context(
+        num_classes=CLASSES,
+        device=torch.device("cpu"),
+        generator=torch.Generator().manual_seed(seed),
+        total_steps=steps,
+        calibration=lambda size: zip(images.split(size), labels.split(size), strict=True),
+    )
+
+
+@dataclass
+class Attached:
+    """A small model with a method on it."""
+
+    model: Any
+    attachment: Attachment
+    lr: float
+    """The method's own learning rate."""
+
+    plain_buffers: frozenset[str]
+    """Names of the buffers that were there before."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name, head excluded."""
+        head = {id(p) for p in self.model.get_classifier().parameters()}
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in head}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a task stores: trained parameters, and buffers that the method added."""
+        buffers = {n: b for n, b in self.model.named_buffers() if n not in self.plain_buffers}
+        return {n: p.detach() for n, p in self.trained().items()} | buffers
+
+    def logits(self) -> Tensor:
+        """Logits of fixed random images in eval mode."""
+        self.model.eval()
+        with torch.no_grad():
+            return self.model(batch()[0])
+
+
+def kind_of(method: type[Method]) -> str:
+    """The kind of backbone to check a method on: ViT where it serves it."""
+    return "vit" if "vit" in method.serves else min(method.serves)
+
+
+def attach(method: type[Method], kind: str | None = None, seed: int = 0, model: Any = None) -> Attached:
+    """The method in its default configuration on a fresh small model, with a context of that seed."""
+    model = small_model(kind or kind_of(method)) if model is None else model
+    buffers = frozenset(n for n, _ in model.named_buffers())
+    attachment = method().attach(model, make_context(seed=seed))
+    return Attached(model, attachment, float(method.recipe.get("lr", 1e-3)), buffers)
+
+
+def separable(size: int = 16) -> tuple[Tensor, Tensor]:
+    """Images [size, 3, 32, 32] whose classes differ by a pattern much stronger than the noise, and labels."""
+    noise, labels = batch(size, seed=2)
+    patterns, _ = batch(CLASSES, seed=3)
+    return patterns[labels] + 0.1 * noise, labels
+
+
+def task_loss(model: Any, data: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of the data."""
+    return cross_entropy(model(data[0]).float(), data[1])
+
+
+def train(
+    attached: Attached, steps: int = 3, lr: float = 1e-2, data: tuple[Tensor, Tensor] | None = None, plain: bool = False
+) -> set[str]:
+    """A few steps of AdamW on the trained parameters, head excluded; returns the names that got a non-zero gradient.
+
+    The same seed precedes every training, and the global stream is left alone. `plain` leaves out what the attachment
+    adds to a step.
+    """
+    model, data = attached.model, data or batch()
+    trained, moved = attached.trained(), set()
+    penalty, after_step = (None, None) if plain else (attached.attachment.penalty, attached.attachment.after_step)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        optimizer = torch.optim.AdamW(trained.values(), lr=lr) if trained else None
+        for step in range(1, steps + 1):
+            loss = task_loss(model, data) + (penalty() if penalty else 0)
+            if optimizer is None:
+                break
+            loss.backward()
+            moved |= {n for n, p in trained.items() if p.grad is not None and bool((p.grad != 0).any())}
+            optimizer.step()
+            if after_step:
+                after_step(step)
+            optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    return moved

@@ -1,0 +1,139 @@
+"""Tuners of the peft package: counts on ViT-B/16, configs that are refused, starts from data, AdaLoRA's schedule."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from harness.backbones import skeleton
+from harness.cli import app
+from methods.base import MethodError
+from methods.peft_library.adalora import AdaLoRA
+from methods.peft_library.common import PeftMethod
+from methods.registry import all_methods, get
+from methods.testbed import Attached, attach, batch, make_context, separable, small_model, small_vit, train
+
+PEFT = {name: method for name, method in all_methods().items() if issubclass(method, PeftMethod)}
+
+VIT_B = {  # depth 12, d 768, qkv 768 -> 2304; defaults
+    "lora": 12 * 8 * (768 + 2304),
+    "dora": 12 * (8 * (768 + 2304) + 2304),
+    "lora_fa": 12 * 8 * 2304,
+    "adalora": 12 * 12 * (768 + 2304 + 1),
+    "loha": 12 * 2 * 8 * (768 + 2304),
+    "lokr": 12 * (48 * 24 + 8 * (48 + 32)),
+    "ia3": 12 * (2304 + 3072),
+    "ln_tuning": 12 * 4 * 768,
+    "oft": 12 * 96 * 28,
+    "vera": 12 * (256 + 2304),
+    "vblora": 12 * 4 * 12 * 90 + 90 * 256,
+    "fourierft": 12_000,
+    "c3a": 12 * 2304,
+    "unilora": 512,
+}
+
+
+@pytest.fixture(scope="module")
+def vit_b():
+    return skeleton("vit_base_patch16_224")
+
+
+@pytest.mark.parametrize("name", VIT_B)
+def test_parameters_on_vit_b(vit_b, name):
+    assert get(name)().expected_parameters(vit_b) == VIT_B[name]
+
+
+@pytest.mark.parametrize("name", [n for n, m in PEFT.items() if n != "ln_tuning"])
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_formula_holds_on_all_four_layers(name, kind):
+    if kind not in PEFT[name].serves:
+        pytest.skip(f"{name} does not serve {kind}")
+    model = small_model(kind)
+    few = {"fourierft": {"frequencies": 9}, "waveft": {"coefficients": 9}}.get(name, {})
+    method = PEFT[name].configure({"targets": ("qkv", "proj", "fc1", "fc2"), **few})
+    expected = method.expected_parameters(model)
+    method.attach(model, make_context())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_wrong_values_are_refused_by_name(name):
+    wrong = {"rank": 0, "alpha": -1.0, "targets": ("head",), "dropout": 1.5, "scale": 0.0, "block": 1, "length": 0}
+    fields = {f.name for f in dataclasses.fields(PEFT[name].Config)}
+    for field in fields & set(wrong):
+        with pytest.raises(MethodError, match=f"{field}="):
+            PEFT[name].configure({field: wrong[field]})
+    with pytest.raises(MethodError, match="no setting 'rnak'"):
+        PEFT[name].configure({"rnak": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("oft", {"block": 7}),
+        ("boft", {"block": 7}),
+        ("bone", {"rank": 7}),
+        ("psoft", {"rank": 33}),
+        ("c3a", {"parts": 5}),
+        ("vblora", {"length": 7}),
+        ("road", {"group": 10}),
+    ],
+)
+def test_what_does_not_divide_is_refused_before_training(name, values):
+    with pytest.raises(MethodError, match=next(iter(values))):
+        PEFT[name].configure(values).attach(small_vit(), make_context())
+
+
+@pytest.mark.parametrize("name", ["eva", "lora_ga"])
+def test_the_start_depends_on_the_training_images(name):
+    starts = []
+    for seed in (1, 2):
+        model = small_vit()
+        PEFT[name]().attach(model, make_context(*batch(16, seed=seed)))
+        starts.append(Attached(model, None, 0.0, frozenset()).trained())
+    assert any(not torch.equal(starts[0][n], starts[1][n]) for n in starts[0])
+
+
+@pytest.mark.parametrize("name", ["eva", "lora_ga"])
+def test_few_images_are_enough(name):
+    PEFT[name]().attach(small_vit(), make_context(*batch(1)))
+
+
+def test_adalora_ends_with_its_rank_budget():
+    model, steps = small_vit(), 10
+    method = AdaLoRA.configure({"init_rank": 6, "target_rank": 2, "interval": 1})
+    attachment = method.attach(model, make_context(steps=steps))
+    train(Attached(model, attachment, 0.0, frozenset()), steps=steps, data=separable())
+    alive = sum(int((p != 0).sum()) for n, p in model.named_parameters() if ".lora_E." in n)
+    assert alive == 3 * 2
+    assert float(attachment.penalty()) > 0
+
+
+def test_adalora_refuses_a_training_too_short_to_prune():
+    with pytest.raises(MethodError, match="total_steps=1"):
+        AdaLoRA().attach(small_vit(), make_context(steps=1))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_adalora_takes_any_number_of_steps(steps):
+    model = small_vit()
+    attachment = AdaLoRA().attach(model, make_context(steps=steps))
+    train(Attached(model, attachment, 0.0, frozenset()), steps=steps)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "lora_ga"])
+def test_residual_starts_change_the_weight_and_keep_the_function(name):
+    plain, attached = small_vit(), attach(PEFT[name])
+    assert not torch.equal(plain.blocks[0].attn.qkv.weight, attached.model.blocks[0].attn.qkv.base_layer.weight)
+    with torch.no_grad():
+        assert torch.allclose(plain(batch()[0]), attached.logits(), atol=1e-5)
+
+
+def test_methods_command_counts_and_shows_refusals():
+    result = CliRunner().invoke(app, ["methods", "--backbone", "swin_tiny_patch4_window7_224", "--json"])
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    assert rows["lora"]["parameters"] == 8 * 4 * (2 * 96 + 2 * 192 + 6 * 384 + 2 * 768)
+    assert rows["vpt_deep"]["parameters"] == "serves vit, not swin"
+    assert rows["lora"]["mergeable"] and not rows["sct"]["mergeable"]
