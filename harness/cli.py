@@ -36,7 +36,7 @@ def run(
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol: fixed or validation.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol: fixed, validation or published.")] = None,
     backbone: Annotated[str | None, typer.Option(help="demo_vit, or any ViT or Swin of timm.")] = None,
     weights: Annotated[str | None, typer.Option(help="pretrained, random, or a checkpoint file.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,

@@ -16,7 +16,7 @@ from harness.preprocessing import STATISTICS, Preprocessing
 from harness.spec import BackboneSpec
 from methods.base import did_you_mean
 from methods.registry import all_methods
-from suites import SUITES, load_suite
+from suites import SUITES, load_suite, published
 from suites.base import Suite
 from suites.yaml_lines import YamlFile
 
@@ -42,8 +42,9 @@ class Experiment:
     shots: list[int] = field(default_factory=list)
     """Of the suite's shots, which; empty for all."""
 
-    statistics: str = "model"
-    """Input statistics: those the model was trained with, `imagenet`, `half` or `none`."""
+    statistics: str | None = None
+    """Input statistics: `model` (those it was trained with), `imagenet`, `half` or `none`. If not given: `model`, and
+    with protocol `published` those of the release."""
 
     fit: str = "squash"
     interpolation: str = "bicubic"
@@ -174,14 +175,16 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
 
 
 def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Callable[[str], str]) -> Preprocessing:
+    released = protocol.get(asked.protocol).published and published.table_for(asked.suite).statistics
+    statistics = asked.statistics or released or "model"
     with _Blame(blame("statistics")):
-        if asked.statistics == "model":
+        if statistics == "model":
             mean, std = backbones.statistics(backbone)
-        elif asked.statistics in STATISTICS:
-            mean, std = STATISTICS[asked.statistics]
+        elif statistics in STATISTICS:
+            mean, std = STATISTICS[statistics]
         else:
-            hint = did_you_mean(asked.statistics, ["model", *STATISTICS])
-            raise HarnessError(f"unknown statistics {asked.statistics!r}. {hint}")
+            hint = did_you_mean(statistics, ["model", *STATISTICS])
+            raise HarnessError(f"unknown statistics {statistics!r}. {hint}")
     with _Blame(blame("fit") or blame("interpolation")):
         return Preprocessing(
             image_size=backbone.image_size, mean=mean, std=std, fit=asked.fit, interpolation=asked.interpolation

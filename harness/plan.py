@@ -13,6 +13,7 @@ from harness.preprocessing import Preprocessing
 from harness.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec
 from methods import registry
 from methods.base import Method, did_you_mean
+from suites import published
 from suites.base import Suite
 
 
@@ -102,24 +103,54 @@ def check_shots(suite: Suite, shots: tuple[int, ...]) -> tuple[int, ...]:
     return shots or suite.shots
 
 
+def published_settings(selection: Selection, choice: MethodChoice, task: str) -> published.Published:
+    """What the release of `choice` does on `task`. `SuiteError` if it is not known, `HarnessError` for settings of the
+    user's own or another backbone: with these it would not be the published recipe."""
+    table = published.table_for(selection.suite.name)
+    architecture = selection.backbone.name.partition(".")[0]
+    if architecture != table.backbone:
+        raise HarnessError(f"the published recipes ({table.title}) are for {table.backbone!r}, not {architecture!r}")
+    own = [*choice.config, *choice.recipe, *selection.recipe]
+    if own:
+        raise HarnessError(f"protocol 'published' takes all settings from {table.title}: leave out {', '.join(own)}")
+    return table.find(choice.method.name, task)
+
+
+def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[dict[str, Any], Recipe]:
+    """Config, defaults included, and recipe of a method on a task."""
+    if protocols.get(selection.protocol).published:
+        found = published_settings(selection, choice, task)
+        config, recipe = found.config, make_recipe(found.recipe)
+    else:
+        config = choice.config
+        recipe = make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe)
+    return dataclasses.asdict(choice.method.configure(config).config), recipe
+
+
+def _spec(
+    selection: Selection, choice: MethodChoice, task: str, shots: int | None, split_seed: int | None, seed: int
+) -> RunSpec:
+    config, recipe = _settings(selection, choice, task)
+    return RunSpec(
+        method=choice.method.name,
+        config=config,
+        backbone=selection.backbone,
+        suite=selection.suite.name,
+        task=task,
+        shots=shots,
+        split_seed=split_seed,
+        protocol=selection.protocol,
+        recipe=recipe,
+        preprocessing=selection.preprocessing.id,
+        seed=seed,
+    )
+
+
 def expand(selection: Selection) -> list[RunSpec]:
     """All runs, tasks outermost so that neighbours share their data. `HarnessError` for two equal runs."""
-    protocols.get(selection.protocol)
     suite = selection.suite
     specs = [
-        RunSpec(
-            method=choice.method.name,
-            config=dataclasses.asdict(choice.method.configure(choice.config).config),
-            backbone=selection.backbone,
-            suite=suite.name,
-            task=task,
-            shots=shots,
-            split_seed=split_seed,
-            protocol=selection.protocol,
-            recipe=make_recipe(suite.recipe, choice.method.recipe, selection.recipe, choice.recipe),
-            preprocessing=selection.preprocessing.id,
-            seed=seed,
-        )
+        _spec(selection, choice, task, shots, split_seed, seed)
         for task in task_names(suite, selection.tasks)
         for shots in check_shots(suite, selection.shots) or (None,)
         for split_seed in suite.split_seeds or (None,)
