@@ -11,10 +11,11 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
+    import torch
+    from torch import Tensor, nn
 
 
 class MethodError(ValueError):

@@ -97,9 +97,8 @@ def test_a_method_of_ones_own_is_in_list_run_and_table(tmp_path):
     mine = write_example_method(tmp_path)
     assert "Example" in sctbench("methods", mine, cwd=tmp_path)
     sctbench(*RUN[:5], "--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", cwd=tmp_path)
-    (record,) = [
-        r for r in map(json.loads, (p.read_text() for p in record_files(tmp_path))) if r["spec"]["method"] == "example"
-    ]
+    records = [json.loads(path.read_text()) for path in record_files(tmp_path)]
+    (record,) = [record for record in records if record["spec"]["method"] == "example"]
     assert record["parameters"]["method"] == 6 * 4 * 384
     table = sctbench("report", cwd=tmp_path)
     assert "Example" in table and "Linear" in table
