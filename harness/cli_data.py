@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -80,6 +81,28 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
         errors.print(f"... and {len(report.problems) - show} more problems (--json prints all)")
     warnings = len(report.problems) - report.errors
     console.print(f"{report.pictures} pictures in {seconds:.1f} s: {report.errors} errors, {warnings} warnings")
+
+
+@data_app.command("export")
+def export_data(
+    suite: SuiteName = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder to write; its tasks may not be there yet.")] = None,
+    picture_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
+    quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 if not given.")] = None,
+    root: DataFolder = None,
+    lists: ListFolder = None,
+    tasks: TaskNames = None,
+) -> None:
+    """Write a suite's data into folders and lists that `--root` reads back: for VTAB suites, the usual layout."""
+    from harness.data_export import PictureFormat, export
+    from harness.experiment import find_suite
+    from harness.lists import Roots
+
+    target = Path(_given(str(to) if to else None, "--to"))
+    chosen, roots = PictureFormat(name=picture_format, quality=quality), Roots(data=root, lists=lists)
+    with counting("pictures") as advance:
+        count = export(find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(words(tasks) or ()), advance)
+    console.print(f"{count} pictures written below {target}")
 
 
 @cache_app.command("ls")
