@@ -105,6 +105,30 @@ def export_data(
     console.print(f"{count} pictures written below {target}")
 
 
+@data_app.command("prepare")
+def prepare_data(
+    suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
+    source: Annotated[Path | None, typer.Option("--from", help="Folder with one folder per task.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder to write; its tasks may not be there yet.")] = None,
+    tasks: TaskNames = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="List what each task is made from, and which cannot be.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make VTAB-1K's folders out of original archives. The splits are own splits, not VTAB's."""
+    from harness.data_prepare import prepare, sources
+
+    if suite != "vtab1k":
+        raise HarnessError(f"prepare knows vtab1k alone, not {suite!r}")
+    if show:
+        print_rows(sources(), as_json)
+        return
+    folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
+    for name, note in prepare(folder, target, tuple(words(tasks) or ())):
+        console.print(f"{target / name}: {note}")
+
+
 @cache_app.command("ls")
 def list_cache(as_json: JsonFlag = False) -> None:
     """List the arrays of decoded images, largest first."""

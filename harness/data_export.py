@@ -166,8 +166,8 @@ def _write(to: Path, name: str, plan: _Plan, chosen: PictureFormat, one_more: Ca
     new = to / f".{name}.unfinished"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        for folder in {(new / picture).parent for picture in plan.pictures}:
-            folder.mkdir(parents=True, exist_ok=True)
+        for parent in {(new / picture).parent for picture in plan.pictures}:
+            parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             jobs = [pool.submit(_write_picture, old, new / name, chosen) for name, old in plan.pictures.items()]
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,8 +46,12 @@ def write_list(path: Path, names: Sequence[str], labels: Iterable[int]) -> None:
     path.write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels, strict=True)))
 
 
-def write_vtab(splits: Callable[[], dict[str, Split]], folder: Path) -> None:
-    """Splits `train`, `val` and `test` as `suites.base` describes."""
+def write_vtab(
+    splits: Callable[[], Mapping[str, tuple[Iterable[Image.Image], np.ndarray]]],
+    folder: Path,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Splits `train`, `val` and `test` as `suites.base` describes; `notes` are texts by file name."""
     with appearing(folder) as new:
         listed: dict[str, tuple[list[str], list[int]]] = {}
         for split, (images, labels) in splits().items():
@@ -57,3 +61,5 @@ def write_vtab(splits: Callable[[], dict[str, Split]], folder: Path) -> None:
         listed["trainval"] = (listed["train"][0] + listed["val"][0], listed["train"][1] + listed["val"][1])
         for split, file in VTAB_LISTS.items():
             write_list(new / file, *listed[split])
+        for file, text in (notes or {}).items():
+            (new / file).write_text(text)
