@@ -119,12 +119,15 @@ def report(
     """Write tables and figures from whatever records there are."""
     from analysis.report import write_report
     from harness.store import Store
+    from methods.registry import all_methods
 
     records, rejected = Store(out).records()
     for bad in rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}")
-    for path in write_report(records, out / "report", console, suite):
-        console.print(f"wrote {path}")
+    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
+    page, *others = write_report(records, out / "report", console, suite, rejected=rejected, about=about) or [None]
+    if page:
+        console.print(f"wrote {page}, and {len(others)} tables and figures below that folder", markup=False)
 
 
 @app.command("methods")

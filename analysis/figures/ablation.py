@@ -7,13 +7,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.figures.data import complete_labels, seed_means
 from analysis.figures.style import ONE_COLUMN, Style, paper, style_of
 
 FACTOR = 6
 """Numbers whose largest is more than this many times the smallest stand on a logarithmic axis."""
+
+FEW = 5
+"""Up to so many values, each has a tick of its own."""
 
 
 def varied_fields(runs: pd.DataFrame) -> list[str]:
@@ -98,8 +101,8 @@ def _axis(axes: Axes, values: list[Any]) -> Any:
     distinct = sorted(set(values))
     if distinct[0] > 0 and distinct[-1] / distinct[0] > FACTOR:
         axes.set_xscale("log")
-    shown = distinct if len(distinct) <= 8 else distinct[:: -(-len(distinct) // 6)]
-    axes.set_xticks(shown, [f"{v:g}" for v in shown], rotation=40 if len(shown) > 6 else 0)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    if len(distinct) <= FEW:
+        axes.set_xticks(distinct, [f"{v:g}" for v in distinct])
+        axes.xaxis.set_minor_locator(NullLocator())
     return float

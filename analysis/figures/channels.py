@@ -103,8 +103,12 @@ def channel_overlap(runs: pd.DataFrame, label: str | None = None) -> Figure | No
             linewidths=0.4,
             cbar_kws={"label": "Jaccard index of chosen channels"},
         )
-        axes.set_title(f"{runs['label'].iloc[0]}, K = {counts.most_common(1)[0][0]}; by chance {chance:.2f}", loc="left")
+        axes.set_title(
+            f"{runs['label'].iloc[0]}, K = {counts.most_common(1)[0][0]}; by chance {chance:.2f}", loc="left"
+        )
         axes.tick_params(axis="x", rotation=45, length=0)
-        axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), ha="right", rotation_mode="anchor")
+        axes.set_xticks(
+            axes.get_xticks(), [text.get_text() for text in axes.get_xticklabels()], ha="right", rotation_mode="anchor"
+        )
         axes.tick_params(axis="y", rotation=0, length=0)
     return figure

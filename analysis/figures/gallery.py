@@ -60,7 +60,7 @@ def drawings(
     yield from _of_training(runs)
     yield Drawing(
         name="published",
-        caption="Measured against published accuracy, one point per method and task; the largest differences are named.",
+        caption="Measured against published accuracy, a point per method and task; the largest differences are named.",
         needs="published numbers for this suite",
         draw=lambda: published_scatter(published) if published is not None else None,
     )

@@ -45,7 +45,7 @@ def place_labels(figure: Figure, axes: Axes, texts: Sequence[str], points: np.nd
 
     Call it last: it freezes the layout, because positions on the paper are what it compares.
     """
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
     scale = figure.dpi / 72
     pixels = axes.transData.transform(points)

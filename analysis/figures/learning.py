@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.panels import add_legend
-from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
+from analysis.figures.data import best_labels
+from analysis.figures.panels import MOST, add_legend
+from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, Style, paper, styles
 
 QUANTITIES = {"loss": "training loss", "train_accuracy": "training accuracy (%)"}
 
@@ -19,9 +20,9 @@ def curve_points(runs: pd.DataFrame) -> pd.DataFrame:
     """`label`, `task`, `epoch`, and both quantities: mean over all runs of the same label and task, and `<name> sd`."""
     points = pd.DataFrame(
         [
-            (row.label, row.task, epoch, loss, accuracy)
-            for row in runs.itertuples()
-            for epoch, loss, accuracy in (row.curve if isinstance(row.curve, list) else [])
+            (label, task, *point)
+            for label, task, curve in zip(runs["label"], runs["task"], runs["curve"], strict=True)
+            for point in (curve if isinstance(curve, list) else [])
         ],
         columns=["label", "task", "epoch", *QUANTITIES],
     )
@@ -31,17 +32,21 @@ def curve_points(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning_curves(runs: pd.DataFrame, quantity: str = "loss") -> Figure | None:
-    """A panel per task, a line per method, a band over seeds. None where no record has a curve of two epochs."""
-    points = curve_points(runs)
+    """A panel per task, a line per method, a band over seeds; of a few-shot suite those with most
+    shots. None where no record has a curve of two epochs."""
+    if runs["shots"].nunique() > 1:
+        runs = runs[runs["shots"] == runs["shots"].max()]
+    looks = {label: look for label, look in styles(runs).items() if label in best_labels(runs, MOST)}
+    points = curve_points(runs[runs["label"].isin(list(looks))])
     if points["epoch"].nunique() < 2:
         return None
     tasks = [task for task in dict.fromkeys(runs["task"]) if task in set(points["task"])]
     with paper():
         columns = min(len(tasks), 5 if len(tasks) != 6 else 3)
         rows = -(-len(tasks) // columns)
-        figure = Figure(figsize=(TWO_COLUMNS, 0.6 + 1.5 * rows + 0.03 * runs["label"].nunique()))
+        width = TWO_COLUMNS if columns > 2 else ONE_COLUMN
+        figure = Figure(figsize=(width, 0.7 + (1.5 if columns > 2 else 2.0) * rows))
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        looks = styles(runs)
         for axes in grid[len(tasks) :]:
             axes.set_axis_off()
         for index, (axes, task) in enumerate(zip(grid, tasks, strict=False)):
@@ -49,7 +54,7 @@ def learning_curves(runs: pd.DataFrame, quantity: str = "loss") -> Figure | None
             axes.set_title(task)
             axes.set_ylabel(QUANTITIES[quantity] if index % columns == 0 else "")
             axes.set_xlabel("epoch" if index >= len(tasks) - columns else "")
-        add_legend(figure, looks, markers=False)
+        add_legend(figure, looks, runs["label"].nunique(), markers=False)
     return figure
 
 

@@ -10,10 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.data import complete_labels, seed_means
+from analysis.figures.data import best_labels, complete_labels, seed_means
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
 
 OVERALL = "mean"
+
+MOST = 12
+"""Lines in one panel; beyond that they cannot be told apart."""
 
 
 def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str]) -> Figure | None:
@@ -23,14 +26,15 @@ def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str]) -> Figure | None:
     if runs.empty or len(groups) < 2:
         return None
     panels = {group: seed_means(runs[runs["group"] == group]).set_index("label") for group in groups}
-    order = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
-    return _bars(panels, list(order.index), styles(runs))
+    over = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
+    panels["mean of groups"] = pd.DataFrame({"mean": over, "spread": float("nan")})
+    return _bars(panels, list(over.index), styles(runs))
 
 
 def target_bars(runs: pd.DataFrame) -> Figure | None:
     """Accuracy on the source and on each target; a masked score goes before the unmasked one. None without targets."""
     splits = pd.DataFrame(list(runs["splits"]), index=runs.index) if len(runs) else pd.DataFrame()
-    names = [n for n in splits if f"{n}/masked" not in splits]
+    names = [str(name) for name in splits if f"{name}/masked" not in splits]
     if len(names) < 2:
         return None
     panels = {}
@@ -53,7 +57,7 @@ def _bars(panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mappi
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         for index, (axes, (name, panel)) in enumerate(zip(grid, panels.items(), strict=False)):
-            _panel(axes, panel.reindex(order), looks)
+            _panel(axes, panel.reindex(list(order)), looks)
             axes.set_title(name)
             axes.set_yticks(range(len(order)), order)
             axes.tick_params(axis="y", length=0)
@@ -63,20 +67,18 @@ def _bars(panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mappi
 
 
 def _panel(axes: Axes, values: pd.DataFrame, looks: Mapping[str, Style]) -> None:
-    for place, row in enumerate(values.itertuples()):
-        look = looks[str(row.Index)]
-        if np.isnan(row.mean):
+    means, spreads = values["mean"].to_numpy(float), values["spread"].fillna(0).to_numpy(float)
+    for place, (label, mean, spread) in enumerate(zip(values.index, means, spreads, strict=True)):
+        look = looks[str(label)]
+        if np.isnan(mean):
             axes.text(1, place, "–", va="center", fontsize=6.5)
             continue
-        spread = 0.0 if np.isnan(row.spread) else row.spread
-        axes.barh(
-            [place], [row.mean], 0.72, color=look.face, edgecolor=look.colour, hatch=None if look.filled else "////"
-        )
+        axes.barh([place], [mean], 0.72, color=look.face, edgecolor=look.colour, hatch=None if look.filled else "////")
         if spread:
-            axes.errorbar([row.mean], [place], xerr=spread, fmt="none", ecolor="#222222", elinewidth=0.8, capsize=1.5)
-        axes.text(row.mean + spread, place, f" {row.mean:.1f}", va="center", fontsize=6.5)
-    largest = float((values["mean"] + values["spread"].fillna(0)).max())
-    axes.set_xlim(0, largest * 1.22)
+            axes.errorbar([mean], [place], xerr=spread, fmt="none", ecolor="#222222", elinewidth=0.8, capsize=1.5)
+        axes.text(mean + spread, place, f" {mean:.1f}", va="center", fontsize=6.5)
+    axes.set_xlim(0, float(np.nanmax(means + spreads)) * 1.25)
+    axes.set_ylim(-0.6, len(values) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -86,6 +88,9 @@ def few_shot_curves(runs: pd.DataFrame) -> Figure | None:
     runs = runs.dropna(subset="shots") if "shots" in runs else runs.iloc[:0]
     if runs["shots"].nunique() < 2:
         return None
+    everything = runs["label"].nunique()
+    looks = {label: look for label, look in styles(runs).items() if label in best_labels(runs, MOST)}
+    runs = runs[runs["label"].isin(list(looks))]
     tasks = list(dict.fromkeys(runs["task"]))
     names = [*tasks, *([OVERALL] if len(tasks) > 1 else [])]
     with paper():
@@ -93,14 +98,13 @@ def few_shot_curves(runs: pd.DataFrame) -> Figure | None:
         rows = -(-len(names) // columns)
         figure = Figure(figsize=(TWO_COLUMNS, 0.5 + 2.0 * rows))
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        looks = styles(runs)
         for axes in grid[len(names) :]:
             axes.set_axis_off()
         for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
             _curves(axes, _shot_points(runs, tasks, name), looks)
             _shot_axis(axes, runs, name)
             axes.set_ylabel("accuracy (%)" if index % columns == 0 else "")
-        add_legend(figure, looks)
+        add_legend(figure, looks, everything)
     return figure
 
 
@@ -137,8 +141,8 @@ def _curves(axes: Axes, points: pd.DataFrame, looks: Mapping[str, Style]) -> Non
         axes.fill_between(line["shots"], low, high, color=look.colour, alpha=0.15, lw=0)
 
 
-def add_legend(figure: Figure, looks: Mapping[str, Style], markers: bool = True) -> None:
-    """One legend for all panels, below them."""
+def add_legend(figure: Figure, looks: Mapping[str, Style], everything: int = 0, markers: bool = True) -> None:
+    """One legend for all panels, below them. `everything`: how many there would have been; more than shown is said."""
     handles = [
         Line2D(
             [],
@@ -152,5 +156,8 @@ def add_legend(figure: Figure, looks: Mapping[str, Style], markers: bool = True)
         for label, look in looks.items()
     ]
     longest = max(len(label) for label in looks)
-    columns = max(1, min(len(looks), int(115 / (longest + 9))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    columns = max(1, min(len(looks), int(17 * figure.get_figwidth() / (longest + 8))))
+    title = f"the {len(looks)} best of {everything}" if everything > len(looks) else None
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, title=title, title_fontsize=7
+    )

@@ -1,4 +1,4 @@
-"""Critical-difference diagram after Demšar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006."""
+"""Critical-difference diagram after Demšar, Statistical Comparisons of Classifiers, JMLR 2006."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def cliques(average: Sequence[float], difference: float) -> list[tuple[int, int]
 
 
 def critical_difference_diagram(runs: pd.DataFrame, tasks: Sequence[str]) -> Figure | None:
-    """Average ranks on a line; a bar joins methods that do not differ significantly. None below 3 methods or 2 tasks."""
+    """Average ranks on a line; a bar joins what does not differ significantly. None below 3 methods or 2 tasks."""
     labels = complete_labels(runs, tasks)
     if len(labels) < 3 or len(tasks) < 2:
         return None
-    ranks = nemenyi_ranks(cells(runs[runs["label"].isin(labels)]).loc[labels])
+    table = cells(runs[runs["label"].isin(labels)]).T.groupby(level="task").mean().T
+    ranks = nemenyi_ranks(table)
     spans = cliques(list(ranks.average), ranks.critical_difference)
     with paper():
         half = -(-len(labels) // 2)
@@ -67,7 +68,9 @@ def critical_difference_diagram(runs: pd.DataFrame, tasks: Sequence[str]) -> Fig
         _ruler(axes, ranks, len(labels))
         for level, (first, last) in enumerate(spans):
             y = 0.62 + 0.1 * level
-            axes.plot([ranks.average.iloc[first] - 0.04, ranks.average.iloc[last] + 0.04], [y, y], color="#222222", lw=2.5)
+            axes.plot(
+                [ranks.average.iloc[first] - 0.04, ranks.average.iloc[last] + 0.04], [y, y], color="#222222", lw=2.5
+            )
         _names(axes, ranks.average, styles(runs), 0.72 + 0.1 * len(spans))
     return figure
 
@@ -87,9 +90,7 @@ def _ruler(axes: Axes, ranks: Ranks, methods: int) -> None:
     shown = min(width, methods - 1)
     axes.plot([1, 1 + shown], [0.2, 0.2], color="black", lw=1.2, marker="|", ms=6)
     more = "" if shown == width else ", beyond the scale"
-    axes.text(
-        1 + shown / 2, 0.15, f"CD = {width:.2f}{more}, {ranks.tasks} tasks", ha="center", va="bottom", fontsize=7
-    )
+    axes.text(1 + shown / 2, 0.15, f"CD = {width:.2f}{more}, {ranks.tasks} tasks", ha="center", va="bottom", fontsize=7)
 
 
 def _names(axes: Axes, average: pd.Series, looks: Mapping[str, Style], top: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -88,7 +89,7 @@ def styles(runs: pd.DataFrame) -> dict[str, Style]:
 @contextmanager
 def paper() -> Iterator[None]:
     """Settings of all figures: small print, thin lines, letters that stay letters in a PDF."""
-    settings = {
+    settings: dict[Any, Any] = {
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.labelsize": 8,

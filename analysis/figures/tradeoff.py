@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.figures.data import complete_labels, seed_means
 from analysis.figures.labels import place_labels
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, paper, styles
-from analysis.render import count_text
 
 AXES = {
     "parameters": "trained parameters without head",
@@ -27,6 +26,11 @@ FIRST_TICK = 1_000
 
 MANY = 10
 """From this number of points on, the figure is two columns wide."""
+
+
+def tick_text(value: float) -> str:
+    """A power of ten as a number of parameters: 0, 10k, 1M."""
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
 def pareto_front(cost: Sequence[float], value: Sequence[float]) -> list[int]:
@@ -69,13 +73,13 @@ def _draw(axes: Axes, points: pd.DataFrame, runs: pd.DataFrame) -> None:
     looks = styles(runs)
     front = points.iloc[pareto_front(list(points["cost"]), list(points["mean"]))]
     axes.step(front["cost"], front["mean"], where="post", color="#555555", lw=0.9, ls="--", zorder=1)
-    for row in points.itertuples():
-        look = looks[row.label]
-        bar = None if np.isnan(row.spread) else row.spread
+    values = points[["cost", "mean", "spread"]].to_numpy(float)
+    for label, (x, y, spread) in zip(points["label"], values, strict=True):
+        look = looks[label]
         axes.errorbar(
-            [row.cost],
-            [row.mean],
-            yerr=bar,
+            [x],
+            [y],
+            yerr=None if np.isnan(spread) else spread,
             fmt=look.marker,
             color=look.colour,
             mfc=look.face,
@@ -92,7 +96,10 @@ def _scale(axes: Axes, cost: str, values: np.ndarray) -> None:
     if cost == "parameters":
         axes.set_xscale("symlog", linthresh=FIRST_TICK)
         axes.set_xlim(left=-FIRST_TICK / 3, right=max(FIRST_TICK, values.max()) * 8)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_text(x)))
+        decades = range(3, int(np.log10(max(FIRST_TICK, values.max()))) + 2)
+        axes.set_xticks([0, *(10.0**d for d in decades)])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_text(x)))
     elif values.min() > 0 and values.max() / values.min() > 20:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
