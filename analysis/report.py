@@ -50,7 +50,7 @@ def write_report(
         sections.append(section)
         paths += written
     page = folder / PAGE
-    set_aside = [(str(bad.path), bad.reason) for bad in rejected]
+    set_aside = [(os.path.relpath(bad.path, folder.parent), bad.reason) for bad in rejected]
     page.write_text(to_html(sections, records, set_aside=set_aside, about=methods, base=base, folder=folder))
     return [page, *paths]
 

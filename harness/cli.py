@@ -127,7 +127,8 @@ def report(
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
     page, *others = write_report(records, out / "report", console, suite, rejected=rejected, about=about) or [None]
     if page:
-        console.print(f"wrote {page}, and {len(others)} tables and figures below that folder", markup=False)
+        console.print(f"{len(others)} tables and figures beside and below the page:", markup=False)
+        console.print(f"wrote {page}", markup=False)
 
 
 @app.command("methods")
