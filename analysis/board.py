@@ -124,6 +124,17 @@ def _shown(cell: Cell, column: Column, best: float | None, href: str) -> Shown:
     )
 
 
+def _column_order(table: Table, tasks: set[str]) -> list[int]:
+    """Means over everything, then what else is no task, then the tasks: on a narrow screen the first are in sight."""
+
+    def place(index: int) -> int:
+        column = table.columns[index]
+        over_all = column.group == MEANS and column.name in ("tasks", "groups")
+        return 0 if over_all else 2 if column.name in tasks else 1
+
+    return sorted(range(len(table.columns)), key=place)
+
+
 def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], base: str) -> Board:
     """The table with the runs of `chosen` behind its cells. `families`: by method; `base`: see `record_href`."""
     suite = chosen.key["suite"]
@@ -133,20 +144,22 @@ def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], ba
         task = column.name.rsplit(" ", 1)[0] if column.name.endswith("-shot") else column.name
         if task in suite_tasks(suite, chosen.rows):
             groups.setdefault(column.group, []).append(column.name)
+    order = _column_order(table, {name for names in groups.values() for name in names})
+    columns = [table.columns[index] for index in order]
     headings = [
         Heading(
             name=c.name, group=c.group, ascending=c.best == "min" or c.kind != "percent", tasks=_averaged(c, groups)
         )
-        for c in table.columns
+        for c in columns
     ]
-    best = [_best(table, index) for index in range(len(table.columns))]
+    best = [_best(table, index) for index in order]
     methods = dict(zip(chosen.rows["label"], chosen.rows["method"], strict=True))
     rows = []
     for label, cells in table.rows.items():
         method = str(methods.get(label, ""))
         mine = {name: runs.get((label, name), []) for names in groups.values() for name in names}
         hrefs = [_first_href(h.tasks, mine, method, suite, base) for h in headings]
-        shown = [_shown(*parts) for parts in zip(cells, table.columns, best, hrefs, strict=True)]
+        shown = [_shown(*parts) for parts in zip([cells[i] for i in order], columns, best, hrefs, strict=True)]
         rows.append(Row(label=label, method=method, family=families.get(method, "other"), cells=shown, runs=mine))
     return Board(name=table.name, title=table.title, caption=_caption(table), headings=headings, rows=rows)
 

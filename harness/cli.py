@@ -125,10 +125,10 @@ def report(
     for bad in rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}")
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
-    page, *others = write_report(records, out / "report", console, suite, rejected=rejected, about=about) or [None]
-    if page:
-        console.print(f"{len(others)} tables and figures beside and below the page:", markup=False)
-        console.print(f"wrote {page}", markup=False)
+    paths = write_report(records, out / "report", console, suite, rejected=rejected, about=about)
+    if paths:
+        console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
+        console.print(f"wrote {paths[0]}")
 
 
 @app.command("methods")

@@ -27,6 +27,12 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> float:
     return float((width.clip(0) * height.clip(0)).sum())
 
 
+def _line_boxes(axes: Axes, lines: np.ndarray, half_width: float) -> np.ndarray:
+    """Boxes [M, 4] in pixels around lines in data units."""
+    ends = axes.transData.transform(lines.reshape(-1, 2)).reshape(-1, 2, 2)
+    return np.concatenate([ends.min(axis=1) - half_width, ends.max(axis=1) + half_width], axis=1)
+
+
 def _outside(box: np.ndarray, frame: Any) -> float:
     over = [frame.x0 - box[0], frame.y0 - box[1], box[2] - frame.x1, box[3] - frame.y1]
     return sum(max(0.0, d) for d in over)
@@ -40,17 +46,24 @@ def _candidate(point: Sequence[float], size: tuple[float, float], degrees: float
     return np.array([x0, y - size[1] * (1 - dy) / 2, x0 + size[0], y + size[1] * (1 + dy) / 2])
 
 
-def place_labels(figure: Figure, axes: Axes, texts: Sequence[str], points: np.ndarray, colours: Sequence[str]) -> None:
+def place_labels(
+    figure: Figure,
+    axes: Axes,
+    texts: Sequence[str],
+    points: np.ndarray,
+    colours: Sequence[str],
+    lines: np.ndarray | None = None,
+) -> None:
     """Write each text near its point [N, 2], where the least lies already; far ones get a thin line to their point.
 
-    Call it last: it freezes the layout, because positions on the paper are what it compares.
+    `lines`: horizontal and vertical lines to stay off, as [M, 4] of x0, y0, x1, y1 in data units. Call it last: it freezes the layout, because positions on the paper are what it compares.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     scale = figure.dpi / 72
     pixels = axes.transData.transform(points)
     marks = np.concatenate([pixels - 4 * scale, pixels + 4 * scale], axis=1)
-    taken = marks
+    taken = marks if lines is None else np.vstack([marks, _line_boxes(axes, lines, scale)])
     for index in np.argsort(-pixels[:, 1]):
         text = axes.annotate(texts[index], points[index], fontsize=7, color="#222222", xycoords="data")
         extent = text.get_window_extent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,8 +66,19 @@ def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | No
             list(points["label"]),
             points[["cost", "mean"]].to_numpy(dtype=float),
             [looks[label].colour for label in points["label"]],
+            _lines(points),
         )
     return figure
+
+
+def _lines(points: pd.DataFrame) -> np.ndarray:
+    """Error bars and the steps of the front, which labels stay off: [M, 4] of x0, y0, x1, y1."""
+    values = points[["cost", "mean", "spread"]].fillna(0).to_numpy(float)
+    bars = [(x, y - spread, x, y + spread) for x, y, spread in values]
+    front = values[pareto_front(list(points["cost"]), list(points["mean"]))]
+    steps = [(a[0], a[1], b[0], a[1]) for a, b in itertools.pairwise(front)]
+    rises = [(b[0], a[1], b[0], b[1]) for a, b in itertools.pairwise(front)]
+    return np.array([*bars, *steps, *rises])
 
 
 def _draw(axes: Axes, points: pd.DataFrame, runs: pd.DataFrame) -> None:
