@@ -19,7 +19,7 @@ Choice = list[list[int]]
 
 def with_channels(runs: pd.DataFrame, label: str | None = None) -> pd.DataFrame:
     """Runs that say which channels they chose: those of `label`, else of the label that has most tasks."""
-    chosen = runs[[isinstance(c, list) and len(c) > 0 for c in runs["channels"]]]
+    chosen = runs[runs["channels"].map(lambda channels: isinstance(channels, list) and len(channels) > 0).astype(bool)]
     if label is None and len(chosen):
         label = str(chosen.groupby("label")["task"].nunique().sort_index().idxmax())
     return chosen[chosen["label"] == label]

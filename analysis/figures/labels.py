@@ -56,7 +56,8 @@ def place_labels(
 ) -> None:
     """Write each text near its point [N, 2], where the least lies already; far ones get a thin line to their point.
 
-    `lines`: horizontal and vertical lines to stay off, as [M, 4] of x0, y0, x1, y1 in data units. Call it last: it freezes the layout, because positions on the paper are what it compares.
+    `lines`: horizontal and vertical lines to stay off, as [M, 4] of x0, y0, x1, y1 in data units. Call it last: it
+    freezes the layout, because positions on the paper are what it compares.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
