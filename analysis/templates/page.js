@@ -26,7 +26,7 @@
     const family = $("family").value;
     for (const body of current().querySelectorAll(".board tbody")) {
       for (const row of body.rows) {
-        const text = row.cells[0].textContent.toLowerCase();
+        const text = `${row.cells[0].firstChild.textContent} ${row.dataset.family}`.toLowerCase();
         row.hidden = (family && row.dataset.family !== family) || (words.length > 0 && !words.some((w) => text.includes(w)));
       }
       rove(body);
@@ -44,7 +44,7 @@
     const sign = descending ? -1 : 1;
     const keyed = [...body.rows].map((row) => {
       const cell = row.cells[column];
-      return { row, text: row.cells[0].textContent, value: column && cell.dataset.v !== "" ? Number(cell.dataset.v) : null };
+      return { row, text: row.cells[0].firstChild.textContent, value: column && cell.dataset.v !== "" ? Number(cell.dataset.v) : null };
     });
     keyed.sort((a, b) => {
       if (!column) return sign * a.text.localeCompare(b.text);
