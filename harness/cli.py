@@ -113,12 +113,16 @@ def report(
     """Write tables and figures from whatever records there are."""
     from analysis.report import write_report
     from harness.store import Store
+    from methods.registry import all_methods
 
     records, rejected = Store(out).records()
     for bad in rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}")
-    for path in write_report(records, out / "report", console, suite):
-        console.print(f"wrote {path}")
+    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
+    paths = write_report(records, out / "report", console, suite, rejected=rejected, about=about)
+    if paths:
+        console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
+        console.print(f"wrote {paths[0]}")
 
 
 @app.command("methods")
