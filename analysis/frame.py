@@ -147,7 +147,7 @@ def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
 def _labels(rows: pd.DataFrame, per_task: bool) -> pd.Series:
     """Table labels: title, own name where titles clash, settings where they differ, and the mark `OPENED_OFTEN`."""
     labels = pd.Series("", index=rows.index, dtype=object)
-    clashes = rows.groupby("title")["method"].nunique()
+    clashes = rows.groupby("title")["method"].nunique().to_dict()
     for (title, method), runs in rows.groupby(["title", "method"]):
         keys = _distinguishing(runs, per_task)
         name = f"{title} [{method}]" if clashes[title] > 1 else str(title)

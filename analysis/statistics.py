@@ -147,15 +147,16 @@ def win_tie_loss(differences: Sequence[float]) -> WinTieLoss:
     return WinTieLoss(int((array > 0).sum()), int((array == 0).sum()), int((array < 0).sum()))
 
 
-def verdict(interval: Interval, margin: float) -> str:
-    """What an interval of a mean difference says: `equal` (within the margin), `better`, `worse`, or `undecided`.
+def verdict(interval: Interval, p: float, margin: float, alpha: float = 0.05) -> str:
+    """What a mean difference says: `equal`, `better`, `worse`, or `undecided`; `unknown` without an interval.
 
-    Equal means practically equal: the whole interval lies inside (-margin, margin), zero in it or not.
+    Equal means practically equal: the whole interval lies inside (-margin, margin), zero in it or not. Better or worse
+    needs both an interval without zero and p <= alpha; give the corrected p where several methods are compared.
     """
     if not interval.known:
         return "unknown"
     if -margin < interval.low and interval.high < margin:
         return "equal"
-    if interval.low > 0:
-        return "better"
-    return "worse" if interval.high < 0 else "undecided"
+    if p <= alpha and (interval.low > 0 or interval.high < 0):
+        return "better" if interval.low > 0 else "worse"
+    return "undecided"

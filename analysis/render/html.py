@@ -11,7 +11,8 @@ from analysis.tables.base import Cell, Column, Table
 def _head(table: Table) -> list[str]:
     spans = group_spans(table)
     grouped = any(group for group, _ in spans)
-    corner = f'<th scope="col"{' rowspan="2"' if grouped else ""}>{escape(table.corner)}</th>'
+    rows = ' rowspan="2"' if grouped else ""
+    corner = f'<th scope="col"{rows}>{escape(table.corner)}</th>'
     names = "".join(f'<th scope="col">{escape(column.name)}</th>' for column in table.columns)
     if not grouped:
         return [f"<tr>{corner}{names}</tr>"]
