@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.errors import AnalysisError
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.statistics import Interval, bootstrap_interval, t_interval, verdict, wilcoxon, win_tie_loss
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
@@ -13,7 +14,7 @@ from analysis.tables.cells import Key, seed_count, set_caption, set_title
 from analysis.tables.significance import MARGIN, find_reference
 
 
-class CompareError(ValueError):
+class CompareError(AnalysisError):
     """There is nothing to compare. The message is for the user."""
 
 

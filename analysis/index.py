@@ -107,7 +107,7 @@ def _write(root: Path, frame: pd.DataFrame) -> None:
 
 
 def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
-    """All valid records of a results folder as a frame (`analysis.frame.row`), and the files that were set aside.
+    """All valid records of a results folder as a frame (`analysis.frame.row`, with `path`), and the files set aside.
 
     The first call reads every file; later ones only those that are new or changed.
     """
@@ -124,7 +124,7 @@ def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
         _write(root, frame)
     bad = frame[frame["rejected"] != ""]
     rejected = [Rejected(root / path, reason) for path, reason in zip(bad["path"], bad["rejected"], strict=True)]
-    good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS).reset_index(drop=True)
+    good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS[1:]).reset_index(drop=True)
     return _typed(good), rejected
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.errors import AnalysisError
 from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell, number_cell
 from analysis.tables.significance import COLUMNS, MARGIN, significance_rows, tests_caption
 from suites import SUITES
@@ -18,7 +19,7 @@ STATED = "as stated"
 """Header above averages that the source prints itself."""
 
 
-class PublishedError(ValueError):
+class PublishedError(AnalysisError):
     """No such source or method. The message is for the user."""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from analysis.frame import ComparableSet, comparable_sets
 from analysis.plots import accuracy_against_parameters, save
-from analysis.render import to_csv, to_markdown, to_terminal
-from analysis.tables import Table, task_table, weights_table
+from analysis.render import to_terminal, write_table
+from analysis.tables import ALL_TABLES, Table, TableOptions, accuracy_tables, all_tables, task_table, weights_table
 from harness.record import RunRecord
 
 
@@ -19,25 +20,30 @@ def _folder_name(chosen: ComparableSet) -> str:
     return f"{key['suite']}-{key['protocol']}-{key['backbone']}-{key['weights']}-{key['image_size']}px"
 
 
-def _write_set(chosen: ComparableSet, folder: Path, console: Console) -> list[Path]:
-    """Table and figure of one comparable set."""
+def _write_set(chosen: ComparableSet, folder: Path, console: Console, options: TableOptions) -> list[Path]:
+    """All tables and the figure of one comparable set; the accuracy tables are printed."""
+    printed = {table.name for table in accuracy_tables(chosen)}
+    paths: list[Path] = []
+    for table in all_tables(chosen, options):
+        paths += _write_table(table, folder, console if table.name in printed else Console(quiet=True))
     table = task_table(chosen)
-    paths = _write_table(table, folder, console)
     if any(cells[0].is_number for cells in table.rows.values()):
         paths.append(save(accuracy_against_parameters(chosen, table), folder / "accuracy_parameters.png"))
     return paths
 
 
 def _write_table(table: Table, folder: Path, console: Console) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
     to_terminal(table, console)
-    markdown, values = folder / f"{table.name}.md", folder / f"{table.name}.csv"
-    markdown.write_text(to_markdown(table))
-    values.write_text(to_csv(table))
-    return [markdown, values]
+    return write_table(table, folder)
 
 
-def write_report(records: Iterable[RunRecord], folder: Path, console: Console, suite: str | None = None) -> list[Path]:
+def write_report(
+    records: Iterable[RunRecord] | pd.DataFrame,
+    folder: Path,
+    console: Console,
+    suite: str | None = None,
+    options: TableOptions = ALL_TABLES,
+) -> list[Path]:
     """Write everything below `folder`, print the tables, and return the files' paths. `suite`: only that one."""
     sets = [s for s in comparable_sets(records) if suite in (None, s.key["suite"])]
     if not sets:
@@ -47,7 +53,8 @@ def write_report(records: Iterable[RunRecord], folder: Path, console: Console, s
     for chosen in sets:
         name = _folder_name(chosen)
         names[name] = names.get(name, 0) + 1  # sets that differ only in preprocessing or in the checkpoint's bytes
-        paths += _write_set(chosen, folder / (name if names[name] == 1 else f"{name}-{names[name]}"), console)
+        unique = name if names[name] == 1 else f"{name}-{names[name]}"
+        paths += _write_set(chosen, folder / unique, console, options)
     for pretrained, random in _pairs(sets):
         paths += _write_table(weights_table(pretrained, random), folder / _folder_name(pretrained), console)
     return paths

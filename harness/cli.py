@@ -115,16 +115,51 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
 def report(
     out: OutFolder = Path("results"),
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
+    ] = None,
+    ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
+    from analysis.commands import load
     from analysis.report import write_report
-    from harness.store import Store
+    from analysis.tables import TableOptions
 
-    records, rejected = Store(out).records()
-    for bad in rejected:
-        errors.print(f"set aside {bad.path}: {bad.reason}")
-    for path in write_report(records, out / "report", console, suite):
+    rows = load(out, errors)
+    options = TableOptions(reference, tuple(_words(ablation) or ()) if ablation is not None else None)
+    for path in write_report(rows, out / "report", console, suite, options):
         console.print(f"wrote {path}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    out: OutFolder = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Points that count as practically equal.")] = 1.0,
+) -> None:
+    """Compare two methods, or two results folders, task by task: differences, intervals, Wilcoxon, wins."""
+    from analysis.commands import compare as tables_of
+    from analysis.commands import show
+
+    show(lambda: tables_of(first, second, out, suite, protocol, margin, errors), console, errors)
+
+
+@app.command()
+def published(
+    source: Annotated[str | None, typer.Option(help="Print this source's tables.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Method of the source to test its others against.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List published numbers, with their sources; they are never merged with own runs."""
+    from analysis.commands import published_rows, published_tables, show
+
+    if source is None:
+        _print_rows(published_rows(), as_json)
+    else:
+        show(lambda: published_tables(source, reference), console, errors)
 
 
 @app.command("methods")

@@ -81,13 +81,17 @@ def ablation_table(chosen: ComparableSet, axis: str) -> Table:
     table = task_table(dataclasses.replace(chosen, rows=kept.drop(columns="axis")))
     first = kept.drop_duplicates("label").set_index("label")
     order = sorted(table.rows, key=lambda label: (first["title"][label], *_sortable(first["axis"][label]), label))
-    shown = axis.removeprefix(RECIPE)
     return dataclasses.replace(
         table,
-        name=f"ablation_{shown}",
-        title=set_title(chosen, f"ablation over {shown}"),
+        name=f"ablation_{shown(axis)}",
+        title=set_title(chosen, f"ablation over {shown(axis)}"),
         rows={label: table.rows[label] for label in order},
     )
+
+
+def shown(axis: str) -> str:
+    """A setting's name without `recipe.`."""
+    return axis.removeprefix(RECIPE)
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:
