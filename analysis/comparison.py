@@ -81,7 +81,7 @@ def compare_methods(chosen: ComparableSet, first: str, second: str) -> Compariso
     for label, wanted in zip(found, (first, second), strict=True):
         if label is None:
             raise CompareError(
-                f"no single method {wanted!r} in {set_title(chosen)}. There are: {'; '.join(names.index)}"
+                f"no single method {wanted!r} in {set_title(chosen)}. There are: {'; '.join(sorted(names.index))}"
             )
     a, b = str(found[0]), str(found[1])
     if a == b:

@@ -32,6 +32,27 @@ OPENED_OFTEN = "†"
 """Mark behind a row whose runs looked at the test split more than once, or chose by it."""
 
 
+OPTIONAL_TEXTS = ("split", "data", "device", "device_type", "precision")
+
+COSTS = (
+    "parameters",
+    "parameters_with_head",
+    "parameters_method",
+    "parameters_backbone",
+    "parameters_head",
+    "parameters_total",
+    "seconds",
+    "train_seconds",
+    "evaluate_seconds",
+    "selection_seconds",
+    "flops",
+    "images_per_second",
+    "memory",
+    "stored_bytes",
+)
+FLOATS = ("accuracy", *COSTS)
+
+
 @dataclass(frozen=True, slots=True)
 class ComparableSet:
     """Runs whose numbers may stand side by side."""
@@ -56,23 +77,30 @@ def selection_seconds(info: Any) -> float:
 
 
 def _cost_row(record: RunRecord) -> dict[str, Any]:
-    parameters, cost = record.parameters, record.cost
-    return {
-        "parameters": parameters.trained_without_head if parameters else NAN,
-        "parameters_with_head": parameters.trained_with_head if parameters else NAN,
-        "parameters_method": parameters.method if parameters else NAN,
-        "parameters_backbone": parameters.backbone_trained if parameters else NAN,
-        "parameters_head": parameters.head if parameters else NAN,
-        "parameters_total": parameters.total if parameters else NAN,
-        "seconds": cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds if cost else NAN,
-        "train_seconds": cost.train_seconds if cost else NAN,
-        "evaluate_seconds": cost.evaluate_seconds if cost else NAN,
-        "selection_seconds": selection_seconds(record.method_info),
-        "flops": cost.forward_flops if cost else NAN,
-        "images_per_second": cost.train_images_per_second if cost else NAN,
-        "memory": cost.peak_memory_bytes if cost and cost.peak_memory_bytes is not None else NAN,
-        "stored_bytes": cost.trained_bytes if cost else NAN,
-    }
+    """Values of `COSTS` as far as the record has them; `typed` makes the others NaN."""
+    row: dict[str, Any] = dict.fromkeys(COSTS, NAN) | {"selection_seconds": selection_seconds(record.method_info)}
+    if record.parameters:
+        parameters = record.parameters
+        row |= {
+            "parameters": parameters.trained_without_head,
+            "parameters_with_head": parameters.trained_with_head,
+            "parameters_method": parameters.method,
+            "parameters_backbone": parameters.backbone_trained,
+            "parameters_head": parameters.head,
+            "parameters_total": parameters.total,
+        }
+    if record.cost:
+        cost = record.cost
+        row |= {
+            "seconds": cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds,
+            "train_seconds": cost.train_seconds,
+            "evaluate_seconds": cost.evaluate_seconds,
+            "flops": cost.forward_flops,
+            "images_per_second": cost.train_images_per_second,
+            "memory": cost.peak_memory_bytes,
+            "stored_bytes": cost.trained_bytes,
+        }
+    return row
 
 
 def row(record: RunRecord) -> dict[str, Any]:
@@ -120,7 +148,16 @@ def parsed(text: str) -> dict[str, Any]:
 
 def frame_of(records: Iterable[RunRecord]) -> pd.DataFrame:
     """One row per record, see `row`."""
-    return pd.DataFrame([row(record) for record in records])
+    return typed(pd.DataFrame([row(record) for record in records]))
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same types whatever is missing: whole numbers, floats with NaN, optional texts as objects with None."""
+    if frame.empty:
+        return frame
+    whole = dict.fromkeys(("shots", "split_seed", "seed", "image_size", "test_looks"), int)
+    texts = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in OPTIONAL_TEXTS}
+    return frame.astype(whole | dict.fromkeys(FLOATS, float)).assign(**texts)
 
 
 def differing_keys(texts: Iterable[str]) -> list[str]:

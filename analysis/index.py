@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import row
+from analysis.frame import row, typed
 from harness.record import SCHEMA, BadRecord, RunRecord
 from harness.store import RECORD_NAME, Rejected
 
@@ -125,10 +125,4 @@ def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
     bad = frame[frame["rejected"] != ""]
     rejected = [Rejected(root / path, reason) for path, reason in zip(bad["path"], bad["rejected"], strict=True)]
     good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS[1:]).reset_index(drop=True)
-    return _typed(good), rejected
-
-
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Integers that a rejected file beside them made floats are integers again."""
-    whole = [name for name in ("shots", "split_seed", "seed", "image_size", "test_looks") if name in frame]
-    return frame.astype(dict.fromkeys(whole, int)) if len(frame) else frame
+    return typed(good), rejected

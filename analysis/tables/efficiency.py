@@ -10,17 +10,17 @@ from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
 from analysis.tables.cells import label_order, mean_of_column, set_caption, set_title
 
 MEANS_OF_RUNS = {
-    "parameters_method": Column(name="method", group="parameters", kind="count", best=""),
-    "parameters_backbone": Column(name="backbone", group="parameters", kind="count", best=""),
-    "parameters_head": Column(name="head", group="parameters", kind="count", best=""),
-    "parameters_total": Column(name="total", group="parameters", kind="count", best=""),
+    "parameters_method": Column(name="params added", group="by role", kind="count", best=""),
+    "parameters_backbone": Column(name="params of backbone", group="by role", kind="count", best=""),
+    "parameters_head": Column(name="params of head", group="by role", kind="count", best=""),
+    "parameters_total": Column(name="params in all", group="by role", kind="count", best=""),
     "flops": Column(name="FLOPs", group="inference", kind="flops", best=""),
     "stored_bytes": Column(name="stored", group="inference", kind="bytes", best=""),
     "memory": Column(name="memory", group="training", kind="bytes", best=""),
     "images_per_second": Column(name="images/s", group="training", kind="rate", best=""),
-    "selection_seconds": Column(name="selection s", group="seconds of a run", kind="seconds", best=""),
-    "train_seconds": Column(name="train", group="seconds of a run", kind="seconds", best=""),
-    "evaluate_seconds": Column(name="evaluate", group="seconds of a run", kind="seconds", best=""),
+    "selection_seconds": Column(name="selection s", group="a run", kind="seconds", best=""),
+    "train_seconds": Column(name="train s", group="a run", kind="seconds", best=""),
+    "evaluate_seconds": Column(name="evaluate s", group="a run", kind="seconds", best=""),
 }
 """Columns of the frame that are averaged over complete runs, with their headers."""
 
@@ -30,7 +30,7 @@ TIMED = ("memory", "images_per_second", "selection_seconds", "train_seconds", "e
 HOURS = {"cuda": "GPU hours", "cpu": "CPU hours"}
 
 CAPTION = (
-    "Means over complete runs. Parameters are trained ones by role, total is the whole model; FLOPs: one image's "
+    "Means over complete runs. params: trained ones by role, and all of the model; FLOPs: one image's "
     "forward pass, a multiply-add counts as two; stored: trained parameters and added buffers, head included; memory: "
     "peak of the device's allocator in training, missing on CPU; hours: all runs of the row together."
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -64,7 +65,7 @@ def _ablation_rows(chosen: ComparableSet, axis: str) -> pd.DataFrame:
     axis_values = rows["settings"].map(lambda text: parsed(text).get(axis))
     others = rows["settings"].map(lambda text: repr({k: v for k, v in parsed(text).items() if k != axis}))
     several = axis_values.map(repr).groupby([rows["title"], others, rows["task"]]).transform("nunique") > 1
-    return rows[several & axis_values.notna()].assign(axis=axis_values)
+    return rows.assign(axis=axis_values)[several & axis_values.notna()]
 
 
 def ablation_table(chosen: ComparableSet, axis: str) -> Table:
@@ -95,5 +96,5 @@ def shown(axis: str) -> str:
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     return not number, float(value) if number else 0.0, str(value)
