@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
 from harness.record import RunRecord
+from harness.spec import canonical_json
 from suites import SUITES
+
+NAN = float("nan")
 
 SET_KEYS = ["suite", "protocol", "backbone", "weights", "weights_digest", "image_size", "preprocessing"]
 """Records that differ in one of these are never put in one table."""
+
+CELL_KEYS = ["task", "shots"]
+"""What one column of a table holds: a task, at one number of shots where a suite has several."""
+
+REPLICATE_KEYS = ["split_seed", "seed"]
+"""What a cell is averaged over: draws of the training list, where a suite has several, and training seeds."""
+
+CHOSEN_PER_TASK = ("tuned", "published", "oracle")
+"""Protocols under which one method's settings differ from task to task by design."""
+
+OPENED_OFTEN = "†"
+"""Mark behind a row whose runs looked at the test split more than once, or chose by it."""
+
+
+OPTIONAL_TEXTS = ("split", "data", "device", "device_type", "precision")
+
+COSTS = (
+    "parameters",
+    "parameters_with_head",
+    "parameters_method",
+    "parameters_backbone",
+    "parameters_head",
+    "parameters_total",
+    "seconds",
+    "train_seconds",
+    "evaluate_seconds",
+    "selection_seconds",
+    "flops",
+    "images_per_second",
+    "memory",
+    "stored_bytes",
+)
+FLOATS = ("accuracy", *COSTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,68 +67,168 @@ class ComparableSet:
     """Run ids of records whose data differ from those of the others on the same task, with the task."""
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
-    spec, backbone, cost = record.spec, record.spec.backbone, record.cost
-    metrics = next(iter(record.metrics.items()), None)
-    return {
+def selection_seconds(info: Any) -> float:
+    """Seconds a method spent choosing what to train, as it says itself, parts of a composition summed; NaN if none."""
+    if not isinstance(info, dict):
+        return NAN
+    found = [info["selection_seconds"]] if "selection_seconds" in info else map(selection_seconds, info.values())
+    known = [float(value) for value in found if pd.notna(value)]
+    return sum(known) if known else NAN
+
+
+def _cost_row(record: RunRecord) -> dict[str, Any]:
+    """Values of `COSTS` as far as the record has them; `typed` makes the others NaN."""
+    row: dict[str, Any] = dict.fromkeys(COSTS, NAN) | {"selection_seconds": selection_seconds(record.method_info)}
+    if record.parameters:
+        parameters = record.parameters
+        row |= {
+            "parameters": parameters.trained_without_head,
+            "parameters_with_head": parameters.trained_with_head,
+            "parameters_method": parameters.method,
+            "parameters_backbone": parameters.backbone_trained,
+            "parameters_head": parameters.head,
+            "parameters_total": parameters.total,
+        }
+    if record.cost:
+        cost = record.cost
+        row |= {
+            "seconds": cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds,
+            "train_seconds": cost.train_seconds,
+            "evaluate_seconds": cost.evaluate_seconds,
+            "flops": cost.forward_flops,
+            "images_per_second": cost.train_images_per_second,
+            "memory": cost.peak_memory_bytes,
+            "stored_bytes": cost.trained_bytes,
+        }
+    return row
+
+
+def row(record: RunRecord) -> dict[str, Any]:
+    """One record, flattened to numbers and texts. `settings` and `targets` are canonical JSON."""
+    spec, environment = record.spec, record.environment
+    accuracies = [(split, metrics.accuracy) for split, metrics in record.metrics.items()]
+    recipe = {f"recipe.{key}": value for key, value in spec.as_dict()["recipe"].items()}
+    identity = {
         "run_id": spec.run_id,
         "suite": spec.suite,
         "task": spec.task,
+        "shots": spec.shots if spec.shots is not None else -1,
+        "split_seed": spec.split_seed if spec.split_seed is not None else -1,
         "protocol": spec.protocol,
-        "backbone": backbone.name,
-        "weights": backbone.weights,
-        "weights_digest": backbone.digest,
-        "image_size": backbone.image_size,
+        "backbone": spec.backbone.name,
+        "weights": spec.backbone.weights,
+        "weights_digest": spec.backbone.digest,
+        "image_size": spec.backbone.image_size,
         "preprocessing": spec.preprocessing,
         "method": spec.method,
         "title": record.method_title,
-        "settings": {**{f"recipe.{k}": v for k, v in spec.as_dict()["recipe"].items()}, **spec.as_dict()["config"]},
+        "settings": canonical_json({**recipe, **spec.as_dict()["config"]}),
         "seed": spec.seed,
+    }
+    outcome = {
         "status": record.status,
         "reason": record.reason,
-        "split": metrics[0] if metrics else None,
-        "accuracy": metrics[1].accuracy if metrics else float("nan"),
-        "parameters": record.parameters.trained_without_head if record.parameters else None,
-        "parameters_with_head": record.parameters.trained_with_head if record.parameters else None,
-        "seconds": cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds if cost else float("nan"),
+        "split": accuracies[0][0] if accuracies else None,
+        "accuracy": accuracies[0][1] if accuracies else NAN,
+        "targets": canonical_json(dict(accuracies[1:])),
+        "test_looks": record.test_looks,
         "data": f"{record.data.lists}/{record.data.files}" if record.data else None,
-        "device": record.environment.get("device"),
-        "precision": record.environment.get("precision"),
+        "device": environment.get("device"),
+        "device_type": environment.get("device_type"),
+        "precision": environment.get("precision"),
     }
+    return identity | outcome | _cost_row(record)
 
 
-def _labels(rows: pd.DataFrame) -> pd.Series:
-    """Table labels: the method's title, plus the settings in which runs of the same title differ."""
-    labels = {}
-    for title, runs in rows.groupby("title"):
-        frame = pd.DataFrame(list(runs["settings"]), index=runs.index)
-        differing = [c for c in frame if frame[c].map(repr).nunique() > 1]
-        for index, settings in frame[differing].iterrows():
-            text = ", ".join(f"{str(key).removeprefix('recipe.')}={value}" for key, value in settings.items())
-            labels[index] = f"{title} ({text})" if text else str(title)
-    return pd.Series(labels).reindex(rows.index)
+@lru_cache(maxsize=65536)
+def parsed(text: str) -> dict[str, Any]:
+    """The dictionary behind a JSON text of the frame (`settings`, `targets`); not to be changed by the caller."""
+    return json.loads(text)
+
+
+def frame_of(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """One row per record, see `row`."""
+    return typed(pd.DataFrame([row(record) for record in records]))
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same types whatever is missing: whole numbers, floats with NaN, optional texts as objects with None."""
+    if frame.empty:
+        return frame
+    whole = dict.fromkeys(("shots", "split_seed", "seed", "image_size", "test_looks"), int)
+    texts = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in OPTIONAL_TEXTS}
+    return frame.astype(whole | dict.fromkeys(FLOATS, float)).assign(**texts)
+
+
+def differing_keys(texts: Iterable[str]) -> list[str]:
+    """Settings in which some of these (JSON texts) differ, in their own order."""
+    settings = [parsed(text) for text in texts]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({repr(one.get(key, ...)) for one in settings}) > 1]
+
+
+def _distinguishing(runs: pd.DataFrame, per_task: bool) -> list[str]:
+    """Settings that make several methods out of one. What was chosen per task does not: only what differs on one."""
+    if not per_task:
+        return differing_keys(runs["settings"].unique())
+    cells = runs.groupby(CELL_KEYS + REPLICATE_KEYS)["settings"].unique()
+    found = {key for texts in cells if len(texts) > 1 for key in differing_keys(texts)}
+    return [key for key in differing_keys(runs["settings"].unique()) if key in found]
+
+
+def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
+    """`channels=24, lr=0.001`, of those of `keys` that are there."""
+    return ", ".join(f"{key.removeprefix('recipe.')}={settings[key]}" for key in keys if key in settings)
+
+
+def _labels(rows: pd.DataFrame, per_task: bool) -> pd.Series:
+    """Table labels: title, own name where titles clash, settings where they differ, and the mark `OPENED_OFTEN`."""
+    labels = pd.Series("", index=rows.index, dtype=object)
+    clashes = rows.groupby("title")["method"].nunique().to_dict()
+    for (title, method), runs in rows.groupby(["title", "method"]):
+        keys = _distinguishing(runs, per_task)
+        name = f"{title} [{method}]" if clashes[title] > 1 else str(title)
+        for text, same in runs.groupby("settings"):
+            shown = settings_text(parsed(str(text)), keys)
+            labels.loc[same.index] = f"{name} ({shown})" if shown else name
+    opened = (rows["protocol"] == "oracle") | (rows["test_looks"] > 1)
+    marked = labels.isin(labels[opened])
+    return labels.where(~marked, labels + f" {OPENED_OFTEN}")
 
 
 def _set_aside_other_data(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Keep, per task, the records of the data that most of them have."""
-    usual = rows.dropna(subset="data").groupby("task")["data"].agg(lambda d: d.mode().iloc[0])
-    other = rows["data"].notna() & (rows["data"] != rows["task"].map(usual))
-    return rows[~other], [f"{r.run_id} ({r.task})" for r in rows[other].itertuples()]
+    """Keep, per training list, the records of the data that most of them have."""
+    keys = [*CELL_KEYS, "split_seed"]
+    usual = rows.dropna(subset="data").groupby(keys)["data"].agg(lambda data: data.mode().iloc[0])
+    expected = rows[keys].merge(usual.rename("usual").reset_index(), how="left", on=keys)["usual"].to_numpy()
+    other = rows["data"].notna() & (rows["data"] != expected)
+    return rows[~other], [f"{run.run_id} ({run.task})" for run in rows[other].itertuples()]
 
 
-def comparable_sets(records: Iterable[RunRecord]) -> list[ComparableSet]:
-    """Group records; sets come in the order of suite, protocol and backbone."""
-    frame = pd.DataFrame([_row(record) for record in records])
+def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[ComparableSet]:
+    """Group records, or their frame; sets come in the order of suite, protocol and backbone."""
+    frame = records if isinstance(records, pd.DataFrame) else frame_of(records)
     sets = []
     for values, group in frame.groupby(SET_KEYS) if len(frame) else []:
+        key = dict(zip(SET_KEYS, values, strict=True))
         rows, left_out = _set_aside_other_data(group)
-        rows = rows.assign(label=_labels(rows))
-        sets.append(ComparableSet(dict(zip(SET_KEYS, values, strict=True)), rows, left_out))
+        rows = rows.assign(label=_labels(rows, key["protocol"] in CHOSEN_PER_TASK))
+        sets.append(ComparableSet(key, rows, left_out))
     return sets
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:
-    """Task to group, in the suite's order; tasks of a suite that is unknown here go to the group `other`."""
-    if suite in SUITES:
-        return {task.name: task.group for task in SUITES[suite].tasks}
-    return dict.fromkeys(sorted(rows["task"].unique()), "other")
+    """Task to group, in the suite's order; tasks that are unknown here follow, in the group `other`."""
+    known = {task.name: task.group for task in SUITES[suite].tasks} if suite in SUITES else {}
+    return known | dict.fromkeys(sorted(set(rows["task"]) - set(known)), "other")
+
+
+def cell_name(task: str, shots: int) -> str:
+    """Header of one cell's column: the task, and the number of shots where there is one."""
+    return task if shots < 0 else f"{task} {shots}-shot"
+
+
+def suite_cells(suite: str, rows: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """(task, shots) to group. Shots are those that occur in the rows; -1 where the suite has one training list."""
+    shots = sorted(rows["shots"].unique())
+    return {(task, int(s)): group for task, group in suite_tasks(suite, rows).items() for s in shots}

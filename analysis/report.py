@@ -7,18 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from analysis.board import make_board
 from analysis.figures import drawings, save
 from analysis.frame import ComparableSet, comparable_sets
 from analysis.page import About, Picture, Section, to_html
-from analysis.render import to_csv, to_markdown, to_terminal
-from analysis.tables import Table, task_table, weights_table
+from analysis.render import to_terminal, write_table
+from analysis.tables import ALL_TABLES, Table, TableOptions, accuracy_tables, all_tables, weights_table
 from harness.record import RunRecord
 from harness.store import Rejected
 
 PAGE = "index.html"
+WEIGHTS_TABLE = "pretrained_minus_random"
 
 
 def write_report(
@@ -26,17 +28,22 @@ def write_report(
     folder: Path,
     console: Console,
     suite: str | None = None,
+    options: TableOptions = ALL_TABLES,
     *,
+    rows: pd.DataFrame | None = None,
     rejected: Iterable[Rejected] = (),
     about: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Path]:
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
-    `suite`: only that one; `rejected`: files that are no valid records; `about`: title, family and paper by method.
-    The runs are expected beside `folder`, which is where the page's links point.
+    `suite`: only that one; `rows`: the runs as `analysis.index` has them, for tables of more runs than `records` holds
+    (figures of training and channels, and the list of failures, are made of `records`); `rejected`: files that are no
+    valid records; `about`: title, family and paper by method. The runs are expected beside `folder`, which is where the
+    page's links point.
     """
     records = [record for record in records if suite in (None, record.spec.suite)]
-    sets = comparable_sets(records)
+    everything = comparable_sets(records if rows is None else rows)
+    sets = [s for s in everything if suite in (None, s.key["suite"])]
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
@@ -46,7 +53,8 @@ def write_report(
     paths: list[Path] = []
     sections = []
     for chosen, name in zip(sets, _names(sets), strict=True):
-        section, written = _write_set(chosen, sets, records, folder / name, console, methods, base)
+        tables = tables_of(chosen, sets, options)
+        section, written = _write_set(chosen, tables, records, folder / name, console, methods, base)
         sections.append(section)
         paths += written
     page = folder / PAGE
@@ -55,23 +63,27 @@ def write_report(
     return [page, *paths]
 
 
-def tables_of(chosen: ComparableSet, sets: list[ComparableSet]) -> list[Table]:
+def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
     """Tables of a set: the one place that says which there are; the first is the page's leaderboard."""
-    return [task_table(chosen), *(weights_table(chosen, random) for random in _at_random(chosen, sets))]
+    return [*all_tables(chosen, options), *(weights_table(chosen, random) for random in _at_random(chosen, sets))]
 
 
 def _write_set(
     chosen: ComparableSet,
-    sets: list[ComparableSet],
+    tables: list[Table],
     records: list[RunRecord],
     folder: Path,
     console: Console,
     about: Mapping[str, About],
     base: str,
 ) -> tuple[Section, list[Path]]:
-    """Tables and figures of one comparable set."""
-    tables = tables_of(chosen, sets)
-    paths = [path for table in tables for path in _write_table(table, folder, console)]
+    """Tables and figures of one comparable set; the accuracy tables and what pretraining is worth are printed."""
+    printed = {*(table.name for table in accuracy_tables(chosen)), WEIGHTS_TABLE}
+    paths = []
+    for table in tables:
+        if table.name in printed:
+            to_terminal(table, console)
+        paths += write_table(table, folder)
     pictures, not_drawn = _write_figures(chosen, records, folder)
     families = {name: facts.family for name, facts in about.items()}
     section = Section(
@@ -84,15 +96,6 @@ def _write_set(
         left_out=chosen.left_out,
     )
     return section, paths + [path for picture in pictures for path in picture.files]
-
-
-def _write_table(table: Table, folder: Path, console: Console) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    to_terminal(table, console)
-    markdown, values = folder / f"{table.name}.md", folder / f"{table.name}.csv"
-    markdown.write_text(to_markdown(table))
-    values.write_text(to_csv(table))
-    return [markdown, values]
 
 
 def _write_figures(

@@ -11,7 +11,7 @@ import typer
 from harness.cli_data import data_app
 from harness.cli_options import DataFolder, ListFolder, OutFolder, takes_selection
 from harness.errors import USER_ERRORS
-from harness.terminal import JsonFlag, console, errors, human_size, print_rows
+from harness.terminal import JsonFlag, console, errors, human_size, print_rows, words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(data_app, name="data")
@@ -109,20 +109,55 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
 def report(
     out: OutFolder = Path("results"),
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
+    ] = None,
+    ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
+    from analysis.commands import load_with_records
     from analysis.report import write_report
-    from harness.store import Store
+    from analysis.tables import TableOptions
     from methods.registry import all_methods
 
-    records, rejected = Store(out).records()
-    for bad in rejected:
-        errors.print(f"set aside {bad.path}: {bad.reason}")
+    rows, records, rejected = load_with_records(out, errors)
+    options = TableOptions(reference, tuple(words(ablation) or ()) if ablation is not None else None)
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
-    paths = write_report(records, out / "report", console, suite, rejected=rejected, about=about)
+    paths = write_report(records, out / "report", console, suite, options, rows=rows, rejected=rejected, about=about)
     if paths:
         console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    out: OutFolder = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Points that count as practically equal.")] = 1.0,
+) -> None:
+    """Compare two methods, or two results folders, task by task: differences, intervals, Wilcoxon, wins."""
+    from analysis.commands import compare as tables_of
+    from analysis.commands import show
+
+    show(lambda: tables_of(first, second, out, suite, protocol, margin, errors), console, errors)
+
+
+@app.command()
+def published(
+    source: Annotated[str | None, typer.Option(help="Print this source's tables.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Method of the source to test its others against.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List published numbers, with their sources; they are never merged with own runs."""
+    from analysis.commands import published_rows, published_tables, show
+
+    if source is None:
+        print_rows(published_rows(), as_json)
+    else:
+        show(lambda: published_tables(source, reference), console, errors)
 
 
 @app.command("methods")

@@ -5,27 +5,12 @@ import dataclasses
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
+from tables_for_tests import cells, only_set, records
 
 from analysis.frame import comparable_sets
 from analysis.render import count_text, to_csv, to_markdown, to_terminal
 from analysis.tables import task_table, weights_table
 from harness.record import RunRecord
-
-TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
-
-
-def records(method="sct", accuracies=(10, 20, 30, 40, 50), seed=0, **changes):
-    specs = [make_spec(task=task, method=method, seed=seed, **changes) for task in TASKS]
-    return [make_record(spec=s, accuracy=float(a)) for s, a in zip(specs, accuracies, strict=False)]
-
-
-def only_set(given):
-    (chosen,) = comparable_sets(given)
-    return chosen
-
-
-def cells(table, row):
-    return {(c.group, c.name): cell for c, cell in zip(table.columns, table.rows[row], strict=True)}
 
 
 def test_both_averages_and_group_means():
@@ -93,21 +78,6 @@ def test_pretrained_minus_random():
     sets = comparable_sets(records() + records(accuracies=(5, 25, 30, 30, 30), backbone=random))
     table = weights_table(*sorted(sets, key=lambda s: s.key["weights"]))
     assert [cell.value for cell in table.rows["SCT"]] == [5, -5, 0, 10, 20]
-
-
-def test_markdown_is_as_it_was():
-    text = to_markdown(task_table(only_set(records() + records("lora", accuracies=(11, 20, 0, 40, 1)))))
-    assert text.splitlines()[:7] == [
-        "### demo, protocol fixed, demo_vit (pretrained)",
-        "",
-        "| method | photo_crops | animals | digits | dsprites_loc | dsprites_ori | mean of natural "
-        "| mean of specialized | mean of structured | mean of tasks | mean of groups | params | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        "| LORA | **11.0** | **20.0** | 0.0 | **40.0** | 1.0 | **15.5** | 0.0 | 20.5 | 14.4 | 12.0 | 10 | 4.0 |",
-        "| SCT | 10.0 | **20.0** | **30.0** | **40.0** | **50.0** | 15.0 | **30.0** | **45.0** | **30.0** | **30.0** "
-        "| 10 | 4.0 |",
-        "",
-    ]
 
 
 def test_csv_holds_full_precision():

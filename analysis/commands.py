@@ -1,0 +1,83 @@
+"""What the commands `report`, `compare` and `published` call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from analysis import index
+from analysis.comparison import compare_folders, compare_in_sets
+from analysis.errors import AnalysisError
+from analysis.frame import ComparableSet, comparable_sets
+from analysis.published import load as load_published
+from analysis.published import significance, source, tables
+from analysis.render import to_terminal
+from analysis.tables import Table
+from harness.record import RunRecord
+from harness.store import Rejected, Store
+
+WHOLE_RECORDS = 20_000
+"""Above this number of runs, a report is made of their rows alone, without curves and channels."""
+
+
+def load(root: Path, errors: Console) -> pd.DataFrame:
+    """All valid records of a results folder; what was set aside is printed with its reason."""
+    rows, rejected = index.load(root)
+    for bad in rejected:
+        errors.print(f"set aside {bad.path}: {bad.reason}", highlight=False, markup=False)
+    return rows
+
+
+def load_with_records(root: Path, errors: Console) -> tuple[pd.DataFrame, list[RunRecord], list[Rejected]]:
+    """The rows of all valid records, the records themselves where they are at most `WHOLE_RECORDS`, and what was set
+    aside, which is printed with its reason."""
+    rows, rejected = index.load(root)
+    for bad in rejected:
+        errors.print(f"set aside {bad.path}: {bad.reason}", highlight=False, markup=False)
+    records = Store(root).records()[0] if len(rows) <= WHOLE_RECORDS else []
+    return rows, records, rejected
+
+
+def show(make: Callable[[], list[Table]], console: Console, errors: Console) -> None:
+    """Print tables; an `AnalysisError` ends the program with its message."""
+    try:
+        made = make()
+    except AnalysisError as error:
+        errors.print(f"error: {error}", highlight=False, markup=False)
+        raise SystemExit(2) from None
+    for table in made:
+        to_terminal(table, console)
+
+
+def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:
+    sets = comparable_sets(load(root, errors))
+    return [s for s in sets if suite in (None, s.key["suite"]) and protocol in (None, s.key["protocol"])]
+
+
+def compare(
+    first: str, second: str, root: Path, suite: str | None, protocol: str | None, margin: float, errors: Console
+) -> list[Table]:
+    """Tables of two methods of the records below `root`, or of two results folders."""
+    folders = [Path(name) for name in (first, second)]
+    if all((folder / "runs").is_dir() for folder in folders):
+        sides = [_sets(folder, suite, protocol, errors) for folder in folders]
+        return compare_folders(sides[0], sides[1], (first, second), margin)
+    return compare_in_sets(_sets(root, suite, protocol, errors), first, second, margin)
+
+
+def published_rows() -> list[dict[str, Any]]:
+    """A line per published source."""
+    return [
+        {"name": s.name, "methods": len(s.methods), "rows": len(s.rows), "source": s.title}
+        for s in load_published().values()
+    ]
+
+
+def published_tables(name: str, reference: str | None) -> list[Table]:
+    """A source's tables, and the tests against `reference` if given."""
+    chosen = source(name)
+    return [*tables(chosen), *([significance(chosen, reference)] if reference else [])]

@@ -1,0 +1,5 @@
+"""Errors of the analysis whose message is meant for the user."""
+
+
+class AnalysisError(ValueError):
+    """What was asked for is not there; the message names what is."""

@@ -1,0 +1,174 @@
+"""Numbers that papers print (`results/published/*.csv`), as tables of their own: never merged with own runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell, number_cell
+from analysis.tables.significance import COLUMNS, MARGIN, significance_rows, tests_caption
+from suites import SUITES
+
+FOLDER = Path(__file__).parent.parent / "results" / "published"
+"""In the checkout; an installed copy has none."""
+
+STATED = "as stated"
+"""Header above averages that the source prints itself."""
+
+
+class PublishedError(AnalysisError):
+    """No such source or method. The message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of published numbers."""
+
+    name: str
+    """Stem of the file."""
+
+    rows: pd.DataFrame
+    """All columns as text, digit for digit; `metric` is split into `base` and `part` (an average, or empty)."""
+
+    @property
+    def title(self) -> str:
+        """Paper or repository."""
+        return str(self.rows["source"].iloc[0])
+
+    @property
+    def methods(self) -> list[str]:
+        """Method names, in the file's order."""
+        return list(self.rows["method"].unique())
+
+
+def load(folder: Path = FOLDER) -> dict[str, Source]:
+    """All sources by name. `PublishedError` if there are none."""
+    sources = {path.stem: Source(path.stem, _read(path)) for path in sorted(folder.glob("*.csv"))}
+    if not sources:
+        raise PublishedError(f"no published numbers in {folder}: they are in the repository, not in the package")
+    return sources
+
+
+def _read(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    metric = rows["metric"].str.partition(":")
+    table = rows["table"].where(~rows["table"].str.endswith("_result.json"), "files *_result.json")  # a file per column
+    return rows.assign(base=metric[0], part=metric[2], shown_in=table, label=_labels(rows))
+
+
+def _labels(rows: pd.DataFrame) -> pd.Series:
+    """Method, with the backbone where it is not the one that most rows of its table have."""
+    usual = rows.groupby(["table", "suite"])["backbone"].transform(lambda backbones: backbones.mode().iloc[0])
+    return rows["method"].where(rows["backbone"] == usual, rows["method"] + " [" + rows["backbone"] + "]")
+
+
+def source(name: str, folder: Path = FOLDER) -> Source:
+    """The source of that name. `PublishedError` names what there is."""
+    sources = load(folder)
+    if name not in sources:
+        raise PublishedError(f"no published source {name!r}. There are: {', '.join(sources)}")
+    return sources[name]
+
+
+def matrix(chosen: Source, suite: str = "vtab1k", table: str | None = None, base: str | None = None) -> pd.DataFrame:
+    """Methods x data sets of one table of a source, the first if several fit."""
+    rows = chosen.rows[
+        (chosen.rows["suite"] == suite) & (chosen.rows["part"] == "") & (chosen.rows["dataset"] != "ALL")
+    ]
+    for column, wanted in (("table", table), ("base", base)):
+        if len(rows):
+            rows = rows[rows[column] == (rows[column].iloc[0] if wanted is None else wanted)]
+    values = rows.assign(value=rows["value"].astype(float)).pivot(index="label", columns="dataset", values="value")
+    return values.reindex(index=rows["label"].unique(), columns=rows["dataset"].unique())
+
+
+def tables(chosen: Source) -> list[Table]:
+    """The source's tables as they stand, with both averages where all tasks of a suite are there."""
+    return [_table(chosen, rows) for _, rows in chosen.rows.groupby(["suite", "shown_in", "base"], sort=False)]
+
+
+def _columns(rows: pd.DataFrame) -> dict[tuple[str, str, str], Column]:
+    """(data set, shots, part) to column: data sets in the suite's order, then averages that the source states."""
+    suite = str(rows["suite"].iloc[0])
+    groups = {task.name: task.group for task in SUITES[suite].tasks} if suite in SUITES else {}
+    order = {name: position for position, name in enumerate(groups)}
+    several = rows[rows["part"] == ""].groupby("label")["shots"].nunique().gt(1).any()
+    columns = {}
+    single = rows[(rows["part"] == "")].drop_duplicates(["dataset", "shots"] if several else ["dataset"])
+    for row in sorted(single.itertuples(), key=lambda row: order.get(str(row.dataset), len(order))):
+        shots = str(row.shots) if several else ""
+        name = shots if several else str(row.dataset)
+        columns[str(row.dataset), shots, ""] = Column(
+            name=name, group=str(row.dataset) if several else groups.get(str(row.dataset), "")
+        )
+    for part in rows["part"].unique():
+        if part and not part.endswith("_computed"):
+            columns["ALL", "", str(part)] = Column(name=str(part).removesuffix("_stated"), group=STATED, digits=2)
+    return columns
+
+
+def _average_columns(columns: dict[tuple[str, str, str], Column], suite: str) -> list[Column]:
+    """Averages computed here: both of them for a suite whose tasks are all there, else one over all columns."""
+    values = [key for key in columns if not key[2]]
+    whole = suite in SUITES and {task.name for task in SUITES[suite].tasks} == {dataset for dataset, _, _ in values}
+    if whole:
+        groups = (*SUITES[suite].groups(), "tasks", "groups") if len(SUITES[suite].groups()) > 1 else ("tasks",)
+        return [Column(name=name, group=MEANS, digits=2) for name in groups]
+    return [Column(name="all", group=MEANS, digits=2)] if len(values) > 1 else []
+
+
+def _averages(cells: list[tuple[Column, Cell]], columns: list[Column]) -> list[Cell]:
+    by_group: dict[str, list[Cell]] = {}
+    for column, cell in cells:
+        by_group.setdefault(column.group, []).append(cell)
+    means = {group: mean_cell(members) for group, members in by_group.items()}
+    everything = mean_cell(cell for _, cell in cells)
+    special = {"tasks": everything, "all": everything, "groups": mean_cell(means.values())}
+    return [special.get(column.name) or means[column.name] for column in columns]
+
+
+def _table(chosen: Source, rows: pd.DataFrame) -> Table:
+    suite, base = str(rows["suite"].iloc[0]), str(rows["base"].iloc[0])
+    columns, first = _columns(rows), rows.iloc[0]
+    singles = {key: column for key, column in columns.items() if not key[2]}
+    stated = {key: column for key, column in columns.items() if key[2]}
+    averages = _average_columns(columns, suite)
+    table = Table(
+        name=chosen.name,
+        title=f"{chosen.title}, {first['shown_in']}, {suite}, {base}",
+        caption=f"Published numbers, quoted; averages under '{MEANS}' are computed here. {first['protocol']} "
+        f"Backbone {rows['backbone'].mode().iloc[0]} unless a row says another. params: as printed.",
+        columns=[*singles.values(), *averages, *stated.values(), Column(name="params (M)", kind="text", best="")],
+    )
+    values = {
+        (str(r.label), str(r.dataset), str(r.shots), str(r.part)): number_cell(float(str(r.value)))
+        for r in rows.itertuples()
+    }
+    values |= {(label, dataset, "", part): cell for (label, dataset, _, part), cell in values.items()}
+    for label, same in rows.groupby("label", sort=False):
+        cells = [(column, values.get((str(label), *key), MISSING)) for key, column in singles.items()]
+        quoted = [values.get((str(label), *key), MISSING) for key in stated]
+        params = Cell(text=str(same["params_m"].iloc[0]) or "–")
+        table.rows[str(label)] = [*(cell for _, cell in cells), *_averages(cells, averages), *quoted, params]
+    return table
+
+
+def significance(chosen: Source, reference: str, suite: str = "vtab1k", margin: float = MARGIN) -> Table:
+    """Ranks and paired tests on the source's own table. `PublishedError` if the reference is not in it."""
+    values = matrix(chosen, suite)
+    names = {label.casefold(): label for label in values.dropna().index}
+    if reference.casefold() not in names:
+        raise PublishedError(
+            f"{chosen.name} has no row {reference!r} with all tasks. There are: {', '.join(values.index)}"
+        )
+    label = names[reference.casefold()]
+    return Table(
+        name=f"{chosen.name}_significance",
+        title=f"{chosen.title}, {suite}: significance against {label}",
+        caption=f"Computed from the published table alone. {tests_caption(values.dropna(), label, margin)}",
+        columns=COLUMNS,
+        rows=significance_rows(values, label, margin),
+    )

@@ -1,0 +1,61 @@
+"""Tables out of comparable sets of runs."""
+
+from dataclasses import dataclass
+
+from analysis.frame import ComparableSet
+from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
+from analysis.tables.cells import accuracy_cells, accuracy_matrix, label_order
+from analysis.tables.efficiency import efficiency_table
+from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
+from analysis.tables.significance import significance_table
+from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, task_table, weights_table
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What a reader may choose."""
+
+    reference: str | None = None
+    """Method that the others are tested against; `linear`, else the best, if not given."""
+
+    axes: tuple[str, ...] | None = None
+    """Settings to show ablations over; all that differ if not given."""
+
+
+ALL_TABLES = TableOptions()
+
+
+def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
+    """Every table that the runs of a set allow. An axis of `options` that the set lacks is passed over."""
+    axes = ablation_axes(chosen)
+    tables = [*accuracy_tables(chosen), efficiency_table(chosen), settings_table(chosen)]
+    tables += [ablation_table(chosen, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
+    significance = significance_table(chosen, options.reference)
+    return [*tables, significance] if significance else tables
+
+
+__all__ = [
+    "ALL_TABLES",
+    "MARKS",
+    "MEANS",
+    "MISSING",
+    "Cell",
+    "Column",
+    "Table",
+    "TableOptions",
+    "ablation_axes",
+    "ablation_table",
+    "accuracy_cells",
+    "accuracy_matrix",
+    "accuracy_tables",
+    "all_tables",
+    "domain_table",
+    "efficiency_table",
+    "few_shot_table",
+    "label_order",
+    "mean_cell",
+    "settings_table",
+    "significance_table",
+    "task_table",
+    "weights_table",
+]

@@ -1,0 +1,119 @@
+"""A table as data: columns, rows of cells, a caption. `analysis.render` turns it into text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+MEANS = "mean of"
+"""Header above the columns that are means of others."""
+
+MARKS = {
+    "missing": "–: missing, no run, or a part of a mean is missing",
+    "failed": "failed: no run of the cell succeeded",
+    "*": "*: mean with a part that rests on fewer seeds or runs than others",
+    "‡": "‡: runs on several kinds of device, not comparable",
+    "†": "†: the test split was looked at more than once or chose the result",
+}
+"""What a cell's note or a row's mark means, for captions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One value with its spread, or the reason why there is none, or a text."""
+
+    value: float = float("nan")
+    spread: float = float("nan")
+    """Standard deviation over seeds (ddof=1); NaN for one seed."""
+
+    note: str = ""
+    """A key of `MARKS`, or how many of the seeds are there, as `1/3`."""
+
+    text: str = ""
+    """What is shown where the cell is no number."""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether there is a value."""
+        return not np.isnan(self.value)
+
+
+MISSING = Cell(note="missing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column."""
+
+    name: str
+    group: str = ""
+    """Header above the column."""
+
+    kind: str = "percent"
+    """How values are written: `percent`, `points` (signed), `count`, `seconds`, `hours`, `rate`, `bytes`, `flops`,
+    `rank`, `p`, `integer` or `text`."""
+
+    best: str = "max"
+    """Which value is marked: `max`, `min`, or nothing."""
+
+    digits: int = 1
+    """Digits behind the point of `percent` and `points`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table ready to be rendered."""
+
+    name: str
+    """Stem of file names."""
+
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: dict[str, list[Cell]] = field(default_factory=dict)
+    """Cells by row label, in the order of `columns`."""
+
+    corner: str = "method"
+    """Header of the labels."""
+
+    @property
+    def label(self) -> str:
+        """Name for cross references, out of title and name: small letters, digits and hyphens."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.title} {self.name}".lower()).strip("-")
+
+    @property
+    def full_caption(self) -> str:
+        """The caption, and what the marks in this table mean."""
+        return f"{self.caption} {self.legend}".strip()
+
+    @property
+    def legend(self) -> str:
+        """What the marks that occur in this table mean."""
+        notes = {cell.note for cells in self.rows.values() for cell in cells}
+        notes |= {"†" for label in self.rows if label.endswith("†")}
+        known = [text for mark, text in MARKS.items() if mark in notes]
+        if any("/" in note for note in notes):
+            known.append("(k/n): k of n seeds are there")
+        sentences = ["; ".join(known)] if known else []
+        if len(self.rows) > 1 and any(column.best for column in self.columns):
+            second = ", second best underlined" if len(self.rows) > 2 else ""
+            sentences.insert(0, f"Best of a column in bold{second}, as printed")
+        return "".join(f"{sentence}. " for sentence in sentences).strip()
+
+
+def mean_cell(cells: Iterable[Cell]) -> Cell:
+    """Mean of cells; missing if one of them is, for a mean over fewer tasks would not be comparable."""
+    cells = list(cells)
+    if not cells or not all(cell.is_number for cell in cells):
+        return MISSING
+    return Cell(
+        value=float(np.mean([cell.value for cell in cells])), note="*" if any(cell.note for cell in cells) else ""
+    )
+
+
+def number_cell(value: float, note: str = "") -> Cell:
+    """A value without spread; missing if it is NaN."""
+    return MISSING if np.isnan(value) else Cell(value=float(value), note=note)

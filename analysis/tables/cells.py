@@ -1,0 +1,110 @@
+"""Cells, row order and captions that the tables of a comparable set share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
+from analysis.statistics import average_ranks
+from analysis.tables.base import MISSING, Cell, number_cell
+from harness.protocol import PROTOCOLS
+
+PROTOCOL_CAPTIONS = {
+    "tuned": "settings chosen per task on validation data with the same number of trials for every method, retrained "
+    "on train+val, test opened once",
+    "published": "the per-task recipe that a paper printed, trained on train+val, test opened once",
+    "oracle": "best test epoch, so the test split chose the result: not comparable to the other protocols",
+}
+"""Words for protocols of other versions of the harness; those of this one describe themselves."""
+
+Key = tuple[str, int]
+"""(task, shots); shots is -1 where a suite has one training list."""
+
+
+def seed_count(rows: pd.DataFrame) -> int:
+    """Number of replicates: pairs of split seed and training seed that occur."""
+    return len(rows[REPLICATE_KEYS].drop_duplicates())
+
+
+def accuracy_cells(chosen: ComparableSet) -> dict[str, dict[Key, Cell]]:
+    """Label to (task, shots) to the mean over split seeds and seeds, with the standard deviation (ddof=1)."""
+    rows, seeds = chosen.rows, seed_count(chosen.rows)
+    complete = rows["accuracy"].where(rows["status"] == "complete")
+    grouped = complete.groupby([rows["label"], *(rows[key] for key in CELL_KEYS)])
+    cells: dict[str, dict[Key, Cell]] = {label: {} for label in label_order(rows)}
+    for values in grouped.agg(["mean", "std", "count"]).reset_index().itertuples(index=False):
+        label, task, shots, mean, spread, count = values
+        note = "" if count == seeds else f"{count}/{seeds}"
+        cell = Cell(value=mean, spread=spread, note=note) if count else Cell(note="failed")
+        cells[label][task, int(shots)] = cell
+    return cells
+
+
+def accuracy_matrix(chosen: ComparableSet) -> pd.DataFrame:
+    """Means over seeds, labels x (task, shots), NaN where there is none. Columns are those that any row has."""
+    cells = accuracy_cells(chosen)
+    return pd.DataFrame({label: {key: cell.value for key, cell in row.items()} for label, row in cells.items()}).T
+
+
+def label_order(rows: pd.DataFrame) -> list[str]:
+    """Row labels by number of trained parameters, then by name."""
+    first = rows.groupby("label")["parameters"].max().astype(float).fillna(np.inf)
+    return sorted(first.index, key=lambda label: (first[label], label))
+
+
+def rank_cells(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> dict[str, Cell]:
+    """Average rank over `keys` among the rows that have them all; missing for the others, and for one row alone."""
+    values = {label: [row.get(key, MISSING).value for key in keys] for label, row in cells.items()}
+    whole = pd.DataFrame(values).T.dropna()
+    ranks = average_ranks(whole) if len(whole) > 1 else pd.Series(dtype=float)
+    return {label: number_cell(float(ranks.get(label, np.nan))) for label in cells}
+
+
+def mean_of_column(runs: pd.DataFrame, column: str) -> Cell:
+    """Mean over complete runs, marked `*` where some of them lack the value; missing if all do."""
+    values = runs[runs["status"] == "complete"][column].astype(float)
+    return number_cell(float(values.mean()), "*" if values.isna().any() else "") if len(values) else MISSING
+
+
+def protocol_caption(name: str) -> str:
+    """What a protocol means, in a line; its bare name if this version does not know it."""
+    if name in PROTOCOLS:
+        return PROTOCOLS[name].caption
+    return PROTOCOL_CAPTIONS.get(name, "unknown to this version")
+
+
+def spread_caption(rows: pd.DataFrame) -> str:
+    """What ± means here."""
+    seeds = seed_count(rows)
+    if seeds < 2:
+        return "one seed, so no spread is known"
+    draws = rows["split_seed"].nunique()
+    over = f"{seeds} seeds" if draws < 2 else f"{seeds} pairs of split seed and training seed ({draws} split seeds)"
+    return f"mean ± standard deviation (ddof=1) over {over}"
+
+
+def devices_caption(rows: pd.DataFrame) -> str:
+    """All devices and precisions in use."""
+    pairs = rows[["device", "precision"]].dropna().drop_duplicates().itertuples(index=False)
+    return " and ".join(sorted(f"{device} ({precision})" for device, precision in pairs)) or "not recorded"
+
+
+def set_caption(chosen: ComparableSet) -> str:
+    """Protocol, backbone, preprocessing, devices and what was left out: the end of every caption."""
+    key = chosen.key
+    caption = (
+        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'])}. "
+        f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
+        f"{key['preprocessing']}. Device: {devices_caption(chosen.rows)}."
+    )
+    if chosen.left_out:
+        caption += f" Left out, for their data differ from the others': {', '.join(chosen.left_out)}."
+    return caption
+
+
+def set_title(chosen: ComparableSet, what: str = "") -> str:
+    """`demo, protocol fixed, demo_vit (pretrained)`, with the kind of table behind it."""
+    key = chosen.key
+    title = f"{key['suite']}, protocol {key['protocol']}, {key['backbone']} ({key['weights']})"
+    return f"{title}: {what}" if what else title

@@ -1,0 +1,71 @@
+"""What methods cost: parameters by role, operations, memory, throughput, seconds, bytes, hours in all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame import ComparableSet
+from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
+from analysis.tables.cells import label_order, mean_of_column, set_caption, set_title
+
+MEANS_OF_RUNS = {
+    "parameters_method": Column(name="params added", group="by role", kind="count", best=""),
+    "parameters_backbone": Column(name="params of backbone", group="by role", kind="count", best=""),
+    "parameters_head": Column(name="params of head", group="by role", kind="count", best=""),
+    "parameters_total": Column(name="params in all", group="by role", kind="count", best=""),
+    "flops": Column(name="FLOPs", group="inference", kind="flops", best=""),
+    "stored_bytes": Column(name="stored", group="inference", kind="bytes", best=""),
+    "memory": Column(name="memory", group="training", kind="bytes", best=""),
+    "images_per_second": Column(name="images/s", group="training", kind="rate", best=""),
+    "selection_seconds": Column(name="selection s", group="a run", kind="seconds", best=""),
+    "train_seconds": Column(name="train s", group="a run", kind="seconds", best=""),
+    "evaluate_seconds": Column(name="evaluate s", group="a run", kind="seconds", best=""),
+}
+"""Columns of the frame that are averaged over complete runs, with their headers."""
+
+TIMED = ("memory", "images_per_second", "selection_seconds", "train_seconds", "evaluate_seconds")
+"""Measurements that depend on the device."""
+
+HOURS = {"cuda": "GPU hours", "cpu": "CPU hours"}
+
+CAPTION = (
+    "Means over complete runs. params: trained ones by role, and all of the model; FLOPs: one image's "
+    "forward pass, a multiply-add counts as two; stored: trained parameters and added buffers, head included; memory: "
+    "peak of the device's allocator in training, missing on CPU; hours: all runs of the row together."
+)
+
+
+def _measured(runs: pd.DataFrame, column: str) -> Cell:
+    """Mean of a column; marked where it rests on several kinds of device."""
+    cell = mean_of_column(runs, column)
+    mixed = column in TIMED and runs["device"].nunique() > 1
+    return Cell(value=cell.value, note="‡") if cell.is_number and mixed else cell
+
+
+def _hours(runs: pd.DataFrame, device_type: str) -> Cell:
+    """Hours of all runs on this type of device; marked where a run has no cost on record (failed ones)."""
+    if runs["device_type"].isna().all():
+        return MISSING
+    seconds = runs[runs["device_type"] == device_type]["seconds"].astype(float)
+    return number_cell(float(np.nansum(seconds)) / 3600, "*" if runs["seconds"].isna().any() else "")
+
+
+def efficiency_table(chosen: ComparableSet) -> Table:
+    """A row per method, every cost that records hold; what a record lacks is shown as missing."""
+    columns = [
+        *MEANS_OF_RUNS.values(),
+        *(Column(name=h, group="in all", kind="hours", best="") for h in HOURS.values()),
+    ]
+    table = Table(
+        name="efficiency",
+        title=set_title(chosen, "efficiency"),
+        caption=f"{CAPTION} {set_caption(chosen)}",
+        columns=columns,
+    )
+    groups = dict(list(chosen.rows.groupby("label")))
+    for label in label_order(chosen.rows):
+        runs = groups[label]
+        table.rows[label] = [_measured(runs, column) for column in MEANS_OF_RUNS]
+        table.rows[label] += [_hours(runs, device_type) for device_type in HOURS]
+    return table

@@ -1,0 +1,100 @@
+"""Chosen hyper-parameters per method and task, and ablations over one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from numbers import Real
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import ComparableSet, cell_name, differing_keys, parsed, settings_text, suite_cells
+from analysis.tables.base import Cell, Column, Table
+from analysis.tables.cells import label_order, set_caption, set_title
+from analysis.tables.tasks import task_table
+
+RECIPE = "recipe."
+
+
+def _settings_rows(chosen: ComparableSet) -> list[tuple[str, dict[str, Any]]]:
+    """Label and settings, one row for a method that has the same on all tasks, else one per task."""
+    found = []
+    order = list(suite_cells(chosen.key["suite"], chosen.rows))
+    groups = dict(list(chosen.rows.groupby("label")))
+    for label in label_order(chosen.rows):
+        texts = groups[label].groupby(["task", "shots"])["settings"].unique()
+        if len({tuple(one) for one in texts}) == 1:
+            found += [(label, parsed(text)) for text in texts.iloc[0]]
+            continue
+        for task, shots in (key for key in order if key in texts.index):
+            found += [(f"{label}, {cell_name(task, shots)}", parsed(text)) for text in texts[task, shots]]
+    return found
+
+
+def settings_table(chosen: ComparableSet) -> Table:
+    """Recipe and method configuration that produced the results, so that a cell can be run again."""
+    rows = _settings_rows(chosen)
+    recipe = list(dict.fromkeys(key for _, settings in rows for key in settings if key.startswith(RECIPE)))
+    columns = [Column(name=key.removeprefix(RECIPE), group="recipe", kind="text", best="") for key in recipe]
+    table = Table(
+        name="settings",
+        title=set_title(chosen, "hyper-parameters"),
+        caption=f"One row per method, or per method and task where they differ. {set_caption(chosen)}",
+        columns=[*columns, Column(name="method's own", kind="text", best="")],
+    )
+    for label, settings in rows:
+        own = settings_text(settings, [key for key in settings if not key.startswith(RECIPE)])
+        unique = label if label not in table.rows else f"{label} #{sum(k.startswith(label) for k in table.rows) + 1}"
+        texts = [str(settings.get(key, "")) for key in recipe]
+        table.rows[unique] = [Cell(text=text) for text in (*texts, own)]
+    return table
+
+
+def ablation_axes(chosen: ComparableSet) -> list[str]:
+    """Settings in which variants (labels) of one method differ: what an ablation can be shown over."""
+    found: dict[str, None] = {}
+    for _, runs in chosen.rows.groupby("title"):
+        if runs["label"].nunique() > 1:
+            found |= dict.fromkeys(differing_keys(runs["settings"].unique()))
+    return [axis for axis in found if len(_ablation_rows(chosen, axis))]
+
+
+def _ablation_rows(chosen: ComparableSet, axis: str) -> pd.DataFrame:
+    """Runs of the methods that occur with several values of `axis`, labelled by method and value."""
+    rows = chosen.rows
+    axis_values = rows["settings"].map(lambda text: parsed(text).get(axis))
+    others = rows["settings"].map(lambda text: repr({k: v for k, v in parsed(text).items() if k != axis}))
+    several = axis_values.map(repr).groupby([rows["title"], others, rows["task"]]).transform("nunique") > 1
+    return rows.assign(axis=axis_values)[several & axis_values.notna()]
+
+
+def ablation_table(chosen: ComparableSet, axis: str) -> Table:
+    """The per-task table of the methods that ran with several values of `axis`, in the order of the values.
+
+    `axis` is a field of a method's configuration (`channels`) or of the recipe (`lr` or `recipe.lr`). Methods are
+    compared with themselves: all other settings are equal. `KeyError` if no method has two values of it.
+    """
+    names = [axis, RECIPE + axis]
+    axis = next((name for name in names if chosen.rows["settings"].map(lambda t, n=name: n in parsed(t)).any()), axis)
+    kept = _ablation_rows(chosen, axis)
+    if kept.empty:
+        raise KeyError(f"no method ran with two values of {axis!r} and all else equal")
+    table = task_table(dataclasses.replace(chosen, rows=kept.drop(columns="axis")))
+    first = kept.drop_duplicates("label").set_index("label")
+    order = sorted(table.rows, key=lambda label: (first["title"][label], *_sortable(first["axis"][label]), label))
+    return dataclasses.replace(
+        table,
+        name=f"ablation_{shown(axis)}",
+        title=set_title(chosen, f"ablation over {shown(axis)}"),
+        rows={label: table.rows[label] for label in order},
+    )
+
+
+def shown(axis: str) -> str:
+    """A setting's name without `recipe.`."""
+    return axis.removeprefix(RECIPE)
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return not number, float(value) if number else 0.0, str(value)

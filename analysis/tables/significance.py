@@ -1,0 +1,123 @@
+"""Significance: average ranks, and every method of a set against a reference, paired over tasks."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.frame import NAN, ComparableSet, suite_cells
+from analysis.statistics import (
+    CONFIDENCE,
+    average_ranks,
+    bootstrap_interval,
+    friedman,
+    holm,
+    nemenyi_difference,
+    verdict,
+    wilcoxon,
+    win_tie_loss,
+)
+from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
+from analysis.tables.cells import accuracy_matrix, set_caption, set_title
+
+MARGIN = 1.0
+"""Points within which two methods count as practically equal."""
+
+DEFAULT_REFERENCE = "linear"
+
+INTERVAL_GROUP = f"mean difference, {CONFIDENCE:.0%} interval".replace("%", " %")
+
+COLUMNS = [
+    Column(name="mean", best="max", digits=2),
+    Column(name="rank", kind="rank", best="min"),
+    Column(name="wins", group="against the reference", kind="integer", best=""),
+    Column(name="ties", group="against the reference", kind="integer", best=""),
+    Column(name="losses", group="against the reference", kind="integer", best=""),
+    Column(name="points", group=INTERVAL_GROUP, kind="points", best="", digits=2),
+    Column(name="low", group=INTERVAL_GROUP, kind="points", best="", digits=2),
+    Column(name="high", group=INTERVAL_GROUP, kind="points", best="", digits=2),
+    Column(name="p", group="Wilcoxon", kind="p", best=""),
+    Column(name="Holm p", group="Wilcoxon", kind="p", best=""),
+    Column(name="reads", kind="text", best=""),
+]
+
+
+def find_reference(labels: pd.Series, wanted: str | None) -> str | None:
+    """The one label of that label, title or name; None if there is none or several.
+
+    `labels` maps labels (index) to the method's own name; titles are the labels' beginnings.
+    """
+    if wanted is None:
+        return None
+    text = wanted.casefold()
+    for matches in (
+        [label for label in labels.index if label.casefold() == text],
+        [label for label in labels.index if label.casefold().removesuffix(" †") == text],
+        [label for label, name in labels.items() if str(name).casefold() == text],
+    ):
+        if len(matches) == 1:
+            return str(matches[0])
+    return None
+
+
+def _against(values: pd.DataFrame, reference: str, margin: float) -> dict[str, list[Cell]]:
+    """Cells behind `rank` of every row of a complete matrix."""
+    differences = {label: values.loc[label] - values.loc[reference] for label in values.index if label != reference}
+    p = {label: wilcoxon(list(d)) for label, d in differences.items()}
+    corrected = holm(p)
+    cells = {reference: [*[Cell(text="") for _ in range(8)], Cell(text="reference")]}
+    for label, difference in differences.items():
+        counts, interval = win_tie_loss(list(difference)), bootstrap_interval(list(difference))
+        numbers = [difference.mean(), interval.low, interval.high, p[label], corrected[label]]
+        cells[label] = [Cell(value=float(count)) for count in (counts.wins, counts.ties, counts.losses)]
+        cells[label] += [number_cell(float(number)) for number in numbers]
+        cells[label] += [Cell(text=verdict(interval, corrected[label], margin))]
+    return cells
+
+
+def tests_caption(values: pd.DataFrame, reference: str, margin: float) -> str:
+    """What was tested, over what, and the tests of all methods together."""
+    methods, tasks = values.shape
+    text = (
+        f"Tests are paired over {tasks} tasks (means over seeds), against {reference}: Wilcoxon's signed-rank test, "
+        f"two-sided, Holm's correction over {methods - 1} comparisons; interval of the mean difference: bootstrap over "
+        f"tasks (BCa, seeded); equal: that interval lies within ±{margin:g} points; better or worse: it excludes 0 and "
+        "Holm p is at most 0.05. "
+    )
+    whole = friedman(values)
+    if whole:
+        text += f"Friedman chi-squared({methods - 1}) = {whole.statistic:.2f}, p = {whole.p:.2g}. "
+        text += f"Nemenyi: average ranks differ at 0.05 if {nemenyi_difference(methods, tasks):.2f} apart. "
+    return text
+
+
+def significance_rows(values: pd.DataFrame, reference: str, margin: float = MARGIN) -> dict[str, list[Cell]]:
+    """Rows of `COLUMNS` for a matrix methods x tasks; a method that lacks a task is not tested."""
+    whole = values.dropna()
+    ranks = average_ranks(whole)
+    against = _against(whole, reference, margin)
+    rows = {
+        label: [Cell(value=float(whole.loc[label].mean())), Cell(value=float(ranks[label])), *against[label]]
+        for label in sorted(whole.index, key=lambda label: (ranks[label], label))
+    }
+    return rows | {label: [MISSING] * len(COLUMNS) for label in values.index if label not in whole.index}
+
+
+def significance_table(chosen: ComparableSet, reference: str | None = None, margin: float = MARGIN) -> Table | None:
+    """The table, sorted by average rank; None where fewer than two methods have all tasks.
+
+    `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
+    """
+    keys = list(suite_cells(chosen.key["suite"], chosen.rows))
+    values = accuracy_matrix(chosen).reindex(columns=pd.MultiIndex.from_tuples(keys), fill_value=NAN).astype(float)
+    whole = values.dropna()
+    if len(whole) < 2:
+        return None
+    names = chosen.rows.drop_duplicates("label").set_index("label")["method"].loc[whole.index]
+    base = find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or whole.mean(axis=1).idxmax()
+    return Table(
+        name="significance",
+        title=set_title(chosen, f"significance against {base}"),
+        caption=tests_caption(whole, str(base), margin) + set_caption(chosen),
+        columns=COLUMNS,
+        rows=significance_rows(values, str(base), margin),
+    )

@@ -1,0 +1,172 @@
+"""Accuracy tables: per task (VTAB style), few-shot, domain generalisation, and the worth of pretrained weights."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.frame import ComparableSet, cell_name, parsed, suite_cells, suite_tasks
+from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell
+from analysis.tables.cells import (
+    Key,
+    accuracy_cells,
+    label_order,
+    mean_of_column,
+    rank_cells,
+    seed_count,
+    set_caption,
+    set_title,
+    spread_caption,
+)
+from suites import SUITES
+
+TAIL = [
+    Column(name="rank", kind="rank", best="min"),
+    Column(name="params", kind="count", best=""),
+    Column(name="params+head", kind="count", best=""),
+    Column(name="seconds", kind="seconds", best=""),
+]
+"""Columns behind the averages: average rank, trained parameters, seconds of a run."""
+
+TAIL_CAPTION = "rank: average rank over the columns among rows that have them all; params: trained parameters without "
+TAIL_CAPTION += "head; params+head: with it, mean over tasks; seconds: per run."
+
+
+def _tail(runs: pd.DataFrame, rank: Cell) -> list[Cell]:
+    return [rank, *(mean_of_column(runs, name) for name in ("parameters", "parameters_with_head", "seconds"))]
+
+
+def _caption(chosen: ComparableSet) -> str:
+    return f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {TAIL_CAPTION}"
+
+
+def task_table(chosen: ComparableSet) -> Table:
+    """VTAB-style table: a row per method, a column per task, group means, both averages, rank, parameters, seconds.
+
+    `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
+    NOAH); the literature prints either.
+    """
+    keys = suite_cells(chosen.key["suite"], chosen.rows)
+    groups = list(dict.fromkeys(keys.values()))
+    columns = [Column(name=cell_name(*key), group=group) for key, group in keys.items()]
+    columns += [Column(name=name, group=MEANS) for name in (*groups, "tasks", "groups")]
+    table = Table(name="tasks", title=set_title(chosen), caption=_caption(chosen), columns=[*columns, *TAIL])
+    cells = accuracy_cells(chosen)
+    ranks = rank_cells(cells, list(keys))
+    for label, runs in _by_label(chosen):
+        row = {key: cells[label].get(key, MISSING) for key in keys}
+        means = [mean_cell(row[key] for key in keys if keys[key] == group) for group in groups]
+        averages = [mean_cell(row.values()), mean_cell(means)]
+        table.rows[label] = [*row.values(), *means, *averages, *_tail(runs, ranks[label])]
+    return table
+
+
+def _by_label(chosen: ComparableSet) -> list[tuple[str, pd.DataFrame]]:
+    groups = dict(list(chosen.rows.groupby("label")))
+    return [(label, groups[label]) for label in label_order(chosen.rows)]
+
+
+def few_shot_table(chosen: ComparableSet) -> Table:
+    """A row per method, shots per data set, and the mean over data sets per number of shots."""
+    tasks = list(suite_tasks(chosen.key["suite"], chosen.rows))
+    shots = sorted(int(s) for s in chosen.rows["shots"].unique())
+    columns = [Column(name=str(s), group=task) for task in tasks for s in shots]
+    columns += [Column(name=str(s), group="mean of data sets") for s in shots]
+    columns += [Column(name="all", group=MEANS), *TAIL]
+    caption = f"Columns are training images per class. {_caption(chosen)}"
+    table = Table(name="few_shot", title=set_title(chosen, "few-shot"), caption=caption, columns=columns)
+    cells = accuracy_cells(chosen)
+    keys: list[Key] = [(task, s) for task in tasks for s in shots]
+    ranks = rank_cells(cells, keys)
+    for label, runs in _by_label(chosen):
+        row = {key: cells[label].get(key, MISSING) for key in keys}
+        means = [mean_cell(row[task, s] for task in tasks) for s in shots]
+        table.rows[label] = [*row.values(), *means, mean_cell(row.values()), *_tail(runs, ranks[label])]
+    return table
+
+
+def _target_cells(runs: pd.DataFrame, source: str, targets: list[str], seeds: int) -> list[Cell]:
+    """Source and target accuracies of one method, means over replicates."""
+    complete = runs[runs["status"] == "complete"]
+    values = pd.DataFrame(
+        [{source: a, **parsed(t)} for a, t in zip(complete["accuracy"], complete["targets"], strict=True)],
+        columns=[source, *targets],
+    )
+    cells = []
+    for name in values:
+        known = values[name].dropna()
+        note = "" if len(known) == seeds else f"{len(known)}/{seeds}"
+        empty = Cell(note="failed" if len(runs) and complete.empty else "missing")
+        cells.append(Cell(value=known.mean(), spread=known.std(ddof=1), note=note) if len(known) else empty)
+    return cells
+
+
+def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
+    """Source accuracy and that of each target set: over all classes, and masked to the set's own where stored.
+
+    ImageNet-A and -R hold 200 of 1000 classes. Papers print either number without saying which, so both have columns
+    and both have a mean over the targets.
+    """
+    rows = chosen.rows[(chosen.rows["task"] == task) & (chosen.rows["shots"] == shots)]
+    found = {name for text in rows["targets"].unique() for name in parsed(text)}
+    targets = [name for name in _target_order(chosen.key["suite"], task) if name in found]
+    targets += sorted(found - set(targets))
+    whole = [name for name in targets if not name.endswith("/masked")]
+    masked = [f"{name}/masked" if f"{name}/masked" in found else name for name in whole]
+    ways = _ways(chosen.key["suite"], task)
+    columns = [Column(name=task, group="source"), *(Column(name=t, group=f"targets, {ways}") for t in whole)]
+    columns += [Column(name=t.removesuffix("/masked"), group="targets, masked") for t in targets if t not in whole]
+    columns += [Column(name=ways, group="mean of targets"), Column(name="masked", group="mean of targets"), *TAIL[1:]]
+    caption = (
+        f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target alone. The "
+        f"masked mean takes the masked value where there is one. {_caption(chosen)}"
+    )
+    title = set_title(chosen, f"domain generalisation from {cell_name(task, shots)}")
+    table = Table(name="domains", title=title, caption=caption, columns=columns)
+    order = [*whole, *(t for t in targets if t not in whole)]
+    for label in label_order(rows):
+        runs = rows[rows["label"] == label]
+        cells = _target_cells(runs, task, order, seed_count(rows))
+        by_name = dict(zip(order, cells[1:], strict=True))
+        means = [mean_cell(by_name[t] for t in names) for names in (whole, masked)]
+        table.rows[label] = [*cells, *means, *_tail(runs, MISSING)[1:]]
+    return table
+
+
+def _target_order(suite: str, task: str) -> list[str]:
+    known = {t.name: t for t in SUITES[suite].tasks} if suite in SUITES else {}
+    names = [target.name for target in known[task].targets] if task in known else []
+    return [*names, *(f"{name}/masked" for name in names)]
+
+
+def _ways(suite: str, task: str) -> str:
+    classes = {t.name: t.num_classes for t in SUITES[suite].tasks} if suite in SUITES else {}
+    return f"{classes[task]}-way" if task in classes else "all classes"
+
+
+def accuracy_tables(chosen: ComparableSet) -> list[Table]:
+    """The accuracy table that fits the set, and the per-task table, which every set has."""
+    rows = chosen.rows
+    shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
+    tables = [domain_table(chosen, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
+    if not tables and (rows["shots"] >= 0).any():
+        tables = [few_shot_table(chosen)]
+    return [task_table(chosen), *tables]
+
+
+def weights_table(pretrained: ComparableSet, random: ComparableSet) -> Table:
+    """What the pretrained weights are worth: accuracy with them minus accuracy of the same model at random."""
+    keys = suite_cells(pretrained.key["suite"], pretrained.rows)
+    table = Table(
+        name="pretrained_minus_random",
+        title=f"{pretrained.key['suite']}: pretrained minus random weights",
+        caption="Difference of top-1 accuracies in points, same method, task, recipe and seeds; "
+        "positive means that the pretrained weights are better.",
+        columns=[Column(name=cell_name(*key), group=group, kind="points", best="") for key, group in keys.items()],
+    )
+    ours, theirs = accuracy_cells(pretrained), accuracy_cells(random)
+    for label in (label for label in ours if label in theirs):
+        pairs = [(ours[label].get(key, MISSING), theirs[label].get(key, MISSING)) for key in keys]
+        table.rows[label] = [
+            Cell(value=a.value - b.value) if a.is_number and b.is_number else MISSING for a, b in pairs
+        ]
+    return table

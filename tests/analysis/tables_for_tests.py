@@ -1,0 +1,88 @@
+"""Records and sets that the tests of this folder share."""
+
+import dataclasses
+
+from examples import make_record, make_spec
+
+from analysis.frame import comparable_sets
+from harness.cost import Cost, Parameters
+from harness.evaluation import Metrics
+from harness.record import RunRecord
+from harness.spec import Recipe
+
+TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
+
+
+def records(method="sct", accuracies=(10, 20, 30, 40, 50), seed=0, **changes):
+    specs = [make_spec(task=task, method=method, seed=seed, **changes) for task in TASKS]
+    return [make_record(spec=s, accuracy=float(a)) for s, a in zip(specs, accuracies, strict=False)]
+
+
+def only_set(given):
+    (chosen,) = comparable_sets(given)
+    return chosen
+
+
+def cells(table, row):
+    return {(c.group, c.name): cell for c, cell in zip(table.columns, table.rows[row], strict=True)}
+
+
+def failed(**changes):
+    spec = make_spec(**changes)
+    return RunRecord(spec=spec, method_title=spec.method.upper(), status="failed", reason="out of memory")
+
+
+def metrics(accuracy):
+    return Metrics(accuracy=float(accuracy), loss=1.0, correct_per_class=[1], images_per_class=[2])
+
+
+def costed(record, **changes):
+    """The record with other costs and parameters: fields of `Cost` and `Parameters` by name."""
+    names = {f.name for f in dataclasses.fields(Cost)}
+    cost = dataclasses.replace(record.cost, **{k: v for k, v in changes.items() if k in names})
+    names = {f.name for f in dataclasses.fields(Parameters)}
+    parameters = dataclasses.replace(record.parameters, **{k: v for k, v in changes.items() if k in names})
+    return dataclasses.replace(record, cost=cost, parameters=parameters)
+
+
+def with_holes():
+    """Three methods on the demo's tasks: two seeds, one seed on a task, a failed run, and a task that is missing."""
+    linear = records("linear", (10.04, 20, 30, 40, 50)) + records("linear", (12, 20, 31, 41, 52), seed=1)
+    sct = records("sct", (40.5, 60, 70, 80, 90)) + records("sct", (41.5, 62, 71, 80, 91), seed=1)[:4]
+    lora = [r for r in records("lora", (50, 60, 0, 10, 30)) if r.spec.task not in ("digits", "dsprites_loc")]
+    lora.append(failed(task="digits", method="lora"))
+    title = {"lora": "LoRA & co_100% {<|>} ± † x", "linear": "Linear"}
+    named = [dataclasses.replace(r, method_title=title.get(r.spec.method, "SCT")) for r in linear + sct + lora]
+    return [costed(r, method=14112, head=385) if r.parameters and r.spec.method == "sct" else r for r in named]
+
+
+def few_shot(method, values, suite="fewshot", shots=(1, 4), split_seeds=(0, 1)):
+    """values: task -> accuracy at the first shots and split seed; the others are 10 and 1 higher."""
+    return [
+        make_record(
+            spec=make_spec(suite=suite, task=task, method=method, shots=k, split_seed=split),
+            accuracy=float(value + 10 * i + split),
+            data=f"{task}{k}{split}",
+        )
+        for task, value in values.items()
+        for i, k in enumerate(shots)
+        for split in split_seeds
+    ]
+
+
+def domain(method="sct", accuracies=(70, 60, 30, 10, 12, 25, 29), **changes):
+    names = [
+        "test",
+        "imagenetv2",
+        "imagenet-sketch",
+        "imagenet-a",
+        "imagenet-a/masked",
+        "imagenet-r",
+        "imagenet-r/masked",
+    ]
+    spec = make_spec(suite="domain_generalization", task="imagenet", method=method, shots=16, **changes)
+    return make_record(spec=spec, metrics={n: metrics(a) for n, a in zip(names, accuracies, strict=True)})
+
+
+def recipe(**changes):
+    return Recipe(**{"epochs": 2, "warmup_epochs": 0, **changes})

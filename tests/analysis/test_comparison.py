@@ -1,0 +1,140 @@
+"""Two methods, or two folders, paired over tasks; and the commands around it."""
+
+import dataclasses
+
+import pytest
+from examples import make_record, make_spec
+from rich.console import Console
+from tables_for_tests import cells, only_set, records
+from typer.testing import CliRunner
+
+from analysis.commands import compare
+from analysis.comparison import CompareError, compare_folders, compare_in_sets, compare_methods
+from analysis.frame import comparable_sets
+from analysis.statistics import t_interval
+from harness.cli import app
+from harness.store import Store
+
+QUIET = Console(quiet=True)
+
+
+def two():
+    return (
+        records("sct", (11, 22, 33, 44, 55))
+        + records("sct", (13, 22, 33, 44, 55), seed=1)
+        + records("lora", (10, 20, 30, 45, 55))
+        + records("lora", (10, 20, 30, 45, 55), seed=1)
+    )
+
+
+def write(root, given):
+    for record in given:
+        Store(root).write(record)
+    return root
+
+
+def test_differences_per_task_and_over_all_of_them():
+    (table,) = compare_in_sets([only_set(two())], "sct", "LORA")
+    row = cells(table, "photo_crops")
+    assert row["difference in points", "mean"].value == 2
+    interval = t_interval([1, 3])
+    assert row["difference in points", "low"].value == pytest.approx(interval.low)
+    assert row["", "seeds shared"].value == 2
+    assert cells(table, "mean of 5 tasks")["difference in points", "mean"].value == pytest.approx(6 / 5)
+    assert "SCT beats LORA on 3 of 5 tasks, ties on 1, loses on 1" in table.caption
+    assert "Wilcoxon p = " in table.caption
+
+
+def test_one_seed_has_no_interval_per_task():
+    (table,) = compare_in_sets([only_set(records() + records("lora"))], "sct", "lora")
+    assert cells(table, "animals")["difference in points", "low"].note == "missing"
+
+
+def test_practically_equal_is_said_with_its_margin():
+    given = records("sct", (10, 20, 30, 40, 50)) + records("lora", (10.1, 19.9, 30.2, 40, 50))
+    (table,) = compare_in_sets([only_set(given)], "sct", "lora", margin=0.5)
+    assert "practically equal within ±0.5 points" in table.caption
+
+
+def test_only_shared_tasks_are_compared_and_the_others_are_named():
+    given = records("sct") + records("lora")[:3]
+    (table,) = compare_in_sets([only_set(given)], "sct", "lora")
+    assert "mean of 3 tasks" in table.rows
+    assert "only one of the two has them: dsprites_loc, dsprites_ori" in table.caption
+
+
+def test_errors_say_what_there_is():
+    chosen = only_set(records("sct")[:2] + records("lora")[3:])
+    with pytest.raises(CompareError, match="share no task: animals, photo_crops against dsprites_loc, dsprites_ori"):
+        compare_in_sets([chosen], "sct", "lora")
+    with pytest.raises(CompareError, match="There are: LORA; SCT"):
+        compare_in_sets([chosen], "sct", "ssf")
+    with pytest.raises(CompareError, match="are both SCT"):
+        compare_methods(chosen, "sct", "SCT")
+    with pytest.raises(CompareError, match="no records"):
+        compare_in_sets([], "sct", "lora")
+
+
+def test_a_name_that_two_variants_share_is_refused():
+    chosen = only_set(records(config={"channels": 8}) + records(config={"channels": 9}))
+    with pytest.raises(CompareError, match="no single method 'sct'"):
+        compare_methods(chosen, "sct", "SCT (channels=8)")
+    assert compare_methods(chosen, "SCT (channels=8)", "sct (channels=9)").differences == [0] * 5
+
+
+def test_protocols_are_never_paired(tmp_path):
+    write(tmp_path, records("sct") + records("lora", protocol="validation"))
+    with pytest.raises(CompareError):
+        compare("sct", "lora", tmp_path, None, None, 1.0, QUIET)
+
+
+def test_two_folders(tmp_path):
+    a = write(tmp_path / "a", records("sct", (1, 2, 3, 4, 5)))
+    b = write(tmp_path / "b", records("sct", (1, 2, 3, 4, 4)) + records("lora"))
+    (table,) = compare(str(a), str(b), tmp_path, None, None, 1.0, QUIET)
+    assert cells(table, "mean of 5 tasks")["difference in points", "mean"].value == pytest.approx(0.2)
+    assert "SCT in" in table.caption
+
+
+def test_folders_with_other_data_or_conditions_are_refused():
+    ours = comparable_sets(records())
+    other = comparable_sets([dataclasses.replace(r, data=make_record(data="x").data) for r in records()])
+    with pytest.raises(CompareError, match="fingerprints differ"):
+        compare_folders(ours, other, ("a", "b"))
+    with pytest.raises(CompareError, match="same conditions"):
+        compare_folders(ours, comparable_sets(records(preprocessing="p")), ("a", "b"))
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_the_command_compare(tmp_path):
+    write(tmp_path, two())
+    done = run("compare", "sct", "lora", "--out", tmp_path, "--suite", "demo", "--protocol", "fixed")
+    assert done.exit_code == 0
+    assert "SCT beats LORA on 3 of 5 tasks" in done.output
+    wrong = run("compare", "sct", "lora", "--out", tmp_path, "--suite", "vtab1k")
+    assert wrong.exit_code == 2
+    assert "no records" in wrong.output
+
+
+def test_the_command_published():
+    listed = run("published", "--json")
+    assert '"name": "vpetl"' in listed.output
+    shown = run("published", "--source", "vpetl", "--reference", "SCT")
+    assert "73.59" in shown.output
+    assert "76.00" in shown.output
+    assert "against SCT" in shown.output
+    assert run("published", "--source", "nope").exit_code == 2
+
+
+def test_the_command_report_takes_a_reference_and_axes(tmp_path):
+    given = [r for c in (8, 16) for r in records(config={"channels": c})] + records("lora")
+    write(tmp_path, given)
+    done = run("report", "--out", tmp_path, "--reference", "lora", "--ablation", "channels")
+    assert done.exit_code == 0, done.output
+    (folder,) = (tmp_path / "report").iterdir()
+    assert "against LORA" in (folder / "significance.tex").read_text()
+    assert (folder / "ablation_channels.tex").exists()
+    assert make_spec().suite in folder.name
