@@ -1,31 +1,89 @@
-"""The report: every table and figure that the records allow, as files and on the terminal."""
+"""The report: every table and figure that the records allow, as files, as one HTML page and on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from analysis.board import make_board
+from analysis.figures import drawings, save
 from analysis.frame import ComparableSet, comparable_sets
-from analysis.plots import accuracy_against_parameters, save
+from analysis.page import About, Picture, Section, to_html
 from analysis.render import to_csv, to_markdown, to_terminal
 from analysis.tables import Table, task_table, weights_table
 from harness.record import RunRecord
+from harness.store import Rejected
+
+PAGE = "index.html"
 
 
-def _folder_name(chosen: ComparableSet) -> str:
-    key = chosen.key
-    return f"{key['suite']}-{key['protocol']}-{key['backbone']}-{key['weights']}-{key['image_size']}px"
+def write_report(
+    records: Iterable[RunRecord],
+    folder: Path,
+    console: Console,
+    suite: str | None = None,
+    *,
+    rejected: Iterable[Rejected] = (),
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Path]:
+    """Write everything below `folder`, print the tables, and return the files' paths, the page first.
+
+    `suite`: only that one; `rejected`: files that are no valid records; `about`: title, family and paper by method.
+    The runs are expected beside `folder`, which is where the page's links point.
+    """
+    records = [record for record in records if suite in (None, record.spec.suite)]
+    sets = comparable_sets(records)
+    if not sets:
+        console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
+        return []
+    methods = {name: About(**{k: str(facts[k]) for k in About.__slots__}) for name, facts in (about or {}).items()}
+    runs = folder.parent / "runs"
+    base = Path(os.path.relpath(runs, folder)).as_posix()
+    paths: list[Path] = []
+    sections = []
+    for chosen, name in zip(sets, _names(sets), strict=True):
+        section, written = _write_set(chosen, sets, records, folder / name, console, methods, base)
+        sections.append(section)
+        paths += written
+    page = folder / PAGE
+    set_aside = [(os.path.relpath(bad.path, folder.parent), bad.reason) for bad in rejected]
+    page.write_text(to_html(sections, records, set_aside=set_aside, about=methods, base=base, folder=folder))
+    return [page, *paths]
 
 
-def _write_set(chosen: ComparableSet, folder: Path, console: Console) -> list[Path]:
-    """Table and figure of one comparable set."""
-    table = task_table(chosen)
-    paths = _write_table(table, folder, console)
-    if any(cells[0].is_number for cells in table.rows.values()):
-        paths.append(save(accuracy_against_parameters(chosen, table), folder / "accuracy_parameters.png"))
-    return paths
+def tables_of(chosen: ComparableSet, sets: list[ComparableSet]) -> list[Table]:
+    """Tables of a set: the one place that says which there are; the first is the page's leaderboard."""
+    return [task_table(chosen), *(weights_table(chosen, random) for random in _at_random(chosen, sets))]
+
+
+def _write_set(
+    chosen: ComparableSet,
+    sets: list[ComparableSet],
+    records: list[RunRecord],
+    folder: Path,
+    console: Console,
+    about: Mapping[str, About],
+    base: str,
+) -> tuple[Section, list[Path]]:
+    """Tables and figures of one comparable set."""
+    tables = tables_of(chosen, sets)
+    paths = [path for table in tables for path in _write_table(table, folder, console)]
+    pictures, not_drawn = _write_figures(chosen, records, folder)
+    families = {name: facts.family for name, facts in about.items()}
+    section = Section(
+        name=folder.name,
+        key=chosen.key,
+        boards=[make_board(chosen, table, families, base) for table in tables],
+        tables=tables,
+        pictures=pictures,
+        not_drawn=not_drawn,
+        left_out=chosen.left_out,
+    )
+    return section, paths + [path for picture in pictures for path in picture.files]
 
 
 def _write_table(table: Table, folder: Path, console: Console) -> list[Path]:
@@ -37,28 +95,41 @@ def _write_table(table: Table, folder: Path, console: Console) -> list[Path]:
     return [markdown, values]
 
 
-def write_report(records: Iterable[RunRecord], folder: Path, console: Console, suite: str | None = None) -> list[Path]:
-    """Write everything below `folder`, print the tables, and return the files' paths. `suite`: only that one."""
-    sets = [s for s in comparable_sets(records) if suite in (None, s.key["suite"])]
-    if not sets:
-        console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
-    names: dict[str, int] = {}
-    paths: list[Path] = []
+def _write_figures(
+    chosen: ComparableSet, records: list[RunRecord], folder: Path
+) -> tuple[list[Picture], list[tuple[str, str]]]:
+    """Figures that were drawn, and the others with what they need."""
+    pictures: list[Picture] = []
+    missing: list[tuple[str, str]] = []
+    for drawing in drawings(chosen, records):
+        figure = drawing.draw()
+        if figure is None:
+            missing.append((drawing.name, drawing.needs))
+            continue
+        files = save(figure, folder, drawing.name)
+        pictures.append(Picture(name=drawing.name, caption=drawing.caption, png=files[0], files=files))
+    return pictures, missing
+
+
+def _names(sets: list[ComparableSet]) -> list[str]:
+    """Folder names; sets that differ only in preprocessing or in the checkpoint's bytes are numbered."""
+    names: list[str] = []
+    counts: dict[str, int] = {}
     for chosen in sets:
-        name = _folder_name(chosen)
-        names[name] = names.get(name, 0) + 1  # sets that differ only in preprocessing or in the checkpoint's bytes
-        paths += _write_set(chosen, folder / (name if names[name] == 1 else f"{name}-{names[name]}"), console)
-    for pretrained, random in _pairs(sets):
-        paths += _write_table(weights_table(pretrained, random), folder / _folder_name(pretrained), console)
-    return paths
+        key = chosen.key
+        parts = (key["suite"], key["protocol"], key["backbone"], key["weights"], f"{key['image_size']}px")
+        name = "-".join(str(part).replace(os.sep, "_") for part in parts)
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+    return names
 
 
-def _pairs(sets: list[ComparableSet]) -> list[tuple[ComparableSet, ComparableSet]]:
-    """Sets that differ in nothing but pretrained against random weights."""
-    ignored = {"weights", "weights_digest"}
+def _at_random(chosen: ComparableSet, sets: list[ComparableSet]) -> list[ComparableSet]:
+    """Sets that differ from this one in nothing but random instead of pretrained weights."""
 
-    def rest(chosen: ComparableSet) -> dict[str, object]:
-        return {k: v for k, v in chosen.key.items() if k not in ignored}
+    def rest(one: ComparableSet) -> dict[str, object]:
+        return {k: v for k, v in one.key.items() if k not in {"weights", "weights_digest"}}
 
-    randoms = [s for s in sets if s.key["weights"] == "random"]
-    return [(s, r) for s in sets for r in randoms if s.key["weights"] != "random" and rest(s) == rest(r)]
+    if chosen.key["weights"] == "random":
+        return []
+    return [other for other in sets if other.key["weights"] == "random" and rest(other) == rest(chosen)]

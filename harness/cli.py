@@ -7,46 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from harness.cli_data import data_app
+from harness.cli_options import DataFolder, ListFolder, OutFolder, takes_selection
 from harness.errors import USER_ERRORS
+from harness.terminal import JsonFlag, console, errors, human_size, print_rows
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-console = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True)
-
-WIDE = 10_000
-"""Width of a table that goes to a file or a pipe."""
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
-
-
-def _words(text: str | None) -> list[str] | None:
-    return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
+app.add_typer(data_app, name="data")
 
 
 @app.command()
+@takes_selection
 def run(
-    experiment: Annotated[Path | None, typer.Argument(help="YAML experiment file; flags beat it.")] = None,
-    suite: Annotated[str | None, typer.Option(help="Suite, see `sctbench suites`.")] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Methods, e.g. linear,lora:rank=4,sct:channels=24:lr=4e-3, or all.")
-    ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol: fixed, validation or published.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="demo_vit, or any ViT or Swin of timm.")] = None,
-    weights: Annotated[str | None, typer.Option(help="pretrained, random, or a checkpoint file.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe fields for all methods, e.g. epochs=5,lr=1e-3")] = None,
-    shots: Annotated[str | None, typer.Option(help="Shots of a few-shot suite, e.g. 1,4; all if not given.")] = None,
-    statistics: Annotated[str | None, typer.Option(help="Input statistics: model, imagenet, half or none.")] = None,
-    fit: Annotated[str | None, typer.Option(help="How pictures become square: squash, crop or squash-crop.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="bicubic or bilinear.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder of the images, where you bring them.")] = None,
-    lists: Annotated[Path | None, typer.Option(help="Folder of the lists, if not that of the images.")] = None,
+    selection: Any,
+    root: DataFolder = None,
+    lists: ListFolder = None,
     out: OutFolder = Path("results"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     jobs: Annotated[
@@ -54,31 +30,46 @@ def run(
     ] = None,
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
-    from harness import experiment as experiments
     from harness.lists import Roots
 
-    fields = experiments.parse_method(":".join(_words(recipe) or []))[1] if recipe is not None else None
-    given: dict[str, Any] = {
-        "suite": suite,
-        "methods": _words(methods),
-        "tasks": _words(tasks),
-        "seeds": seeds,
-        "protocol": protocol,
-        "backbone": backbone,
-        "weights": weights,
-        "image_size": image_size,
-        "shots": [int(word) if word.isdecimal() else word for word in _words(shots) or []] or None,
-        "statistics": statistics,
-        "fit": fit,
-        "interpolation": interpolation,
-        "recipe": fields,
-    }
-    file = experiments.read_file(experiment) if experiment else None
-    selection = experiments.select({k: v for k, v in given.items() if v is not None}, file)
     failed = _execute(selection, out, Roots(data=root, lists=lists), device, jobs)
     if failed:
         errors.print(f"{failed} run(s) failed; the same command tries them again.")
         raise typer.Exit(1)
+
+
+@app.command("plan")
+@takes_selection
+def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFlag = False) -> None:
+    """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
+    from harness.overview import overview, totals
+    from harness.store import Store
+
+    lines = overview(selection, Store(out).is_complete)
+    if as_json:
+        print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
+        return
+    print_rows([_plan_row(line.as_dict()) for line in lines], False)
+    total = totals(lines)
+    disk = human_size(total["array_bytes"])
+    console.print(f"{total['runs']} runs, {total['complete']} complete already. Decoded images on disk: {disk}")
+
+
+def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a plan's table; shots and draws where there are any."""
+    row = {
+        "task": line["task"],
+        "shots": line["shots"],
+        "draws": line["split_seeds"],
+        "methods": line["methods"],
+        "seeds": line["seeds"],
+        "runs": line["runs"],
+        "complete": line["complete"],
+        "train": line["train_images"],
+        "scored": line["test_images"],
+        "disk": human_size(line["array_bytes"]),
+    }
+    return {key: value for key, value in row.items() if line["shots"] is not None or key not in ("shots", "draws")}
 
 
 def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> int:
@@ -122,12 +113,16 @@ def report(
     """Write tables and figures from whatever records there are."""
     from analysis.report import write_report
     from harness.store import Store
+    from methods.registry import all_methods
 
     records, rejected = Store(out).records()
     for bad in rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}")
-    for path in write_report(records, out / "report", console, suite):
-        console.print(f"wrote {path}")
+    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
+    paths = write_report(records, out / "report", console, suite, rejected=rejected, about=about)
+    if paths:
+        console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
+        console.print(f"wrote {paths[0]}")
 
 
 @app.command("methods")
@@ -141,7 +136,7 @@ def list_methods(
     from methods.registry import all_methods, describe, get
 
     model, listed = skeleton(backbone), [*all_methods().values(), *(get(file) for file in files or [])]
-    _print_rows([describe(method, model) for method in listed], as_json)
+    print_rows([describe(method, model) for method in listed], as_json)
 
 
 @app.command("check")
@@ -154,7 +149,7 @@ def check_method(
 
     cls = registry.get(method)
     found = {name: conformance.run_check(name, cls) for name in conformance.CHECKS}
-    _print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
+    print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
     if any(found.values()):
         raise typer.Exit(1)
 
@@ -170,7 +165,7 @@ def list_suites(as_json: JsonFlag = False) -> None:
         for s in SUITES.values()
         for t in s.tasks
     ]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @app.command("backbones")
@@ -178,29 +173,7 @@ def list_backbones(as_json: JsonFlag = False) -> None:
     """List the embedded and the recommended backbones; any ViT or Swin of timm works by its name too."""
     from harness.backbones import listing
 
-    _print_rows(listing(), as_json)
-
-
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """A table with one line per row; where the terminal is too narrow, the last column is cut."""
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    texts = [{key: _cell(value) for key, value in row.items()} for row in rows]
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    *first, last = rows[0]
-    for key in first:
-        width = max(len(key), *(len(row[key]) for row in texts))
-        table.add_column(key.replace("_", " "), min_width=width, no_wrap=True)
-    table.add_column(last, no_wrap=True, overflow="ellipsis")
-    for row in texts:
-        table.add_row(*row.values())
-    shown = Console()
-    (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False)
-
-
-def _cell(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    print_rows(listing(), as_json)
 
 
 def main() -> None:

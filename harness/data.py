@@ -53,11 +53,14 @@ class Fingerprint:
 
 
 def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
-    """For a task made of installed packages: write its folder on first use, and say where it is."""
-    if task.build is None:
+    """For a task made of installed packages: write its folder on first use, and say where it is.
+
+    The folder is `<root>/<task>`. Data of one's own (`--root`), such as an exported copy, are taken instead.
+    """
+    if task.build is None or roots.data is not None:
         return roots
     root = cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
-    folder = root / (task.folders or (task.name,))[0]
+    folder = root / task.name
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         task.build(folder)

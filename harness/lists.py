@@ -40,15 +40,26 @@ class Entry:
     """Line in the file, from 1 (for JSON: number of the entry)."""
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+
+
 def _text_entries(path: Path) -> list[tuple[int, str, str]]:
-    lines = enumerate(path.read_text().splitlines(), start=1)
-    return [(number, *line.strip().rpartition(" ")[::2]) for number, line in lines if line.strip()]
+    entries = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        words = line.rsplit(maxsplit=1)  # names may hold spaces; tabs and several spaces stand in some lists
+        if words:
+            entries.append((number, words[0].strip() if len(words) > 1 else "", words[-1]))
+    return entries
 
 
 def _json_entries(path: Path) -> list[tuple[int, str, str]]:
     """VPT's form: a mapping of picture to class id; the ids in use are renumbered from 0 in ascending order."""
     try:
-        classes = json.loads(path.read_text())
+        classes = json.loads(_text(path))
         order = {value: index for index, value in enumerate(sorted(set(classes.values())))}
         return [(n, name, str(order[value])) for n, (name, value) in enumerate(classes.items(), start=1)]
     except (ValueError, AttributeError, TypeError) as error:
@@ -103,12 +114,13 @@ def locate_lists(
 
 
 def _subfolder(images: Path, task: Task, file: Path) -> Path:
-    """The folder that the names in a list are relative to."""
+    """The folder that the names in a list are relative to: that which holds most of a sample of them."""
     if len(task.subfolders) == 1 or not file.is_file():
         return images / task.subfolders[0]
     entries = read_list(file, task.num_classes, problems=[])
-    exists = [images / sub for sub in task.subfolders if entries and (images / sub / entries[0].name).is_file()]
-    return exists[0] if exists else images
+    sample = entries[:: max(1, len(entries) // 16)]
+    found = [sum((images / sub / entry.name).is_file() for entry in sample) for sub in task.subfolders]
+    return images / task.subfolders[found.index(max(found))]
 
 
 def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:

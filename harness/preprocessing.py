@@ -29,6 +29,9 @@ STATISTICS: dict[str, Statistics] = {
 }
 """The usual ones: ImageNet's; 0.5 and 0.5, which gives inputs in [-1, 1]; inputs left in [0, 1]."""
 
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that it cannot decode."""
+
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 FITS = {
     "squash": "resized to a square, whatever the picture's shape",
@@ -94,7 +97,7 @@ class Preprocessing:
                 return np.asarray(self._square(image.convert("RGB")))
         except FileNotFoundError:
             raise HarnessError(f"{path}: listed, but there is no such file") from None
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise HarnessError(f"{path}: cannot be decoded ({error})") from None
 
     def _square(self, image: Image.Image) -> Image.Image:

@@ -71,8 +71,8 @@ class Task:
     """Folder of the lists, likewise; that of the images if empty."""
 
     subfolders: tuple[str, ...] = ("",)
-    """Folders below that of the images which the names of a list may be relative to: the first under which the list's
-    first picture exists (ImageNet's lists leave out `train/` and `val/`)."""
+    """Folders below that of the images which the names of a list may be relative to: that under which most
+    of its pictures exist (ImageNet's lists leave out `train/` and `val/`)."""
 
     lists: Mapping[str, str] = field(default_factory=lambda: dict(VTAB_LISTS))
     """List file of each split; `{shots}` and `{split_seed}` in it are filled in."""

@@ -6,31 +6,29 @@ Two of the five tasks, dSprites location and orientation, are tasks of VTAB-1K i
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from suites import packages
-from suites.base import VTAB_LISTS, Suite, SuiteError, Task
+from suites.base import Suite, SuiteError, Task
+from suites.folders import Split, write_vtab
 
 SPLIT_SEED = 0
 """Seed of every split and crop of the demo suites."""
 
-Split = tuple[list[Image.Image], np.ndarray]
 LoadArrays = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
-def _rng(task: str) -> np.random.Generator:
+def task_rng(task: str) -> np.random.Generator:
+    """Random numbers of a task's splits, the same on every machine."""
     digest = hashlib.sha256(f"{task}/{SPLIT_SEED}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def _balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Disjoint random index sets of the given sizes, each with as equal a share of every class as there is."""
     order = rng.permutation(len(labels))
     # Deal the classes like cards: all first members of the classes, then all second members, and so on.
@@ -45,18 +43,19 @@ def _balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generato
     return {name: dealt[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
-def _from_arrays(
+def from_arrays(
     load: Callable[[], tuple[np.ndarray, np.ndarray]], task: str, sizes: dict[str, int]
 ) -> dict[str, Split]:
+    """Disjoint balanced splits of the given sizes out of arrays of pictures and labels."""
     images, labels = load()
-    chosen = _balanced(labels, sizes, _rng(task))
+    chosen = balanced(labels, sizes, task_rng(task))
     return {split: ([Image.fromarray(images[i]) for i in index], labels[index]) for split, index in chosen.items()}
 
 
 def _dsprites(latent: int, steps: int, task: str, sizes: dict[str, int]) -> dict[str, Split]:
     """16 classes out of a latent factor of `steps` values, as VTAB bins them; splits are plain random samples."""
     labels = packages.dsprites_latents()[:, latent] * 16 // steps
-    index = _rng(task).choice(len(labels), sum(sizes.values()), replace=False)
+    index = task_rng(task).choice(len(labels), sum(sizes.values()), replace=False)
     images = packages.dsprites_images(index)
     ends = np.cumsum(list(sizes.values()))
     parts = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
@@ -80,9 +79,9 @@ def crop_box(size: tuple[int, int], split: str, rng: np.random.Generator) -> tup
     return x, y, x + side, y + side
 
 
-def _photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
+def photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
     """Which of the photographs is this a piece of?"""
-    rng, splits = _rng(task), {}
+    rng, splits = task_rng(task), {}
     pictures = list(packages.photos().values())
     for split, size in sizes.items():
         labels = np.arange(size) % len(pictures)
@@ -91,33 +90,14 @@ def _photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
     return splits
 
 
-def write_folder(splits: Callable[[], dict[str, Split]], folder: Path) -> None:
-    """Write the splits as PNG files and lists, as `suites.base` describes; the folder appears whole or not at all."""
-    partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    lines: dict[str, list[str]] = {}
-    for split, (images, labels) in splits().items():
-        (partial_folder / "images" / split).mkdir(parents=True)
-        lines[split] = [f"images/{split}/{i:06d}.png {label}" for i, label in enumerate(labels)]
-        for i, image in enumerate(images):
-            image.save(partial_folder / "images" / split / f"{i:06d}.png", compress_level=1)
-    lines["trainval"] = lines["train"] + lines["val"]
-    for split, name in VTAB_LISTS.items():
-        (partial_folder / name).write_text("\n".join(lines[split]) + "\n")
-    try:
-        partial_folder.rename(folder)
-    except OSError:  # another process was first, with the same content
-        shutil.rmtree(partial_folder)
-
-
 def _task(name: str, group: str, classes: int, make: Callable[..., dict[str, Split]], *counts: int) -> Task:
     sizes = dict(zip(("train", "val", "test"), counts, strict=True))
-    build = partial(write_folder, partial(make, task=name, sizes=sizes))
+    build = partial(write_vtab, partial(make, task=name, sizes=sizes))
     return Task(name=name, group=group, num_classes=classes, sizes=sizes, build=build)
 
 
-_ANIMALS = partial(_from_arrays, packages.animals)
-_DIGITS = partial(_from_arrays, packages.digits)
+_ANIMALS = partial(from_arrays, packages.animals)
+_DIGITS = partial(from_arrays, packages.digits)
 _LOCATION = partial(_dsprites, 4, 32)
 _ORIENTATION = partial(_dsprites, 3, 40)
 
@@ -131,7 +111,7 @@ DEMO = Suite(
     title="Demo",
     about=_ABOUT + " A few hundred training images a task: minutes on two CPU cores.",
     tasks=(
-        _task("photo_crops", "natural", 19, _photo_crops, 228, 76, 608),
+        _task("photo_crops", "natural", 19, photo_crops, 228, 76, 608),
         _task("animals", "natural", 10, _ANIMALS, 320, 80, 600),
         _task("digits", "specialized", 10, _DIGITS, 160, 40, 600),
         _task("dsprites_loc", "structured", 16, _LOCATION, 320, 80, 600),
@@ -145,7 +125,7 @@ DEMO_FULL = Suite(
     title="Demo (full size)",
     about=_ABOUT + " VTAB's own split sizes: for a GPU or a patient evening.",
     tasks=(
-        _task("photo_crops", "natural", 19, _photo_crops, 800, 200, 5700),
+        _task("photo_crops", "natural", 19, photo_crops, 800, 200, 5700),
         _task("animals", "natural", 10, _ANIMALS, 800, 200, 8700),
         _task("digits", "specialized", 10, _DIGITS, 800, 200, 797),
         _task("dsprites_loc", "structured", 16, _LOCATION, 800, 200, 73728),

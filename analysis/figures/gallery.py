@@ -1,0 +1,126 @@
+"""All figures that the runs of a comparable set allow, each with its caption, and why the others are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures.ablation import ablation, varied_fields
+from analysis.figures.channels import channel_heatmap, channel_overlap
+from analysis.figures.data import run_frame
+from analysis.figures.learning import QUANTITIES, learning_curves
+from analysis.figures.panels import few_shot_curves, group_bars, target_bars
+from analysis.figures.published import published_scatter
+from analysis.figures.ranks import critical_difference_diagram
+from analysis.figures.tradeoff import tradeoff
+from analysis.frame import ComparableSet, suite_tasks
+from harness.record import RunRecord
+
+WHOLE = "methods that are complete on every task of the suite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure that may be drawn."""
+
+    name: str
+    """Stem of its files."""
+
+    caption: str
+    needs: str
+    """What the records must hold; printed where they do not."""
+
+    draw: Callable[[], Figure | None]
+
+
+def drawings(
+    chosen: ComparableSet, records: Iterable[RunRecord], published: pd.DataFrame | None = None
+) -> Iterator[Drawing]:
+    """Every figure there is for this set. `published`: see `published_scatter`."""
+    runs = run_frame(chosen, records)
+    tasks = suite_tasks(chosen.key["suite"], chosen.rows)
+    yield from _costs(runs, list(tasks))
+    yield Drawing(
+        name="groups",
+        caption="Mean accuracy per group of tasks; whiskers are one standard deviation over seeds.",
+        needs=f"two groups of tasks and {WHOLE}",
+        draw=lambda: group_bars(runs, tasks),
+    )
+    yield Drawing(
+        name="critical_difference",
+        caption="Average ranks over the tasks (1 is best). A bar joins methods whose ranks do not differ significantly "
+        "(Nemenyi, alpha = 0.05).",
+        needs=f"two tasks and three {WHOLE}",
+        draw=lambda: critical_difference_diagram(runs, list(tasks)),
+    )
+    yield from _of_special_suites(runs)
+    yield from _of_training(runs)
+    yield Drawing(
+        name="published",
+        caption="Measured against published accuracy, a point per method and task; the largest differences are named.",
+        needs="published numbers for this suite",
+        draw=lambda: published_scatter(published) if published is not None else None,
+    )
+
+
+def _costs(runs: pd.DataFrame, tasks: list[str]) -> Iterator[Drawing]:
+    for cost, text, further in (
+        ("parameters", "trained parameters without head", ""),
+        ("seconds", "seconds of a run, mean over tasks and seeds", ""),
+        ("memory", "peak memory in training", ", on a device that reports its memory"),
+    ):
+        yield Drawing(
+            name=f"accuracy_{cost}",
+            caption=f"Mean accuracy against {text}. The dashed line is the Pareto front: nothing cheaper is better.",
+            needs=f"two {WHOLE}{further}",
+            draw=lambda cost=cost: tradeoff(runs, tasks, cost),  # type: ignore[misc]
+        )
+
+
+def _of_special_suites(runs: pd.DataFrame) -> Iterator[Drawing]:
+    yield Drawing(
+        name="few_shot",
+        caption="Accuracy against training images per class; bands are one standard deviation over split and training "
+        "seeds.",
+        needs="a suite with several numbers of shots",
+        draw=lambda: few_shot_curves(runs),
+    )
+    yield Drawing(
+        name="targets",
+        caption="Accuracy of the trained model on its own test set and on each target.",
+        needs="a suite with targets (domain generalisation)",
+        draw=lambda: target_bars(runs),
+    )
+
+
+def _of_training(runs: pd.DataFrame) -> Iterator[Drawing]:
+    for quantity, text in QUANTITIES.items():
+        yield Drawing(
+            name=f"learning_{quantity.removeprefix('train_')}",
+            caption=f"{text.removesuffix(' (%)').capitalize()} per epoch; bands are one standard deviation over runs.",
+            needs="learning curves of at least two epochs",
+            draw=lambda quantity=quantity: learning_curves(runs, quantity),  # type: ignore[misc]
+        )
+    yield Drawing(
+        name="channels",
+        caption="Channels that were chosen, per tuned place from input to output.",
+        needs="records that name chosen channels (SCT)",
+        draw=lambda: channel_heatmap(runs),
+    )
+    yield Drawing(
+        name="channel_overlap",
+        caption="How many of the chosen channels two tasks share (Jaccard index, mean over the tuned places).",
+        needs="records that name chosen channels (SCT) on two tasks",
+        draw=lambda: channel_overlap(runs),
+    )
+    fields = varied_fields(runs) if len(runs) else []
+    for field in fields or ["setting"]:
+        yield Drawing(
+            name=f"ablation_{field.removeprefix('recipe.')}",
+            caption=f"Accuracy against {field.removeprefix('recipe.')}, everything else being equal.",
+            needs="a method that was run with several values of a setting, on the same tasks",
+            draw=lambda field=field: ablation(runs, field),  # type: ignore[misc]
+        )

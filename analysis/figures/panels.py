@@ -1,0 +1,163 @@
+"""Bars in panels side by side (groups, targets of domain generalisation) and few-shot curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures.data import best_labels, complete_labels, seed_means
+from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
+
+OVERALL = "mean"
+
+MOST = 12
+"""Lines in one panel; beyond that they cannot be told apart."""
+
+
+def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str]) -> Figure | None:
+    """Mean accuracy per group of tasks, and over the groups. `tasks`: task to group. None without a complete method."""
+    runs = runs[runs["label"].isin(complete_labels(runs, list(tasks)))]
+    groups = list(dict.fromkeys(tasks.values()))
+    if runs.empty or len(groups) < 2:
+        return None
+    panels = {group: seed_means(runs[runs["group"] == group]).set_index("label") for group in groups}
+    over = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
+    panels["mean of groups"] = pd.DataFrame({"mean": over, "spread": float("nan")})
+    return _bars(panels, list(over.index), styles(runs))
+
+
+def target_bars(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy on the source and on each target; a masked score goes before the unmasked one. None without targets."""
+    splits = pd.DataFrame(list(runs["splits"]), index=runs.index) if len(runs) else pd.DataFrame()
+    names = [str(name) for name in splits if f"{name}/masked" not in splits]
+    if len(names) < 2:
+        return None
+    panels = {}
+    for name in names:
+        scored = runs.assign(value=splits[name]).dropna(subset="value").groupby("label")["value"]
+        title = name.replace("/masked", " (its classes only)")
+        panels[title] = pd.DataFrame({"mean": scored.mean(), "spread": scored.std(ddof=1)})
+    everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
+    return _bars(panels, list(everywhere.index), styles(runs))
+
+
+def _bars(panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mapping[str, Style]) -> Figure:
+    """One panel per name; rows in `order` from below; frames with `mean` and `spread` by label."""
+    with paper():
+        columns = min(len(panels), 4)
+        rows = -(-len(panels) // columns)
+        height = rows * (0.45 + 0.17 * len(order))
+        figure = Figure(figsize=(TWO_COLUMNS, max(1.5, height)))
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for index, (axes, (name, panel)) in enumerate(zip(grid, panels.items(), strict=False)):
+            _panel(axes, panel.reindex(list(order)), looks)
+            axes.set_title(name)
+            axes.set_yticks(range(len(order)), order)
+            axes.tick_params(axis="y", length=0)
+            if index >= len(panels) - columns:
+                axes.set_xlabel("accuracy (%)")
+    return figure
+
+
+def _panel(axes: Axes, values: pd.DataFrame, looks: Mapping[str, Style]) -> None:
+    means, spreads = values["mean"].to_numpy(float), values["spread"].fillna(0).to_numpy(float)
+    for place, (label, mean, spread) in enumerate(zip(values.index, means, spreads, strict=True)):
+        look = looks[str(label)]
+        if np.isnan(mean):
+            axes.text(1, place, "–", va="center", fontsize=6.5)
+            continue
+        axes.barh([place], [mean], 0.72, color=look.face, edgecolor=look.colour, hatch=None if look.filled else "////")
+        if spread:
+            axes.errorbar([mean], [place], xerr=spread, fmt="none", ecolor="#222222", elinewidth=0.8, capsize=1.5)
+        axes.text(mean + spread, place, f" {mean:.1f}", va="center", fontsize=6.5)
+    axes.set_xlim(0, float(np.nanmax(means + spreads)) * 1.25)
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def few_shot_curves(runs: pd.DataFrame) -> Figure | None:
+    """Accuracy against shots per task and over tasks, with a band of one standard deviation over split and training
+    seeds. None with fewer than two numbers of shots."""
+    runs = runs.dropna(subset="shots") if "shots" in runs else runs.iloc[:0]
+    if runs["shots"].nunique() < 2:
+        return None
+    everything = runs["label"].nunique()
+    looks = {label: look for label, look in styles(runs).items() if label in best_labels(runs, MOST)}
+    runs = runs[runs["label"].isin(list(looks))]
+    tasks = list(dict.fromkeys(runs["task"]))
+    names = [*tasks, *([OVERALL] if len(tasks) > 1 else [])]
+    with paper():
+        columns = min(3, len(names))
+        rows = -(-len(names) // columns)
+        figure = Figure(figsize=(TWO_COLUMNS, 0.5 + 2.0 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes in grid[len(names) :]:
+            axes.set_axis_off()
+        for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
+            _curves(axes, _shot_points(runs, tasks, name), looks)
+            _shot_axis(axes, runs, name)
+            axes.set_ylabel("accuracy (%)" if index % columns == 0 else "")
+        add_legend(figure, looks, everything)
+    return figure
+
+
+def _shot_axis(axes: Axes, runs: pd.DataFrame, name: str) -> None:
+    shots = sorted(int(s) for s in runs["shots"].unique())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shots, [str(s) for s in shots])
+    axes.minorticks_off()
+    axes.set_title(name)
+    axes.set_xlabel("training images per class")
+    axes.grid(True)
+
+
+def _shot_points(runs: pd.DataFrame, tasks: Sequence[str], name: str) -> pd.DataFrame:
+    """`mean` and `spread` by label and shots; over tasks, only where all of them are there."""
+    keys = ["label", "shots"]
+    if name != OVERALL:
+        values = runs[runs["task"] == name].groupby(keys)["accuracy"]
+        return pd.DataFrame({"mean": values.mean(), "spread": values.std(ddof=1)}).reset_index()
+    runs = runs.assign(split_seed=runs["split_seed"].fillna(-1))
+    each = runs.pivot_table(index=[*keys, "split_seed", "seed"], columns="task", values="accuracy")
+    over = each.reindex(columns=list(tasks)).dropna().mean(axis=1).groupby(keys)
+    return pd.DataFrame({"mean": over.mean(), "spread": over.std(ddof=1)}).reset_index()
+
+
+def _curves(axes: Axes, points: pd.DataFrame, looks: Mapping[str, Style]) -> None:
+    for label, line in points.groupby("label"):
+        look = looks[str(label)]
+        line = line.sort_values("shots")
+        axes.plot(
+            line["shots"], line["mean"], ls=look.line, marker=look.marker, color=look.colour, mfc=look.face, zorder=3
+        )
+        low, high = line["mean"] - line["spread"], line["mean"] + line["spread"]
+        axes.fill_between(line["shots"], low, high, color=look.colour, alpha=0.15, lw=0)
+
+
+def add_legend(figure: Figure, looks: Mapping[str, Style], everything: int = 0, markers: bool = True) -> None:
+    """One legend for all panels, below them. `everything`: how many there would have been; more than shown is said."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            ls=look.line,
+            marker=look.marker if markers else None,
+            mfc=look.face,
+            label=label,
+        )
+        for label, look in looks.items()
+    ]
+    longest = max(len(label) for label in looks)
+    columns = max(1, min(len(looks), int(17 * figure.get_figwidth() / (longest + 8))))
+    title = f"the {len(looks)} best of {everything}" if everything > len(looks) else None
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, title=title, title_fontsize=7
+    )

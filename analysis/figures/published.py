@@ -1,0 +1,39 @@
+"""Measured against published numbers."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures.labels import place_labels
+from analysis.figures.panels import add_legend
+from analysis.figures.style import ONE_COLUMN, paper, style_of
+
+NAMED = 6
+"""How many of the largest differences are named in the figure."""
+
+
+def published_scatter(pairs: pd.DataFrame) -> Figure | None:
+    """A point per method and task: `method` (its name), `task`, `published`, `measured`. None without a pair."""
+    pairs = pairs.dropna(subset=["published", "measured"])
+    if pairs.empty:
+        return None
+    with paper():
+        figure = Figure(figsize=(ONE_COLUMN, 3.7))
+        axes = figure.subplots()
+        both = pairs[["published", "measured"]].to_numpy(float)
+        low, high = max(0.0, both.min() - 4), min(102.0, both.max() + 4)
+        axes.plot([low, high], [low, high], color="#555555", lw=0.8, ls="--", zorder=1)
+        looks = {str(method): style_of(str(method)) for method in sorted(pairs["method"].unique())}
+        for method, group in pairs.groupby("method"):
+            look = looks[str(method)]
+            x, y = group["published"].to_numpy(float), group["measured"].to_numpy(float)
+            axes.plot(x, y, look.marker, color=look.colour, ms=4, alpha=0.85, zorder=3)
+        axes.set(xlim=(low, high), ylim=(low, high), xlabel="published (%)", ylabel="measured (%)", aspect="equal")
+        axes.grid(True)
+        add_legend(figure, looks)
+        far = pairs.assign(off=(pairs["measured"] - pairs["published"]).abs()).nlargest(NAMED, "off")
+        place_labels(
+            figure, axes, list(far["task"]), far[["published", "measured"]].to_numpy(float), ["#888888"] * len(far)
+        )
+    return figure

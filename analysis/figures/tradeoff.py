@@ -1,0 +1,119 @@
+"""Accuracy against what it costs, with the Pareto front."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from analysis.figures.data import complete_labels, seed_means
+from analysis.figures.labels import place_labels
+from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, paper, styles
+
+AXES = {
+    "parameters": "trained parameters without head",
+    "seconds": "seconds per run (attach, train, evaluate)",
+    "memory": "peak memory in training (MiB)",
+}
+"""Costs that can stand on the x axis, with the axis' label."""
+
+FIRST_TICK = 1_000
+"""Below this number of parameters the axis is linear, so that a method with none has a place."""
+
+MANY = 10
+"""From this number of points on, the figure is two columns wide."""
+
+
+def tick_text(value: float) -> str:
+    """A power of ten as a number of parameters: 0, 10k, 1M."""
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
+
+def pareto_front(cost: Sequence[float], value: Sequence[float]) -> list[int]:
+    """Indices of the points that no other one beats in both (cheaper or equal, and better), by rising cost."""
+    front: list[int] = []
+    for index in sorted(range(len(cost)), key=lambda i: (cost[i], -value[i])):
+        if not front or value[index] > value[front[-1]]:
+            front.append(index)
+    return front
+
+
+def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | None:
+    """Mean accuracy over the tasks against a cost of `AXES`. None without two methods that have both."""
+    runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
+    runs = runs[runs[cost].notna()]
+    points = seed_means(runs) if len(runs) else pd.DataFrame()
+    if len(points) < 2:
+        return None
+    points["cost"] = points["label"].map(runs.groupby("label")[cost].mean()).astype(float)
+    with paper():
+        many = len(points) >= MANY
+        figure = Figure(figsize=(TWO_COLUMNS, 4.3) if many else (ONE_COLUMN, 2.8))
+        axes = figure.subplots()
+        _draw(axes, points, runs)
+        _scale(axes, cost, points["cost"].to_numpy())
+        axes.set_xlabel(AXES[cost])
+        axes.set_ylabel("mean accuracy over tasks (%)")
+        looks = styles(runs)
+        place_labels(
+            figure,
+            axes,
+            list(points["label"]),
+            points[["cost", "mean"]].to_numpy(dtype=float),
+            [looks[label].colour for label in points["label"]],
+            _lines(points),
+        )
+    return figure
+
+
+def _lines(points: pd.DataFrame) -> np.ndarray:
+    """Error bars and the steps of the front, which labels stay off: [M, 4] of x0, y0, x1, y1."""
+    values = points[["cost", "mean", "spread"]].fillna(0).to_numpy(float)
+    bars = [(x, y - spread, x, y + spread) for x, y, spread in values]
+    front = values[pareto_front(list(points["cost"]), list(points["mean"]))]
+    steps = [(a[0], a[1], b[0], a[1]) for a, b in itertools.pairwise(front)]
+    rises = [(b[0], a[1], b[0], b[1]) for a, b in itertools.pairwise(front)]
+    return np.array([*bars, *steps, *rises])
+
+
+def _draw(axes: Axes, points: pd.DataFrame, runs: pd.DataFrame) -> None:
+    looks = styles(runs)
+    front = points.iloc[pareto_front(list(points["cost"]), list(points["mean"]))]
+    axes.step(front["cost"], front["mean"], where="post", color="#555555", lw=0.9, ls="--", zorder=1)
+    values = points[["cost", "mean", "spread"]].to_numpy(float)
+    for label, (x, y, spread) in zip(points["label"], values, strict=True):
+        look = looks[label]
+        axes.errorbar(
+            [x],
+            [y],
+            yerr=None if np.isnan(spread) else spread,
+            fmt=look.marker,
+            color=look.colour,
+            mfc=look.face,
+            ms=5.5,
+            elinewidth=0.8,
+            capsize=2,
+            zorder=3,
+        )
+    axes.grid(True)
+    axes.margins(x=0.12, y=0.14)
+
+
+def _scale(axes: Axes, cost: str, values: np.ndarray) -> None:
+    if cost == "parameters":
+        axes.set_xscale("symlog", linthresh=FIRST_TICK)
+        axes.set_xlim(left=-FIRST_TICK / 3, right=max(FIRST_TICK, values.max()) * 8)
+        decades = range(3, int(np.log10(max(FIRST_TICK, values.max()))) + 2)
+        axes.set_xticks([0, *(10.0**d for d in decades)])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_text(x)))
+    elif values.min() > 0 and values.max() / values.min() > 20:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -1,0 +1,170 @@
+"""One HTML page of everything in a report. It works from disk: no network, no external script, style or font."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+from PIL import Image
+
+from analysis import render
+from analysis.board import Board, record_href
+from analysis.figures.style import small_png
+from analysis.tables import Table
+from harness.record import RunRecord
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+SHOWN_RUNS = 10
+"""Of runs that failed for the same reason, so many are linked one by one."""
+
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What is known of a method beside its records."""
+
+    title: str
+    family: str
+    paper: str
+
+    @property
+    def link(self) -> str:
+        """Address of the paper, where its arXiv number is given."""
+        found = ARXIV.search(self.paper)
+        return f"https://arxiv.org/abs/{found[1]}" if found else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A figure that was drawn."""
+
+    name: str
+    caption: str
+    png: Path
+    files: list[Path]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One comparable set on the page."""
+
+    name: str
+    key: Mapping[str, Any]
+    boards: list[Board]
+    """The leaderboard first."""
+
+    tables: list[Table]
+    """The same as data, for the downloads."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    not_drawn: list[tuple[str, str]] = field(default_factory=list)
+    """Figures that the records do not allow, and what they need."""
+
+    left_out: list[str] = field(default_factory=list)
+    """Records that were left out of the set."""
+
+
+def downloads(table: Table) -> list[tuple[str, str, str]]:
+    """Of each format that there is a renderer for: its name, the file's name, and the text as a data address."""
+    renderers = {
+        "LaTeX": ("tex", getattr(render, "to_latex", None)),  # the one place where LaTeX plugs in
+        "CSV": ("csv", render.to_csv),
+        "Markdown": ("md", render.to_markdown),
+    }
+    return [
+        (name, f"{table.name}.{ending}", data_address("text/plain;charset=utf-8", renderer(table).encode()))
+        for name, (ending, renderer) in renderers.items()
+        if renderer
+    ]
+
+
+def data_address(kind: str, content: bytes) -> str:
+    """A `data:` address that holds the content."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture_data(path: Path) -> tuple[str, int, int]:
+    """A PNG as a data address, with width and height in CSS pixels of a figure at its size in print."""
+    with Image.open(path) as image:
+        width, height = image.size
+    return data_address("image/png", small_png(path)), round(width * 0.6), round(height * 0.6)
+
+
+def failures(records: Iterable[RunRecord], base: str) -> list[dict[str, Any]]:
+    """Failed runs, those with the same suite, method and reason in one entry."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for record in records:
+        spec = record.spec
+        if record.status != "failed":
+            continue
+        key = (spec.suite, record.method_title, record.reason)
+        entry = found.setdefault(key, {"suite": key[0], "method": key[1], "reason": key[2], "count": 0, "runs": []})
+        entry["count"] += 1
+        if len(entry["runs"]) < SHOWN_RUNS:
+            href = record_href(base, spec.suite, spec.task, spec.method, spec.run_id)
+            entry["runs"].append((f"{spec.task}, seed {spec.seed}", href))
+    return list(found.values())
+
+
+def _details(sections: Iterable[Section], base: str) -> Markup:
+    """What the script needs: per table, its columns and the runs behind each cell."""
+    values = {
+        f"{section.name}/{board.name}": {
+            "base": f"{base}/{section.key['suite']}",
+            "columns": [heading.tasks for heading in board.headings],
+            "names": [heading.name for heading in board.headings],
+            "rows": [{"label": r.label, "method": r.method, "runs": r.runs} for r in board.rows],
+        }
+        for section in sections
+        for board in section.boards
+    }
+    return htmlsafe_json_dumps(values, separators=(",", ":"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def to_html(
+    sections: list[Section],
+    records: list[RunRecord],
+    *,
+    set_aside: list[tuple[str, str]],
+    about: Mapping[str, About],
+    base: str,
+    folder: Path,
+) -> str:
+    """The page. `set_aside`: files that are no valid records, with the reason; `base`: folder of the runs as seen from
+    the page; `folder`: that of the page, which the figures' files lie below."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(downloads=downloads, picture_data=picture_data)
+    style, script = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
+    used = {record.spec.method for record in records}
+    return environment.get_template("page.html.j2").render(
+        sections=sections,
+        complete=sum(record.status == "complete" for record in records),
+        failures=failures(records, base),
+        set_aside=set_aside,
+        papers=sorted((a for name, a in about.items() if name in used), key=lambda a: a.title.lower()),
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
+        details=_details(sections, base),
+        relative=lambda path: path.relative_to(folder).as_posix(),
+    )

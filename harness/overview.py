@@ -1,0 +1,103 @@
+"""What a selection amounts to: runs, images and disk, from what the suite states; the data need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness import protocol as protocols
+from harness.arrays import array_bytes
+from harness.data_check import known_size
+from harness.plan import Selection, check_shots, expand
+from harness.preprocessing import Preprocessing
+from harness.spec import RunSpec
+from suites.base import Suite, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One task at one number of shots."""
+
+    task: str
+    shots: int | None
+    methods: int
+    seeds: int
+    split_seeds: int
+    """Training lists that differ in the draw; 1 where there is one list."""
+
+    runs: int
+    complete: int
+    """Runs that have a valid record already."""
+
+    train_images: int | None
+    """Images of one training; None where the suite does not state it."""
+
+    test_images: int | None
+    """Images that a trained model is scored on, all further test sets included."""
+
+    array_bytes: int | None
+    """Disk of the decoded images. Test sets that several numbers of shots share are counted with the first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return dataclasses.asdict(self)
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def train_images(suite: Suite, task: Task, shots: int | None, protocol: str) -> int | None:
+    """Images that one run trains on."""
+    return known_size(task, suite.final_split if protocols.get(protocol).final else "train", shots)
+
+
+def scored_images(task: Task, protocol: str) -> int | None:
+    """Images that one run is scored on."""
+    split = protocols.get(protocol).report_split
+    targets = [target.size for target in task.targets] if split == "test" else []
+    return _sum([known_size(task, split), *targets])
+
+
+def array_size(images: int | None, preprocessing: Preprocessing) -> int | None:
+    """Bytes of the array of so many images, None if the number is not known."""
+    return None if images is None else array_bytes(images, preprocessing)
+
+
+def overview(selection: Selection, is_complete: Callable[[RunSpec], bool]) -> list[Line]:
+    """A line for each task and number of shots."""
+    suite, specs, lines = selection.suite, expand(selection), []
+    for name in dict.fromkeys(spec.task for spec in specs):
+        task, scored = suite.task(name), scored_images(suite.task(name), selection.protocol)
+        all_shots = check_shots(suite, selection.shots) or (None,)
+        for shots in all_shots:
+            own = [spec for spec in specs if spec.task == name and spec.shots == shots]
+            draws = len(suite.split_seeds) or 1
+            train = train_images(suite, task, shots, selection.protocol)
+            arrays = [train] * draws + [scored] * (shots == all_shots[0])
+            line = Line(
+                task=name,
+                shots=shots,
+                methods=len(selection.methods),
+                seeds=len(selection.seeds),
+                split_seeds=draws,
+                runs=len(own),
+                complete=sum(is_complete(spec) for spec in own),
+                train_images=train,
+                test_images=scored,
+                array_bytes=array_size(_sum(arrays), selection.preprocessing),
+            )
+            lines.append(line)
+    return lines
+
+
+def totals(lines: list[Line]) -> dict[str, int | None]:
+    """Runs, complete runs and bytes over all lines."""
+    return {
+        "runs": sum(line.runs for line in lines),
+        "complete": sum(line.complete for line in lines),
+        "array_bytes": _sum([line.array_bytes for line in lines]),
+    }

@@ -1,0 +1,84 @@
+"""What the commands share: consoles, printed rows, a progress bar, and reading of `a,b,c`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+WIDE = 400
+"""Columns that a table may have in a file or pipe, where nothing is cut off."""
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def words(text: str | None) -> list[str] | None:
+    """The parts of `a,b,c`; None if there is no text."""
+    return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
+
+
+def shot_words(text: str | None) -> list[Any] | None:
+    """The numbers of `1,4`; what is no number stays a text, for the error message."""
+    return [int(word) if word.isdecimal() else word for word in words(text) or []] or None
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Rows with the same keys, one line each, as a table or as JSON; a narrow terminal cuts the last column."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    texts = [{key: _text(value) for key, value in row.items()} for row in rows]
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    *first, last = rows[0] if rows else ("",)
+    for key in first:
+        width = max(len(key), *(len(row[key]) for row in texts))
+        table.add_column(key.replace("_", " "), min_width=width, no_wrap=True)
+    table.add_column(last.replace("_", " "), no_wrap=True, overflow="ellipsis")
+    for row in texts:
+        table.add_row(*row.values())
+    out = Console()
+    (out if out.is_terminal else Console(width=WIDE)).print(table, highlight=False)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def human_size(count: int | None) -> str:
+    """`1.5 GB`; `?` for None."""
+    if count is None:
+        return "?"
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the error stream; nothing where that is no terminal. Gives `advance(done, total)`."""
+    bars = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+    task = bars.add_task(what, total=None)
+    with bars:
+        yield lambda done, total: bars.update(task, completed=done, total=total)

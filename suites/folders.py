@@ -1,0 +1,65 @@
+"""Writing pictures and lists; a task's folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from suites.base import VTAB_LISTS
+
+Split = tuple[list[Image.Image], np.ndarray]
+"""Pictures and their labels."""
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` at the end; it is deleted after an error."""
+    partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
+    try:
+        yield partial_folder
+        partial_folder.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same content
+            raise
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def write_pictures(root: Path, names: Sequence[str], images: Iterable[Image.Image]) -> None:
+    """PNG files `root`/name."""
+    for name, image in zip(names, images, strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / name, compress_level=1)
+
+
+def write_list(path: Path, names: Sequence[str], labels: Iterable[int]) -> None:
+    """Lines `name label`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels, strict=True)))
+
+
+def write_vtab(
+    splits: Callable[[], Mapping[str, tuple[Iterable[Image.Image], np.ndarray]]],
+    folder: Path,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Splits `train`, `val` and `test` as `suites.base` describes; `notes` are texts by file name."""
+    with appearing(folder) as new:
+        listed: dict[str, tuple[list[str], list[int]]] = {}
+        for split, (images, labels) in splits().items():
+            names = [f"images/{split}/{i:06d}.png" for i in range(len(labels))]
+            write_pictures(new, names, images)
+            listed[split] = (names, list(labels))
+        listed["trainval"] = (listed["train"][0] + listed["val"][0], listed["train"][1] + listed["val"][1])
+        for split, file in VTAB_LISTS.items():
+            write_list(new / file, *listed[split])
+        for file, text in (notes or {}).items():
+            (new / file).write_text(text)

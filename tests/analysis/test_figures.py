@@ -1,0 +1,223 @@
+"""Figures: right numbers in them, one look per method, nothing drawn that the records do not allow."""
+
+import dataclasses
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from examples import make_record, make_spec
+from matplotlib.figure import Figure
+
+from analysis.figures import drawings, published_scatter, save
+from analysis.figures.ablation import ablation, ablation_points, varied_fields
+from analysis.figures.channels import chance_jaccard, channel_counts, jaccard, overlap_table
+from analysis.figures.data import complete_labels, run_frame, seed_means
+from analysis.figures.labels import _overlap
+from analysis.figures.learning import curve_points, learning_curves
+from analysis.figures.panels import few_shot_curves, group_bars, target_bars
+from analysis.figures.ranks import cliques, nemenyi_ranks
+from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
+from analysis.figures.tradeoff import pareto_front, tradeoff
+from analysis.frame import comparable_sets, suite_tasks
+from harness.evaluation import Metrics
+from harness.trainer import Epoch
+from methods.registry import all_methods
+
+TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
+
+
+def records(method="sct", accuracies=(10, 20, 30, 40, 50), seed=0, parts=None, **changes):
+    specs = [make_spec(task=task, method=method, seed=seed, **changes) for task in TASKS]
+    return [make_record(spec=s, accuracy=float(a), **(parts or {})) for s, a in zip(specs, accuracies, strict=False)]
+
+
+def runs_of(given):
+    (chosen,) = comparable_sets(given)
+    return run_frame(chosen, given)
+
+
+def drawn(given, published=None):
+    (chosen,) = comparable_sets(given)
+    return {d.name: d.draw() for d in drawings(chosen, given, published)}
+
+
+def texts(figure):
+    return [t.get_text() for axes in figure.axes for t in [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label]]
+
+
+DEMO = suite_tasks("demo", pd.DataFrame({"task": TASKS}))
+
+
+def test_every_method_has_a_look_of_its_own():
+    looks = [(style_of(name).colour, style_of(name).marker) for name in all_methods()]
+    assert set(all_methods()) <= set(KNOWN)
+    assert len(set(looks)) == len(looks) and len(set(KNOWN)) == len(KNOWN) <= FIRST_FREE
+
+
+def test_looks_do_not_depend_on_what_else_is_shown():
+    alone, together = runs_of(records("lora")), runs_of(records("lora") + records("aaa") + records("sct"))
+    assert styles(alone)["LORA"] == styles(together)["LORA"]
+    assert slot("my_own_method") == slot("my_own_method") >= FIRST_FREE
+
+
+def test_variants_of_a_method_share_its_colour_and_differ_in_line():
+    looks = styles(runs_of(records(config={"channels": 24}) + records(config={"channels": 48})))
+    first, second = looks.values()
+    assert first.colour == second.colour
+    assert first.line != second.line and first.filled != second.filled
+
+
+def test_colours_can_be_read_on_white():
+    for name in KNOWN:
+        r, g, b = matplotlib.colors.to_rgb(style_of(name).colour)
+        assert 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.72
+
+
+def test_pareto_front():
+    assert pareto_front([1, 2, 3, 3, 4], [10, 9, 20, 21, 21]) == [0, 3]
+    assert pareto_front([5, 5], [1, 1]) == [0]
+
+
+def test_means_over_tasks_with_spread_over_seeds():
+    means = seed_means(runs_of(records() + records(accuracies=(20, 30, 40, 50, 60), seed=1)))
+    assert means["mean"].tolist() == [35]
+    assert means["spread"].tolist() == pytest.approx([50**0.5])
+
+
+def test_a_method_without_a_task_is_in_no_figure_of_means():
+    runs = runs_of(records() + records("lora") + records("full")[:4])
+    assert complete_labels(runs, TASKS) == ["LORA", "SCT"]
+    assert "FULL" not in texts(tradeoff(runs, TASKS, "parameters"))
+
+
+def test_labels_of_a_crowded_trade_off_do_not_overlap():
+    given = [r for i, name in enumerate(KNOWN[:24]) for r in records(name, accuracies=[50 + i % 5] * 5)]
+    given = [
+        dataclasses.replace(
+            r, parameters=dataclasses.replace(r.parameters, method=1000 + 137 * KNOWN.index(r.spec.method))
+        )
+        for r in given
+    ]
+    figure = tradeoff(runs_of(given), TASKS, "parameters")
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent().extents for t in figure.axes[0].texts]
+    shared = [_overlap(box, np.array([*boxes[:i], *boxes[i + 1 :]])) for i, box in enumerate(boxes)]
+    assert len(boxes) == 24
+    assert sum(value > 5 for value in shared) == 0
+
+
+def test_group_bars_hold_group_means_and_their_mean():
+    shown = texts(group_bars(runs_of(records() + records("lora", accuracies=[60] * 5)), DEMO))
+    assert {" 15.0", " 30.0", " 45.0", " 60.0"} <= set(shown)
+    assert {"natural", "specialized", "structured", "mean of groups"} <= set(shown)
+
+
+def test_ranks_share_ties_and_the_critical_difference_is_demsars():
+    table = pd.DataFrame([[3, 3, 3, 1], [2, 2, 3, 2], [1, 1, 1, 3]], index=list("abc"))
+    ranks = nemenyi_ranks(table)
+    assert ranks.average.to_dict() == {"a": pytest.approx(1.625), "b": 1.875, "c": 2.5}
+    assert nemenyi_ranks(pd.DataFrame(np.zeros((4, 14)))).critical_difference == pytest.approx(1.25, abs=0.005)
+
+
+def test_bars_of_the_diagram_are_maximal():
+    assert cliques([1.0, 1.5, 2.4, 4.0], 1.0) == [(0, 1), (1, 2)]
+    assert cliques([1.0, 3.0], 1.0) == []
+
+
+def curve(loss):
+    return [Epoch(epoch=e, train_loss=loss / e, train_accuracy=10.0 * e, lr=1e-3) for e in (1, 2, 3)]
+
+
+def test_learning_curves_are_means_over_seeds():
+    given = records(parts={"curve": curve(2.0)}) + records(seed=1, parts={"curve": curve(4.0)})
+    points = curve_points(runs_of(given))
+    first = points[(points["task"] == "digits") & (points["epoch"] == 1)].iloc[0]
+    assert (first["loss"], first["loss sd"]) == (3.0, pytest.approx(2**0.5))
+    assert [a.get_title() for a in learning_curves(runs_of(given)).axes] == TASKS
+    assert learning_curves(runs_of(records())) is None  # one epoch is no curve
+
+
+def test_channel_overlap():
+    assert channel_counts([[[0, 2], [1]], [[2], [0]]]).tolist() == [[1, 0, 2], [1, 1, 0]]
+    assert jaccard([[0, 1], [5]], [[1, 2], [5]]) == pytest.approx((1 / 3 + 1) / 2)
+    assert chance_jaccard([[0] * 48], 384) == pytest.approx(48 / 720)
+    digits = make_record(spec=make_spec(task="digits"), method_info={"channels": [[0, 1]]})
+    animals = make_record(spec=make_spec(task="animals"), method_info={"channels": [[1, 2]]})
+    table = overlap_table(runs_of([digits, animals]))
+    assert table.loc["animals", "digits"] == pytest.approx(1 / 3)
+    assert np.isnan(table.loc["digits", "digits"])
+
+
+def test_ablation_of_any_field():
+    given = [
+        r for k, add in ((12, 0), (24, 5), (48, 3)) for r in records(config={"channels": k}, accuracies=[50 + add] * 5)
+    ]
+    runs = runs_of(given + records("lora"))
+    assert varied_fields(runs) == ["channels"]
+    points, tasks = ablation_points(runs, "channels")
+    assert dict(zip(points["value"], points["mean"], strict=True)) == {12: 50, 24: 55, 48: 53}
+    assert sorted(tasks) == sorted(TASKS)
+    assert ablation(runs, "channels").axes[0].get_xlabel() == "channels"
+    assert ablation(runs, "rank") is None
+
+
+def test_ablation_is_over_the_tasks_that_all_points_share():
+    given = records(config={"channels": 12}) + records(config={"channels": 24})[:2]
+    figure = ablation(runs_of(given), "channels")
+    assert figure.axes[0].get_ylabel() == "mean accuracy over 2 tasks (%)"
+
+
+def test_few_shot_curves():
+    given = [
+        make_record(
+            spec=make_spec(suite="fewshot", task=t, shots=s, split_seed=seed, method=m),
+            accuracy=30.0 + s + seed + len(m),
+        )
+        for t in ("food101", "oxford_pets")
+        for s in (1, 4, 16)
+        for seed in (1, 2)
+        for m in ("sct", "lora")
+    ]
+    figure = few_shot_curves(runs_of(given))
+    assert [axes.get_title() for axes in figure.axes] == ["food101", "oxford_pets", "mean"]
+    line = figure.axes[2].lines[0]
+    assert line.get_xdata().tolist() == [1, 4, 16]
+    assert line.get_ydata().tolist() == [36.5, 39.5, 51.5]
+    assert few_shot_curves(runs_of(records())) is None
+
+
+def test_targets_of_domain_generalisation():
+    scored = {
+        name: Metrics(accuracy=a, loss=1.0, correct_per_class=[1], images_per_class=[1])
+        for name, a in (("test", 70.0), ("imagenet-a", 5.0), ("imagenet-a/masked", 12.5))
+    }
+    spec = make_spec(suite="domain_generalization", task="imagenet", shots=16)
+    figure = target_bars(runs_of([make_record(spec=spec, metrics=scored)]))
+    assert [axes.get_title() for axes in figure.axes] == ["test", "imagenet-a (its classes only)"]
+    assert {" 70.0", " 12.5"} <= set(texts(figure))
+    assert target_bars(runs_of(records())) is None
+
+
+def test_published_against_measured(tmp_path):
+    pairs = pd.DataFrame(
+        {"method": ["sct", "lora"], "task": ["digits"] * 2, "published": [71, 60.0], "measured": [70, 65]}
+    )
+    figure = published_scatter(pairs)
+    assert figure.axes[0].get_xlabel() == "published (%)"
+    assert published_scatter(pairs.iloc[:0]) is None
+    assert [path.read_bytes()[:4] for path in save(figure, tmp_path, "x")] == [b"\x89PNG", b"%PDF"]
+
+
+def test_nothing_is_drawn_that_the_records_do_not_allow():
+    one = drawn(records()[:1])
+    assert {name for name, figure in one.items() if figure is not None} == set()
+    many = drawn(records() + records("lora", accuracies=[40] * 5) + records("full"))
+    assert {n for n, figure in many.items() if isinstance(figure, Figure)} == {
+        *("accuracy_parameters", "accuracy_seconds", "groups", "critical_difference"),
+    }
+
+
+def test_failed_runs_alone_draw_nothing():
+    failed = [dataclasses.replace(r, status="failed", metrics={}, curve=[], cost=None) for r in records()]
+    assert not any(drawn(failed).values())

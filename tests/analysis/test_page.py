@@ -1,0 +1,368 @@
+"""The page: self-contained, escaped, linked to its records, and usable in a real browser."""
+
+import base64
+import dataclasses
+import json
+import re
+import shutil
+import tempfile
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from examples import make_record, make_spec
+from rich.console import Console
+
+from analysis.board import make_board, record_href, task_of
+from analysis.frame import comparable_sets
+from analysis.page import About, Section, to_html
+from analysis.report import write_report
+from analysis.tables import task_table
+from harness.record import RunRecord
+from harness.store import Rejected, Store
+from harness.trainer import Epoch
+from suites import SUITES
+
+EVIL = "<script>document.title = 'owned'</script></script><img src=x onerror=\"document.title = 'owned'\"> & more"
+ABOUT = {
+    "lora": {"title": "LORA", "family": "reparameterisation", "paper": "Hu et al., ICLR 2022, arXiv 2106.09685"},
+    "sct": {"title": "SCT", "family": "selective", "paper": EVIL},
+    "never_run": {"title": "Never run", "family": "x", "paper": "x"},
+}
+CURVE = [Epoch(epoch=e, train_loss=1 / e, train_accuracy=50.0, lr=1e-3) for e in (1, 2)]
+
+
+def records(methods=("sct", "lora", "full"), seeds=2, suite="demo", **changes):
+    """Accuracy differs by method, task and seed, so that every order is known."""
+    return [
+        make_record(
+            spec=make_spec(suite=suite, task=task.name, method=method, seed=seed, **changes),
+            accuracy=30.0 + 10 * m + t + seed,
+            curve=CURVE,
+        )
+        for m, method in enumerate(methods)
+        for t, task in enumerate(SUITES[suite].tasks)
+        for seed in range(seeds)
+    ]
+
+
+def everything():
+    """Two suites, two protocols, failures with an evil reason and an evil name."""
+    failed = [
+        RunRecord(spec=make_spec(method="evil", seed=s), method_title="<b>Evil</b>", status="failed", reason=EVIL)
+        for s in range(2)
+    ]
+    return records() + records(protocol="validation", methods=("sct", "lora")) + failed
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    given = everything()
+    for record in given:
+        Store(root).write(record)
+    rejected = [Rejected(root / "runs" / "demo" / "x" / "torn" / "record.json", "torn: <script>")]
+    paths = write_report(given, root / "report", Console(quiet=True), rejected=rejected, about=ABOUT)
+    return paths
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and checks that they nest."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "link"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parsed(path):
+    tags = Tags()
+    tags.feed(path.read_text())
+    assert not tags.open
+    return tags.tags
+
+
+def test_the_page_comes_first_and_every_file_is_there(report):
+    assert report[0].name == "index.html"
+    assert {p.suffix for p in report} == {".html", ".md", ".csv", ".png", ".pdf"}
+    assert all(p.stat().st_size > 100 for p in report)
+
+
+def test_nothing_is_fetched(report):
+    for tag, attributes in parsed(report[0]):
+        assert tag not in {"link", "iframe", "object"}
+        if "src" in attributes:
+            assert attributes["src"].startswith("data:")
+    assert "@import" not in report[0].read_text() and "url(" not in report[0].read_text()
+
+
+def test_links_lead_to_files_that_exist(report):
+    addresses = [a["href"] for tag, a in parsed(report[0]) if tag == "a"]
+    local = [a for a in addresses if not a.startswith(("#", "data:", "https://arxiv.org/"))]
+    assert sum(a.endswith("record.json") for a in local) > 30
+    assert all((report[0].parent / address).is_file() for address in local)
+
+
+def test_ids_are_unique_and_references_hold(report):
+    tags = parsed(report[0])
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for _, attributes in tags:
+        for name in ("aria-labelledby", "for"):
+            assert attributes.get(name, ids[0]) in ids
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+    assert all(a.get("alt") for tag, a in tags if tag == "img")
+    assert all(a.get("scope") for tag, a in tags if tag == "th")
+
+
+def test_texts_are_escaped(report):
+    text = report[0].read_text()
+    assert "<script>document" not in text and "<img src=x" not in text and "<b>Evil" not in text
+    assert "&lt;script&gt;document" in text and "&lt;b&gt;Evil" in text
+    assert "torn: &lt;script&gt;" in text
+    assert sum(tag == "script" for tag, _ in parsed(report[0])) == 2
+
+
+def test_only_the_page_s_own_script_may_run(report):
+    policy = next(a["content"] for tag, a in parsed(report[0]) if tag == "meta" and "http-equiv" in a)
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_downloads_hold_the_files(report):
+    found = {a["download"]: a["href"] for tag, a in parsed(report[0]) if "download" in a}
+    assert {"tasks.csv", "tasks.md"} <= set(found)
+    content = base64.b64decode(found["tasks.csv"].partition(",")[2])
+    assert content in {path.read_bytes() for path in report if path.name == "tasks.csv"}
+
+
+def test_papers_are_those_of_methods_that_ran(report):
+    text = report[0].read_text()
+    assert 'href="https://arxiv.org/abs/2106.09685"' in text
+    assert "Never run" not in text
+    assert About(title="x", family="y", paper="baseline").link == ""
+
+
+def test_what_was_not_drawn_is_said(report):
+    assert re.search(r"Not drawn: \d+ figures", report[0].read_text())
+    assert "<b>few shot</b> needs a suite with several numbers of shots" in report[0].read_text()
+
+
+def test_a_report_without_records_says_so(tmp_path):
+    console = Console(record=True)
+    assert write_report([], tmp_path, console) == []
+    assert "No records" in console.export_text()
+
+
+def test_cells_know_their_runs_and_means_those_of_their_tasks():
+    (chosen,) = comparable_sets(records())
+    board = make_board(chosen, task_table(chosen), {"lora": "reparameterisation"}, "../runs")
+    by_name = {(h.group, h.name): h.tasks for h in board.headings}
+    assert by_name["natural", "animals"] == ["animals"]
+    assert by_name["mean of", "natural"] == ["photo_crops", "animals"]
+    assert len(by_name["mean of", "tasks"]) == len(by_name["", "params"]) == 5
+    assert [h.name for h in board.headings[:2]] == ["tasks", "groups"]
+    lora = next(row for row in board.rows if row.label == "LORA")
+    assert [run[:3] for run in lora.runs["animals"]] == [[0, None, 41.0], [1, None, 42.0]]
+    assert lora.family == "reparameterisation"
+    assert [row.label for row in board.rows for cell in row.cells[:1] if cell.best] == ["FULL"]
+
+
+def test_addresses_are_quoted():
+    assert record_href("../runs", "s", "a b", "m#x", "12") == "../runs/s/a%20b/m%23x-12/record.json"
+    assert task_of("food101 16-shot") == "food101" and task_of("two words") == "two words"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window, at desktop width."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs the packages chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tempfile.mkdtemp()
+    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for switch in [*switches.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}"]:
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+def look(browser, width=1400, dark=False):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+
+@pytest.fixture
+def page(browser, report):
+    look(browser)
+    browser.get("about:blank")
+    browser.get(report[0].as_uri())
+    yield browser
+    assert browser.title == "SCT Bench report"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+VISIBLE = "section.set:not([hidden]) .board tbody tr:not([hidden])"
+
+
+def methods_shown(page):
+    rows = page.find_elements("css selector", f"{VISIBLE} th")
+    return [page.execute_script("return arguments[0].firstChild.textContent", row) for row in rows]
+
+
+def header(page, name):
+    buttons = page.find_elements("css selector", "section.set:not([hidden]) .sort")
+    return next(b for b in buttons if b.text == name)
+
+
+def sort_state(button):
+    return button.find_element("xpath", "..").get_attribute("aria-sort")
+
+
+@pytest.mark.browser
+def test_browser_sorts_by_click_and_by_keyboard(page):
+    assert methods_shown(page) == ["FULL", "LORA", "SCT", "<b>Evil</b>"]
+    button = header(page, "animals")
+    button.click()
+    assert sort_state(button) == "descending"
+    assert methods_shown(page) == ["FULL", "LORA", "SCT", "<b>Evil</b>"]
+    button.send_keys("\n")
+    assert sort_state(button) == "ascending"
+    assert methods_shown(page) == ["SCT", "LORA", "FULL", "<b>Evil</b>"]  # what has no value stays last
+    header(page, "method").click()
+    assert methods_shown(page) == ["<b>Evil</b>", "FULL", "LORA", "SCT"]
+
+
+@pytest.mark.browser
+def test_browser_filters_by_text_and_by_family(page):
+    page.find_element("id", "filter").send_keys("lo")
+    assert methods_shown(page) == ["LORA"]
+    assert page.find_element("id", "status").text == "1 of 4 methods"
+    page.find_element("id", "filter").clear()
+    page.find_element("id", "filter").send_keys(" ")
+    page.find_element("css selector", "#family option[value=selective]").click()
+    assert methods_shown(page) == ["SCT"]
+
+
+@pytest.mark.browser
+def test_browser_switches_between_comparable_sets(page):
+    options = page.find_elements("css selector", "#set option")
+    assert [o.text for o in options] == [f"demo, {p}, demo_vit (pretrained), 56 px" for p in ("fixed", "validation")]
+    options[1].click()
+    assert methods_shown(page) == ["LORA", "SCT"]
+    assert page.execute_script("return location.hash") == "#demo-validation-demo_vit-pretrained-56px"
+    page.refresh()
+    assert methods_shown(page) == ["LORA", "SCT"]
+
+
+@pytest.mark.browser
+def test_browser_shows_seeds_and_records_of_a_cell_by_keyboard(page):
+    page.execute_script("arguments[0].focus()", page.find_elements("css selector", f"{VISIBLE} td a[tabindex='0']")[0])
+    tip = page.find_element("id", "tip")
+    assert tip.text.splitlines() == [
+        "FULL, tasks",
+        "seed 0: accuracy 52.00, mean of 5 tasks",
+        "seed 1: accuracy 53.00, mean of 5 tasks",
+    ]
+    for key in ["\ue014"] * 7 + ["\ue015"]:  # right and down
+        page.switch_to.active_element.send_keys(key)
+    assert tip.text.splitlines() == ["LORA, photo_crops", "seed 0: 40.00", "seed 1: 41.00"]
+    page.switch_to.active_element.send_keys("\n")
+    panel = page.find_element("id", "panel")
+    assert panel.is_displayed() and not tip.is_displayed()
+    links = panel.find_elements("css selector", "a")
+    record = json.loads(Path(links[1].get_attribute("href").removeprefix("file://")).read_text())
+    assert (record["spec"]["method"], record["spec"]["seed"], record["run_id"]) == ("lora", 1, links[1].text)
+    page.switch_to.active_element.send_keys("\ue00c")
+    assert not panel.is_displayed()
+    assert page.switch_to.active_element.text == "40.5 ±0.7"
+
+
+@pytest.mark.browser
+def test_browser_shows_a_reason_as_text(page):
+    failed = page.find_element("xpath", "//section[not(@hidden)]//td/a[text()='failed']")
+    failed.click()
+    assert EVIL in page.find_element("id", "panel").text
+    assert page.title == "SCT Bench report"
+
+
+@pytest.mark.browser
+def test_browser_light_and_dark(page):
+    def ground():
+        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    assert ground() == "rgb(255, 255, 255)"
+    look(page, dark=True)
+    assert ground() == "rgb(20, 23, 27)"
+    page.find_element("id", "theme").click()  # from automatic to light
+    assert ground() == "rgb(255, 255, 255)"
+    page.find_element("id", "theme").click()
+    look(page)
+    assert ground() == "rgb(20, 23, 27)"
+    page.find_element("id", "theme").click()
+
+
+@pytest.mark.browser
+def test_browser_phone_width_scrolls_the_table_and_not_the_page(page):
+    look(page, width=390)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    box = page.find_element("css selector", "section.set:not([hidden]) .scroll")
+    page.execute_script("arguments[0].scrollLeft = 300", box)
+    first = page.find_element("css selector", f"{VISIBLE} th")
+    assert first.rect["x"] - box.rect["x"] < 3
+
+
+@pytest.mark.browser
+def test_browser_opens_and_sorts_a_page_over_twenty_thousand_runs(browser, tmp_path):
+    suite = SUITES["vtab1k"]
+    base = make_record()
+    given = [
+        dataclasses.replace(
+            base, spec=make_spec(suite=suite.name, task=t.name, method=f"m{m}", seed=s), method_title=f"M{m}", curve=[]
+        )
+        for m in range(211)
+        for t in suite.tasks
+        for s in range(5)
+    ]
+    assert len(given) > 20_000
+    (chosen,) = comparable_sets(given)
+    html = page_of(chosen, given, tmp_path)
+    assert len(html.read_bytes()) < 8e6
+    look(browser)
+    begun = time.monotonic()
+    browser.get(html.as_uri())
+    assert len(browser.find_elements("css selector", f"{VISIBLE}")) == 211
+    opened = time.monotonic() - begun
+    took = browser.execute_script(
+        "const begun = performance.now(); document.querySelectorAll('.sort')[3].click(); document.body.offsetHeight;"
+        "return performance.now() - begun"
+    )
+    assert opened < 10 and took < 1500
+
+
+def page_of(chosen, given, folder):
+    """The page of one set without figures, for these have tests of their own."""
+    table = task_table(chosen)
+    board = make_board(chosen, table, {}, "../runs")
+    section = Section(name="x", key=chosen.key, boards=[board], tables=[table])
+    path = folder / "index.html"
+    path.write_text(to_html([section], given, set_aside=[], about={}, base="../runs", folder=folder))
+    return path

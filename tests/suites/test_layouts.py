@@ -1,0 +1,129 @@
+"""The folders and lists in circulation, in miniature: each is found, checked without problems, and read."""
+
+import dataclasses
+
+import layouts
+import pytest
+import torch
+
+from harness.data import TaskData
+from harness.data_check import check
+from harness.experiment import select
+from harness.lists import Roots
+from harness.plan import expand
+from harness.preprocessing import Preprocessing
+from harness.run import run
+from suites import SUITES
+
+SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+VTAB_FOLDERS = sorted({(task.name, folder) for task in layouts.VTAB.tasks for folder in task.folders})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def read(suite, task, roots, sizes):
+    """Read everything of a task and compare the numbers of pictures; nothing may be wrong with it."""
+    report = check(suite, roots, (task.name,), deep=True)
+    assert report.problems == []
+    assert all(row.found == row.known for row in report.rows)
+    for shots in suite.shots or (None,):
+        for seed in suite.split_seeds or (None,):
+            data = TaskData(suite, task, SMALL, roots, shots, seed)
+            found = {split: len(data.train(split)) for split in task.lists if split != "test"}
+            found |= {name: len(split) for name, split in data.open_test().items()}
+            assert found == sizes | ({"train": shots * task.num_classes} if shots else {})
+    return report
+
+
+def one_task(suite, name):
+    return dataclasses.replace(suite, tasks=(suite.task(name),))
+
+
+def run_once(monkeypatch, suite, roots, method, shots=()):
+    """One epoch on the demo backbone, through the same door as every run."""
+    monkeypatch.setitem(SUITES, suite.name, suite)
+    flags = {"suite": suite.name, "methods": [method], "recipe": {"epochs": 1}, "shots": list(shots)}
+    return run(expand(select(flags))[0], torch.device("cpu"), roots)
+
+
+@pytest.mark.parametrize(("name", "folder"), VTAB_FOLDERS, ids="-".join)
+def test_vtab_folders_are_found_by_every_name_in_circulation(tmp_path, name, folder):
+    layouts.vtab(tmp_path, folder, "jpg" if len(folder) % 2 else "png")
+    read(layouts.VTAB, layouts.VTAB.task(name), Roots(data=tmp_path), {"train": 6, "val": 3, "trainval": 9, "test": 6})
+
+
+@pytest.mark.parametrize("between", layouts.VTAB.folders)
+def test_the_folder_between_root_and_tasks_may_be_there(tmp_path, between):
+    layouts.vtab(tmp_path / between, "cifar")
+    task = layouts.VTAB.task("cifar100")
+    read(layouts.VTAB, task, Roots(data=tmp_path), {"train": 6, "val": 3, "trainval": 9, "test": 6})
+
+
+FEW_SHOT_FOLDERS = [
+    ("food101", "food-101/images", "food101", ""),
+    ("stanford_cars", "stanford_cars", "standford-cars", "cars_train/"),
+    ("oxford_flowers102", "oxford_flowers/jpg", "oxford-flowers102", ""),
+    ("oxford_pets", "oxford_pets/images", "oxford-pets", ""),
+    ("fgvc_aircraft", "fgvc_aircraft/images", "fgvc-aircraft", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "images", "lists", "sub"), FEW_SHOT_FOLDERS, ids=lambda x: x.replace("/", "-"))
+def test_few_shot_lists_lie_apart_from_the_images(tmp_path, name, images, lists, sub):
+    suite = dataclasses.replace(one_task(layouts.FEWSHOT, name), shots=(1, 4))
+    notes = tmp_path / "noah" / "few-shot" / lists / "annotations"
+    layouts.few_shot(tmp_path / "coop" / images, notes, suite, sub)
+    roots = Roots(data=tmp_path / "coop", lists=tmp_path / "noah")
+    report = read(suite, suite.tasks[0], roots, {"train": 0, "val": 6, "test": 6})
+    assert len(report.rows) == 2 * 3 + 2
+
+
+def test_imagenet_and_its_shifted_sets(tmp_path, monkeypatch):
+    suite, roots = layouts.DG, Roots(data=tmp_path / "data", lists=tmp_path / "noah")
+    layouts.imagenet(roots.data, roots.lists)
+    targets = {target.name: 6 for target in suite.tasks[0].targets}
+    read(suite, suite.tasks[0], roots, {"train": 48, "val": 3, "test": 6, **targets})
+    record = run_once(monkeypatch, suite, roots, "linear")
+    assert set(record.metrics) == {"test", *targets, "imagenet-a/masked", "imagenet-r/masked"}
+    assert record.metrics["imagenet-a"].images_per_class == [3, 3, 0]
+
+
+def test_pictures_stand_in_the_subfolder_that_holds_most_of_them(tmp_path):
+    suite, roots = layouts.DG, Roots(data=tmp_path / "data", lists=tmp_path / "noah")
+    layouts.imagenet(roots.data, roots.lists)
+    (roots.data / "imagenet/images/val/n01440/ILSVRC2012_val_0.JPEG").unlink()  # the list's first picture
+    (problem,) = check(suite, roots).problems
+    assert "val_meta.list:1: " in problem.text and "no such file" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "images"),
+    [
+        ("cub", "CUB_200_2011", "images"),
+        ("nabirds", "nabirds", "images"),
+        ("oxford_flowers", "OxfordFlower", ""),
+        ("stanford_dogs", "Stanford-dogs", "Images"),
+        ("stanford_cars", "Stanford-cars", ""),
+    ],
+)
+def test_fgvc_lists_are_json_with_class_ids_of_their_own(tmp_path, name, folder, images):
+    layouts.fgvc(tmp_path / "fgvc", folder, images)
+    read(layouts.FGVC, layouts.FGVC.task(name), Roots(data=tmp_path), {"train": 6, "val": 3, "test": 6})
+
+
+def test_whole_runs_on_a_vtab_a_few_shot_and_an_fgvc_task(tmp_path, monkeypatch):
+    layouts.vtab(tmp_path, "pets")
+    layouts.few_shot(tmp_path / "food101/images", tmp_path / "food101/annotations", layouts.FEWSHOT)
+    layouts.fgvc(tmp_path, "cub", "images")
+    roots = Roots(data=tmp_path)
+    for suite, name, method, shots in (
+        (layouts.VTAB, "oxford_iiit_pet", "sct", ()),
+        (layouts.FEWSHOT, "food101", "lora", (2,)),
+        (layouts.FGVC, "cub", "linear", ()),
+    ):
+        record = run_once(monkeypatch, one_task(suite, name), roots, method, shots)
+        assert record.metrics["test"].images_per_class == [2, 2, 2]
+        assert record.test_looks == 1
