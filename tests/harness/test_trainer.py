@@ -126,6 +126,14 @@ def test_flip_mirrors_half_of_the_images():
     assert kept > 4 and mirrored > 4
 
 
+@pytest.mark.parametrize("augmentation", ["flip", "train_aug", "fewshot"])
+def test_an_epoch_can_be_repeated_alone(augmentation):
+    *_, trainer = train(augmentation=augmentation)
+    second = [list(trainer._batches(epoch)) for epoch in (1, 2)][1]
+    alone = list(trainer._batches(2))
+    assert all(torch.equal(a, b) for x, y in zip(second, alone, strict=True) for a, b in zip(x, y, strict=True))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(Diverged, match="epoch 1"):
         train(lr=1e30, warmup_epochs=0, optimizer="sgd", method="full")
