@@ -145,7 +145,8 @@ def list_suites(as_json: JsonFlag = False) -> None:
     from suites import SUITES
 
     rows = [
-        {"suite": s.name, "group": t.group, "task": t.name, "classes": t.num_classes, **t.sizes}
+        {"suite": s.name, "group": t.group, "task": t.name, "classes": t.num_classes}
+        | {split: t.sizes.get(split, "") for split in ("train", "val", "test")}
         for s in SUITES.values()
         for t in s.tasks
     ]
