@@ -15,8 +15,8 @@ from rich.table import Table
 console = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
 
-WIDE = 400
-"""Columns that a table may have in a file or pipe, where nothing is cut off."""
+WIDE = 10_000
+"""Width of a table that goes to a file or a pipe."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -32,24 +32,24 @@ def shot_words(text: str | None) -> list[Any] | None:
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Rows with the same keys, one line each, as a table or as JSON; a narrow terminal cuts the last column."""
+    """Rows with the same keys as JSON, or as a table with one line each; a narrow terminal cuts the last column."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    texts = [{key: _text(value) for key, value in row.items()} for row in rows]
+    texts = [{key: _cell(value) for key, value in row.items()} for row in rows]
     table = Table(box=None, header_style="bold", padding=(0, 1))
-    *first, last = rows[0] if rows else ("",)
+    *first, last = rows[0] if rows else [""]
     for key in first:
         width = max(len(key), *(len(row[key]) for row in texts))
         table.add_column(key.replace("_", " "), min_width=width, no_wrap=True)
-    table.add_column(last.replace("_", " "), no_wrap=True, overflow="ellipsis")
+    table.add_column(last, no_wrap=True, overflow="ellipsis")
     for row in texts:
         table.add_row(*row.values())
-    out = Console()
-    (out if out.is_terminal else Console(width=WIDE)).print(table, highlight=False)
+    shown = Console()
+    (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False)
 
 
-def _text(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)

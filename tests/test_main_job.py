@@ -112,5 +112,5 @@ def test_lists_are_printed_and_are_json(command, tmp_path):
 
 def test_mistakes_are_one_line_without_a_traceback(tmp_path):
     output = sctbench("run", "--suite", "dmo", "--methods", "sct", cwd=tmp_path, ok=False)
-    assert output.strip() == "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-full'?"
+    assert output.strip() == "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-dg' or 'demo-full'?"
     assert not (tmp_path / "results").exists()

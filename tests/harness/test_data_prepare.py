@@ -200,10 +200,13 @@ def test_pickles_with_anything_but_arrays_are_refused(tmp_path):
 
 
 def test_a_copy_of_the_package_datasets(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    pictures = [Image.fromarray(picture) for picture in plain()]
+    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    for number in NUMBERS:
+        grey(tmp_path / f"{number}.png", number)
+    pictures = [{"bytes": (tmp_path / f"{number}.png").read_bytes(), "path": None} for number in NUMBERS]
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.Value("int64")})
-    table = datasets.Dataset.from_dict({"img": pictures, "fine_label": LABELS.tolist()}, features=features)
+    columns = {"img": arrow.array(pictures, type=features["img"].pa_type), "fine_label": LABELS}
+    table = datasets.Dataset(arrow.table(columns), info=datasets.DatasetInfo(features=features), fingerprint="x")
     datasets.DatasetDict(train=table, test=table).save_to_disk(str(tmp_path / "old/cifar"))
     assert [name for name, _ in prepare(tmp_path / "old", tmp_path / "new")] == ["cifar100"]
     assert check(layouts.VTAB, Roots(data=tmp_path / "new"), ("cifar100",)).errors == 0
