@@ -26,6 +26,8 @@ def _write_set(chosen: ComparableSet, folder: Path, console: Console, options: T
     paths: list[Path] = []
     for table in all_tables(chosen, options):
         paths += _write_table(table, folder, console if table.name in printed else Console(quiet=True))
+    paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
+    chosen.rows.to_csv(paths[-1], index=False)
     table = task_table(chosen)
     if any(cells[0].is_number for cells in table.rows.values()):
         paths.append(save(accuracy_against_parameters(chosen, table), folder / "accuracy_parameters.png"))

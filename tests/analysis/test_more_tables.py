@@ -36,6 +36,7 @@ def test_few_shot_means_are_over_split_seeds_and_never_over_shots():
     assert row["mean of data sets", "1"].value == 20.5
     assert row["mean of", "all"].value == 25.5
     assert "2 split seeds" in table.caption
+    assert "trained on train, test opened once" in table.caption  # these suites keep val out of the final training
 
 
 def test_a_data_set_that_is_missing_takes_the_few_shot_means_with_it():

@@ -108,7 +108,7 @@ def test_the_report_writes_tables_and_figure(tmp_path):
     paths = write_report(records() + records("lora"), tmp_path, Console(quiet=True))
     names = [p.name for p in paths]
     assert names[:4] == ["tasks.md", "tasks.csv", "tasks.tex", "tasks.html"]
-    assert {"efficiency.tex", "settings.md", "significance.csv", "accuracy_parameters.png"} <= set(names)
+    assert {"efficiency.tex", "settings.md", "significance.csv", "runs.csv", "accuracy_parameters.png"} <= set(names)
     assert all(p.stat().st_size > 100 for p in paths)
 
 
