@@ -185,6 +185,12 @@ def test_ablation_over_a_field_of_the_method():
     assert to_markdown(by_name(given)["ablation_channels"]) == to_markdown(table)
 
 
+def test_a_setting_that_is_not_set_is_a_variant_without_a_name_for_it():
+    given = [r for c in (None, 8) for r in records(config={"channels": c})] + records("linear", config={})
+    assert list(ablation_table(only_set(given), "channels").rows) == ["SCT (channels=8)", "SCT"]
+    assert cells(settings_table(only_set(given)), "SCT")["", "method's own"].text == "channels=None"
+
+
 def test_ablation_over_the_recipe_and_only_with_all_else_equal():
     given = records(recipe=recipe(lr=1e-3)) + records(recipe=recipe(lr=1e-2))
     assert list(ablation_table(only_set(given), "lr").rows) == ["SCT (lr=0.001)", "SCT (lr=0.01)"]
