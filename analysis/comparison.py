@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.statistics import Interval, bootstrap_interval, t_interval, verdict, wilcoxon, win_tie_loss
-from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
+from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import Key, seed_count, set_caption, set_title
 from analysis.tables.significance import MARGIN, find_reference
 
@@ -148,7 +148,7 @@ def _mean_cells(comparison: Comparison) -> list[Cell]:
     pairs, differences = list(comparison.pairs.values()), comparison.differences
     interval = bootstrap_interval(differences)
     means = [sum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs], differences)]
-    return [*map(number_cell, means), number_cell(interval.low), number_cell(interval.high), MISSING]
+    return [*map(number_cell, means), number_cell(interval.low), number_cell(interval.high), Cell(text="")]
 
 
 def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:

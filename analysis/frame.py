@@ -161,10 +161,10 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def differing_keys(texts: Iterable[str]) -> list[str]:
-    """Settings in which some of these (JSON texts) differ, in their own order."""
+    """Settings in which some of these (JSON texts) differ, in their own order. None is the same as absent: unset."""
     settings = [parsed(text) for text in texts]
     keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if len({repr(one.get(key, ...)) for one in settings}) > 1]
+    return [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
 
 
 def _distinguishing(runs: pd.DataFrame, per_task: bool) -> list[str]:
@@ -177,8 +177,9 @@ def _distinguishing(runs: pd.DataFrame, per_task: bool) -> list[str]:
 
 
 def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
-    """`channels=24, lr=0.001`, of those of `keys` that are there."""
-    return ", ".join(f"{key.removeprefix('recipe.')}={settings[key]}" for key in keys if key in settings)
+    """`channels=24, lr=0.001`, of those of `keys` that are set."""
+    known = {key.removeprefix("recipe."): settings[key] for key in keys if settings.get(key) is not None}
+    return ", ".join(f"{key}={value}" for key, value in known.items())
 
 
 def _labels(rows: pd.DataFrame, per_task: bool) -> pd.Series:

@@ -11,18 +11,20 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis import frame as frame_module
 from analysis.frame import row, typed
 from harness.record import SCHEMA, BadRecord, RunRecord
 from harness.store import RECORD_NAME, Rejected
 
 INDEX_NAME = "index.json"
-VERSION = f"1/{SCHEMA}"
-"""Of the index's own layout and of `analysis.frame.row`, and of the records' schema: raise it when a row changes."""
+VERSION = f"{SCHEMA}/{hashlib.sha256(Path(frame_module.__file__).read_bytes()).hexdigest()[:16]}"
+"""Of the records' schema and of the code that flattens them: an index that other code wrote is not used."""
 
 FILE_COLUMNS = ["path", "mtime", "size", "rejected"]
 """Where a row comes from: path below the folder, mtime in ns, size, and why the file was set aside (empty if not)."""
@@ -103,7 +105,8 @@ def _write(root: Path, frame: pd.DataFrame) -> None:
         temporary.write_bytes(_encode(frame))
         temporary.replace(root / INDEX_NAME)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:

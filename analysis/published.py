@@ -60,9 +60,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _labels(rows: pd.DataFrame) -> pd.Series:
-    """Method, with the backbone where it is not the one that most rows of its table have."""
+    """Method, with the backbone (its remarks left out) where it is not the one that most rows of its table have."""
+    short = rows["backbone"].str.replace(r" \(.*\)", "", regex=True)
     usual = rows.groupby(["table", "suite"])["backbone"].transform(lambda backbones: backbones.mode().iloc[0])
-    return rows["method"].where(rows["backbone"] == usual, rows["method"] + " [" + rows["backbone"] + "]")
+    return rows["method"].where(rows["backbone"] == usual, rows["method"] + " [" + short + "]")
 
 
 def source(name: str, folder: Path = FOLDER) -> Source:

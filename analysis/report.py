@@ -84,6 +84,8 @@ def _write_set(
         if table.name in printed:
             to_terminal(table, console)
         paths += write_table(table, folder)
+    paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
+    chosen.rows.to_csv(paths[-1], index=False)
     pictures, not_drawn = _write_figures(chosen, records, folder)
     families = {name: facts.family for name, facts in about.items()}
     section = Section(

@@ -80,7 +80,7 @@ def to_latex(table: Table) -> str:
         r"\centering",
         rf"\caption{{\textbf{{{escape(table.title)}.}} {escape(table.full_caption)}}}",
         rf"\label{{tab:{table.label}}}",
-        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+        *([r"\setlength{\tabcolsep}{3pt}", r"\resizebox{\textwidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"\toprule",
         *_group_lines(table),

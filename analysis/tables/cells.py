@@ -9,6 +9,7 @@ from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
 from harness.protocol import PROTOCOLS
+from suites import SUITES
 
 PROTOCOL_CAPTIONS = {
     "tuned": "settings chosen per task on validation data with the same number of trials for every method, retrained "
@@ -67,11 +68,11 @@ def mean_of_column(runs: pd.DataFrame, column: str) -> Cell:
     return number_cell(float(values.mean()), "*" if values.isna().any() else "") if len(values) else MISSING
 
 
-def protocol_caption(name: str) -> str:
-    """What a protocol means, in a line; its bare name if this version does not know it."""
-    if name in PROTOCOLS:
-        return PROTOCOLS[name].caption
-    return PROTOCOL_CAPTIONS.get(name, "unknown to this version")
+def protocol_caption(name: str, suite: str) -> str:
+    """What a protocol means, in a line, with the split that the suite's final models are trained on."""
+    caption = PROTOCOLS[name].caption if name in PROTOCOLS else PROTOCOL_CAPTIONS.get(name, "unknown to this version")
+    on_train = suite in SUITES and SUITES[suite].final_split == "train"
+    return caption.replace("train+val", "train") if on_train else caption
 
 
 def spread_caption(rows: pd.DataFrame) -> str:
@@ -94,7 +95,7 @@ def set_caption(chosen: ComparableSet) -> str:
     """Protocol, backbone, preprocessing, devices and what was left out: the end of every caption."""
     key = chosen.key
     caption = (
-        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'])}. "
+        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}. "
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
         f"{key['preprocessing']}. Device: {devices_caption(chosen.rows)}."
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import ComparableSet, cell_name, differing_keys, parsed, settings_text, suite_cells
+from analysis.frame import ComparableSet, cell_name, differing_keys, parsed, suite_cells
 from analysis.tables.base import Cell, Column, Table
 from analysis.tables.cells import label_order, set_caption, set_title
 from analysis.tables.tasks import task_table
@@ -43,7 +43,7 @@ def settings_table(chosen: ComparableSet) -> Table:
         columns=[*columns, Column(name="method's own", kind="text", best="")],
     )
     for label, settings in rows:
-        own = settings_text(settings, [key for key in settings if not key.startswith(RECIPE)])
+        own = ", ".join(f"{key}={value}" for key, value in settings.items() if not key.startswith(RECIPE))
         unique = label if label not in table.rows else f"{label} #{sum(k.startswith(label) for k in table.rows) + 1}"
         texts = [str(settings.get(key, "")) for key in recipe]
         table.rows[unique] = [Cell(text=text) for text in (*texts, own)]
@@ -60,12 +60,13 @@ def ablation_axes(chosen: ComparableSet) -> list[str]:
 
 
 def _ablation_rows(chosen: ComparableSet, axis: str) -> pd.DataFrame:
-    """Runs of the methods that occur with several values of `axis`, labelled by method and value."""
-    rows = chosen.rows
-    axis_values = rows["settings"].map(lambda text: parsed(text).get(axis))
+    """Runs of the methods that have the setting and occur with several values of it, all else equal; None counts."""
+    rows = chosen.rows[chosen.rows["settings"].map(lambda text: axis in parsed(text)).astype(bool)]
+    values = [parsed(text)[axis] for text in rows["settings"]]
+    rows = rows.assign(axis=pd.Series(values, index=rows.index, dtype=object))
     others = rows["settings"].map(lambda text: repr({k: v for k, v in parsed(text).items() if k != axis}))
-    several = axis_values.map(repr).groupby([rows["title"], others, rows["task"]]).transform("nunique") > 1
-    return rows.assign(axis=axis_values)[several & axis_values.notna()]
+    several = rows["axis"].map(repr).groupby([rows["title"], others, rows["task"]]).transform("nunique") > 1
+    return rows[several]
 
 
 def ablation_table(chosen: ComparableSet, axis: str) -> Table:

@@ -36,6 +36,7 @@ def test_few_shot_means_are_over_split_seeds_and_never_over_shots():
     assert row["mean of data sets", "1"].value == 20.5
     assert row["mean of", "all"].value == 25.5
     assert "2 split seeds" in table.caption
+    assert "trained on train, test opened once" in table.caption  # these suites keep val out of the final training
 
 
 def test_a_data_set_that_is_missing_takes_the_few_shot_means_with_it():
@@ -182,6 +183,12 @@ def test_ablation_over_a_field_of_the_method():
     assert list(table.rows) == ["SCT (channels=8)", "SCT (channels=16)", "SCT (channels=128)"]
     assert ablation_axes(only_set(given)) == ["channels"]
     assert to_markdown(by_name(given)["ablation_channels"]) == to_markdown(table)
+
+
+def test_a_setting_that_is_not_set_is_a_variant_without_a_name_for_it():
+    given = [r for c in (None, 8) for r in records(config={"channels": c})] + records("linear", config={})
+    assert list(ablation_table(only_set(given), "channels").rows) == ["SCT (channels=8)", "SCT"]
+    assert cells(settings_table(only_set(given)), "SCT")["", "method's own"].text == "channels=None"
 
 
 def test_ablation_over_the_recipe_and_only_with_all_else_equal():

@@ -66,7 +66,7 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
     [
         ("suite: demo\nmethods: [linear]\nprotocl: fixed\n", 3, "unknown key 'protocl'. Did you mean 'protocol'"),
         ("suite: demmo\nmethods: [linear]\n", 1, "unknown suite 'demmo'. Did you mean 'demo'"),
-        ("suite: demo\nmethods:\n  - linear\n  - adaptfomer\n", 4, "unknown method 'adaptfomer'. Did you mean 'adaptformer'"),
+        ("suite: demo\nmethods:\n  - linear\n  - adaptfomer\n", 4, "'adaptfomer'. Did you mean 'adaptformer'"),
         ("suite: demo\nmethods:\n  - {name: lora, rnk: 4}\n", 3, "has no setting 'rnk'. Did you mean 'rank'"),
         ("suite: demo\nmethods:\n  - {name: lora, rank: 0}\n", 3, "rank=0 must be at least 1"),
         ("suite: demo\nmethods:\n  - {name: lora, lr: -1.0}\n", 3, "recipe lr=-1.0 must be positive"),
