@@ -162,6 +162,13 @@ def test_ablation_of_any_field():
     assert ablation(runs, "rank") is None
 
 
+def test_ablation_shows_a_default_beside_numbers():
+    given = [r for k in (None, 192, 24) for r in records(config={"channels": k})]
+    axes = ablation(runs_of(given), "channels").axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["24", "192", "default"]
+    assert len(axes.lines[0].get_xdata()) == 3
+
+
 def test_ablation_is_over_the_tasks_that_all_points_share():
     given = records(config={"channels": 12}) + records(config={"channels": 24})[:2]
     figure = ablation(runs_of(given), "channels")
