@@ -220,7 +220,7 @@ def page(browser, report):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-VISIBLE = "section.set:not([hidden]) .board tbody tr:not([hidden])"
+VISIBLE = "section.set:not([hidden]) .board[data-leader] tbody tr:not([hidden])"
 
 
 def methods_shown(page):
@@ -229,7 +229,7 @@ def methods_shown(page):
 
 
 def header(page, name):
-    buttons = page.find_elements("css selector", "section.set:not([hidden]) .sort")
+    buttons = page.find_elements("css selector", "section.set:not([hidden]) .board[data-leader] .sort")
     return next(b for b in buttons if b.text == name)
 
 
