@@ -32,7 +32,7 @@ def ablation_points(runs: pd.DataFrame, field: str) -> tuple[pd.DataFrame, list[
     """`method`, `line` (what else differs), `value`, `mean`, `spread`, and the tasks that all points are over."""
     other = [name for name in varied_fields(runs) if name != field]
     runs = runs.assign(
-        value=[s.get(field) for s in runs["settings"]],
+        value=pd.Series([s.get(field) for s in runs["settings"]], index=runs.index, dtype=object),
         line=[
             ", ".join([t, *(f"{k.removeprefix('recipe.')}={s[k]}" for k in other if k in s)])
             for t, s in zip(runs["title"], runs["settings"], strict=True)
@@ -91,12 +91,16 @@ def _lines(points: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, Style]]:
     return lines
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _axis(axes: Axes, values: list[Any]) -> Any:
     """Set up the x axis and return a function from a value to its place: numbers to scale, else one step each."""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if not numbers:
-        ordered = sorted(set(map(repr, values)))
-        axes.set_xticks(range(len(ordered)), [text.strip("'") for text in ordered])
+    if not all(map(_is_number, values)):
+        by_text = {repr(value): value for value in values}
+        ordered = sorted(by_text, key=lambda text: (0, by_text[text]) if _is_number(by_text[text]) else (1, text))
+        axes.set_xticks(range(len(ordered)), ["default" if t == "None" else t.strip("'") for t in ordered])
         return lambda value: ordered.index(repr(value))
     distinct = sorted(set(values))
     if distinct[0] > 0 and distinct[-1] / distinct[0] > FACTOR:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.labels import place_labels
 from analysis.figures.panels import add_legend
 from analysis.figures.style import ONE_COLUMN, paper, style_of
+
+MARK = 0.3
+"""Half the size of a point in per cent, for labels to stay off."""
 
 NAMED = 6
 """How many of the largest differences are named in the figure."""
@@ -33,7 +37,8 @@ def published_scatter(pairs: pd.DataFrame) -> Figure | None:
         axes.grid(True)
         add_legend(figure, looks)
         far = pairs.assign(off=(pairs["measured"] - pairs["published"]).abs()).nlargest(NAMED, "off")
-        place_labels(
-            figure, axes, list(far["task"]), far[["published", "measured"]].to_numpy(float), ["#888888"] * len(far)
-        )
+        places = far[["published", "measured"]].to_numpy(float)
+        colours = [looks[str(method)].colour for method in far["method"]]
+        marks = np.concatenate([both - MARK, both + MARK], axis=1)
+        place_labels(figure, axes, list(far["task"]), places, colours, marks)
     return figure

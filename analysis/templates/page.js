@@ -188,7 +188,12 @@
     hideTip();
     if (link) showTip(link);
   });
-  document.addEventListener("scroll", hideTip, { capture: true, passive: true });
+  // Focus may scroll its cell into view: its tip goes with it, any other goes away.
+  document.addEventListener("scroll", () => {
+    const link = document.activeElement;
+    if (!tip.hidden && link && link.getAttribute("aria-describedby") === "tip") showTip(link);
+    else hideTip();
+  }, { capture: true, passive: true });
   $("close").addEventListener("click", closePanel);
   $("filter").addEventListener("input", filter);
   $("family").addEventListener("change", filter);

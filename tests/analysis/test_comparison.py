@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
-from tables_for_tests import cells, only_set, records
+from table_records import cells, only_set, records
 from typer.testing import CliRunner
 
 from analysis.commands import compare

@@ -49,9 +49,9 @@ def texts(figure):
 DEMO = suite_tasks("demo", pd.DataFrame({"task": TASKS}))
 
 
-def test_every_method_has_a_look_of_its_own():
-    looks = [(style_of(name).colour, style_of(name).marker) for name in all_methods()]
-    assert set(all_methods()) <= set(KNOWN)
+def test_every_known_method_has_a_look_of_its_own():
+    looks = [(style_of(name).colour, style_of(name).marker) for name in KNOWN]
+    assert set(KNOWN) <= set(all_methods())
     assert len(set(looks)) == len(looks) and len(set(KNOWN)) == len(KNOWN) <= FIRST_FREE
 
 
@@ -160,6 +160,13 @@ def test_ablation_of_any_field():
     assert sorted(tasks) == sorted(TASKS)
     assert ablation(runs, "channels").axes[0].get_xlabel() == "channels"
     assert ablation(runs, "rank") is None
+
+
+def test_ablation_shows_a_default_beside_numbers():
+    given = [r for k in (None, 192, 24) for r in records(config={"channels": k})]
+    axes = ablation(runs_of(given), "channels").axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["24", "192", "default"]
+    assert len(axes.lines[0].get_xdata()) == 3
 
 
 def test_ablation_is_over_the_tasks_that_all_points_share():

@@ -5,7 +5,7 @@ import os
 import pandas as pd
 import pytest
 from examples import make_record, make_spec
-from tables_for_tests import failed, few_shot, records
+from table_records import failed, few_shot, records
 
 from analysis import index
 from analysis.frame import comparable_sets, frame_of

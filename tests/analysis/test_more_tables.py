@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from examples import make_record, make_spec
-from tables_for_tests import TASKS, cells, costed, domain, failed, few_shot, only_set, recipe, records, with_holes
+from table_records import TASKS, cells, costed, domain, failed, few_shot, only_set, recipe, records, with_holes
 
 from analysis.frame import comparable_sets
 from analysis.render import to_markdown

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tables_for_tests import few_shot, only_set, records, with_holes
+from table_records import few_shot, only_set, records, with_holes
 
 from analysis import published
 from analysis.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_terminal, write_table
