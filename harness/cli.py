@@ -42,7 +42,7 @@ def run(
 @takes_selection
 def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFlag = False) -> None:
     """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
-    from harness.overview import overview, totals
+    from harness.overview import ASSUMED_RATE, gpu_hours, overview, totals
     from harness.store import Store
 
     lines = overview(selection, Store(out).is_complete)
@@ -51,12 +51,21 @@ def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFla
         return
     print_rows([_plan_row(line.as_dict()) for line in lines], False)
     total = totals(lines)
-    disk = human_size(total["array_bytes"])
+    disk, hours = human_size(total["array_bytes"]), _hours(gpu_hours(total["operations"]))
     console.print(f"{total['runs']} runs, {total['complete']} complete already. Decoded images on disk: {disk}")
+    console.print(
+        f"GPU hours: {hours} of arithmetic in all, assuming {ASSUMED_RATE / 1e12:.0f} TFLOP/s sustained"
+    )
+
+
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:.2g}"
 
 
 def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
     """The columns of a plan's table; shots and draws where there are any."""
+    from harness.overview import gpu_hours
+
     row = {
         "task": line["task"],
         "shots": line["shots"],
@@ -67,6 +76,7 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
         "complete": line["complete"],
         "train": line["train_images"],
         "scored": line["test_images"],
+        "GPU hours": _hours(gpu_hours(line["operations"])),
         "disk": human_size(line["array_bytes"]),
     }
     return {key: value for key, value in row.items() if line["shots"] is not None or key not in ("shots", "draws")}
@@ -209,6 +219,28 @@ def list_backbones(as_json: JsonFlag = False) -> None:
     from harness.backbones import listing
 
     print_rows(listing(), as_json)
+
+
+@app.command("bench")
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder of the measurements.")] = Path("results/bench"),
+    pictures: Annotated[int, typer.Option(min=64, help="Number of pictures.")] = 1000,
+) -> None:
+    """Measure decoding once against decoding in every epoch, side by side on this machine."""
+    from harness.bench import LOADER_WORKERS, data_loading
+    from harness.paths import write_atomically
+
+    found = data_loading(pictures)
+    path = out / "data_loading.json"
+    write_atomically(path, lambda file: file.write((json.dumps(found, indent=1) + "\n").encode()))
+    ways = {
+        f"decode in every epoch, {LOADER_WORKERS} workers": found["decode_each_epoch_seconds"],
+        "from the array decoded once": found["epoch_from_array_seconds"],
+    }
+    print_rows([{"way": way, "epoch seconds": f"{sorted(all_)[1]:.2f}"} for way, all_ in ways.items()], False)
+    seconds, speed = found["decode_once_seconds"], found["decode_once_pictures_per_second"]
+    once = f"decoding once took {seconds:.2f} s, {speed:.0f} pictures/s"
+    console.print(f"ratio {found['ratio']:.1f}; {once}; wrote {path}", highlight=False)
 
 
 def main() -> None:

@@ -9,11 +9,21 @@ from typing import Any
 
 from harness import protocol as protocols
 from harness.arrays import array_bytes
+from harness.backbones import skeleton
+from harness.cost import forward_flops
 from harness.data_check import known_size
 from harness.plan import Selection, check_shots, expand
 from harness.preprocessing import Preprocessing
 from harness.spec import RunSpec
 from suites.base import Suite, Task
+
+ASSUMED_RATE = 1e14
+"""Operations a second that `gpu_hours` assumes: about what a recent data-centre GPU sustains in bf16. Not measured."""
+
+
+def gpu_hours(operations: float | None) -> float | None:
+    """Hours at `ASSUMED_RATE`."""
+    return None if operations is None else operations / ASSUMED_RATE / 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +47,10 @@ class Line:
     test_images: int | None
     """Images that a trained model is scored on, all further test sets included."""
 
+    operations: float | None
+    """Floating-point operations of all runs: an image of training counts as three forward passes (forward, gradients of
+    activations and of weights), which is what full fine-tuning needs and more than the others do."""
+
     array_bytes: int | None
     """Disk of the decoded images. Test sets that several numbers of shots share are counted with the first."""
 
@@ -45,7 +59,8 @@ class Line:
         return dataclasses.asdict(self)
 
 
-def _sum(counts: list[int | None]) -> int | None:
+def _sum(counts: list[Any]) -> Any:
+    """The sum, or None if one of the numbers is not known."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
@@ -67,9 +82,18 @@ def array_size(images: int | None, preprocessing: Preprocessing) -> int | None:
     return None if images is None else array_bytes(images, preprocessing)
 
 
+def _operations(specs: list[RunSpec], train: int | None, scored: int | None, flops: int) -> float | None:
+    if train is None or scored is None:
+        return None
+    return float(sum(flops * (3 * train * spec.recipe.epochs + scored) for spec in specs))
+
+
 def overview(selection: Selection, is_complete: Callable[[RunSpec], bool]) -> list[Line]:
     """A line for each task and number of shots."""
     suite, specs, lines = selection.suite, expand(selection), []
+    flops = forward_flops(
+        skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
+    )
     for name in dict.fromkeys(spec.task for spec in specs):
         task, scored = suite.task(name), scored_images(suite.task(name), selection.protocol)
         all_shots = check_shots(suite, selection.shots) or (None,)
@@ -88,16 +112,18 @@ def overview(selection: Selection, is_complete: Callable[[RunSpec], bool]) -> li
                 complete=sum(is_complete(spec) for spec in own),
                 train_images=train,
                 test_images=scored,
+                operations=_operations(own, train, scored, flops),
                 array_bytes=array_size(_sum(arrays), selection.preprocessing),
             )
             lines.append(line)
     return lines
 
 
-def totals(lines: list[Line]) -> dict[str, int | None]:
-    """Runs, complete runs and bytes over all lines."""
+def totals(lines: list[Line]) -> dict[str, Any]:
+    """Runs, complete runs, operations and bytes over all lines."""
     return {
         "runs": sum(line.runs for line in lines),
         "complete": sum(line.complete for line in lines),
+        "operations": _sum([line.operations for line in lines]),
         "array_bytes": _sum([line.array_bytes for line in lines]),
     }

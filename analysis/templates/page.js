@@ -183,8 +183,10 @@
     const link = event.target.closest && event.target.closest(".board td a");
     if (link && move(link, event.key)) event.preventDefault();
   });
+  const cellLink = (target) => target && target.closest && target.closest(".board td a");
   for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, (event) => {
-    const link = event.target.closest && event.target.closest(".board td a");
+    // A page that scrolls under a resting mouse must not take away the tip of the cell that has the focus.
+    const link = cellLink(event.target) || (kind === "mouseover" ? cellLink(document.activeElement) : null);
     hideTip();
     if (link) showTip(link);
   });

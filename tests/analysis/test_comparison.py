@@ -134,7 +134,7 @@ def test_the_command_report_takes_a_reference_and_axes(tmp_path):
     write(tmp_path, given)
     done = run("report", "--out", tmp_path, "--reference", "lora", "--ablation", "channels")
     assert done.exit_code == 0, done.output
-    (folder,) = (tmp_path / "report").iterdir()
+    (folder,) = (path for path in (tmp_path / "report").iterdir() if path.is_dir())
     assert "against LORA" in (folder / "significance.tex").read_text()
     assert (folder / "ablation_channels.tex").exists()
     assert make_spec().suite in folder.name
