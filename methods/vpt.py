@@ -89,7 +89,7 @@ class VPTShallow(VPTDeep):
 
     name = "vpt_shallow"
     title = "VPT-Shallow"
-    recipe = {"lr": 2e-2}
+    recipe = {"lr": 1e-2}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return self.config.tokens * width(blocks(require_vit(backbone, self.name))[0])
