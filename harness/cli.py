@@ -53,9 +53,7 @@ def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFla
     total = totals(lines)
     disk, hours = human_size(total["array_bytes"]), _hours(gpu_hours(total["operations"]))
     console.print(f"{total['runs']} runs, {total['complete']} complete already. Decoded images on disk: {disk}")
-    console.print(
-        f"GPU hours: {hours} of arithmetic in all, assuming {ASSUMED_RATE / 1e12:.0f} TFLOP/s sustained"
-    )
+    console.print(f"GPU hours: {hours} of arithmetic in all, assuming {ASSUMED_RATE / 1e12:.0f} TFLOP/s sustained")
 
 
 def _hours(hours: float | None) -> str:

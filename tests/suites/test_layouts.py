@@ -6,6 +6,8 @@ import layouts
 import pytest
 import torch
 
+from analysis.frame import comparable_sets
+from analysis.tables import accuracy_tables
 from harness.data import TaskData
 from harness.data_check import check
 from harness.experiment import select
@@ -114,16 +116,30 @@ def test_fgvc_lists_are_json_with_class_ids_of_their_own(tmp_path, name, folder,
     read(layouts.FGVC, layouts.FGVC.task(name), Roots(data=tmp_path), {"train": 6, "val": 3, "test": 6})
 
 
-def test_whole_runs_on_a_vtab_a_few_shot_and_an_fgvc_task(tmp_path, monkeypatch):
+METHODS = ("linear", "lora", "sct")
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "shots"),
+    [
+        (layouts.VTAB, "oxford_iiit_pet", ()),
+        (layouts.FEWSHOT, "food101", (2,)),
+        (layouts.FGVC, "cub", ()),
+        (layouts.DG, "imagenet", ()),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_every_suite_goes_from_pictures_to_a_table(tmp_path, monkeypatch, suite, name, shots):
     layouts.vtab(tmp_path, "pets")
     layouts.few_shot(tmp_path / "food101/images", tmp_path / "food101/annotations", layouts.FEWSHOT)
     layouts.fgvc(tmp_path, "cub", "images")
-    roots = Roots(data=tmp_path)
-    for suite, name, method, shots in (
-        (layouts.VTAB, "oxford_iiit_pet", "sct", ()),
-        (layouts.FEWSHOT, "food101", "lora", (2,)),
-        (layouts.FGVC, "cub", "linear", ()),
-    ):
-        record = run_once(monkeypatch, one_task(suite, name), roots, method, shots)
-        assert record.metrics["test"].images_per_class == [2, 2, 2]
-        assert record.test_looks == 1
+    layouts.imagenet(tmp_path, tmp_path / "noah")
+    lists = tmp_path / "noah" if suite is layouts.DG else None
+    roots = Roots(data=tmp_path, lists=lists)
+    records = [run_once(monkeypatch, one_task(suite, name), roots, method, shots) for method in METHODS]
+    assert [record.test_looks for record in records] == [1, 1, 1]
+    (chosen,) = comparable_sets(records)
+    table = accuracy_tables(chosen)[0]
+    assert set(table.rows) == {"Linear", "LoRA", "SCT"}
+    for cells in table.rows.values():
+        assert cells[0].is_number and 0 <= cells[0].value <= 100
