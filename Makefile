@@ -24,6 +24,7 @@ demo-all: .venv/ready  ## every registered method on one small task
 	$(BIN)/sctbench report --out results/demo-all
 
 snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
+	mkdir -p results/demo
 	cd results/report/demo-fixed-demo_vit-pretrained-56px && cp tasks.* significance.md pretrained_minus_random.md \
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
 

@@ -41,6 +41,11 @@ RECIPE_FIELDS = frozenset(
         "label_smoothing",
         "augmentation",
         "precision",
+        "schedule",
+        "warmup_lr",
+        "min_lr",
+        "drop_last",
+        "decay_vectors",
     )
 )
 """Fields of the harness's training recipe, which this room may not import; a test holds the two together."""
