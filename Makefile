@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all snapshot test lint requirements
+.PHONY: demo demo-random demo-all snapshot test latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,11 @@ snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into resul
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto
+
+latex-check: .venv/ready  ## compile every table with a real pdflatex; installs it on Debian when it is missing
+	command -v pdflatex || (apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-base \
+		texlive-latex-extra)
+	$(BIN)/python -m pytest tests/analysis/test_renderers.py -k latex
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.frame import ComparableSet
 from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell, number_cell
 from analysis.tables.significance import COLUMNS, MARGIN, significance_rows, tests_caption
 from suites import SUITES
@@ -84,6 +85,28 @@ def matrix(chosen: Source, suite: str = "vtab1k", table: str | None = None, base
             rows = rows[rows[column] == (rows[column].iloc[0] if wanted is None else wanted)]
     values = rows.assign(value=rows["value"].astype(float)).pivot(index="label", columns="dataset", values="value")
     return values.reindex(index=rows["label"].unique(), columns=rows["dataset"].unique())
+
+
+REPRINTED = {"vtab1k": "vpetl"}
+"""Suite to the source that quotes most methods on it, for the figure of published against measured accuracy."""
+
+
+def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
+    """Pairs of a published and a measured accuracy for the same method (by its title) and task; None without any.
+
+    Columns `method`, `task`, `published`, `measured` (mean over seeds). Protocols and backbones may differ: the figure
+    shows by how much numbers agree, it does not mix them.
+    """
+    suite = measured.key["suite"]
+    if suite not in REPRINTED or not FOLDER.is_dir():
+        return None
+    quoted = matrix(source(REPRINTED[suite]), suite).stack().rename("published").reset_index()
+    quoted.columns = pd.Index(["method", "task", "published"])
+    rows = measured.rows[measured.rows["status"] == "complete"]
+    means = rows.groupby(["title", "task"])["accuracy"].mean().rename("measured").reset_index()
+    means = means.rename(columns={"title": "method"})
+    pairs = quoted.merge(means, on=["method", "task"])
+    return pairs if len(pairs) else None
 
 
 def tables(chosen: Source) -> list[Table]:

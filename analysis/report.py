@@ -14,6 +14,7 @@ from analysis.board import make_board
 from analysis.figures import drawings, save
 from analysis.frame import ComparableSet, comparable_sets
 from analysis.page import About, Picture, Section, to_html
+from analysis.published import measured_beside
 from analysis.render import to_terminal, write_table
 from analysis.tables import ALL_TABLES, Table, TableOptions, accuracy_tables, all_tables, weights_table
 from harness.record import RunRecord
@@ -106,7 +107,7 @@ def _write_figures(
     """Figures that were drawn, and the others with what they need."""
     pictures: list[Picture] = []
     missing: list[tuple[str, str]] = []
-    for drawing in drawings(chosen, records):
+    for drawing in drawings(chosen, records, measured_beside(chosen)):
         figure = drawing.draw()
         if figure is None:
             missing.append((drawing.name, drawing.needs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,17 @@ from harness.terminal import JsonFlag, console, errors, human_size, print_rows, 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def common(
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder for weights, decoded pictures and bundled suites; also $SCTBENCH_CACHE.")
+    ] = None,
+) -> None:
+    """Compare parameter-efficient fine-tuning methods for vision transformers."""
+    if cache_dir is not None:
+        os.environ["SCTBENCH_CACHE"] = str(cache_dir.absolute())  # the workers inherit it
 
 
 @app.command()
@@ -82,8 +94,9 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
 
 def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> int:
     """Do what is missing and show it; returns the number of failed runs."""
-    from harness import backbones, local, plan
+    from harness import arrays, backbones, local, plan
     from harness import device as devices
+    from harness.overview import overview, totals
     from harness.progress import Display
     from harness.store import Store
     from methods import registry
@@ -93,6 +106,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     console.print(f"{len(specs)} runs, {len(specs) - len(missing)} complete already. Records: {out / 'runs'}")
     if not missing:
         return 0
+    disk = human_size(totals(overview(selection, lambda _: False))["array_bytes"])
+    console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     setups = [
         local.Setup(
             device=worker,

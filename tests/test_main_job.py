@@ -110,6 +110,13 @@ def test_lists_are_printed_and_are_json(command, tmp_path):
     assert isinstance(json.loads(sctbench(command, "--json", cwd=tmp_path)), list)
 
 
+def test_the_cache_folder_can_be_chosen(tmp_path):
+    arguments = [*RUN[:5], "--methods", "linear", "--recipe", "epochs=1"]
+    output = sctbench("--cache-dir", tmp_path / "mine", *arguments, cwd=tmp_path)
+    assert "Decoded pictures of the selection: 7.5 MB in" in output
+    assert list((tmp_path / "mine" / "arrays").glob("demo-digits-test-*.npy"))
+
+
 def test_mistakes_are_one_line_without_a_traceback(tmp_path):
     output = sctbench("run", "--suite", "dmo", "--methods", "sct", cwd=tmp_path, ok=False)
     assert output.strip() == "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-dg' or 'demo-full'?"

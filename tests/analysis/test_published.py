@@ -2,10 +2,11 @@
 
 import pandas as pd
 import pytest
-from examples import make_record
+from examples import make_record, make_spec
 from rich.console import Console
 
 from analysis import published
+from analysis.figures.published import published_scatter
 from analysis.frame import comparable_sets
 from analysis.render import to_latex, to_markdown, to_terminal
 from analysis.statistics import average_ranks, nemenyi_difference
@@ -138,3 +139,26 @@ def test_unknown_names_are_answered_with_what_there_is(vpetl, tmp_path):
         published.significance(vpetl, "nonesuch")
     with pytest.raises(published.PublishedError, match="no published numbers"):
         published.load(tmp_path)
+
+
+def test_measured_numbers_stand_beside_the_published_ones_of_the_same_method_and_task():
+    specs = [
+        make_spec(suite="vtab1k", task=task, method="sct", seed=seed)
+        for task in ("cifar100", "kitti")
+        for seed in (0, 1)
+    ]
+    measured = [
+        make_record(spec=s, accuracy=a, method_title="SCT")
+        for s, a in zip(specs, (70.0, 72.0, 80.0, 80.0), strict=True)
+    ]
+    (chosen,) = comparable_sets(measured)
+    pairs = published.measured_beside(chosen).set_index("task")
+    assert pairs["measured"].to_dict() == {"cifar100": 71.0, "kitti": 80.0}
+    quoted = published.matrix(published.source("vpetl"))
+    assert pairs["published"].to_dict() == quoted.loc["SCT", ["cifar100", "kitti"]].to_dict()
+    assert published_scatter(pairs.reset_index()) is not None
+
+
+def test_nothing_is_published_on_the_demo():
+    (chosen,) = comparable_sets([make_record(spec=make_spec())])
+    assert published.measured_beside(chosen) is None
