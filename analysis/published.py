@@ -100,8 +100,8 @@ def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
     suite = measured.key["suite"]
     if suite not in REPRINTED or not FOLDER.is_dir():
         return None
-    quoted = matrix(source(REPRINTED[suite]), suite).stack().rename("published").reset_index()
-    quoted.columns = pd.Index(["method", "task", "published"])
+    quoted = matrix(source(REPRINTED[suite]), suite).rename_axis("method").reset_index()
+    quoted = quoted.melt(id_vars="method", var_name="task", value_name="published").dropna()
     rows = measured.rows[measured.rows["status"] == "complete"]
     means = rows.groupby(["title", "task"])["accuracy"].mean().rename("measured").reset_index()
     means = means.rename(columns={"title": "method"})
