@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from harness import backbones, plan, protocol
+from harness import backbones, plan, protocol, tuning
 from harness.errors import USER_ERRORS, HarnessError
 from harness.preprocessing import STATISTICS, Preprocessing
 from harness.spec import BackboneSpec
@@ -45,6 +45,9 @@ class Experiment:
     statistics: str | None = None
     """Input statistics: `model` (those it was trained with), `imagenet`, `half` or `none`. If not given: `model`, and
     with protocol `published` those of the release."""
+
+    trials: int | None = None
+    """Settings that each method may try, with protocol `tuned` alone; `harness.tuning.BUDGET` if not given."""
 
     fit: str = "squash"
     interpolation: str = "bicubic"
@@ -106,6 +109,16 @@ def _seeds(value: int | list[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
+def _trials(asked: Experiment) -> int:
+    if asked.trials is None:
+        return tuning.BUDGET
+    if not protocol.get(asked.protocol).tunes:
+        raise HarnessError(f"trials={asked.trials} is for protocol 'tuned' alone: {asked.protocol!r} tries nothing")
+    if asked.trials < 1:
+        raise HarnessError(f"trials={asked.trials} must be at least 1")
+    return asked.trials
+
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "suite": (str,),
     "methods": (list,),
@@ -117,6 +130,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "image_size": (int,),
     "shots": (list,),
     "statistics": (str,),
+    "trials": (int,),
     "fit": (str,),
     "interpolation": (str,),
     "recipe": (dict,),
@@ -154,6 +168,8 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
         seeds = _seeds(asked.seeds)
     with _Blame(blame("protocol")):
         protocol.get(asked.protocol)
+    with _Blame(blame("trials")):
+        trials = _trials(asked)
     with _Blame(blame("recipe")):
         plan.make_recipe(suite.recipe, asked.recipe)
     with _Blame(blame("shots")):
@@ -171,6 +187,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
         preprocessing=preprocessing,
         shots=shots,
         recipe=asked.recipe,
+        trials=trials,
     )
 
 

@@ -1,4 +1,7 @@
-"""The plan: a selection of suite, methods, protocol and seeds, expanded to a list of RunSpec. Pure, no I/O."""
+"""The plan: a selection of suite, methods, protocol and seeds, expanded to a list of RunSpec. Pure, no I/O.
+
+Under `tuned` the list holds the trials, and `finals` the runs that they decide; `harness.stages` puts both in order.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import protocol as protocols
+from harness import tuning
 from harness.errors import HarnessError
 from harness.preprocessing import Preprocessing
 from harness.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec
@@ -47,6 +51,9 @@ class Selection:
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the training recipe, for all methods."""
+
+    trials: int = tuning.BUDGET
+    """Settings that each method may try where the protocol tunes."""
 
 
 def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
@@ -127,36 +134,86 @@ def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[di
     return dataclasses.asdict(choice.method.configure(config).config), recipe
 
 
-def _spec(
-    selection: Selection, choice: MethodChoice, task: str, shots: int | None, split_seed: int | None, seed: int
-) -> RunSpec:
-    config, recipe = _settings(selection, choice, task)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cell:
+    """What one method is run on: one training list, for as many seeds as were asked for."""
+
+    choice: MethodChoice
+    task: str
+    shots: int | None
+    split_seed: int | None
+
+
+def _cells(selection: Selection) -> list[_Cell]:
+    """Tasks outermost, so that neighbours share their data."""
+    suite = selection.suite
+    return [
+        _Cell(choice=choice, task=task, shots=shots, split_seed=split_seed)
+        for task in task_names(suite, selection.tasks)
+        for shots in check_shots(suite, selection.shots) or (None,)
+        for split_seed in suite.split_seeds or (None,)
+        for choice in selection.methods
+    ]
+
+
+def _spec(selection: Selection, cell: _Cell, protocol: str, seed: int) -> RunSpec:
+    config, recipe = _settings(selection, cell.choice, cell.task)
     return RunSpec(
-        method=choice.method.name,
+        method=cell.choice.method.name,
         config=config,
         backbone=selection.backbone,
         suite=selection.suite.name,
-        task=task,
-        shots=shots,
-        split_seed=split_seed,
-        protocol=selection.protocol,
+        task=cell.task,
+        shots=cell.shots,
+        split_seed=cell.split_seed,
+        protocol=protocol,
         recipe=recipe,
         preprocessing=selection.preprocessing.id,
         seed=seed,
     )
 
 
+def _trials(selection: Selection, cell: _Cell, space: Mapping[str, tuple[Any, ...]]) -> tuple[RunSpec, ...]:
+    """The runs that decide a cell's settings. `HarnessError` if its task has no val split."""
+    choice, task = cell.choice, selection.suite.task(cell.task)
+    if not {"train", "val"} <= set(task.lists):
+        raise HarnessError(f"task {task.name!r} of suite {selection.suite.name!r} has no val split to tune on")
+    default = tuning.setting(_spec(selection, cell, "validation", tuning.SEED), tuple(space))
+    own = {f.name for f in dataclasses.fields(choice.method.Config)}
+    specs = []
+    for drawn in tuning.draw(choice.method.name, space, default, selection.trials):
+        config = {**choice.config, **{key: value for key, value in drawn.items() if key in own}}
+        recipe = {**choice.recipe, **{key: value for key, value in drawn.items() if key not in own}}
+        tried = dataclasses.replace(cell, choice=dataclasses.replace(choice, config=config, recipe=recipe))
+        specs.append(_spec(selection, tried, "validation", tuning.SEED))
+    return tuple(specs)
+
+
+def finals(selection: Selection) -> list[tuning.Final]:
+    """The runs of a selection under `tuned`, each with the trials that will decide it. `HarnessError` for two equal
+    runs."""
+    found = []
+    for cell in _cells(selection):
+        fixed = {**cell.choice.config, **cell.choice.recipe, **selection.recipe}
+        space = {key: values for key, values in cell.choice.method.search_space.items() if key not in fixed}
+        trials = _trials(selection, cell, space)
+        found += [
+            tuning.Final(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
+        ]
+    if len({(final.cell, final.seed) for final in found}) < len(found):
+        raise HarnessError(_TWICE)
+    return found
+
+
+_TWICE = "the selection names the same run twice: a method or a seed is repeated"
+
+
 def expand(selection: Selection) -> list[RunSpec]:
-    """All runs, tasks outermost so that neighbours share their data. `HarnessError` for two equal runs."""
-    suite = selection.suite
-    specs = [
-        _spec(selection, choice, task, shots, split_seed, seed)
-        for task in task_names(suite, selection.tasks)
-        for shots in check_shots(suite, selection.shots) or (None,)
-        for split_seed in suite.split_seeds or (None,)
-        for choice in selection.methods
-        for seed in selection.seeds
-    ]
+    """All runs that can be named now: under `tuned` the trials. `HarnessError` for two equal runs."""
+    if protocols.get(selection.protocol).tunes:
+        trials = [spec for final in finals(selection) for spec in final.trials]
+        return list({spec.run_id: spec for spec in trials}.values())
+    specs = [_spec(selection, cell, selection.protocol, seed) for cell in _cells(selection) for seed in selection.seeds]
     if len({spec.run_id for spec in specs}) < len(specs):
-        raise HarnessError("the selection names the same run twice: a method or a seed is repeated")
+        raise HarnessError(_TWICE)
     return specs

@@ -22,6 +22,9 @@ class Protocol:
     published: bool = False
     """Whether config and recipe of every run come from the table of published ones, and from nowhere else."""
 
+    tunes: bool = False
+    """Whether each method's settings are chosen by trials first, see `harness.tuning`."""
+
     caption: str
     """How tables describe it."""
 
@@ -49,7 +52,16 @@ PUBLISHED = Protocol(
     "after the last epoch",
 )
 
-PROTOCOLS = {protocol.name: protocol for protocol in (FIXED, VALIDATION, PUBLISHED)}
+TUNED = Protocol(
+    name="tuned",
+    final=True,
+    report_split="test",
+    tunes=True,
+    caption="per task, each method's settings chosen among the same number of trials (trained on train, scored on val "
+    "after the last epoch), then trained on train+val with each seed, test opened once after the last epoch",
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in (FIXED, TUNED, VALIDATION, PUBLISHED)}
 
 
 def get(name: str) -> Protocol:

@@ -22,6 +22,46 @@ class BadRecord(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One setting that was tried before a final run, and what it gave."""
+
+    run_id: str
+    """Of the trial's own record."""
+
+    setting: dict[str, Any]
+    """Values of what was searched."""
+
+    accuracy: float | None
+    """Top-1 on val after the last epoch, per cent; None for a failed trial."""
+
+    seconds: float
+    """Device seconds: attaching, training and evaluating; 0 for a failed trial, whose time is not known."""
+
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How the settings of a final run were chosen."""
+
+    budget: int
+    """Trials that every method was allowed."""
+
+    space: dict[str, list[Any]]
+    """What was searched: recipe fields and the method's own knobs, with their candidate values."""
+
+    trials: list[Trial]
+    """In the order drawn, the default setting first; fewer than the budget where the grid is smaller."""
+
+    chosen: int | None
+    """Number of the winner among the trials; None if all failed."""
+
+    seconds: float
+    """Device seconds of all trials."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """What was asked, what came out, what it cost, and on what it ran."""
 
@@ -47,6 +87,9 @@ class RunRecord:
 
     method_info: dict[str, Any] = field(default_factory=dict)
     """What the method said of itself, e.g. the chosen channels per block."""
+
+    tuning: Tuning | None = None
+    """How the settings were chosen, of a final run of the protocol `tuned`."""
 
     environment: dict[str, Any] = field(default_factory=dict)
     """Package versions, code state, device, precision in use, time."""
@@ -79,4 +122,7 @@ class RunRecord:
         }
         for name, kind in (("parameters", Parameters), ("cost", Cost), ("data", Fingerprint)):
             parts[name] = kind(**body[name]) if body[name] else None
+        if body.get("tuning"):
+            trials = [Trial(**trial) for trial in body["tuning"]["trials"]]
+            parts["tuning"] = Tuning(**(body["tuning"] | {"trials": trials}))
         return cls(**(body | parts))

@@ -145,6 +145,12 @@ class RunSpec:
     seed: int
     """Training seed: head and method initialisation, order of images, dropout."""
 
+    trials: int = 0
+    """Budget of trials by which the settings were chosen, in the protocol `tuned`; 0 elsewhere."""
+
+    searched: tuple[str, ...] = ()
+    """Settings that these trials chose, sorted: recipe fields and the method's own knobs."""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -155,6 +161,7 @@ class RunSpec:
         parts = dict(values)
         parts["backbone"] = BackboneSpec(**parts["backbone"])
         parts["recipe"] = Recipe(**parts["recipe"])
+        parts["searched"] = tuple(parts["searched"])
         return cls(**parts)
 
     @property

@@ -23,7 +23,7 @@ class AdaptFormer(Method):
     paper = "Chen et al., AdaptFormer, NeurIPS 2022, arXiv 2205.13535"
     family = "adapter"
     recipe = {"lr": 5e-3}
-    search_space = {**Method.search_space, "scale": (0.1, 1.0)}
+    search_space = {**Method.search_space, "scale": (None, 1.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -17,6 +17,7 @@ class Full(Method):
     paper = "baseline"
     family = "full"
     recipe = {"lr": 5e-5}
+    search_space = {"lr": (2e-5, 5e-5, 1e-4, 3e-4), "weight_decay": (1e-4, 1e-2)}
 
     def expected_parameters(self, backbone: Any) -> int:
         head = {id(p) for p in backbone.get_classifier().parameters()}
