@@ -8,6 +8,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
+
+# Triton decides when it is imported (timm does) whether kernels are compiled or interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from methods.testbed import CLASSES, batch, make_context, small_swin, small_vit
 

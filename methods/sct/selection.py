@@ -6,7 +6,8 @@ importance of channel j is
     s[l, c, j] = || F[:, :, j] ||_2          one norm over all images and tokens of the class
     S[l, j]    = mean of s[l, c, j] over the classes that occur
 
-Sums of squares are streamed, so memory is taps * classes * d numbers, whatever the number of images.
+Sums of squares are streamed, so memory is taps * classes * d numbers, whatever the number of images. On CUDA they are
+taken by kernels, all taps in one forward pass, and nothing waits for the host until the channels are read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from methods.base import MethodError
+from methods.sct.sums import ClassSums
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Images [B, 3, H, W] and labels [B]."""
@@ -48,45 +50,6 @@ class Tap:
     def width(self) -> int:
         """Number of channels read."""
         return int(self.columns.stop - self.columns.start)
-
-
-def per_image_squares(features: Tensor, images: int, prefix: int) -> Tensor:
-    """Sum of squares over positions, per image and channel, [images, d] float64.
-
-    features: [images, tokens, d], of which the first `prefix` tokens are left out; [images, H, W, d]; or Swin's windows
-    [images * windows, tokens, d], which lie image by image.
-    """
-    flat = features.reshape(images, -1, features.shape[-1])[:, prefix:]
-    return flat.double().square().sum(dim=1)
-
-
-class ClassSums:
-    """Running sums of squares per class and channel, for several taps."""
-
-    def __init__(self, num_classes: int, widths: Sequence[int], prefix: int, device: torch.device) -> None:
-        self.sums = [torch.zeros(num_classes, d, dtype=torch.float64, device=device) for d in widths]
-        self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
-        self.prefix = prefix
-
-    def start_batch(self, labels: Tensor) -> None:
-        """The features that follow belong to images of these classes; labels: [B]."""
-        self.one_hot = nn.functional.one_hot(labels, len(self.counts)).double()
-        self.counts += self.one_hot.sum(dim=0)
-
-    def add(self, tap: int, columns: slice, features: Tensor) -> None:
-        """Add one tap's features of the batch. A product with one-hot labels keeps the order of summation fixed."""
-        self.sums[tap] += self.one_hot.T @ per_image_squares(features[..., columns], len(self.one_hot), self.prefix)
-
-    def class_aware(self) -> list[Tensor]:
-        """Importance S [d] of each tap: the mean of the class norms over the classes that occur."""
-        present = self.counts > 0
-        if not bool(present.any()):
-            raise MethodError("channel selection needs at least one training image")
-        return [s[present].sqrt().mean(dim=0) for s in self.sums]
-
-    def l2(self) -> list[Tensor]:
-        """Norm [d] of each tap over all images at once, whatever their class."""
-        return [s.sum(dim=0).sqrt() for s in self.sums]
 
 
 def _sums_for(backbone: Any, taps: Sequence[Tap], num_classes: int) -> ClassSums:
@@ -128,12 +91,11 @@ def saliency_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_clas
 def top_channels(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest scores in ascending order of index; equal scores go to the lower index.
 
-    scores: [d]. Returns int64 [count] on the CPU. Raises `MethodError` if there are fewer than `count` channels.
+    scores: [d]. Returns int64 [count] on their device. Raises `MethodError` if there are fewer than `count` channels.
     """
     if count > len(scores):
         raise MethodError(f"channels={count} must be at most the backbone's width, here {len(scores)}")
-    order = torch.sort(scores.cpu(), descending=True, stable=True).indices
-    return order[:count].sort().values
+    return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
 
 
 def score(
