@@ -1,8 +1,9 @@
-"""A run's data: training splits that are free to read, and test splits behind one door that opens once."""
+"""A run's data: the split it trains on, and held-out splits behind a door that stays shut while it trains."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import arrays
+from harness.door import Door, check_open
 from harness.errors import HarnessError
 from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
 from harness.paths import cache_folder
@@ -67,6 +69,11 @@ def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
     return replace(roots, data=root, lists=root)
 
 
+TRAINED_ON = ("train", "trainval")
+"""Splits of which this process keeps what it has read. Held-out splits are read when they are opened and not kept, so
+no later run finds them in memory."""
+
+
 @lru_cache(maxsize=32)
 def _entries(source: ListFile, num_classes: int, changed: int) -> tuple[Entry, ...]:
     return tuple(read_list(source.path, num_classes))
@@ -89,9 +96,12 @@ class TaskData:
         roots: Roots | None = None,
         shots: int | None = None,
         split_seed: int | None = None,
+        looks: int = 1,
     ) -> None:
+        """`looks`: how often the test split may be opened."""
         self.task, self.preprocessing = task, preprocessing
         self.test_looks = 0
+        self._looks = looks
         roots = build_if_bundled(suite, task, roots or Roots())
         self._sources = locate_lists(suite, task, roots, shots, split_seed)
         self._sources |= {target.name: locate_target(suite, target, roots) for target in task.targets}
@@ -103,7 +113,8 @@ class TaskData:
         source = self._sources[split]
         if not source.path.is_file():
             raise HarnessError(f"{source.path}: no such list file")
-        return _entries(source, self.task.num_classes, source.path.stat().st_mtime_ns)
+        read = _entries if split in TRAINED_ON else _entries.__wrapped__
+        return read(source, self.task.num_classes, source.path.stat().st_mtime_ns)
 
     def _refuse_overlap(self) -> None:
         """No picture of the test split may be trained on or validated on."""
@@ -124,9 +135,26 @@ class TaskData:
             files.update(f"{split}:{arrays.sample_digest(source, entries)}\n".encode())
         return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes)
 
+    def guard(self, trained_on: str) -> Door:
+        """The door in front of every split but the one that is trained on; `train` and `val` lie within `trainval`."""
+        free = {trained_on, "train", "val"} if trained_on == "trainval" else {trained_on}
+        hidden = [split for split in self._sources if split not in free]
+        prefixes = [arrays.folder() / f"{self._label}-{split}-" for split in hidden]
+        return Door(
+            [self._sources[split] for split in hidden],
+            prefixes,
+            lambda: self._pictures(hidden) - self._pictures([trained_on]),
+        )
+
+    def _pictures(self, splits: list[str]) -> set[str]:
+        """Real paths of the pictures that these lists name."""
+        named = ((self._sources[split].folder, entry.name) for split in splits for entry in self.entries(split))
+        return {os.path.realpath(folder / name) for folder, name in named}
+
     def _load(self, split: str) -> Split:
-        label = f"{self._label}-{split}"
-        return _load_split(label, self._sources[split], self.entries(split), self.preprocessing)
+        check_open(f"split {split!r} of {self.task.name!r}")
+        load = _load_split if split in TRAINED_ON else _load_split.__wrapped__
+        return load(f"{self._label}-{split}", self._sources[split], self.entries(split), self.preprocessing)
 
     def train(self, split: str) -> Split:
         """`train`, `val` or `trainval`."""
@@ -137,8 +165,10 @@ class TaskData:
         return self._load(split)
 
     def open_test(self) -> dict[str, Split]:
-        """The test split and all further test sets by name, once; `HarnessError` the second time."""
-        if self.test_looks:
-            raise HarnessError(f"the test split of {self.task.name!r} was opened already in this run")
+        """The test split and all further test sets by name; `HarnessError` once it was opened as often as it may be."""
+        if self.test_looks >= self._looks:
+            allowed = "was opened already in this run" if self._looks else "is not opened under this protocol"
+            raise HarnessError(f"the test split of {self.task.name!r} {allowed}")
+        check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
         return {split: self._load(split) for split in ("test", *(target.name for target in self.task.targets))}

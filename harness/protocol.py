@@ -25,8 +25,17 @@ class Protocol:
     tunes: bool = False
     """Whether each method's settings are chosen by trials first, see `harness.tuning`."""
 
+    every_epoch: bool = False
+    """Whether `report_split` is looked at after every epoch, and the best epoch's accuracy is the result."""
+
     caption: str
     """How tables describe it."""
+
+    def looks(self, epochs: int) -> int:
+        """How often a run may open the test split."""
+        if self.report_split != "test":
+            return 0
+        return epochs if self.every_epoch else 1
 
 
 FIXED = Protocol(

@@ -65,16 +65,19 @@ def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report:
     rule = protocol.get(spec.protocol)
     suite, task = find_task(spec)
     preprocessing = Preprocessing.from_id(spec.preprocessing)
-    data = TaskData(suite, task, preprocessing, roots, spec.shots, spec.split_seed)
-    train = data.train(suite.final_split if rule.final else "train").to(device)
+    data = TaskData(
+        suite, task, preprocessing, roots, spec.shots, spec.split_seed, looks=rule.looks(spec.recipe.epochs)
+    )
+    split = suite.final_split if rule.final else "train"
+    train = data.train(split).to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    prepared = Prepared(spec, train, task.num_classes, preprocessing)
-    trainer = Trainer(prepared.model, prepared.attachment, train, preprocessing, spec.recipe, spec.seed)
-
-    start = time.perf_counter()
-    curve = trainer.fit(report)
-    train_seconds = time.perf_counter() - start
+    with data.guard(split).shut():
+        prepared = Prepared(spec, train, task.num_classes, preprocessing)
+        trainer = Trainer(prepared.model, prepared.attachment, train, preprocessing, spec.recipe, spec.seed)
+        start = time.perf_counter()
+        curve = trainer.fit(report)
+        train_seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
     start = time.perf_counter()
