@@ -25,6 +25,14 @@ class SalientChannels(nn.Module):
         self.linear, self.scale, self.keep = linear, scale, keep
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and x.element_size() <= 4:  # the kernels compute in float32 at most
+            from methods.sct import kernels_module  # Triton is there on machines with CUDA only
+
+            return kernels_module.apply(x, self.linear.weight, self.linear.bias, self.indices, self.scale, self.keep)
+        return self.by_torch(x)
+
+    def by_torch(self, x: Tensor) -> Tensor:
+        """The same without kernels."""
         chosen = x.index_select(-1, self.indices)
         update = self.scale * self.linear(chosen) + (self.keep - 1) * chosen
         return torch.index_add(x, x.dim() - 1, self.indices, update.to(x.dtype))
