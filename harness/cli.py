@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from harness.cli_data import data_app
-from harness.cli_options import DataFolder, ListFolder, OutFolder, takes_selection
+from harness.cli_options import OutFolder
+from harness.cli_runs import runs_app
 from harness.errors import USER_ERRORS
-from harness.terminal import JsonFlag, console, errors, human_size, print_rows, words
+from harness.terminal import JsonFlag, console, errors, print_rows, words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app.add_typer(runs_app)
 app.add_typer(data_app, name="data")
 
 
@@ -27,105 +29,6 @@ def common(
     """Compare parameter-efficient fine-tuning methods for vision transformers."""
     if cache_dir is not None:
         os.environ["SCTBENCH_CACHE"] = str(cache_dir.absolute())  # the workers inherit it
-
-
-@app.command()
-@takes_selection
-def run(
-    selection: Any,
-    root: DataFolder = None,
-    lists: ListFolder = None,
-    out: OutFolder = Path("results"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; one per GPU or CPU core if not given.")
-    ] = None,
-) -> None:
-    """Run a selection of methods on a suite; what is complete already is skipped."""
-    from harness.lists import Roots
-
-    failed = _execute(selection, out, Roots(data=root, lists=lists), device, jobs)
-    if failed:
-        errors.print(f"{failed} run(s) failed; the same command tries them again.")
-        raise typer.Exit(1)
-
-
-@app.command("plan")
-@takes_selection
-def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFlag = False) -> None:
-    """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
-    from harness.overview import ASSUMED_RATE, gpu_hours, overview, totals
-    from harness.store import Store
-
-    lines = overview(selection, Store(out).is_complete)
-    if as_json:
-        print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
-        return
-    print_rows([_plan_row(line.as_dict()) for line in lines], False)
-    total = totals(lines)
-    disk, hours = human_size(total["array_bytes"]), _hours(gpu_hours(total["operations"]))
-    console.print(f"{total['runs']} runs, {total['complete']} complete already. Decoded images on disk: {disk}")
-    console.print(f"GPU hours: {hours} of arithmetic in all, assuming {ASSUMED_RATE / 1e12:.0f} TFLOP/s sustained")
-
-
-def _hours(hours: float | None) -> str:
-    return "?" if hours is None else f"{hours:.2g}"
-
-
-def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a plan's table; shots and draws where there are any."""
-    from harness.overview import gpu_hours
-
-    row = {
-        "task": line["task"],
-        "shots": line["shots"],
-        "draws": line["split_seeds"],
-        "methods": line["methods"],
-        "seeds": line["seeds"],
-        "runs": line["runs"],
-        "complete": line["complete"],
-        "train": line["train_images"],
-        "scored": line["test_images"],
-        "GPU hours": _hours(gpu_hours(line["operations"])),
-        "disk": human_size(line["array_bytes"]),
-    }
-    return {key: value for key, value in row.items() if line["shots"] is not None or key not in ("shots", "draws")}
-
-
-def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> int:
-    """Do what is missing and show it; returns the number of failed runs."""
-    from harness import arrays, backbones, local, plan
-    from harness import device as devices
-    from harness.overview import overview, totals
-    from harness.progress import Display
-    from harness.store import Store
-    from methods import registry
-
-    store, specs = Store(out), plan.expand(selection)
-    missing = [spec for spec in specs if not store.is_complete(spec)]
-    console.print(f"{len(specs)} runs, {len(specs) - len(missing)} complete already. Records: {out / 'runs'}")
-    if not missing:
-        return 0
-    disk = human_size(totals(overview(selection, lambda _: False))["array_bytes"])
-    console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
-    setups = [
-        local.Setup(
-            device=worker,
-            root=out,
-            data=roots,
-            weight_files=backbones.files(),
-            method_files=registry.added_files(),
-            suites=[selection.suite] if not selection.suite.tasks[0].build else [],
-        )
-        for worker in local.worker_devices(devices.choose(device_name), jobs)
-    ]
-    with Display(len(missing), console) as display:
-        try:
-            local.execute(missing, setups, display)
-        except KeyboardInterrupt:
-            errors.print("Stopped. The same command goes on with what is missing.")
-            raise typer.Exit(130) from None
-    return len(display.failed)
 
 
 @app.command()

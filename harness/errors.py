@@ -8,4 +8,13 @@ class HarnessError(ValueError):
     """Input that cannot be worked with; the message names the key, value or file and says what to do."""
 
 
+class DataError(HarnessError):
+    """Lists or pictures that are missing or damaged."""
+
+
+class Interrupted(Exception):
+    """The run stopped because it was asked to. Its state is saved; the same spec, done again, goes on from there."""
+
+
 USER_ERRORS = (HarnessError, MethodError, SuiteError)
+"""What the command line prints without a traceback."""

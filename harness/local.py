@@ -8,45 +8,44 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-from collections.abc import Callable, Iterable
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
-from harness import backbones
-from harness.lists import Roots
+from harness import worker
+from harness.errors import Interrupted
+from harness.failures import CLASSES, FailureClass
 from harness.record import RunRecord
-from harness.run import attempt
 from harness.spec import RunSpec
-from harness.store import Store
 from harness.trainer import Progress
-from methods import registry
-from suites import SUITES
-from suites.base import Suite
+from harness.worker import Busy, Setup
+
+Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
+"""Called with each run's progress, at last with its record, and when somebody else is at it."""
+
+RETRY_SECONDS = 2.0
+"""Time until it is asked again whether a run that somebody else was at is done."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What a worker process must know."""
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """How an execution ended, beside the records."""
 
-    device: str
-    root: Path
-    """Folder of the results."""
+    interrupted: bool = False
+    """Whether it was asked to stop before all was done."""
 
-    data: Roots
-    """Folders of the user's data."""
+    ended_by: FailureClass | None = None
+    """The failure that the runs not started would have met too."""
 
-    weight_files: dict[str, Path]
-    method_files: list[str]
-    suites: list[Suite]
-    """Suites that were read from the user's own files."""
-
-
-Listener = Callable[[RunSpec, Progress | RunRecord], None]
-"""Called with each run's progress, and at last with its record."""
+    not_started: int = 0
 
 
 def worker_devices(device: torch.device, jobs: int | None) -> list[str]:
@@ -58,18 +57,21 @@ def worker_devices(device: torch.device, jobs: int | None) -> list[str]:
 
 
 def _work(connection: Connection, setup: Setup) -> None:
-    """A worker's life: receive a spec, do it, write the record, send it back; until None comes."""
-    backbones.remember_files(setup.weight_files)
-    for reference in setup.method_files:
-        registry.add_file(reference)
-    SUITES.update({suite.name: suite for suite in setup.suites})
-    device, store = torch.device(setup.device), Store(setup.root)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    while (spec := connection.recv()) is not None:
-        record = attempt(spec, device, setup.data, connection.send)
-        store.write(record)
-        connection.send(record)
+    """A worker's life: receive a spec, do it, send its record back; until None comes, or a stop is requested."""
+    worker.enter(setup)
+    worker.stop_on_signals()
+
+    def report(progress: Progress) -> None:
+        try:
+            connection.send(progress)
+        except OSError:
+            worker.request_stop("the command that started this process is gone")
+
+    try:
+        while (spec := connection.recv()) is not None:
+            connection.send(worker.do(spec, setup, report))
+    except (Interrupted, EOFError, OSError):
+        return
 
 
 class _Worker:
@@ -78,62 +80,194 @@ class _Worker:
     def __init__(self, setup: Setup) -> None:
         context = mp.get_context("spawn")
         self.setup = setup
+        self.spec: RunSpec | None = None
+        self.share: Any = None
+        """What its runs have in common, see `shared`."""
+
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(theirs, setup), daemon=True)
+        # Ctrl-C reaches all processes of a terminal. The workers inherit that it is ignored: this process tells them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()
-        self.spec: RunSpec | None = None
 
     def give(self, spec: RunSpec | None) -> None:
         """Hand over the next run, or None to end."""
         self.spec = spec
-        self.connection.send(spec)
+        if spec is not None:
+            self.share = shared(spec)
+        with suppress(OSError):  # it may have died: the next read says so
+            self.connection.send(spec)
 
 
-def execute(specs: Iterable[RunSpec], setups: list[Setup], listen: Listener) -> None:
-    """Do all runs. A worker that dies takes one run with it, which is recorded as failed, and is replaced."""
-    waiting = list(specs)
-    workers = [_Worker(setup) for setup in setups[: len(waiting)]]
-    for worker in workers:
-        worker.give(waiting.pop(0))
-    try:
-        while workers:
-            ready = wait([worker.connection for worker in workers])
-            for worker in [w for w in workers if w.connection in ready]:
-                _hear(worker, workers, waiting, listen)
-    finally:
-        for worker in workers:
-            worker.process.terminate()
+def shared(spec: RunSpec) -> tuple[Any, ...]:
+    """What runs must have in common to share decoded data and loaded weights in one process."""
+    return spec.suite, spec.task, spec.shots, spec.split_seed, spec.preprocessing, spec.backbone
 
 
-def _hear(worker: _Worker, workers: list[_Worker], waiting: list[RunSpec], listen: Listener) -> None:
-    """Take one message from a worker; give it the next run when it has finished one."""
-    spec = worker.spec
-    assert spec is not None
-    try:
-        message: Progress | RunRecord = worker.connection.recv()
-    except (EOFError, ConnectionResetError):
-        message = _killed(worker)
-        workers.remove(worker)
-        if waiting:
-            worker = _Worker(worker.setup)
-            workers.append(worker)
-    listen(spec, message)
-    if isinstance(message, RunRecord) and worker in workers:
-        if waiting:
-            worker.give(waiting.pop(0))
+class _Queue:
+    """The runs that wait, by what they share."""
+
+    def __init__(self, specs: Iterable[RunSpec]) -> None:
+        self.groups: dict[Any, deque[RunSpec]] = {}
+        for spec in specs:
+            self.groups.setdefault(shared(spec), deque()).append(spec)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups.values()))
+
+    def take(self, own: Any, others: set[Any]) -> RunSpec | None:
+        """The next run for a worker whose last runs shared `own`: of the same kind, or of a kind that no other worker
+        is at, or of the kind that has most left."""
+        if not self.groups:
+            return None
+        free = [share for share in self.groups if share not in others]
+        if own in self.groups:
+            share = own
         else:
-            worker.give(None)
-            workers.remove(worker)
-            worker.process.join()
+            share = free[0] if free else max(self.groups, key=lambda share: len(self.groups[share]))
+        spec = self.groups[share].popleft()
+        if not self.groups[share]:
+            del self.groups[share]
+        return spec
+
+    def clear(self) -> int:
+        """Drop all; returns how many there were."""
+        count = len(self)
+        self.groups.clear()
+        return count
 
 
-def _killed(worker: _Worker) -> RunRecord:
-    """Record of a run whose process died."""
-    assert worker.spec is not None
-    worker.process.join()
-    title = registry.get(worker.spec.method).title
-    reason = f"the worker process ended with exit code {worker.process.exitcode} (out of memory, or killed)"
-    record = RunRecord(spec=worker.spec, method_title=title, status="failed", reason=reason)
-    Store(worker.setup.root).write(record)
-    return record
+class _Interrupts:
+    """Counts Ctrl-C and SIGTERM while it is in use as a context manager. The second raises `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reader, self.writer = os.pipe()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        os.write(self.writer, b"!")  # wakes up whoever waits for `reader`
+        if self.count > 1:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Within: signals are counted here."""
+        before = [(number, signal.signal(number, self._handle)) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+            os.close(self.reader)
+            os.close(self.writer)
+
+
+class _Execution:
+    """One call of `execute`."""
+
+    def __init__(self, specs: Iterable[RunSpec], setups: list[Setup], listen: Listener) -> None:
+        self.queue, self.setups, self.listen, self.outcome = _Queue(specs), setups, listen, Outcome()
+        self.busy: deque[RunSpec] = deque()
+        self.workers: list[_Worker] = []
+        self.interrupts = _Interrupts()
+
+    def run(self) -> Outcome:
+        """Until all is done, or until it is interrupted and the workers have saved their states."""
+        with self.interrupts.counted():
+            try:
+                for setup in self.setups[: len(self.queue)]:
+                    self.workers.append(_Worker(setup))
+                    self._next(self.workers[-1])
+                while any(one.spec for one in self.workers) or (self.busy and not self.outcome.interrupted):
+                    self._step()
+            finally:
+                self._end()
+        return self.outcome
+
+    def _step(self) -> None:
+        """Hear what the workers say; ask again for the runs of others."""
+        connections = [one.connection for one in self.workers]
+        ready = wait([*connections, *([] if self.outcome.interrupted else [self.interrupts.reader])], RETRY_SECONDS)
+        if self.interrupts.count and not self.outcome.interrupted:
+            self._interrupt()
+        for one in [one for one in self.workers if one.connection in ready]:
+            self._hear(one)
+        if not ready and not self.outcome.interrupted:
+            for one in [one for one in self.workers if one.spec is None]:
+                self._next(one)
+
+    def _interrupt(self) -> None:
+        self.outcome.interrupted = True
+        self.outcome.not_started = self.queue.clear()
+        for one in self.workers:
+            if one.spec is not None:
+                one.process.terminate()  # SIGTERM: it saves at the next step boundary
+
+    def _next(self, one: _Worker) -> None:
+        """Give a worker a run that waits, else one that somebody else was at, else nothing for now."""
+        others = {other.share for other in self.workers if other is not one and other.spec is not None}
+        spec = self.queue.take(one.share, others)
+        if spec is None and self.busy:
+            spec = self.busy.popleft()
+        if spec is not None:
+            one.give(spec)
+
+    def _hear(self, one: _Worker) -> None:
+        """Take one message from a worker; give it the next run when it has finished one."""
+        spec = one.spec
+        try:
+            message: Progress | RunRecord | Busy = one.connection.recv()
+        except (EOFError, OSError):
+            self._died(one)
+            return
+        assert spec is not None
+        self.listen(spec, message)
+        if isinstance(message, Progress):
+            return
+        one.spec = None
+        if isinstance(message, Busy):
+            self.busy.append(spec)
+            if not len(self.queue):
+                return  # asked again after a while
+        elif message.failure is not None:
+            self._consider(one, CLASSES[message.failure.kind])
+        if one in self.workers and not self.outcome.interrupted:
+            self._next(one)
+
+    def _consider(self, one: _Worker, kind: FailureClass) -> None:
+        """What a failure means for the process that met it and for the runs that wait."""
+        if kind.ends_all and not self.outcome.interrupted:
+            self.outcome.ended_by = kind
+            self.outcome.not_started += self.queue.clear() + len(self.busy)
+            self.busy.clear()
+        if kind.ends_process:
+            one.give(None)
+            self._replace(one)
+
+    def _died(self, one: _Worker) -> None:
+        """A worker takes one run with it, which is recorded as failed, and is replaced."""
+        one.process.join()
+        if one.spec is not None and not self.outcome.interrupted:
+            reason = f"the worker process ended with exit code {one.process.exitcode} (out of memory, or killed)"
+            self.listen(one.spec, worker.record_killed(one.spec, one.setup, reason))
+        self._replace(one)
+
+    def _replace(self, one: _Worker) -> None:
+        self.workers.remove(one)
+        if (len(self.queue) or self.busy) and not self.outcome.interrupted:
+            self.workers.append(_Worker(one.setup))
+            self._next(self.workers[-1])
+
+    def _end(self) -> None:
+        for one in self.workers:
+            one.give(None) if one.spec is None else one.process.kill()
+        for one in self.workers:
+            one.process.join()
+
+
+def execute(specs: Iterable[RunSpec], setups: list[Setup], listen: Listener) -> Outcome:
+    """Do all runs. Ctrl-C (or SIGTERM) once: the workers save their states and stop; twice: `KeyboardInterrupt`."""
+    return _Execution(specs, setups, listen).run()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from harness.record import RunRecord
 from harness.spec import RunSpec
 from harness.trainer import Progress
+from harness.worker import Busy
 
 
 def describe(spec: RunSpec) -> str:
@@ -21,7 +21,8 @@ def describe(spec: RunSpec) -> str:
 def result_line(record: RunRecord) -> str:
     """One line on a finished run."""
     if record.status != "complete":
-        return f"[red]{describe(record.spec)}  FAILED  {record.reason}[/red]"
+        kind = record.failure.kind if record.failure else ""
+        return f"[red]{describe(record.spec)}  FAILED  {kind}: {escape(record.reason)}[/red]"
     (split, metrics), cost = next(iter(record.metrics.items())), record.cost
     seconds = f"{cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds:6.1f} s" if cost else ""
     return f"{describe(record.spec)}  {split} {metrics.accuracy:5.1f} %  {seconds}"
@@ -46,7 +47,7 @@ class Display:
         )
         self._overall = self.bars.add_task("[bold]runs[/bold]", total=total, detail="")
         self._lines: dict[str, object] = {}
-        self._start = time.monotonic()
+        self._others: set[str] = set()
 
     def __enter__(self) -> Display:
         self.bars.start()
@@ -55,10 +56,12 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def __call__(self, spec: RunSpec, message: Progress | RunRecord) -> None:
+    def __call__(self, spec: RunSpec, message: Progress | RunRecord | Busy) -> None:
         """Take one message of a run."""
         if isinstance(message, RunRecord):
             self._finished(message)
+        elif isinstance(message, Busy):
+            self._busy(message)
         else:
             self._moved(spec, message)
 
@@ -68,6 +71,12 @@ class Display:
         where = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %"
         detail = f"{where}  {at.images_per_second:.0f} img/s"
         self.bars.update(self._lines[spec.run_id], completed=at.step, detail=detail)  # type: ignore[arg-type]
+
+    def _busy(self, found: Busy) -> None:
+        """Said once for each run; it is asked for again until it is done."""
+        if found.spec.run_id not in self._others:
+            self._others.add(found.spec.run_id)
+            self.console.print(f"{describe(found.spec)}  waits for {found.holder}, which is at it", highlight=False)
 
     def _finished(self, record: RunRecord) -> None:
         self.done += 1

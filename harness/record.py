@@ -10,6 +10,7 @@ from typing import Any, Self
 from harness.cost import Cost, Parameters
 from harness.data import Fingerprint
 from harness.evaluation import Metrics
+from harness.failures import Failure
 from harness.spec import RunSpec, digest
 from harness.trainer import Epoch
 
@@ -17,8 +18,16 @@ SCHEMA = 1
 """Version of the record's layout."""
 
 
+_PARTS = {"parameters": Parameters, "cost": Cost, "data": Fingerprint, "failure": Failure}
+
+
 class BadRecord(ValueError):
     """A record that must not be used; the message is the reason."""
+
+    def __init__(self, reason: str, whole: bool = False) -> None:
+        super().__init__(reason)
+        self.whole = whole
+        """Whether it is as it was written, by another version of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +84,9 @@ class RunRecord:
     reason: str = ""
     """Why it failed."""
 
+    failure: Failure | None = None
+    """What kind of failure it was, and where."""
+
     metrics: dict[str, Metrics] = field(default_factory=dict)
     """Result by split, for the split that the protocol reports."""
 
@@ -113,16 +125,22 @@ class RunRecord:
         if body.pop("digest") != digest(body):
             raise BadRecord("altered: its digest does not fit its content")
         if body.pop("schema") != SCHEMA:
-            raise BadRecord(f"written by another version (schema is not {SCHEMA})")
-        del body["run_id"]
-        parts = {
-            "spec": RunSpec.from_dict(body["spec"]),
-            "metrics": {split: Metrics(**m) for split, m in body["metrics"].items()},
-            "curve": [Epoch(**e) for e in body["curve"]],
-        }
-        for name, kind in (("parameters", Parameters), ("cost", Cost), ("data", Fingerprint)):
-            parts[name] = kind(**body[name]) if body[name] else None
-        if body.get("tuning"):
-            trials = [Trial(**trial) for trial in body["tuning"]["trials"]]
-            parts["tuning"] = Tuning(**(body["tuning"] | {"trials": trials}))
-        return cls(**(body | parts))
+            raise BadRecord(f"written by another version (schema is not {SCHEMA})", whole=True)
+        try:
+            return cls(**_parts(body))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadRecord(f"written by another version ({type(error).__name__}: {error})", whole=True) from None
+
+
+def _parts(body: dict[str, Any]) -> dict[str, Any]:
+    """The record's fields out of a document."""
+    parts = {key: value for key, value in body.items() if key != "run_id"}
+    parts["spec"] = RunSpec.from_dict(body["spec"])
+    parts["metrics"] = {split: Metrics(**m) for split, m in body["metrics"].items()}
+    parts["curve"] = [Epoch(**e) for e in body["curve"]]
+    for name, kind in _PARTS.items():
+        parts[name] = kind(**body[name]) if body.get(name) else None
+    if body.get("tuning"):
+        trials = [Trial(**trial) for trial in body["tuning"]["trials"]]
+        parts["tuning"] = Tuning(**(body["tuning"] | {"trials": trials}))
+    return parts

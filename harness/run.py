@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from harness import backbones, environment, evaluation, protocol
 from harness import device as devices
-from harness.cost import Cost, count_parameters, forward_flops, state_bytes, trained_state
+from harness import environment, evaluation, failures, protocol
+from harness.cost import Cost, forward_flops, state_bytes
 from harness.data import Split, TaskData
-from harness.errors import USER_ERRORS
+from harness.errors import Interrupted
+from harness.failures import Failure
 from harness.lists import Roots
+from harness.prepared import Prepared
 from harness.preprocessing import Preprocessing
 from harness.record import RunRecord
+from harness.resume import Keeper
 from harness.spec import RunSpec
-from harness.trainer import Diverged, Report, Trainer, derived_seed, images_per_epoch, total_steps
+from harness.trainer import Report, Trainer, images_per_epoch
 from methods import registry
-from methods.base import Attachment, Context
 from suites import SUITES
 from suites.base import Suite, Task
 
@@ -30,38 +34,55 @@ def find_task(spec: RunSpec) -> tuple[Suite, Task]:
     return suite, suite.task(spec.task)
 
 
-class Prepared:
-    """A model with its method attached, ready to train."""
+def identity(spec: RunSpec, device: torch.device) -> dict[str, Any]:
+    """What a training state must have been made with for this run to go on from it exactly."""
+    source = inspect.getsourcefile(registry.get(spec.method))
+    return {
+        "run_id": spec.run_id,
+        "device": device.type,
+        "precision": devices.precision_in_use(spec.recipe.precision, device),
+        "method_code": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+    }
 
-    def __init__(self, spec: RunSpec, data: Split, num_classes: int, preprocessing: Preprocessing) -> None:
-        device = data.labels.device
-        torch.manual_seed(derived_seed(spec.seed, "model"))
-        self.model: Any = backbones.build(spec.backbone, num_classes, spec.recipe.drop_path).to(device)
-        head = self.model.get_classifier()
-        self._head = {id(p) for p in head.parameters()}
-        self._pretrained = {id(p) for p in self.model.parameters()} - self._head
-        self._buffers = {name for name, _ in self.model.named_buffers()}
-        context = Context(
-            num_classes=num_classes,
-            device=device,
-            generator=torch.Generator().manual_seed(derived_seed(spec.seed, "method")),
-            total_steps=total_steps(len(data), spec.recipe),
-            calibration=lambda size: ((preprocessing.normalise(x), y) for x, y in data.batches(size, device)),
+
+def _train(
+    spec: RunSpec,
+    data: Split,
+    classes: int,
+    preprocessing: Preprocessing,
+    report: Report | None,
+    keep: Keeper | None,
+) -> tuple[Prepared, Trainer, list[int]]:
+    """A trained model, from the newest saved state if there is one; and the steps at which it was resumed."""
+    saved = keep.states.newest(data.labels.device) if keep else None
+    prepared = Prepared(spec, data, classes, preprocessing, saved["model"]["memory"] if saved else None)
+    trainer = Trainer(prepared.model, prepared.attachment, data, preprocessing, spec.recipe, spec.seed)
+    resumed: list[int] = []
+    if saved:
+        prepared.load_state(saved["model"])
+        trainer.load_state(saved["trainer"])
+        resumed = [*saved["resumed"], trainer.step]
+
+    def boundary(epoch_ends: bool) -> None:
+        assert keep is not None
+        keep(
+            trainer.step,
+            epoch_ends,
+            lambda: {"model": prepared.state(), "trainer": trainer.state(), "resumed": resumed},
         )
-        start = time.perf_counter()
-        method = registry.get(spec.method).configure(spec.config)
-        self.attachment: Attachment = method.attach(self.model, context)
-        self.attach_seconds = time.perf_counter() - start
-        head.requires_grad_(True)
-        self.parameters = count_parameters(self.model, self._pretrained, self._head)
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """What must be stored beside the pretrained checkpoint."""
-        return trained_state(self.model, self._buffers)
+    trainer.fit(report, boundary if keep else None)
+    return prepared, trainer, resumed
 
 
-def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report: Report | None = None) -> RunRecord:
-    """Do one run. Errors propagate; `attempt` turns them into failed records."""
+def run(
+    spec: RunSpec,
+    device: torch.device,
+    roots: Roots | None = None,
+    report: Report | None = None,
+    keep: Keeper | None = None,
+) -> RunRecord:
+    """Do one run, from where `keep` has it if it has. Errors propagate; `attempt` turns them into failed records."""
     rule = protocol.get(spec.protocol)
     suite, task = find_task(spec)
     preprocessing = Preprocessing.from_id(spec.preprocessing)
@@ -73,11 +94,7 @@ def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with data.guard(split).shut():
-        prepared = Prepared(spec, train, task.num_classes, preprocessing)
-        trainer = Trainer(prepared.model, prepared.attachment, train, preprocessing, spec.recipe, spec.seed)
-        start = time.perf_counter()
-        curve = trainer.fit(report)
-        train_seconds = time.perf_counter() - start
+        prepared, trainer, resumed = _train(spec, train, task.num_classes, preprocessing, report, keep)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
     start = time.perf_counter()
@@ -87,8 +104,8 @@ def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report:
     cost = Cost(
         forward_flops=forward_flops(prepared.model, preprocessing),
         attach_seconds=prepared.attach_seconds,
-        train_seconds=train_seconds,
-        train_images_per_second=images_per_epoch(len(train), spec.recipe) * spec.recipe.epochs / train_seconds,
+        train_seconds=trainer.seconds,
+        train_images_per_second=images_per_epoch(len(train), spec.recipe) * spec.recipe.epochs / trainer.seconds,
         evaluate_seconds=evaluate_seconds,
         trained_bytes=state_bytes(prepared.trained_state()),
         peak_memory_bytes=peak,
@@ -98,25 +115,37 @@ def run(spec: RunSpec, device: torch.device, roots: Roots | None = None, report:
         method_title=registry.get(spec.method).title,
         status="complete",
         metrics=metrics,
-        curve=curve,
+        curve=trainer.curve,
         parameters=prepared.parameters,
         cost=cost,
         data=data.fingerprint(),
         test_looks=data.test_looks,
         method_info=prepared.attachment.info,
-        environment=environment.describe(device, trainer.precision),
+        environment=environment.describe(device, trainer.precision) | {"resumed_at_steps": resumed},
     )
 
 
-def attempt(spec: RunSpec, device: torch.device, roots: Roots | None = None, report: Report | None = None) -> RunRecord:
-    """`run`, where whatever goes wrong becomes a failed record with the reason."""
+def attempt(
+    spec: RunSpec,
+    device: torch.device,
+    roots: Roots | None = None,
+    report: Report | None = None,
+    keep: Keeper | None = None,
+) -> RunRecord:
+    """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
-        return run(spec, device, roots, report)
-    except (*USER_ERRORS, Diverged, torch.OutOfMemoryError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        return run(spec, device, roots, report, keep)
+    except Interrupted:
+        raise
     except Exception as error:  # a defect in a method must not stop the other runs
-        reason = f"unexpected {type(error).__name__}: {error}"
+        reason, failure = failures.describe(error)
     where = environment.describe(device, devices.precision_in_use(spec.recipe.precision, device))
+    return failed_record(spec, reason, failure, where)
+
+
+def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dict[str, Any] | None = None) -> RunRecord:
+    """The record of a run that failed."""
+    title = registry.get(spec.method).title
     return RunRecord(
-        spec=spec, method_title=registry.get(spec.method).title, status="failed", reason=reason, environment=where
+        spec=spec, method_title=title, status="failed", reason=reason, failure=failure, environment=environment or {}
     )

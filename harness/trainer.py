@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,13 +17,10 @@ from harness import augmentation
 from harness import device as devices
 from harness.data import Split
 from harness.errors import HarnessError
+from harness.failures import Diverged
 from harness.preprocessing import Preprocessing
 from harness.spec import Recipe
 from methods.base import Attachment
-
-
-class Diverged(RuntimeError):
-    """The training loss is not a finite number any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +60,9 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+Boundary = Callable[[bool], None]
+"""Called after every step, with whether an epoch ended: it may take `Trainer.state()`, and raise to stop."""
+
 REPORT_EVERY_SECONDS = 0.2
 
 
@@ -138,40 +138,99 @@ class Trainer:
         self.precision = devices.precision_in_use(recipe.precision, self.device)
         self.optimizer = make_optimizer(model, recipe)
         self.steps = total_steps(len(data), recipe)
-        self.step = 0
+        self.batches = self.steps // recipe.epochs
         self.augment = augmentation.make(
             recipe.augmentation, preprocessing, int(self.model.num_classes), recipe.label_smoothing
         )
+        self.step = 0
+        self.batch = 0
+        """Batches done of the epoch that is under way."""
 
-    def fit(self, report: Report | None = None) -> list[Epoch]:
-        """Run the whole recipe; returns the learning curve. Raises `Diverged` if the loss is not finite."""
+        self.curve: list[Epoch] = []
+        self.seconds = 0.0
+        """Time spent in `fit`, in earlier processes too."""
+
+        self._clock = time.perf_counter()
+        self._sums = self._no_sums()
+
+    def _no_sums(self) -> dict[str, Tensor]:
+        """Over the epoch so far, on the device: loss times images, right answers, steps with a finite loss."""
+        return {name: torch.zeros((), device=self.device) for name in ("loss", "correct", "finite")}
+
+    def fit(self, report: Report | None = None, boundary: Boundary | None = None) -> list[Epoch]:
+        """Run the recipe from where it stands to its end; returns the learning curve. Raises `Diverged` if the loss is
+        not finite, and whatever `boundary` raises."""
         self.model.train()
-        curve = [self._epoch(epoch, report) for epoch in range(1, self.recipe.epochs + 1)]
+        self._clock = time.perf_counter() - self.seconds
+        while len(self.curve) < self.recipe.epochs:
+            self._epoch(len(self.curve) + 1, report, boundary)
+        self.seconds = time.perf_counter() - self._clock
         self.model.eval()
-        return curve
+        return self.curve
 
-    def _epoch(self, epoch: int, report: Report | None) -> Epoch:
-        # Seeding here makes an epoch's random choices a function of (seed, epoch) alone.
-        torch.manual_seed(derived_seed(self.seed, f"epoch {epoch}"))
-        loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
+    def state(self) -> dict[str, Any]:
+        """Where training stands at a step boundary, beside the model's tensors. Raises `Diverged` as `fit` does."""
+        self._check_finite(len(self.curve) + 1)
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "step": self.step,
+            "batch": self.batch,
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "seconds": time.perf_counter() - self._clock,
+            "sums": self._sums,
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; the model's tensors have been put back already."""
+        self.step, self.batch, self.seconds = state["step"], state["batch"], state["seconds"]
+        self.curve = [Epoch(**epoch) for epoch in state["curve"]]
+        self._sums = state["sums"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+
+    def _epoch(self, epoch: int, report: Report | None, boundary: Boundary | None) -> None:
+        if self.batch == 0:
+            # Seeding here makes an epoch's random choices a function of (seed, epoch) alone.
+            torch.manual_seed(derived_seed(self.seed, f"epoch {epoch}"))
+            self._sums = self._no_sums()
         seen, start, shown = 0, time.perf_counter(), 0.0
-        for images, labels in self._batches(epoch):
+        for images, labels in self._batches(epoch, self.batch):
             loss, hits = self._train_step(images, labels)
-            loss_sum += loss * len(labels)
-            correct += hits
+            self._sums["loss"] += loss * len(labels)
+            self._sums["correct"] += hits
+            self._sums["finite"] += self._sums["loss"].abs() < math.inf
+            self.batch += 1
             seen += len(labels)
             now = time.perf_counter()
             if report and now - shown > REPORT_EVERY_SECONDS:  # reading the sums waits for the device
                 shown = now
-                report(self._progress(epoch, float(loss_sum) / seen, 100 * float(correct) / seen, seen / (now - start)))
-        mean_loss = float(loss_sum) / seen
-        if not math.isfinite(mean_loss):
-            raise Diverged(f"the training loss became {mean_loss} in epoch {epoch} (step {self.step} at the latest)")
+                report(self._progress(epoch, seen / (now - start)))
+            if boundary and self.batch < self.batches:
+                boundary(False)
+        self._check_finite(epoch)
+        mean, accuracy = self._means()
         lr = self.optimizer.param_groups[0]["lr"]
-        return Epoch(epoch=epoch, train_loss=mean_loss, train_accuracy=100 * float(correct) / seen, lr=lr)
+        self.curve.append(Epoch(epoch=epoch, train_loss=mean, train_accuracy=accuracy, lr=lr))
+        self.batch = 0
+        if boundary:
+            boundary(True)
 
-    def _progress(self, epoch: int, loss: float, accuracy: float, speed: float) -> Progress:
+    def _means(self) -> tuple[float, float]:
+        """Mean loss, and per cent right, over the epoch so far."""
+        size = self.recipe.batch_size
+        seen = min(self.batch * size, images_per_epoch(len(self.data), self.recipe))
+        return float(self._sums["loss"]) / seen, 100 * float(self._sums["correct"]) / seen
+
+    def _check_finite(self, epoch: int) -> None:
+        if not math.isfinite(float(self._sums["loss"])):
+            raise Diverged(self.step - self.batch + int(self._sums["finite"]) + 1, epoch)
+
+    def _progress(self, epoch: int, speed: float) -> Progress:
+        loss, accuracy = self._means()
         return Progress(
             epoch=epoch,
             epochs=self.recipe.epochs,
@@ -182,18 +241,19 @@ class Trainer:
             images_per_second=speed,
         )
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images [B, 3, H, W] and targets: labels [B], or probabilities [B, C]."""
+    def _batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images [B, 3, H, W] and targets, labels [B] or probabilities [B, C], from batch `first` on."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order {epoch}"))
         order = torch.randperm(len(self.data), generator=generator)[: images_per_epoch(len(self.data), self.recipe)]
-        for number, index in enumerate(order.to(self.device).split(self.recipe.batch_size)):
+        batches = order.to(self.device).split(self.recipe.batch_size)
+        for number, index in enumerate(batches[first:], first):
             seed = derived_seed(self.seed, f"augment {epoch} {number}")
             yield self.augment(self.data.images[index], self.data.labels[index], seed)
 
     def _train_step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One update. Returns the mean loss and the number of right answers, both on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.recipe, self.steps // self.recipe.epochs)
+            group["lr"] = learning_rate(self.step, self.recipe, self.batches)
         soft = targets.ndim == 2
         with devices.autocast(self.precision, self.device):
             logits = self.model(images)

@@ -11,11 +11,14 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
     import torch
     from torch import Tensor, nn
+
+
+Value = TypeVar("Value")
 
 
 class MethodError(ValueError):
@@ -50,6 +53,19 @@ class Context:
     """`calibration(batch_size)` yields the training split in use once, in order, without augmentation:
     images [B, 3, H, W] float32 normalised on `device`, labels [B] int64."""
 
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What `remember` holds. A resumed run starts with what it held when the run was stopped."""
+
+    def remember(self, key: str, compute: Callable[[], Value]) -> Value:
+        """What `compute()` gives, the first time; in a resumed run what it gave then, without looking at the data.
+
+        Every choice made by looking at `calibration` goes through here, under a key of its own: tensors, numbers and
+        texts, also in lists, tuples and dicts.
+        """
+        if key not in self.memory:
+            self.memory[key] = compute()
+        return self.memory[key]
+
 
 @dataclass(kw_only=True)
 class Attachment:
@@ -66,6 +82,13 @@ class Attachment:
 
     after_step: Callable[[int], None] | None = None
     """Called after every optimiser step with its number (from 1), while the step's gradients are still there."""
+
+    state: Callable[[], Any] | None = None
+    """What `penalty` and `after_step` carry from step to step outside parameters and buffers, as tensors and plain
+    values, also in lists, tuples and dicts: a run that is stopped and resumed gives it to `load_state`."""
+
+    load_state: Callable[[Any], None] | None = None
+    """Takes back what `state` gave. Tensors lie on the device they came from."""
 
 
 @dataclass(frozen=True, kw_only=True)

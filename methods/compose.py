@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,13 @@ def merge_all(merges: list[Callable[[], None]]) -> None:
                     raise
                 refused.append(merge)
         waiting = refused
+
+
+def load_states(attachments: list[Attachment], states: list[Any]) -> None:
+    """Give each part its own state back."""
+    for attachment, state in zip(attachments, states, strict=True):
+        if attachment.load_state is not None:
+            attachment.load_state(state)
 
 
 class Compose(Method):
@@ -93,7 +101,8 @@ class Compose(Method):
             if "swin" not in method.serves:
                 require_vit(backbone, method.name)
         for method in parts:
-            attachments.append(method.attach(backbone, context))
+            own = replace(context, memory=context.remember(method.name, dict))
+            attachments.append(method.attach(backbone, own))
             trained += [p for p in backbone.parameters() if p.requires_grad]
         # Injecting a tuner of the peft package freezes what earlier parts had turned on.
         for parameter in trained:
@@ -104,4 +113,6 @@ class Compose(Method):
             merge=(lambda: merge_all(merges)) if len(merges) == len(attachments) else None,
             penalty=joined_penalty([a.penalty for a in attachments if a.penalty is not None]),
             after_step=one_after_the_other([a.after_step for a in attachments if a.after_step is not None]),
+            state=lambda: [a.state() if a.state is not None else None for a in attachments],
+            load_state=partial(load_states, attachments),
         )

@@ -97,13 +97,18 @@ class GPS(Method):
         features = backbone.forward_head(backbone.forward_features(views), pre_logits=True)
         return contrastive_loss(features, torch.cat([labels, labels]))
 
+    def choose(self, backbone: nn.Module, layers: list[Any], context: Context) -> list[Tensor]:
+        """Flat indices of the weights to train in each layer."""
+        batches = context.calibration(SELECTION_BATCH)
+        sums = gradient_sums([layer.weight for layer in layers], batches, partial(self.loss, backbone), torch.clone)
+        return [largest_per_row(gradient, self.config.connections) for gradient in sums]
+
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         layers = self.layers(backbone)
         start = time.perf_counter()
-        batches = context.calibration(SELECTION_BATCH)
-        sums = gradient_sums([layer.weight for layer in layers], batches, partial(self.loss, backbone), torch.clone)
-        for layer, gradient in zip(layers, sums, strict=True):
-            train_weights(layer, "weight", largest_per_row(gradient, self.config.connections))
+        chosen = context.remember("weights", lambda: self.choose(backbone, layers, context))
+        for layer, indices in zip(layers, chosen, strict=True):
+            train_weights(layer, "weight", indices)
             if self.config.biases and layer.bias is not None:
                 layer.bias.requires_grad_(True)
         seconds = time.perf_counter() - start

@@ -141,30 +141,34 @@ class SPTLoRA(Method):
         mask[candidates.topk(left).indices] = True
         return lora, mask
 
+    def choose_weights(
+        self, backbone: nn.Module, found: Sequence[Segment], context: Context
+    ) -> tuple[list[bool], Tensor]:
+        """Which segments get a LoRA, and the places in a row of all weights of those trained one by one."""
+        scores = self.sensitivities(backbone, found, context)
+        lora, mask = self.choose(scores, [s.lora for s in found], self.expected_parameters(backbone))
+        return lora, mask.nonzero().flatten()
+
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         start = time.perf_counter()
         found = segments(backbone, self.config.rank)
-        budget = self.expected_parameters(backbone)
-        scores = self.sensitivities(backbone, found, context)
-        lora, mask = self.choose(scores, [s.lora for s in found], budget)
-        masks = mask.split([len(s) for s in scores])
+        lora, singles = context.remember("weights", lambda: self.choose_weights(backbone, found, context))
         seconds = time.perf_counter() - start
-        self.train_singles(found, masks)
+        self.train_singles(found, singles)
         for segment, yes in zip(found, lora, strict=True):
             if yes:
                 branch = low_rank(segment.layer, self.config.rank, context.generator, rows=segment.rows)
                 plug_layer(segment.layer, "parallel", branch)
         layers = list({id(s.layer): s.layer for s in found}.values())
-        info = {"lora_matrices": sum(lora), "single_weights": int(mask.sum()), "selection_seconds": seconds}
+        info = {"lora_matrices": sum(lora), "single_weights": len(singles), "selection_seconds": seconds}
         return Attachment(info=info, merge=partial(fold_sparse, layers))
 
-    def train_singles(self, found: Sequence[Segment], masks: Sequence[Tensor]) -> None:
-        """Train the masked weights of each parameter, whose segments follow each other."""
-        places: dict[tuple[int, str], list[Tensor]] = {}
-        for segment, mask in zip(found, masks, strict=True):
-            places.setdefault((id(segment.layer), segment.name), []).append(mask)
-        layers = {id(s.layer): s.layer for s in found}
-        for (layer, name), parts in places.items():
-            indices = torch.cat(parts).nonzero().flatten()
+    def train_singles(self, found: Sequence[Segment], singles: Tensor) -> None:
+        """Train the weights at these places in a row of all segments, which follow each other in each parameter."""
+        start = 0
+        for layer, name in dict.fromkeys((segment.layer, segment.name) for segment in found):
+            end = start + getattr(layer, name).numel()
+            indices = singles[(singles >= start) & (singles < end)] - start
             if len(indices):
-                train_weights(layers[layer], name, indices)
+                train_weights(layer, name, indices)
+            start = end

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, check
-from methods.peft_library.common import LayersConfig, PeftMethod, block_layers, merge_into_base
+from methods.peft_library.common import ADAPTER, LayersConfig, PeftMethod, block_layers, merge_into_base
+
+IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What peft's allocator knows of each weight: its importance, and running means of that and of its uncertainty."""
 
 
 class AdaLoRA(PeftMethod):
@@ -88,8 +91,23 @@ class AdaLoRA(PeftMethod):
             gaps = [orthogonality_gap(a) for a in down] + [orthogonality_gap(b.T) for b in up]
             return torch.stack(gaps).mean() * self.config.orthogonality
 
+        # peft keeps the importance of every weight, and at the end the pattern of ranks, outside the model.
+        allocator, config = tuner.rankallocator, tuner.peft_config[ADAPTER]
+
+        def state() -> dict[str, Any]:
+            return {name: getattr(allocator, name) for name in IMPORTANCE} | {"rank_pattern": config.rank_pattern}
+
+        def load_state(values: dict[str, Any]) -> None:
+            config.rank_pattern = values["rank_pattern"]
+            for name in IMPORTANCE:
+                setattr(allocator, name, values[name])
+
         return Attachment(
-            merge=lambda: merge_into_base(backbone), penalty=penalty, after_step=tuner.update_and_allocate
+            merge=lambda: merge_into_base(backbone),
+            penalty=penalty,
+            after_step=tuner.update_and_allocate,
+            state=state,
+            load_state=load_state,
         )
 
 

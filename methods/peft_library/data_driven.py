@@ -44,16 +44,18 @@ class EVA(LoraTuner):
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         from peft import get_eva_state_dict
 
-        images = [batch for batch, _ in first_batches(context)]
-        start = get_eva_state_dict(
-            backbone,
-            images,
-            config,
-            forward_fn=lambda model, batch: model.forward_features(batch),
-            prepare_model_inputs_fn=None,
-            prepare_layer_inputs_fn=None,
-            show_progress_bar=False,
-        )
+        def directions() -> dict[str, Tensor]:
+            return get_eva_state_dict(
+                backbone,
+                [batch for batch, _ in first_batches(context)],
+                config,
+                forward_fn=lambda model, batch: model.forward_features(batch),
+                prepare_model_inputs_fn=None,
+                prepare_layer_inputs_fn=None,
+                show_progress_bar=False,
+            )
+
+        start = context.remember("directions", directions)
         tuner = super().inject(backbone, config, context)
         with torch.no_grad():
             for name, layer in lora_layers(backbone).items():
@@ -75,15 +77,21 @@ class LoRAGA(LoraTuner):
         return {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
-        from peft.tuners.lora.loraga import preprocess_loraga
+        from peft.tuners.lora.loraga import get_target_modules, preprocess_loraga
 
         def train_step() -> None:
             with torch.enable_grad():
                 for images, labels in first_batches(context):
                     cross_entropy(backbone(images), labels).backward()
 
+        def gradients() -> dict[str, Tensor]:
+            preprocess_loraga(backbone, config, train_step)
+            return {name: module._peft_loraga_grad for name, module in get_target_modules(backbone, config)}
+
         training = backbone.training
-        preprocess_loraga(backbone, config, train_step)
+        known = context.remember("gradients", gradients)
+        for name, module in get_target_modules(backbone, config):
+            module._peft_loraga_grad = known[name]
         tuner = super().inject(backbone, config, context)
         backbone.train(training)
         return tuner

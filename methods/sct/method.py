@@ -144,7 +144,7 @@ class SCT(Method):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c, sites = self.config, self.sites(backbone)
         start = time.perf_counter()
-        chosen = self.choose_channels(backbone, sites, context)
+        chosen = context.remember("channels", lambda: self.choose_channels(backbone, sites, context))
         seconds = time.perf_counter() - start
         for site, indices in zip(sites, chosen, strict=True):
             std = 0.02 if c.init == "normal" else 0.0

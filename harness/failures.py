@@ -1,0 +1,152 @@
+"""Failure classes: what kind of thing went wrong, and what that means for the run and for the others."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from dataclasses import dataclass
+
+import torch
+
+from harness.errors import USER_ERRORS, DataError
+
+
+class Diverged(RuntimeError):
+    """The training loss is not a finite number any more."""
+
+    def __init__(self, step: int, epoch: int) -> None:
+        super().__init__(f"the training loss is not a finite number any more since step {step} (epoch {epoch})")
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureClass:
+    """One kind of failure and its treatment."""
+
+    name: str
+    about: str
+    """What it means, and what to do."""
+
+    again: bool
+    """Whether doing the same run again may succeed with nothing changed, so that a scheduler may try by itself."""
+
+    keeps_state: bool = False
+    """Whether the training state is of use to the next try: the run itself was sound."""
+
+    ends_process: bool = False
+    """Whether the process that met it can do no further runs."""
+
+    ends_all: bool = False
+    """Whether the runs that wait would meet it too."""
+
+
+_ALL = (
+    FailureClass(
+        name="memory",
+        about="out of memory: a smaller batch, a smaller backbone or a larger machine",
+        again=False,
+        keeps_state=True,
+    ),
+    FailureClass(name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False),
+    FailureClass(name="data", about="lists or pictures are missing or damaged: see `sctbench data check`", again=False),
+    FailureClass(name="config", about="method, backbone and settings do not go together", again=False),
+    FailureClass(
+        name="disk_full",
+        about="no space left: free some, the same command goes on",
+        again=False,
+        keeps_state=True,
+        ends_all=True,
+    ),
+    FailureClass(
+        name="read_only",
+        about="the results folder cannot be written to: see its permissions, the same command goes on",
+        again=False,
+        keeps_state=True,
+        ends_all=True,
+    ),
+    FailureClass(
+        name="killed",
+        about="the process ended without a word: killed, for memory or by an administrator, or its machine went down",
+        again=True,
+        keeps_state=True,
+    ),
+    FailureClass(
+        name="device",
+        about="the accelerator reported an error; the process that used it is replaced",
+        again=True,
+        keeps_state=True,
+        ends_process=True,
+    ),
+    FailureClass(name="unexpected", about="a defect, in method or harness; the record says where", again=False),
+)
+
+CLASSES = {kind.name: kind for kind in _ALL}
+"""All classes by the name that records, `status` and summaries use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What a failed run's record says beside the reason."""
+
+    kind: str
+    """One of `CLASSES`."""
+
+    step: int | None = None
+    """First optimiser step (from 1) whose loss was not finite."""
+
+    where: str = ""
+    """The end of the traceback of what was not expected."""
+
+
+TRACEBACK_LINES = 12
+"""Lines of a traceback that a record keeps."""
+
+_ERRNO = {
+    errno.ENOSPC: "disk_full",
+    errno.EDQUOT: "disk_full",
+    errno.EROFS: "read_only",
+    errno.EACCES: "read_only",
+    errno.EPERM: "read_only",
+    errno.ENOMEM: "memory",
+}
+
+_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""How torch's errors that are no `OutOfMemoryError` speak of memory, on CPU and in CUDA's libraries."""
+
+_DEVICE = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
+
+
+def kind_of(error: BaseException) -> FailureClass:
+    """The class of an error."""
+    return CLASSES[_kind(error)]
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, DataError):
+        return "data"
+    if isinstance(error, USER_ERRORS):
+        return "config"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "memory"
+    if isinstance(error, OSError):
+        return _ERRNO.get(error.errno or 0, "unexpected")
+    if isinstance(error, RuntimeError):
+        text = str(error)
+        if any(words in text for words in _MEMORY):
+            return "memory"
+        if any(words in text for words in _DEVICE):
+            return "device"
+    return "unexpected"
+
+
+def describe(error: BaseException) -> tuple[str, Failure]:
+    """Reason in words and failure of an error, for the record."""
+    kind = kind_of(error)
+    reason = str(error) or type(error).__name__
+    if not isinstance(error, (*USER_ERRORS, Diverged)):
+        reason = f"{type(error).__name__}: {reason}"
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    where = "\n".join(lines[-TRACEBACK_LINES:]) if kind.name == "unexpected" else ""
+    return reason, Failure(kind=kind.name, step=getattr(error, "step", None), where=where)

@@ -1,0 +1,214 @@
+"""Leases: two processes never do one run twice, wherever they are.
+
+A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one. Its
+owner touches it every `BEAT_SECONDS`, through the open file, so that it can never touch another's. A stale lease is
+replaced under a lock on that very file: of several that find it stale, one takes it over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.errors import Interrupted
+
+LEASE_NAME = "lease.json"
+
+BEAT_SECONDS = 10.0
+"""Time between two heartbeats."""
+
+STALE_SECONDS = 300.0
+"""A lease without a heartbeat for so long belongs to nobody. File servers may show an old time for up to a minute."""
+
+REQUEUED_STALE_SECONDS = 30.0
+"""The same for a lease of an earlier start of our own SLURM job: the scheduler ends a job before it starts it again,
+but a node that it has lost may still be at work."""
+
+
+class Taken(Interrupted):
+    """Somebody else holds the lease; the message says who."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a lease."""
+
+    host: str
+    pid: int
+    space: str
+    """The process ids' name space: two containers on one host may use the same ids."""
+
+    born: str
+    """When the process started, in the kernel's ticks: ids are used again."""
+
+    job: str
+    """SLURM's job id, with the array's task; empty elsewhere."""
+
+    restarts: int
+    """How often SLURM had started that job anew."""
+
+    def __str__(self) -> str:
+        job = f" (SLURM job {self.job})" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+def myself() -> Holder:
+    """This process."""
+    environment = os.environ
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return Holder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        space=_space(),
+        born=_born(os.getpid()),
+        job=f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", ""),
+        restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
+    )
+
+
+def _space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (a name, not a path)
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """Start time of a living process; empty if there is none, or if it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _is_dead(holder: Holder, me: Holder) -> bool:
+    """Whether the holder is a process of this machine that is not there any more."""
+    here = bool(holder.space) and (holder.host, holder.space) == (me.host, me.space)
+    return here and _born(holder.pid) != holder.born
+
+
+def _is_stale(holder: Holder | None, age: float, me: Holder) -> bool:
+    """Whether a lease of that holder (None: unreadable), `age` seconds after its last heartbeat, may be taken over."""
+    if holder is None:
+        return age > STALE_SECONDS
+    ours = bool(me.job) and holder.job == me.job and holder.restarts < me.restarts
+    return _is_dead(holder, me) or age > (REQUEUED_STALE_SECONDS if ours else STALE_SECONDS)
+
+
+def read(folder: Path) -> tuple[Holder | None, float] | None:
+    """Holder (None: unreadable) of the lease in a folder and seconds since its heartbeat; None without a lease."""
+    try:
+        with (folder / LEASE_NAME).open("rb") as file:
+            return _holder(file.read()), time.time() - os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+
+
+def stale(folder: Path) -> bool:
+    """Whether the folder has a lease that belongs to nobody."""
+    found = read(folder)
+    return found is not None and _is_stale(*found, myself())
+
+
+def _holder(content: bytes) -> Holder | None:
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+
+
+class Lease:
+    """A lease that this process holds, with a thread that keeps it alive. Use it as a context manager."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self._descriptor = path, descriptor
+        self._lost = False
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if self.is_ours():
+            self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            self._lost = not self.is_ours()
+            with suppress(OSError):  # a file server that is away for a moment
+                os.utime(self._descriptor)
+
+    def is_ours(self) -> bool:
+        """Whether the lease in the folder is still this one."""
+        return _lies_at(self.path, self._descriptor)
+
+    def check(self) -> None:
+        """Raise `Taken` if the last heartbeat found that somebody took the lease over: this process stood still."""
+        if self._lost:
+            raise Taken("a process that took the run over while this one stood still")
+
+
+def _lies_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def acquire(folder: Path) -> Lease:
+    """Take the lease of a run's folder. Raises `Taken` if somebody holds it, `OSError` if it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    me, path = myself(), folder / LEASE_NAME
+    mine = folder / f".{LEASE_NAME}.{me.pid}.{secrets.token_hex(4)}.tmp"
+    descriptor = os.open(mine, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(descriptor, json.dumps(asdict(me)).encode())
+        while not _put(mine, path):
+            # The new file's time is the file server's clock, as the heartbeats are.
+            if _take_over(path, mine, os.fstat(descriptor).st_mtime, me):
+                break
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        mine.unlink(missing_ok=True)
+    return Lease(path, descriptor)
+
+
+def _put(mine: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(mine)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _take_over(path: Path, mine: Path, now: float, me: Holder) -> bool:
+    """Put `mine` in the place of a stale lease, unless it went away meanwhile. Raises `Taken` if it is not stale."""
+    try:
+        file = path.open("rb+")
+    except FileNotFoundError:
+        return False
+    with file:
+        holder = _holder(file.read())
+        if not _is_stale(holder, now - os.fstat(file.fileno()).st_mtime, me):
+            raise Taken(str(holder or "a process that cannot be named"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not _lies_at(path, file.fileno()):
+            return False
+        mine.replace(path)
+        return True

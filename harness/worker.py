@@ -1,0 +1,166 @@
+"""One process at work: `enter` once, then `do` run after run. Local workers and SLURM jobs consist of these two."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from harness import backbones, failures, lease
+from harness.errors import HarnessError
+from harness.failures import Failure
+from harness.lists import Roots
+from harness.record import RunRecord
+from harness.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
+from harness.run import attempt, failed_record, identity
+from harness.spec import RunSpec
+from harness.store import Store
+from harness.trainer import Progress, Report
+from methods import registry
+from suites import SUITES
+from suites.base import Suite
+
+PROGRESS_NAME = "progress.json"
+
+PROGRESS_EVERY_SECONDS = 3.0
+"""Time between two writes of a run's progress, for `sctbench status`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a worker process must know."""
+
+    device: str
+    root: Path
+    """Folder of the results."""
+
+    data: Roots
+    """Folders of the user's data."""
+
+    weight_files: dict[str, Path]
+    method_files: list[str]
+    suites: list[Suite]
+    """Suites that were read from the user's own files."""
+
+    save_every: float = SAVE_EVERY_SECONDS
+    """Seconds between two training states, see `harness.resume`; 0: one after every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Somebody else is at this run."""
+
+    spec: RunSpec
+    holder: str
+
+
+_STOP = Stop()
+
+
+def request_stop(reason: str) -> None:
+    """Ask the run under way to save its state at the next step boundary and to raise `Interrupted`."""
+    _STOP.request(reason)
+
+
+def stop_on_signals() -> None:
+    """From now on SIGTERM, SIGUSR1 and SIGUSR2 request a stop, and do nothing else."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request_stop(f"received {signal.Signals(number).name}")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, handle)
+
+
+def enter(setup: Setup) -> None:
+    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU."""
+    backbones.remember_files(setup.weight_files)
+    for reference in setup.method_files:
+        registry.add_file(reference)
+    SUITES.update({suite.name: suite for suite in setup.suites})
+    if torch.device(setup.device).type == "cpu":
+        torch.set_num_threads(1)
+
+
+def do(spec: RunSpec, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
+    """Do one run: give its record if it is complete, else go on from its state, and write the record.
+
+    A failure is a failed record too. Raises `Interrupted` when a stop was requested; the state is saved then.
+    """
+    store = Store(setup.root)
+    if done := store.complete(spec):
+        return done
+    _STOP.check()
+    try:
+        with lease.acquire(store.folder(spec)) as held:
+            return store.complete(spec) or _do_alone(spec, setup, store, held, report)
+    except lease.Taken as other:
+        return Busy(spec, str(other))
+    except OSError as error:
+        return failed_record(spec, *failures.describe(error))
+
+
+def _do_alone(spec: RunSpec, setup: Setup, store: Store, held: lease.Lease, report: Report | None) -> RunRecord:
+    """`do` for the one who holds the lease."""
+    try:
+        store.clear_place(spec)
+    except HarnessError as error:
+        return failed_record(spec, *failures.describe(error))
+    device, folder = torch.device(setup.device), store.folder(spec)
+    states = States(folder, identity(spec, device))
+    keeper = Keeper(states, _STOP, held.check, setup.save_every)
+    record = _write(store, held, attempt(spec, device, setup.data, _progress_to(folder, report), keeper))
+    kind = failures.CLASSES[record.failure.kind] if record.failure else None
+    if kind is None or not kind.keeps_state:
+        states.remove()
+    (folder / PROGRESS_NAME).unlink(missing_ok=True)
+    if kind and kind.name == "memory" and device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return record
+
+
+def _progress_to(folder: Path, report: Report | None) -> Report:
+    """A listener that leaves the progress in the run's folder every few seconds, and hands it on to `report`."""
+    written = 0.0
+
+    def listen(progress: Progress) -> None:
+        nonlocal written
+        if report:
+            report(progress)
+        if time.monotonic() - written > PROGRESS_EVERY_SECONDS:
+            written = time.monotonic()
+            text = json.dumps(asdict(progress) | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+            temporary = folder / f".{PROGRESS_NAME}.{os.getpid()}.tmp"
+            with suppress(OSError):  # nothing depends on it, so it is not worth a failed run, nor waiting for the disk
+                temporary.write_text(text)
+                temporary.replace(folder / PROGRESS_NAME)
+
+    return listen
+
+
+def record_killed(spec: RunSpec, setup: Setup, reason: str) -> RunRecord | Busy:
+    """Write the record of a run whose process died, unless somebody else has taken the run over."""
+    store = Store(setup.root)
+    try:
+        with lease.acquire(store.folder(spec)) as held:
+            return store.complete(spec) or _write(store, held, failed_record(spec, reason, Failure(kind="killed")))
+    except lease.Taken as other:
+        return Busy(spec, str(other))
+    except OSError as error:
+        return failed_record(spec, *failures.describe(error))
+
+
+def _write(store: Store, held: lease.Lease, record: RunRecord) -> RunRecord:
+    held.check()
+    store.write(record)
+    return record
