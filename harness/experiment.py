@@ -15,7 +15,8 @@ from harness.errors import USER_ERRORS, HarnessError
 from harness.preprocessing import STATISTICS, Preprocessing
 from harness.spec import BackboneSpec
 from methods.base import did_you_mean
-from methods.registry import all_methods
+from methods.blocks import kind
+from methods.registry import all_methods, parameters_on
 from suites import SUITES, load_suite, published
 from suites.base import Suite
 from suites.yaml_lines import YamlFile
@@ -53,6 +54,9 @@ class Experiment:
     interpolation: str = "bicubic"
     recipe: dict[str, Any] = field(default_factory=dict)
 
+
+Blame = Callable[..., str]
+"""`file:line: ` of a key (and of an item of its list), where the value came from a file."""
 
 KEYS = tuple(f.name for f in dataclasses.fields(Experiment))
 
@@ -153,15 +157,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     asked = Experiment(**values)
     with _Blame(blame("suite")):
         suite = find_suite(asked.suite)
-    choices = []
-    wanted = [
-        (i, name) for i, item in enumerate(asked.methods) for name in (all_methods() if item == "all" else [item])
-    ]
-    for index, item in wanted:
-        with _Blame(blame("methods", index)):
-            choice = _method_choice(item)
-            plan.make_recipe(suite.recipe, choice.method.recipe, choice.recipe)
-            choices.append(choice)
+    choices = _choices(asked, suite, blame)
     with _Blame(blame("tasks")):
         tasks = plan.task_names(suite, tuple(asked.tasks))
     with _Blame(blame("seeds")):
@@ -180,7 +176,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     return plan.Selection(
         suite=suite,
         tasks=tasks,
-        methods=tuple(choices),
+        methods=_fitting(asked, choices, backbone, blame),
         seeds=seeds,
         protocol=asked.protocol,
         backbone=backbone,
@@ -191,7 +187,34 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     )
 
 
-def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Callable[[str], str]) -> Preprocessing:
+def _choices(asked: Experiment, suite: Suite, blame: Blame) -> list[tuple[int, plan.MethodChoice]]:
+    """The methods that were asked for, each with its place in the list."""
+    choices = []
+    for index, item in enumerate(asked.methods):
+        with _Blame(blame("methods", index)):
+            for name in all_methods() if item == "all" else [item]:
+                choice = _method_choice(name)
+                plan.make_recipe(suite.recipe, choice.method.recipe, choice.recipe)
+                choices.append((index, choice))
+    return choices
+
+
+def _fitting(
+    asked: Experiment, choices: list[tuple[int, plan.MethodChoice]], backbone: BackboneSpec, blame: Blame
+) -> tuple[plan.MethodChoice, ...]:
+    """The choices, after their settings have been held to the backbone's shapes; of `all`, those that serve it."""
+    model, fitting = backbones.skeleton(backbone.name, image_size=backbone.image_size), []
+    for index, choice in choices:
+        method = choice.method.configure(choice.config)
+        if asked.methods[index] == "all" and not method.can_serve(kind(model)):
+            continue
+        with _Blame(blame("methods", index)):
+            parameters_on(method, model)
+        fitting.append(choice)
+    return tuple(fitting)
+
+
+def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Blame) -> Preprocessing:
     released = protocol.get(asked.protocol).published and published.table_for(asked.suite).statistics
     statistics = asked.statistics or released or "model"
     with _Blame(blame("statistics")):

@@ -65,13 +65,9 @@ def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
             raise HarnessError(
                 f"method {method.name!r} has no setting {key!r}. {did_you_mean(key, [*own, *RECIPE_KEYS])}"
             )
-    config = {key: _frozen(value) for key, value in settings.items() if key in own}
-    method.configure(config)
+    configured = method.configure({key: value for key, value in settings.items() if key in own}).config
+    config = {key: getattr(configured, key) for key in settings if key in own}
     return MethodChoice(method=method, config=config, recipe={k: v for k, v in settings.items() if k not in own})
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def make_recipe(*layers: Mapping[str, Any]) -> Recipe:

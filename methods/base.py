@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,6 +154,10 @@ class Method(ABC):
         with what `attach` really turned on.
         """
 
+    def can_serve(self, kind: str) -> bool:
+        """Whether the method, as configured, attaches to backbones of this kind."""
+        return kind in self.serves
+
     @classmethod
     def configure(cls, values: Mapping[str, Any]) -> Method:
         """Build the method from plain values. Raises `MethodError` naming the field that is unknown or wrong."""
@@ -160,7 +166,8 @@ class Method(ABC):
             if key not in known:
                 raise MethodError(f"method {cls.name!r} has no setting {key!r}. {did_you_mean(key, list(known))}")
         try:
-            return cls(cls.Config(**values))
+            hints = typing.get_type_hints(cls.Config)
+            return cls(cls.Config(**{key: typed(key, value, hints[key]) for key, value in values.items()}))
         except (TypeError, ValueError) as error:
             raise MethodError(f"method {cls.name!r}: {error}") from None
 
@@ -169,3 +176,21 @@ def check(condition: bool, field_name: str, value: object, requirement: str) -> 
     """Raise `MethodError` that names a config field, its value and what it must be, unless `condition` holds."""
     if not condition:
         raise MethodError(f"{field_name}={value!r} must be {requirement}")
+
+
+def typed(field_name: str, value: Any, hint: Any) -> Any:
+    """`value` as a config field of the type `hint` holds it: whole numbers become floats and lists tuples where these
+    are asked for, and a single item is a tuple of one. Raises `MethodError` naming the field."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and types.NoneType in inner:
+            return None
+        return typed(field_name, value, next(option for option in inner if option is not types.NoneType))
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(typed(field_name, item, inner[0]) for item in items)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint in (bool, int, float, str):
+        check(type(value) is hint, field_name, value, f"of type {hint.__name__}")
+    return value

@@ -84,6 +84,9 @@ class Compose(Method):
             for part in parts:
                 get(part)
 
+    def can_serve(self, kind: str) -> bool:
+        return all(method.can_serve(kind) for method in self.methods())
+
     def methods(self) -> list[Method]:
         """The parts, configured."""
         from methods.registry import get
@@ -98,7 +101,7 @@ class Compose(Method):
         trained: list[nn.Parameter] = []
         parts = self.methods()
         for method in parts:
-            if "swin" not in method.serves:
+            if not method.can_serve("swin"):
                 require_vit(backbone, method.name)
         for method in parts:
             own = replace(context, memory=context.remember(method.name, dict))

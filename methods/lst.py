@@ -120,10 +120,16 @@ class LST(Method):
             check(self.init in ("pruned", "random"), "init", self.init, "'pruned' or 'random'")
             check(self.output in ("side", "sum"), "output", self.output, "'side' or 'sum'")
 
+    def side_width(self, backbone: nn.Module) -> int:
+        """Width w of the side network. Raises `MethodError` if it does not fit the backbone's width and heads."""
+        block, r = blocks(backbone)[0], self.config.reduction
+        d, heads = width(block), block.attn.num_heads
+        w = d // r
+        check(w * r == d and w >= heads and w % heads == 0, "reduction", r, f"{d} / (n * {heads})")
+        return w
+
     def expected_parameters(self, backbone: nn.Module) -> int:
-        found = blocks(backbone)
-        d, depth = width(found[0]), len(found)
-        w = d // self.config.reduction
+        depth, d, w = len(blocks(backbone)), width(blocks(backbone)[0]), self.side_width(backbone)
         return depth * (12 * w * w + 13 * w + 1) + (depth + 1) * (d * w + w) + 2 * w + w * d + d
 
     def side_block(self, w: int, heads: int, generator: torch.Generator) -> Any:
@@ -138,8 +144,7 @@ class LST(Method):
         vit, c, g = require_vit(backbone, self.name), self.config, context.generator
         found, tape = blocks(vit), Tape()
         d, heads = width(found[0]), found[0].attn.num_heads
-        w = d // c.reduction
-        check(w * c.reduction == d and w >= heads and w % heads == 0, "reduction", c.reduction, f"{d} / (n * {heads})")
+        w = self.side_width(vit)
         steps = [self.side_block(w, heads, g) for _ in found]
         rungs = [new_linear(d, w, g, std=d**-0.5) for _ in range(len(found) + 1)]
         if c.init == "pruned":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,10 @@ def all_methods() -> dict[str, type[Method]]:
                 raise MethodError(f"two methods are named {cls.name!r}: {found[cls.name]} and {cls}")
             found[cls.name] = cls
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        found.setdefault(point.name, point.load())
+        cls = _installed(point)
+        if cls.name in found:
+            raise MethodError(f"entry point {point.value}: a method named {cls.name!r} exists already")
+        found[cls.name] = cls
     titles = [cls.title for cls in found.values()]
     for cls in found.values():
         if titles.count(cls.title) > 1:
@@ -46,18 +50,33 @@ def all_methods() -> dict[str, type[Method]]:
     return dict(sorted(found.items()))
 
 
+def _installed(point: EntryPoint) -> type[Method]:
+    """The method class that another package's entry point names."""
+    try:
+        cls = point.load()
+    except Exception as error:  # whatever the package does on import, the user is told whose fault it is
+        raise MethodError(f"entry point {point.value} cannot be loaded: {type(error).__name__}: {error}") from None
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise MethodError(f"entry point {point.value} is not a class derived from methods.base.Method")
+    return cls
+
+
 _external: dict[str, tuple[str, type[Method]]] = {}
 """Methods loaded from files by name, with the reference `path/to/file.py:ClassName` that they came from."""
 
 
 def _load_file(path: Path) -> ModuleType:
-    name = f"sctbench_external_{path.stem}"
+    """Import a file under a name that no other file has: two folders may each hold a `method.py`."""
+    name = f"sctbench_external_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise MethodError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: the message names file and reason
+        raise MethodError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
     return module
 
 
@@ -96,16 +115,27 @@ def get(name: str) -> type[Method]:
     return known[name]
 
 
+def parameters_on(method: Method, backbone: nn.Module) -> int:
+    """Parameters that the configured method will train on this untouched backbone, head excluded.
+
+    Needs the backbone's shapes alone. Raises `MethodError` where the method does not serve the backbone or a setting
+    does not fit it.
+    """
+    if not method.can_serve(kind(backbone)):
+        raise MethodError(f"method {method.name!r} serves {' and '.join(sorted(method.serves))}, not {kind(backbone)}")
+    try:
+        return method.expected_parameters(backbone)
+    except MethodError as error:
+        raise MethodError(f"method {method.name!r}: {error}") from None
+
+
 def describe(method: type[Method], backbone: nn.Module) -> dict[str, Any]:
     """What a list of methods shows, with the parameters trained on the untouched `backbone`, or why it is refused."""
     parameters: int | str
-    served = sorted(method.serves)
     try:
-        if kind(backbone) not in served:
-            raise MethodError(f"serves {' and '.join(served)}, not {kind(backbone)}")
-        parameters = method().expected_parameters(backbone)
+        parameters = parameters_on(method(), backbone)
     except MethodError as refusal:
-        parameters = str(refusal)
+        parameters = str(refusal).removeprefix(f"method {method.name!r} ").removeprefix(f"method {method.name!r}: ")
     return {
         "name": method.name,
         "title": method.title,
@@ -113,6 +143,6 @@ def describe(method: type[Method], backbone: nn.Module) -> dict[str, Any]:
         "parameters": parameters,
         "identity_at_start": method.identity_at_start,
         "mergeable": method.mergeable,
-        "serves": "+".join(served),
+        "serves": "+".join(sorted(method.serves)),
         "paper": method.paper,
     }

@@ -93,18 +93,20 @@ class RepAdapter(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         h, g = self.config.bottleneck, self.config.groups
+        for block in blocks(backbone):
+            check(width(block) % g == 0, "groups", g, f"a divisor of the blocks' width {width(block)}")
         return sum(2 * (width(b) * h + h + width(b) * (h // g) + width(b)) for b in blocks(backbone))
 
     def adapter(self, block: Any, context: Context) -> GroupedLinearAdapter:
         """A new adapter with Xavier down-projection and zero up-projection."""
         c, d = self.config, width(block)
-        check(d % c.groups == 0, "groups", c.groups, f"a divisor of the blocks' width {d}")
         down = new_linear(d, c.bottleneck, context.generator, std=0)
         with torch.no_grad():
             nn.init.xavier_uniform_(down.weight, generator=context.generator)
         return GroupedLinearAdapter(down, c.groups, c.scale, c.dropout)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        self.expected_parameters(backbone)  # refuses groups that do not fit
         adapted = [(block, *site, self.adapter(block, context)) for block in blocks(backbone) for site in SITES]
         for block, slot, _, _, adapter in adapted:
             plug(block, slot, adapter)

@@ -71,6 +71,18 @@ def linear_layers(block: Any, targets: tuple[str, ...]) -> list[nn.Linear]:
     return [getattr(where[target], target) for target in targets]
 
 
+def check_rank(rank: int, layer: nn.Linear) -> None:
+    """Raise `MethodError` unless the layer's weight has this many singular values."""
+    narrow = min(layer.in_features, layer.out_features)
+    check(rank <= narrow, "rank", rank, f"at most the smaller side of the tuned layers, {narrow}")
+
+
+def check_divides(field_name: str, value: int, layer: nn.Linear) -> None:
+    """Raise `MethodError` unless `value` divides both widths of the layer."""
+    widths = (layer.in_features, layer.out_features)
+    check(not any(side % value for side in widths), field_name, value, f"a divisor of {widths[0]} and {widths[1]}")
+
+
 def block_layers(targets: tuple[str, ...]) -> str:
     """A regular expression for peft: these layers of every block, and nothing outside the blocks."""
     return rf".*blocks\.\d+\.(attn|mlp)\.({'|'.join(targets)})"
@@ -149,6 +161,7 @@ class PeftMethod(Method):
         blocks(backbone)  # refuses what is neither ViT nor Swin
         if kind(backbone) not in self.serves:
             raise MethodError(f"method {self.name!r} serves {' and '.join(self.serves)} only, not {kind(backbone)}")
+        self.expected_parameters(backbone)  # refuses settings that do not fit
         seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
         try:
             with seeded(seed, context.device), quiet():

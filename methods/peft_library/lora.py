@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, check
-from methods.peft_library.common import PeftMethod, ScaledRankConfig, block_layers, merge_into_base
+from methods.peft_library.common import (
+    PeftMethod,
+    ScaledRankConfig,
+    block_layers,
+    check_divides,
+    check_rank,
+    merge_into_base,
+)
 
 
 class LoraTuner(PeftMethod):
@@ -33,6 +40,7 @@ class LoraTuner(PeftMethod):
         return {}
 
     def per_layer(self, layer: nn.Linear) -> int:
+        check_rank(self.config.rank, layer)
         return int(self.config.rank * (layer.in_features + layer.out_features))
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
@@ -166,6 +174,7 @@ class BdLoRA(LoraTuner):
         c = self.config
         total = 0
         for name, layer in self.named_layers(backbone).items():
+            check_divides("parts", c.parts, layer)
             long, cut = layer.in_features, layer.out_features
             if name.endswith(("proj", "fc2")):
                 long, cut = cut, long

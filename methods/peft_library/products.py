@@ -8,8 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import MethodError, check
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, ScaledRankConfig, block_layers
+from methods.base import check
+from methods.peft_library.common import (
+    LayersConfig,
+    PeftMethod,
+    RankConfig,
+    ScaledRankConfig,
+    block_layers,
+    check_divides,
+)
 
 
 class LoHa(PeftMethod):
@@ -127,6 +134,7 @@ class GraLoRA(PeftMethod):
             check(fits, "cuts", self.cuts, f"a divisor of rank={self.rank}")
 
     def per_layer(self, layer: nn.Linear) -> int:
+        check_divides("cuts", self.config.cuts, layer)
         return int(self.config.rank * (layer.in_features + layer.out_features))
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
@@ -221,17 +229,13 @@ class Bone(PeftMethod):
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
+        check_divides("rank", self.config.rank, layer)
         return int(self.config.rank * layer.out_features)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import MissConfig
 
-        r = self.config.rank
-        for layer in self.layers(backbone):
-            if layer.in_features % r or layer.out_features % r:
-                widths = f"{layer.in_features} and {layer.out_features}"
-                raise MethodError(f"rank={r} must divide the widths of the tuned layers, here {widths}")
-        return MissConfig(r=r, init_weights="bat", target_modules=block_layers(self.config.targets))
+        return MissConfig(r=self.config.rank, init_weights="bat", target_modules=block_layers(self.config.targets))
 
 
 class Lily(PeftMethod):

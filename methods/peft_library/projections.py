@@ -9,7 +9,14 @@ from typing import Any
 from torch import nn
 
 from methods.base import check
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, ScaledRankConfig, block_layers
+from methods.peft_library.common import (
+    LayersConfig,
+    PeftMethod,
+    RankConfig,
+    ScaledRankConfig,
+    block_layers,
+    check_rank,
+)
 
 HIGH_RATES = {"lr": (5e-3, 1e-2, 2e-2, 5e-2), "weight_decay": (1e-4, 1e-2)}
 """Search space of methods that train few numbers, which all their papers do with higher rates than LoRA's."""
@@ -212,6 +219,7 @@ class TinyLoRA(PeftMethod):
             check(self.numbers >= 1, "numbers", self.numbers, "at least 1")
 
     def per_layer(self, layer: nn.Linear) -> int:
+        check_rank(self.config.rank, layer)
         return int(self.config.numbers)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
@@ -247,7 +255,9 @@ class FourierFT(PeftMethod):
             check(self.scale > 0, "scale", self.scale, "positive")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.frequencies)
+        n, entries = self.config.frequencies, layer.weight.numel()
+        check(n <= entries, "frequencies", n, f"at most the entries of the tuned layers, {entries}")
+        return int(n)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import FourierFTConfig
@@ -282,7 +292,9 @@ class WaveFT(PeftMethod):
             check(self.scale > 0, "scale", self.scale, "positive")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.coefficients)
+        n, entries = self.config.coefficients, layer.weight.numel()
+        check(n <= entries, "coefficients", n, f"at most the entries of the tuned layers, {entries}")
+        return int(n)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import WaveFTConfig

@@ -9,7 +9,7 @@ from torch import nn
 
 from methods.base import check
 from methods.blocks import blocks, width
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
 
 
 class OFT(PeftMethod):
@@ -32,14 +32,13 @@ class OFT(PeftMethod):
             check(self.block >= 2, "block", self.block, "at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(layer.in_features * (self.config.block - 1) // 2)
+        b = self.config.block
+        check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
+        return int(layer.in_features * (b - 1) // 2)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import OFTConfig
 
-        for layer in self.layers(backbone):
-            fits = layer.in_features % self.config.block == 0
-            check(fits, "block", self.config.block, f"a divisor of the input width {layer.in_features}")
         return OFTConfig(r=0, oft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
 
 
@@ -67,15 +66,14 @@ class BOFT(PeftMethod):
             check(self.block >= 2, "block", self.block, "at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(layer.in_features * self.config.block + layer.out_features)
+        b = self.config.block
+        check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
+        return int(layer.in_features * b + layer.out_features)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import BOFTConfig
 
-        b = self.config.block
-        for layer in self.layers(backbone):
-            check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
-        return BOFTConfig(boft_block_size=b, target_modules=block_layers(self.config.targets))
+        return BOFTConfig(boft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
 
 
 class HRA(PeftMethod):
@@ -120,14 +118,13 @@ class PSOFT(PeftMethod):
 
     def per_layer(self, layer: nn.Linear) -> int:
         r = self.config.rank
+        check_rank(r, layer)
         return int(r * (r - 1) // 2 + 2 * r)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import PsoftConfig
 
         r = self.config.rank
-        narrowest = min(min(layer.weight.shape) for layer in self.layers(backbone))
-        check(r <= narrowest, "rank", r, f"at most the smaller side of the tuned layers, {narrowest}")
         return PsoftConfig(r=r, psoft_alpha=r, target_modules=block_layers(self.config.targets))
 
 
@@ -155,7 +152,9 @@ class RoAd(PeftMethod):
             check(self.group >= 2 and self.group % 2 == 0, "group", self.group, "even and at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.variant * layer.out_features)
+        c, out = self.config, layer.out_features
+        check(out % c.group == 0, "group", c.group, f"a divisor of the output width {out}")
+        return int(c.variant * out)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import RoadConfig

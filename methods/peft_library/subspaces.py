@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from methods.base import check
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
 
 
 class AdaMSS(PeftMethod):
@@ -35,14 +35,13 @@ class AdaMSS(PeftMethod):
             check(self.clusters >= 1, "clusters", self.clusters, "at least 1")
 
     def per_layer(self, layer: nn.Linear) -> int:
+        check_rank(self.config.rank, layer)
         return int(self.config.clusters * self.config.rank + layer.out_features)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import AdamssConfig
 
         c = self.config
-        narrowest = min(min(layer.weight.shape) for layer in self.layers(backbone))
-        check(c.rank <= narrowest, "rank", c.rank, f"at most the smaller side of the tuned layers, {narrowest}")
         layers = block_layers(c.targets)
         return AdamssConfig(r=c.rank, num_subspaces=c.clusters, random_seed=seed, target_modules=layers)
 

@@ -3,6 +3,8 @@
 import json
 import pickle
 import struct
+import sys
+import types
 
 import layouts
 import numpy as np
@@ -199,21 +201,67 @@ def test_pickles_with_anything_but_arrays_are_refused(tmp_path):
         data_sources.cifar100(tmp_path)
 
 
-def test_a_copy_of_the_package_datasets(tmp_path):
-    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
-    for number in NUMBERS:
-        grey(tmp_path / f"{number}.png", number)
-    pictures = [{"bytes": (tmp_path / f"{number}.png").read_bytes(), "path": None} for number in NUMBERS]
-    features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.Value("int64")})
-    columns = {"img": arrow.array(pictures, type=features["img"].pa_type), "fine_label": LABELS}
-    table = datasets.Dataset(arrow.table(columns), info=datasets.DatasetInfo(features=features), fingerprint="x")
-    datasets.DatasetDict(train=table, test=table).save_to_disk(str(tmp_path / "old/cifar"))
-    assert [name for name, _ in prepare(tmp_path / "old", tmp_path / "new")] == ["cifar100"]
-    assert check(layouts.VTAB, Roots(data=tmp_path / "new"), ("cifar100",)).errors == 0
+class Table:
+    """What the reader uses of `datasets.Dataset`; the package itself brings another string type into pandas, so it is
+    not among the development requirements."""
+
+    def __init__(self, columns):
+        self.columns, self.column_names = columns, list(columns)
+
+    def __getitem__(self, key):
+        return self.columns[key] if isinstance(key, str) else {name: self.columns[name][key] for name in self.columns}
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Puts what `datasets.load_from_disk` gives for a folder in the package's place."""
+
+    def save(name, content):
+        folder = tmp_path / "old" / name
+        folder.mkdir(parents=True)
+        (folder / "dataset_dict.json").write_text("{}")
+        package = types.SimpleNamespace(DatasetDict=dict, load_from_disk={str(folder): content}.__getitem__)
+        monkeypatch.setitem(sys.modules, "datasets", package)
+        return tmp_path / "old"
+
+    return save
+
+
+def numbered(images="img", label="fine_label"):
+    """Twenty grey pictures, one of them with an alpha channel, as the package decodes them."""
+    pictures = [Image.new("RGBA" if n == 3 else "RGB", (32, 32), (int(n) * 10,) * 3) for n in NUMBERS]
+    return Table({images: pictures, label: LABELS.tolist()})
+
+
+@pytest.mark.parametrize(
+    ("images", "label", "parts"),
+    [
+        ("img", "fine_label", ("train", "test")),
+        ("image", "label", ("train", "validation", "test")),
+        ("image", "labels", ("train",)),
+        ("image", "labels", ()),
+    ],
+)
+def test_a_copy_of_the_package_datasets(tmp_path, saved, images, label, parts):
+    content = {part: numbered(images, label) for part in parts} if parts else numbered(images, label)
+    assert [name for name, _ in prepare(saved("cifar", content), tmp_path / "new")] == ["cifar100"]
+    assert check(layouts.VTAB, Roots(data=tmp_path / "new"), ("cifar100",), deep=True).errors == 0
+    for entry in read_list(tmp_path / "new/cifar100/test.txt", 3):
+        with Image.open(tmp_path / "new/cifar100" / entry.name) as image:
+            assert image.mode == "RGB" and round(np.asarray(image).mean() / 10) % 3 == entry.label
+
+
+def test_a_copy_with_other_columns_or_labels_is_refused(tmp_path, saved):
+    root = saved("cifar", {"train": numbered(label="coarse"), "test": numbered(label="coarse")})
+    with pytest.raises(HarnessError, match=r"needs a column image or img, and label.*\['img', 'coarse'\]"):
+        list(prepare(root, tmp_path / "new"))
+    (root / "cifar").rename(root / "clevr_count")
+    with pytest.raises(HarnessError, match="clevr_count: labels are computed from the original archive"):
+        list(prepare(root, tmp_path / "new"))
 
 
 def test_without_the_package_datasets_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "old/cifar").mkdir(parents=True)
     (tmp_path / "old/cifar/dataset_dict.json").write_text("{}")
     with pytest.raises(HarnessError, match="pip install datasets"):

@@ -45,17 +45,21 @@ def test_parameters_on_vit_b(vit_b, name):
     assert get(name)().expected_parameters(vit_b) == VIT_B[name]
 
 
-@pytest.mark.parametrize("name", [n for n, m in PEFT.items() if n != "ln_tuning"])
-@pytest.mark.parametrize("kind", ["vit", "swin"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, kind) for n, m in PEFT.items() if n != "ln_tuning" for kind in sorted(m.serves)]
+)
 def test_formula_holds_on_all_four_layers(name, kind):
-    if kind not in PEFT[name].serves:
-        pytest.skip(f"{name} does not serve {kind}")
     model = small_model(kind)
     few = {"fourierft": {"frequencies": 9}, "waveft": {"coefficients": 9}}.get(name, {})
     method = PEFT[name].configure({"targets": ("qkv", "proj", "fc1", "fc2"), **few})
     expected = method.expected_parameters(model)
     method.attach(model, make_context())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+
+
+def test_frod_refuses_layers_of_different_shapes():
+    with pytest.raises(MethodError, match="'frod' serves vit only, not swin"):
+        PEFT["frod"]().attach(small_model("swin"), make_context())
 
 
 @pytest.mark.parametrize("name", PEFT)
