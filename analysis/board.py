@@ -9,12 +9,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.frame import ComparableSet, suite_tasks
-from analysis.render import cell_text
-from analysis.tables import MEANS, Cell, Column, Table
+from analysis.frame import ComparableSet, cell_name, parsed, suite_cells
+from analysis.render import cell_text, marked_rows
+from analysis.tables import MEANS, Cell, Column, Key, Table
 
 RunRow = list[Any]
-"""What the page knows of one run: seed, split seed (or None), accuracy (or None), run id, and why it failed."""
+"""What the page knows of one run: seed, split seed (or None), accuracy (or None), run id, why it failed, and the
+accuracies on its targets if it has any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,9 @@ class Shown:
     sort: str
     """Number that the column is sorted by; empty where there is none."""
 
-    best: bool
+    mark: str
+    """`best`, `second`, or nothing."""
+
     href: str
     """Record of the first run behind the cell; empty where there is none."""
 
@@ -40,7 +43,13 @@ class Heading:
     """Whether the lowest value comes first when the column is sorted."""
 
     tasks: list[str]
-    """Keys into a row's runs: the column itself for a task, all that it averages for a mean."""
+    """Keys into a row's runs: one for a task's column, all that it is made of for another."""
+
+    target: str
+    """Data set that the values were scored on, where that is not the task's own."""
+
+    accuracy: bool
+    """Whether the values are accuracies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ class Row:
     family: str
     cells: list[Shown]
     runs: dict[str, list[RunRow]] = field(default_factory=dict)
-    """Runs by name of the task's column."""
+    """Runs by task, with the number of shots where it has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,105 +86,93 @@ class Board:
         return spans
 
 
+def _record_path(task: str, method: str, run_id: str) -> str:
+    return "/".join([*(quote(part, safe="") for part in (task, f"{method}-{run_id}")), "record.json"])
+
+
 def record_href(base: str, suite: str, task: str, method: str, run_id: str) -> str:
     """Address of a record below `base`, the folder of the runs as seen from the page."""
-    return "/".join([base, *(quote(part, safe="") for part in (suite, task, f"{method}-{run_id}")), "record.json"])
+    return f"{base}/{quote(suite, safe='')}/{_record_path(task, method, run_id)}"
 
 
-def runs_of_rows(rows: pd.DataFrame) -> dict[tuple[str, str], list[RunRow]]:
-    """Runs by row label and name of the column (`task`, or `task N-shot` where runs have shots), ordered by seeds."""
-    optional = {name: rows.get(name) for name in ("shots", "split_seed")}
-    found: dict[tuple[str, str], list[RunRow]] = {}
-    shots, splits = (list(v) if v is not None else [None] * len(rows) for v in optional.values())
-    columns = (rows[name] for name in ("label", "task", "seed", "accuracy", "run_id", "reason"))
-    for shot, split, label, task, seed, accuracy, run_id, reason in zip(shots, splits, *columns, strict=True):
-        name = task if pd.isna(shot) or shot < 0 else f"{task} {int(shot)}-shot"
-        draw = None if pd.isna(split) or split < 0 else int(split)
+Runs = dict[str, dict[Key, list[RunRow]]]
+"""Runs by method's label and (task, shots)."""
+
+
+def runs_of_rows(rows: pd.DataFrame) -> Runs:
+    """Runs behind each cell, ordered by seeds."""
+    found: Runs = {}
+    columns = ("label", "task", "shots", "split_seed", "seed", "accuracy", "run_id", "reason", "targets")
+    for label, task, shots, split, seed, accuracy, run_id, reason, targets in zip(
+        *(rows[name] for name in columns), strict=True
+    ):
+        draw = int(split) if split >= 0 else None
         run = [int(seed), draw, None if pd.isna(accuracy) else round(float(accuracy), 4), run_id, reason or ""]
-        found.setdefault((str(label), name), []).append(run)
-    for runs in found.values():
+        run += [parsed(targets)] if targets != "{}" else []
+        found.setdefault(str(label), {}).setdefault((str(task), int(shots)), []).append(run)
+    for runs in (runs for cells in found.values() for runs in cells.values()):
         runs.sort(key=lambda run: (run[1] or 0, run[0]))
     return found
 
 
-def _averaged(column: Column, groups: dict[str, list[str]]) -> list[str]:
-    """Names of the task columns that a column is made of: its own, those of its group, or all."""
-    everything = [name for names in groups.values() for name in names]
-    if column.name in everything:
-        return [column.name]
-    return groups.get(column.name, everything) if column.group.startswith(MEANS) else everything
-
-
-def _best(table: Table, index: int) -> float | None:
-    """The best value of a column as printed; None where nothing is marked."""
-    column = table.columns[index]
-    values = [round(cells[index].value, 1) for cells in table.rows.values() if cells[index].is_number]
-    if column.best not in ("max", "min") or len(values) < 2:
-        return None
-    return max(values) if column.best == "max" else min(values)
-
-
-def _shown(cell: Cell, column: Column, best: float | None, href: str) -> Shown:
+def _shown(cell: Cell, column: Column, label: str, marks: tuple[set[str], set[str]], href: str) -> Shown:
     return Shown(
         text=cell_text(cell, column),
         sort=repr(float(cell.value)) if cell.is_number else "",
-        best=best is not None and cell.is_number and round(cell.value, 1) == best,
+        mark="best" if label in marks[0] else "second" if label in marks[1] else "",
         href=href,
     )
 
 
-def _column_order(table: Table, tasks: set[str]) -> list[int]:
+def _column_order(table: Table) -> list[int]:
     """Means over everything, then what else is no task, then the tasks: on a narrow screen the first are in sight."""
+    most = max((len(column.over) for column in table.columns), default=0)
 
     def place(index: int) -> int:
         column = table.columns[index]
-        over_all = column.group == MEANS and column.name in ("tasks", "groups")
-        return 0 if over_all else 2 if column.name in tasks else 1
+        if column.group.startswith(MEANS):
+            return 0 if column.group == MEANS and len(column.over) in (0, most) else 1
+        return 2 if column.over else 1
 
     return sorted(range(len(table.columns)), key=place)
 
 
+def _heading(column: Column, cells: list[Key]) -> Heading:
+    return Heading(
+        name=column.name,
+        group=column.group,
+        ascending=column.best == "min" or column.kind != "percent",
+        tasks=[cell_name(*key) for key in column.over or cells],
+        target=column.target,
+        accuracy=column.kind == "percent",
+    )
+
+
 def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], base: str) -> Board:
     """The table with the runs of `chosen` behind its cells. `families`: by method; `base`: see `record_href`."""
-    suite = chosen.key["suite"]
     runs = runs_of_rows(chosen.rows)
-    groups: dict[str, list[str]] = {}
-    for column in table.columns:
-        task = column.name.rsplit(" ", 1)[0] if column.name.endswith("-shot") else column.name
-        if task in suite_tasks(suite, chosen.rows):
-            groups.setdefault(column.group, []).append(column.name)
-    order = _column_order(table, {name for names in groups.values() for name in names})
+    cells = list(suite_cells(chosen.key["suite"], chosen.rows))
+    order = _column_order(table)
     columns = [table.columns[index] for index in order]
-    headings = [
-        Heading(
-            name=c.name, group=c.group, ascending=c.best == "min" or c.kind != "percent", tasks=_averaged(c, groups)
-        )
-        for c in columns
-    ]
-    best = [_best(table, index) for index in order]
+    all_marks = marked_rows(table)
+    marks = [all_marks[index] for index in order]
+    folder = f"{base}/{quote(chosen.key['suite'], safe='')}"
     methods = dict(zip(chosen.rows["label"], chosen.rows["method"], strict=True))
     rows = []
-    for label, cells in table.rows.items():
+    for name, values in table.rows.items():
+        label, only = table.behind.get(name, (name, None))
         method = str(methods.get(label, ""))
-        mine = {name: runs.get((label, name), []) for names in groups.values() for name in names}
-        hrefs = [_first_href(h.tasks, mine, method, suite, base) for h in headings]
-        shown = [_shown(*parts) for parts in zip([cells[i] for i in order], columns, best, hrefs, strict=True)]
-        rows.append(Row(label=label, method=method, family=families.get(method, "other"), cells=shown, runs=mine))
-    return Board(name=table.name, title=table.title, caption=_caption(table), headings=headings, rows=rows)
+        mine = {key: same for key, same in runs.get(label, {}).items() if only in (None, key)}
+        hrefs = [_first_href(column.over or cells, mine, method, folder) for column in columns]
+        parts = zip([values[index] for index in order], columns, marks, hrefs, strict=True)
+        shown = [_shown(cell, column, name, mark, href) for cell, column, mark, href in parts]
+        behind = {cell_name(*key): same for key, same in mine.items()}
+        rows.append(Row(label=name, method=method, family=families.get(method, "other"), cells=shown, runs=behind))
+    headings = [_heading(column, cells) for column in columns]
+    return Board(name=table.name, title=table.title, caption=table.full_caption, headings=headings, rows=rows)
 
 
-def _caption(table: Table) -> str:
-    return str(getattr(table, "full_caption", table.caption))
-
-
-def _first_href(names: Iterable[str], runs: dict[str, list[RunRow]], method: str, suite: str, base: str) -> str:
-    for name in names:
-        if runs[name]:
-            return record_href(base, suite, task_of(name), method, runs[name][0][3])
-    return ""
-
-
-def task_of(name: str) -> str:
-    """The task of a column's name: `food101` of `food101 4-shot`."""
-    task, _, shots = name.rpartition(" ")
-    return task if shots.endswith("-shot") and shots[:-5].isdecimal() else name
+def _first_href(keys: Iterable[Key], runs: dict[Key, list[RunRow]], method: str, folder: str) -> str:
+    """Address of the first run's record among those of `keys`; empty if there is none."""
+    found = next(((key, runs[key][0]) for key in keys if runs.get(key)), None)
+    return f"{folder}/{_record_path(found[0][0], method, found[1][3])}" if found else ""

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from harness.record import RunRecord
 from harness.spec import canonical_json
 from suites import SUITES
+
+K = TypeVar("K")
 
 NAN = float("nan")
 
@@ -30,6 +32,9 @@ CHOSEN_PER_TASK = ("tuned", "published", "oracle")
 
 OPENED_OFTEN = "†"
 """Mark behind a row whose runs looked at the test split more than once, or chose by it."""
+
+OTHER = "other"
+"""Group of tasks that the suite, as this version knows it, does not have."""
 
 
 OPTIONAL_TEXTS = ("split", "data", "device", "device_type", "precision")
@@ -219,9 +224,22 @@ def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[Compara
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:
-    """Task to group, in the suite's order; tasks that are unknown here follow, in the group `other`."""
+    """Task to group, of the tasks that occur in the rows: in the suite's order, those unknown here last, as `OTHER`."""
+    there = set(rows["task"])
     known = {task.name: task.group for task in SUITES[suite].tasks} if suite in SUITES else {}
-    return known | dict.fromkeys(sorted(set(rows["task"]) - set(known)), "other")
+    groups = {task: group for task, group in known.items() if task in there}
+    return groups | dict.fromkeys(sorted(there - set(known)), OTHER)
+
+
+def averaged(groups: dict[K, str]) -> dict[K, str]:
+    """What means, ranks and tests are over: tasks that a known suite does not have are shown beside it, but not in."""
+    return {key: group for key, group in groups.items() if group != OTHER} or groups
+
+
+def tasks_text(suite: str, count: int) -> str:
+    """`tasks`, or `8 of 19 tasks` where the suite has more of them than the means are over."""
+    whole = len(SUITES[suite].tasks) if suite in SUITES else count
+    return "tasks" if count >= whole else f"{count} of {whole} tasks"
 
 
 def cell_name(task: str, shots: int) -> str:

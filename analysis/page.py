@@ -123,6 +123,8 @@ def _details(sections: Iterable[Section], base: str) -> Markup:
             "base": f"{base}/{section.key['suite']}",
             "columns": [heading.tasks for heading in board.headings],
             "names": [heading.name for heading in board.headings],
+            "targets": [heading.target for heading in board.headings],
+            "accuracies": [heading.accuracy for heading in board.headings],
             "rows": [{"label": r.label, "method": r.method, "runs": r.runs} for r in board.rows],
         }
         for section in sections

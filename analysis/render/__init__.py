@@ -6,7 +6,7 @@ from analysis.render.html import to_html
 from analysis.render.latex import to_latex
 from analysis.render.markdown import to_csv, to_markdown
 from analysis.render.terminal import to_terminal
-from analysis.render.text import cell_text, count_text, heading
+from analysis.render.text import cell_text, count_text, heading, marked_rows
 from analysis.tables.base import Table
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}
@@ -27,6 +27,7 @@ __all__ = [
     "cell_text",
     "count_text",
     "heading",
+    "marked_rows",
     "to_csv",
     "to_html",
     "to_latex",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from analysis.frame import ComparableSet
 from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
-from analysis.tables.cells import accuracy_cells, accuracy_matrix, label_order
+from analysis.tables.cells import Key, accuracy_cells, accuracy_matrix, label_order
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
@@ -41,6 +41,7 @@ __all__ = [
     "MISSING",
     "Cell",
     "Column",
+    "Key",
     "Table",
     "TableOptions",
     "ablation_axes",

@@ -62,6 +62,12 @@ class Column:
     digits: int = 1
     """Digits behind the point of `percent` and `points`."""
 
+    over: tuple[tuple[str, int], ...] = ()
+    """(task, shots) of the runs that its values come from; all that a row has if empty."""
+
+    target: str = ""
+    """Data set that its values were scored on, where that is not the task's own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -78,6 +84,9 @@ class Table:
 
     corner: str = "method"
     """Header of the labels."""
+
+    behind: dict[str, tuple[str, tuple[str, int]]] = field(default_factory=dict)
+    """Row label to the method's label and the one (task, shots) that the row is about, where it is not the method's."""
 
     @property
     def label(self) -> str:

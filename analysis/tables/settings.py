@@ -10,31 +10,31 @@ import pandas as pd
 
 from analysis.frame import ComparableSet, cell_name, differing_keys, parsed, suite_cells
 from analysis.tables.base import Cell, Column, Table
-from analysis.tables.cells import label_order, set_caption, set_title
+from analysis.tables.cells import Key, label_order, set_caption, set_title
 from analysis.tables.tasks import task_table
 
 RECIPE = "recipe."
 
 
-def _settings_rows(chosen: ComparableSet) -> list[tuple[str, dict[str, Any]]]:
-    """Label and settings, one row for a method that has the same on all tasks, else one per task."""
-    found = []
+def _settings_rows(chosen: ComparableSet) -> list[tuple[str, Key | None, dict[str, Any]]]:
+    """Label, cell and settings: one row for a method that has the same on all tasks (no cell), else one per cell."""
+    found: list[tuple[str, Key | None, dict[str, Any]]] = []
     order = list(suite_cells(chosen.key["suite"], chosen.rows))
     groups = dict(list(chosen.rows.groupby("label")))
     for label in label_order(chosen.rows):
         texts = groups[label].groupby(["task", "shots"])["settings"].unique()
         if len({tuple(one) for one in texts}) == 1:
-            found += [(label, parsed(text)) for text in texts.iloc[0]]
+            found += [(label, None, parsed(text)) for text in texts.iloc[0]]
             continue
-        for task, shots in (key for key in order if key in texts.index):
-            found += [(f"{label}, {cell_name(task, shots)}", parsed(text)) for text in texts[task, shots]]
+        for key in (key for key in order if key in texts.index):
+            found += [(label, key, parsed(text)) for text in texts[key]]
     return found
 
 
 def settings_table(chosen: ComparableSet) -> Table:
     """Recipe and method configuration that produced the results, so that a cell can be run again."""
     rows = _settings_rows(chosen)
-    recipe = list(dict.fromkeys(key for _, settings in rows for key in settings if key.startswith(RECIPE)))
+    recipe = list(dict.fromkeys(key for _, _, settings in rows for key in settings if key.startswith(RECIPE)))
     columns = [Column(name=key.removeprefix(RECIPE), group="recipe", kind="text", best="") for key in recipe]
     table = Table(
         name="settings",
@@ -42,11 +42,14 @@ def settings_table(chosen: ComparableSet) -> Table:
         caption=f"One row per method, or per method and task where they differ. {set_caption(chosen)}",
         columns=[*columns, Column(name="method's own", kind="text", best="")],
     )
-    for label, settings in rows:
+    for label, cell, settings in rows:
         own = ", ".join(f"{key}={value}" for key, value in settings.items() if not key.startswith(RECIPE))
-        unique = label if label not in table.rows else f"{label} #{sum(k.startswith(label) for k in table.rows) + 1}"
+        name = f"{label}, {cell_name(*cell)}" if cell else label
+        unique = name if name not in table.rows else f"{name} #{sum(k.startswith(name) for k in table.rows) + 1}"
         texts = [str(settings.get(key, "")) for key in recipe]
         table.rows[unique] = [Cell(text=text) for text in (*texts, own)]
+        if cell:
+            table.behind[unique] = (label, cell)
     return table
 
 

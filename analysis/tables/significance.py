@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.frame import NAN, ComparableSet, suite_cells
+from analysis.frame import NAN, ComparableSet, averaged, suite_cells
 from analysis.statistics import (
     CONFIDENCE,
     average_ranks,
@@ -107,7 +107,7 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
 
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
     """
-    keys = list(suite_cells(chosen.key["suite"], chosen.rows))
+    keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
     values = accuracy_matrix(chosen).reindex(columns=pd.MultiIndex.from_tuples(keys), fill_value=NAN).astype(float)
     whole = values.dropna()
     if len(whole) < 2:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
-from analysis.frame import ComparableSet, cell_name, parsed, suite_cells, suite_tasks
+from analysis.frame import (
+    OTHER,
+    ComparableSet,
+    averaged,
+    cell_name,
+    parsed,
+    suite_cells,
+    suite_tasks,
+    tasks_text,
+)
 from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell
 from analysis.tables.cells import (
     Key,
@@ -35,8 +46,10 @@ def _tail(runs: pd.DataFrame, rank: Cell) -> list[Cell]:
     return [rank, *(mean_of_column(runs, name) for name in ("parameters", "parameters_with_head", "seconds"))]
 
 
-def _caption(chosen: ComparableSet) -> str:
-    return f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {TAIL_CAPTION}"
+def _caption(chosen: ComparableSet, others: bool = False) -> str:
+    """`others`: whether there are tasks that the suite does not have."""
+    text = f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {TAIL_CAPTION}"
+    return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
 def task_table(chosen: ComparableSet) -> Table:
@@ -45,18 +58,24 @@ def task_table(chosen: ComparableSet) -> Table:
     `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
     NOAH); the literature prints either.
     """
-    keys = suite_cells(chosen.key["suite"], chosen.rows)
-    groups = list(dict.fromkeys(keys.values()))
-    columns = [Column(name=cell_name(*key), group=group) for key, group in keys.items()]
-    columns += [Column(name=name, group=MEANS) for name in (*groups, "tasks", "groups")]
-    table = Table(name="tasks", title=set_title(chosen), caption=_caption(chosen), columns=[*columns, *TAIL])
+    suite = chosen.key["suite"]
+    keys = suite_cells(suite, chosen.rows)
+    over = averaged(keys)
+    groups = {name: tuple(key for key in over if over[key] == name) for name in dict.fromkeys(over.values())}
+    columns = [Column(name=cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
+    several = len(groups) > 1
+    columns += [Column(name=name, group=MEANS, over=members) for name, members in groups.items() if several]
+    whole = tasks_text(suite, len({task for task, _ in over}))
+    columns += [Column(name=name, group=MEANS, over=tuple(over)) for name in (whole, "groups")[: 1 + several]]
+    caption = _caption(chosen, len(over) < len(keys))
+    table = Table(name="tasks", title=set_title(chosen), caption=caption, columns=[*columns, *TAIL])
     cells = accuracy_cells(chosen)
-    ranks = rank_cells(cells, list(keys))
+    ranks = rank_cells(cells, list(over))
     for label, runs in _by_label(chosen):
         row = {key: cells[label].get(key, MISSING) for key in keys}
-        means = [mean_cell(row[key] for key in keys if keys[key] == group) for group in groups]
-        averages = [mean_cell(row.values()), mean_cell(means)]
-        table.rows[label] = [*row.values(), *means, *averages, *_tail(runs, ranks[label])]
+        means = [mean_cell(row[key] for key in members) for members in groups.values()]
+        averages = [*means, mean_cell(row[key] for key in over), mean_cell(means)] if several else means
+        table.rows[label] = [*row.values(), *averages, *_tail(runs, ranks[label])]
     return table
 
 
@@ -67,15 +86,16 @@ def _by_label(chosen: ComparableSet) -> list[tuple[str, pd.DataFrame]]:
 
 def few_shot_table(chosen: ComparableSet) -> Table:
     """A row per method, shots per data set, and the mean over data sets per number of shots."""
-    tasks = list(suite_tasks(chosen.key["suite"], chosen.rows))
+    tasks = list(averaged(suite_tasks(chosen.key["suite"], chosen.rows)))
     shots = sorted(int(s) for s in chosen.rows["shots"].unique())
-    columns = [Column(name=str(s), group=task) for task in tasks for s in shots]
-    columns += [Column(name=str(s), group="mean of data sets") for s in shots]
-    columns += [Column(name="all", group=MEANS), *TAIL]
+    keys: list[Key] = [(task, s) for task in tasks for s in shots]
+    columns = [Column(name=str(s), group=task, over=((task, s),)) for task, s in keys]
+    whole = f"{MEANS} {tasks_text(chosen.key['suite'], len(tasks)).replace('tasks', 'data sets')}"
+    columns += [Column(name=str(s), group=whole, over=tuple((task, s) for task in tasks)) for s in shots]
+    columns += [Column(name="all", group=MEANS, over=tuple(keys)), *TAIL]
     caption = f"Columns are training images per class. {_caption(chosen)}"
     table = Table(name="few_shot", title=set_title(chosen, "few-shot"), caption=caption, columns=columns)
     cells = accuracy_cells(chosen)
-    keys: list[Key] = [(task, s) for task in tasks for s in shots]
     ranks = rank_cells(cells, keys)
     for label, runs in _by_label(chosen):
         row = {key: cells[label].get(key, MISSING) for key in keys}
@@ -113,9 +133,16 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
     whole = [name for name in targets if not name.endswith("/masked")]
     masked = [f"{name}/masked" if f"{name}/masked" in found else name for name in whole]
     ways = _ways(chosen.key["suite"], task)
-    columns = [Column(name=task, group="source"), *(Column(name=t, group=f"targets, {ways}") for t in whole)]
-    columns += [Column(name=t.removesuffix("/masked"), group="targets, masked") for t in targets if t not in whole]
-    columns += [Column(name=ways, group="mean of targets"), Column(name="masked", group="mean of targets"), *TAIL[1:]]
+    source: dict[str, Any] = {"over": ((task, shots),)}
+    columns = [Column(name=task, group="source", **source)]
+    columns += [Column(name=t, group=f"targets, {ways}", target=t, **source) for t in whole]
+    columns += [
+        Column(name=t.removesuffix("/masked"), group="targets, masked", target=t, **source)
+        for t in targets
+        if t not in whole
+    ]
+    columns += [Column(name=name, group=f"{MEANS} targets") for name in (ways, "masked")]
+    columns += TAIL[1:]
     caption = (
         f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target alone. The "
         f"masked mean takes the masked value where there is one. {_caption(chosen)}"
@@ -144,13 +171,13 @@ def _ways(suite: str, task: str) -> str:
 
 
 def accuracy_tables(chosen: ComparableSet) -> list[Table]:
-    """The accuracy table that fits the set, and the per-task table, which every set has."""
+    """The accuracy tables that fit the set, the most telling first: by target, by number of shots, or by task."""
     rows = chosen.rows
     shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
     tables = [domain_table(chosen, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
-    if not tables and (rows["shots"] >= 0).any():
-        tables = [few_shot_table(chosen)]
-    return [task_table(chosen), *tables]
+    if not tables and rows["shots"].nunique() > 1:
+        return [few_shot_table(chosen)]
+    return tables if len(tables) == 1 and rows["task"].nunique() == 1 else [*tables, task_table(chosen)]
 
 
 def weights_table(pretrained: ComparableSet, random: ComparableSet) -> Table:

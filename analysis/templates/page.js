@@ -94,15 +94,18 @@
     const row = board.rows[Number(link.closest("tr").dataset.row)];
     const column = link.parentElement.cellIndex - 1;
     const tasks = board.columns[column].map((name) => ({ name, runs: row.runs[name] || [] })).filter((t) => t.runs.length);
-    return { board, row, tasks, name: board.names[column], column };
+    return { board, row, tasks, name: board.names[column], target: board.targets[column], own: board.accuracies[column] };
   }
   const seedText = (run) => (run[1] === null ? "" : `split ${run[1]}, `) + `seed ${run[0]}`;
-  const valueText = (run) => (run[2] === null ? "failed" : run[2].toFixed(2));
+  function valueText(run, target) {
+    const value = target && run[2] !== null ? (run[5] || {})[target] : run[2];
+    return value === null ? "failed" : value === undefined ? "not scored" : value.toFixed(2);
+  }
   function tipText(link) {
-    const { row, tasks, name } = behind(link);
+    const { row, tasks, name, target, own } = behind(link);
     const runs = tasks.flatMap((t) => t.runs);
-    const head = `${row.label}, ${name}\n`;
-    if (tasks.length === 1) return head + runs.slice(0, 12).map((r) => `${seedText(r)}: ${valueText(r)}`).join("\n") + (runs.length > 12 ? `\nand ${runs.length - 12} more` : "");
+    const head = `${row.label}, ${name}\n`, what = own ? "" : "accuracy ";
+    if (tasks.length === 1) return head + runs.slice(0, 12).map((r) => `${seedText(r)}: ${what}${valueText(r, target)}`).join("\n") + (runs.length > 12 ? `\nand ${runs.length - 12} more` : "");
     const seeds = [...new Set(runs.map(seedText))];
     const lines = seeds.slice(0, 12).map((seed) => {
       const values = tasks.map((t) => t.runs.find((r) => seedText(r) === seed && r[2] !== null)).filter(Boolean).map((r) => r[2]);
@@ -135,12 +138,12 @@
     return `${board.base}/${encodeURIComponent(task)}/${encodeURIComponent(`${row.method}-${run[3]}`)}/record.json`;
   }
   function openPanel(link) {
-    const { board, row, tasks, name } = behind(link);
+    const { board, row, tasks, name, target } = behind(link);
     $("panel-title").textContent = `${row.label}, ${name}`;
     const parts = tasks.flatMap((task) => {
       const list = element("ul");
       for (const run of task.runs) {
-        const item = element("li", `${seedText(run)}: ${valueText(run)} `), anchor = element("a", run[3]);
+        const item = element("li", `${seedText(run)}: ${valueText(run, target)} `), anchor = element("a", run[3]);
         anchor.href = address(board, row, task.name, run);
         anchor.title = "record.json of this run";
         item.append(anchor, run[4] ? ` ${run[4]}` : "");
@@ -213,8 +216,8 @@
     controls.hidden = false;
     for (const section of sets) {
       sets.forEach((s) => { s.hidden = s !== section; });
-      const mean = [...section.querySelectorAll(".board .sort")].find((b) => b.textContent === "tasks");
-      if (mean) sort(mean, true);
+      const first = section.querySelector('.board .sort[data-column="0"]');  // the mean over everything, if there is one
+      if (first) sort(first, true);
     }
     show(fromAddress());
   }

@@ -40,9 +40,11 @@ def test_few_shot_means_are_over_split_seeds_and_never_over_shots():
 
 
 def test_a_data_set_that_is_missing_takes_the_few_shot_means_with_it():
-    row = cells(by_name(few_shot("sct", {"food101": 10}))["few_shot"], "SCT")
+    given = few_shot("sct", {"food101": 10}) + few_shot("lora", {"food101": 10, "stanford_cars": 20})
+    row = cells(by_name(given)["few_shot"], "SCT")
     assert row["food101", "1"].is_number
-    assert row["mean of data sets", "1"].note == "missing"
+    assert row["mean of 2 of 5 data sets", "1"].note == "missing"
+    assert cells(by_name(given)["few_shot"], "LORA")["mean of 2 of 5 data sets", "1"].value == 15.5
 
 
 def test_different_training_lists_are_not_taken_for_other_data():
@@ -236,9 +238,34 @@ def test_a_method_and_a_suite_unknown_to_this_version():
     assert by_name(given)
 
 
-def test_a_task_unknown_to_this_version_of_a_known_suite_is_shown():
-    given = [*records(), make_record(spec=make_spec(task="zebra"), accuracy=1.0)]
-    assert cells(task_table(only_set(given)), "SCT")["other", "zebra"].value == 1
+def test_a_task_unknown_to_this_version_of_a_known_suite_is_shown_and_takes_no_mean_rank_or_test_with_it():
+    given = [*records(), make_record(spec=make_spec(task="zebra"), accuracy=1.0), *records("lora", (9, 19, 29, 39, 49))]
+    table = task_table(only_set(given))
+    assert cells(table, "SCT")["other", "zebra"].value == 1
+    assert cells(table, "LORA")["other", "zebra"].note == "missing"
+    assert [cells(table, "LORA")["mean of", name].value for name in ("tasks", "groups")] == [29, 29]
+    assert ("mean of", "other") not in cells(table, "LORA")
+    assert [cells(table, label)["", "rank"].value for label in ("SCT", "LORA")] == [1, 2]
+    assert "in no mean and no rank" in table.caption
+    assert cells(significance_table(only_set(given), "lora"), "SCT")["against the reference", "wins"].value == 5
+
+
+def test_means_over_a_part_of_the_suite_say_so():
+    given = [r for m in ("sct", "lora") for r in records(m) if r.spec.task in ("animals", "digits")]
+    table = task_table(only_set(given))
+    assert [c.name for c in table.columns][:2] == ["animals", "digits"]
+    assert cells(table, "SCT")["mean of", "2 of 5 tasks"].value == 25
+    assert ("mean of", "tasks") not in cells(table, "SCT")
+
+
+def test_one_group_has_one_mean():
+    given = [r for r in records() if r.spec.task.startswith("dsprites")]
+    assert [c.name for c in task_table(only_set(given)).columns if c.group == "mean of"] == ["2 of 5 tasks"]
+
+
+def test_a_suite_of_shots_or_targets_has_no_second_table_of_the_same_numbers():
+    assert [t.name for t in accuracy_tables(only_set(few_shot("sct", {"food101": 10})))] == ["few_shot"]
+    assert [t.name for t in accuracy_tables(only_set([domain()]))] == ["domains"]
 
 
 def test_a_protocol_unknown_to_this_version_is_named():

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
+from table_records import TASKS, domain, few_shot, recipe
 
-from analysis.board import make_board, record_href, task_of
+from analysis.board import make_board, record_href
 from analysis.frame import comparable_sets
 from analysis.page import About, Section, to_html
 from analysis.report import write_report
-from analysis.tables import task_table
+from analysis.tables import all_tables, task_table
 from harness.record import RunRecord
 from harness.store import Rejected, Store
 from harness.trainer import Epoch
@@ -175,12 +176,49 @@ def test_cells_know_their_runs_and_means_those_of_their_tasks():
     lora = next(row for row in board.rows if row.label == "LORA")
     assert [run[:3] for run in lora.runs["animals"]] == [[0, None, 41.0], [1, None, 42.0]]
     assert lora.family == "reparameterisation"
-    assert [row.label for row in board.rows for cell in row.cells[:1] if cell.best] == ["FULL"]
+    assert [row.label for row in board.rows for cell in row.cells[:1] if cell.mark == "best"] == ["FULL"]
+
+
+def boards_of(given):
+    (chosen,) = comparable_sets(given)
+    return {table.name: make_board(chosen, table, {}, "../runs") for table in all_tables(chosen)}
+
+
+def test_every_cell_of_every_table_leads_to_its_records():
+    shots = few_shot("sct", {"food101": 5, "stanford_cars": 9}) + few_shot("lora", {"food101": 6, "stanford_cars": 8})
+    per_task = [r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)]
+    for given in (records(), shots, [domain(), domain("lora")], per_task):
+        for board in boards_of(given).values():
+            assert all(cell.href for row in board.rows for cell in row.cells), board.name
+
+
+def tuned_record(task, lr):
+    return [make_record(spec=make_spec(task=task, protocol="tuned", recipe=recipe(lr=lr)))]
+
+
+def test_a_mean_over_data_sets_knows_the_runs_of_its_shots():
+    board = boards_of(few_shot("sct", {"food101": 5, "stanford_cars": 9}))["few_shot"]
+    over = next(h.tasks for h in board.headings if h.group.startswith("mean of 2 of 5") and h.name == "4")
+    assert over == ["food101 4-shot", "stanford_cars 4-shot"]
+    assert [run[:3] for run in board.rows[0].runs["food101 4-shot"]] == [[0, 0, 15.0], [0, 1, 16.0]]
+    assert board.headings[0].name == "all"  # the mean over everything comes first, which the page sorts by
+
+
+def test_a_target_s_column_knows_the_target_s_accuracies():
+    board = boards_of([domain()])["domains"]
+    heading = next(h for h in board.headings if (h.group, h.name) == ("targets, masked", "imagenet-a"))
+    (run,) = board.rows[0].runs[heading.tasks[0]]
+    assert (heading.target, run[2], run[5][heading.target]) == ("imagenet-a/masked", 70.0, 12.0)
+
+
+def test_settings_of_one_task_lead_to_the_runs_of_that_task():
+    board = boards_of([r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)])["settings"]
+    assert [list(row.runs) for row in board.rows] == [[TASKS[0]], [TASKS[1]]]
+    assert {row.method for row in board.rows} == {"sct"}
 
 
 def test_addresses_are_quoted():
     assert record_href("../runs", "s", "a b", "m#x", "12") == "../runs/s/a%20b/m%23x-12/record.json"
-    assert task_of("food101 16-shot") == "food101" and task_of("two words") == "two words"
 
 
 @pytest.fixture(scope="module")
