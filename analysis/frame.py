@@ -51,8 +51,15 @@ COSTS = (
     "evaluate_seconds",
     "selection_seconds",
     "flops",
+    "training_flops",
     "images_per_second",
+    "step_seconds",
     "memory",
+    "resident_memory",
+    "latency_1",
+    "latency_64",
+    "merged_latency_1",
+    "merged_latency_64",
     "stored_bytes",
 )
 FLOATS = ("accuracy", *COSTS)
@@ -101,10 +108,15 @@ def _cost_row(record: RunRecord) -> dict[str, Any]:
             "train_seconds": cost.train_seconds,
             "evaluate_seconds": cost.evaluate_seconds,
             "flops": cost.forward_flops,
+            "training_flops": cost.training_flops,
             "images_per_second": cost.train_images_per_second,
+            "step_seconds": cost.step_seconds,
             "memory": cost.peak_memory_bytes,
+            "resident_memory": cost.peak_resident_bytes,
             "stored_bytes": cost.trained_bytes,
         }
+        row |= {f"latency_{size}": seconds for size, seconds in cost.latency_seconds.items()}
+        row |= {f"merged_latency_{size}": seconds for size, seconds in cost.merged_latency_seconds.items()}
     return row
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness import device as devices
 from harness.preprocessing import Preprocessing
+
+LATENCY_BATCHES = (1, 64)
+LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20
+"""Time and number of passes that a latency is measured over at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +66,24 @@ class Cost:
     """Size of what must be stored for the task: trained parameters and the method's buffers, head included."""
 
     peak_memory_bytes: int | None
-    """Peak of the device's allocator during training; None on CPU, where the process is shared."""
+    """Peak of the device's allocator during training; None on CPU, which has no such counter."""
+
+    peak_resident_bytes: int | None = None
+    """Peak of the process's resident memory during the run, with libraries, mapped pictures and what earlier runs of
+    the process left in its caches; None where the system cannot reset the peak (anywhere but on Linux)."""
+
+    training_flops: int | None = None
+    """Operations of one image's forward and backward pass in training, counted as `forward_flops`."""
+
+    step_seconds: float | None = None
+    """Time of a training step, with its share of data and schedule: the median over epochs of an epoch's time by its
+    steps. An epoch that an interruption cut does not count."""
+
+    latency_seconds: dict[str, float] = field(default_factory=dict)
+    """Time of a forward pass in inference, in the run's precision, by number of images; the host's part included."""
+
+    merged_latency_seconds: dict[str, float] = field(default_factory=dict)
+    """The same after the method was folded into the backbone; empty where it does not fold."""
 
 
 def count_parameters(model: nn.Module, pretrained: set[int], head: set[int]) -> Parameters:
@@ -86,9 +114,102 @@ def state_bytes(state: dict[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in state.values())
 
 
-def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """Operations of a forward pass over one image. torch's counter needs gradients to be enabled."""
+def _one_image(model: nn.Module, preprocessing: Preprocessing) -> Tensor:
     size, device = preprocessing.image_size, next(model.parameters()).device
+    return model(torch.zeros(1, 3, size, size, device=device))
+
+
+def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
+    """Operations of a forward pass over one image: a multiply-add counts as two.
+
+    torch's counter, which sees our kernels by the formulas registered beside them. It needs gradients to be enabled.
+    """
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, size, size, device=device))
+        _one_image(model, preprocessing)
     return int(counter.get_total_flops())
+
+
+def training_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
+    """Operations of one image's forward pass, and its backward pass down to the first trained parameter."""
+    with FlopCounterMode(display=False) as counter:
+        _one_image(model, preprocessing).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())
+
+
+class PeakMemory:
+    """High-water marks of memory, from now on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: start VmHWM anew
+            self.resets = True
+        except OSError:
+            self.resets = False
+
+    def allocated(self) -> int | None:
+        """Bytes of the device's allocator; None on CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def resident(self) -> int | None:
+        """Bytes of this process in memory; None where the mark could not be reset."""
+        if not self.resets:
+            return None
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+
+def _timed(action: Callable[[], Any], device: torch.device) -> float:
+    devices.synchronize(device)
+    start = time.perf_counter()
+    action()
+    devices.synchronize(device)
+    return time.perf_counter() - start
+
+
+def typical_seconds(action: Callable[[], Any], device: torch.device) -> float:
+    """Median time of an action after a warm-up, over `LATENCY_SECONDS` or `LATENCY_PASSES`.
+
+    On a CPU an action that takes longer than that is done once: what a warm-up could save is small beside it.
+    """
+    first = _timed(action, device)
+    if first > LATENCY_SECONDS and device.type == "cpu":
+        return first
+    taken = [_timed(action, device)]
+    while sum(taken) < LATENCY_SECONDS and len(taken) < LATENCY_PASSES:
+        taken.append(_timed(action, device))
+    return median(taken)
+
+
+@torch.inference_mode()
+def latencies(model: nn.Module, preprocessing: Preprocessing, precision: str) -> dict[str, float]:
+    """Seconds of a forward pass of normalised images, by number of images."""
+    size, device = preprocessing.image_size, next(model.parameters()).device
+    model.eval()
+    found = {}
+    for count in LATENCY_BATCHES:
+        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        with devices.autocast(precision, device):
+            found[str(count)] = typical_seconds(partial(model, images), device)
+    return found
+
+
+def of_inference(
+    model: nn.Module, merge: Callable[[], None] | None, preprocessing: Preprocessing, precision: str
+) -> dict[str, Any]:
+    """Fields of `Cost` that are measured when all else is done: operations and latencies. The model is merged."""
+    operations = forward_flops(model, preprocessing), training_flops(model, preprocessing)
+    plain = latencies(model, preprocessing, precision)
+    merged = {}
+    if merge is not None:
+        merge()
+        merged = latencies(model, preprocessing, precision)
+    return {
+        "forward_flops": operations[0],
+        "training_flops": operations[1],
+        "latency_seconds": plain,
+        "merged_latency_seconds": merged,
+    }

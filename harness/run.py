@@ -12,7 +12,7 @@ import torch
 
 from harness import device as devices
 from harness import environment, evaluation, failures, protocol
-from harness.cost import Cost, forward_flops, state_bytes
+from harness.cost import Cost, PeakMemory, of_inference, state_bytes
 from harness.data import Split, TaskData
 from harness.errors import Interrupted
 from harness.failures import Failure
@@ -91,24 +91,25 @@ def run(
     )
     split = suite.final_split if rule.final else "train"
     train = data.train(split).to(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    memory = PeakMemory(device)
     with data.guard(split).shut():
         prepared, trainer, resumed = _train(spec, train, task.num_classes, preprocessing, report, keep)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    peak = memory.allocated()
 
     start = time.perf_counter()
     held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
     metrics = evaluation.evaluate(prepared.model, held_out, task, preprocessing, trainer.precision)
     evaluate_seconds = time.perf_counter() - start
+    resident, stored = memory.resident(), state_bytes(prepared.trained_state())
     cost = Cost(
-        forward_flops=forward_flops(prepared.model, preprocessing),
         attach_seconds=prepared.attach_seconds,
         train_seconds=trainer.seconds,
         train_images_per_second=images_per_epoch(len(train), spec.recipe) * spec.recipe.epochs / trainer.seconds,
         evaluate_seconds=evaluate_seconds,
-        trained_bytes=state_bytes(prepared.trained_state()),
+        trained_bytes=stored,
         peak_memory_bytes=peak,
+        peak_resident_bytes=resident,
+        **of_inference(prepared.model, prepared.attachment.merge, preprocessing, trainer.precision),
     )
     return RunRecord(
         spec=spec,

@@ -47,6 +47,8 @@ def test_runs_leave_one_record_each(finished):
     assert sum(sct["metrics"]["test"]["images_per_class"]) == 600
     assert sct["metrics"]["test"]["accuracy"] > 10
     assert sct["cost"]["forward_flops"] > linear["cost"]["forward_flops"] > 3e8
+    assert sct["cost"]["training_flops"] > 2 * sct["cost"]["forward_flops"] - linear["cost"]["forward_flops"]
+    assert set(sct["cost"]["latency_seconds"]) == {"1", "64"}
     assert str(folder) not in json.dumps(sct)
 
 

@@ -36,6 +36,7 @@ def p_text(value: float) -> str:
 
 WRITERS: dict[str, Callable[[float], str]] = {
     "count": count_text,
+    "milliseconds": lambda value: f"{1000 * value:.0f}" if value >= 0.1 else f"{1000 * value:.3g}",
     "seconds": lambda value: f"{value:.1f}",
     "hours": lambda value: f"{value:.2f}",
     "rate": lambda value: f"{value:.0f}" if value >= 100 else f"{value:.1f}",

@@ -53,8 +53,8 @@ class Column:
     """Header above the column."""
 
     kind: str = "percent"
-    """How values are written: `percent`, `points` (signed), `count`, `seconds`, `hours`, `rate`, `bytes`, `flops`,
-    `rank`, `p`, `integer` or `text`."""
+    """How values are written: `percent`, `points` (signed), `count`, `milliseconds`, `seconds`, `hours`, `rate`,
+    `bytes`, `flops`, `rank`, `p`, `integer` or `text`."""
 
     best: str = "max"
     """Which value is marked: `max`, `min`, or nothing."""

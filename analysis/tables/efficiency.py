@@ -16,7 +16,14 @@ MEANS_OF_RUNS = {
     "parameters_total": Column(name="params in all", group="by role", kind="count", best=""),
     "flops": Column(name="FLOPs", group="inference", kind="flops", best=""),
     "stored_bytes": Column(name="stored", group="inference", kind="bytes", best=""),
+    "latency_1": Column(name="ms, 1 image", group="inference", kind="milliseconds", best=""),
+    "merged_latency_1": Column(name="merged 1", group="inference", kind="milliseconds", best=""),
+    "latency_64": Column(name="ms, 64 images", group="inference", kind="milliseconds", best=""),
+    "merged_latency_64": Column(name="merged 64", group="inference", kind="milliseconds", best=""),
+    "training_flops": Column(name="FLOPs in training", group="training", kind="flops", best=""),
     "memory": Column(name="memory", group="training", kind="bytes", best=""),
+    "resident_memory": Column(name="process", group="training", kind="bytes", best=""),
+    "step_seconds": Column(name="ms a step", group="training", kind="milliseconds", best=""),
     "images_per_second": Column(name="images/s", group="training", kind="rate", best=""),
     "selection_seconds": Column(name="selection s", group="a run", kind="seconds", best=""),
     "train_seconds": Column(name="train s", group="a run", kind="seconds", best=""),
@@ -24,15 +31,29 @@ MEANS_OF_RUNS = {
 }
 """Columns of the frame that are averaged over complete runs, with their headers."""
 
-TIMED = ("memory", "images_per_second", "selection_seconds", "train_seconds", "evaluate_seconds")
+TIMED = (
+    "memory",
+    "resident_memory",
+    "images_per_second",
+    "step_seconds",
+    "selection_seconds",
+    "train_seconds",
+    "evaluate_seconds",
+    "latency_1",
+    "latency_64",
+    "merged_latency_1",
+    "merged_latency_64",
+)
 """Measurements that depend on the device."""
 
 HOURS = {"cuda": "GPU hours", "cpu": "CPU hours"}
 
 CAPTION = (
     "Means over complete runs. params: trained ones by role, and all of the model; FLOPs: one image's "
-    "forward pass, a multiply-add counts as two; stored: trained parameters and added buffers, head included; memory: "
-    "peak of the device's allocator in training, missing on CPU; hours: all runs of the row together."
+    "forward pass, and with the backward pass in training, a multiply-add counts as two; stored: trained parameters "
+    "and added buffers, head included; ms: a forward pass of 1 or 64 images, merged: with the method folded into the "
+    "backbone, where it folds; memory: peak of the device's allocator in training, missing on CPU; process: peak of "
+    "the process's resident memory, libraries and pictures included; hours: all runs of the row together."
 )
 
 

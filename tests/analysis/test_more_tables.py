@@ -97,7 +97,8 @@ def test_efficiency_shows_what_there_is():
         dataclasses.replace(r, method_info={"a": {"selection_seconds": 2}, "b": {"selection_seconds": 1}})
         for r in records()
     ]
-    given = [costed(r, forward_flops=5_000_000, peak_memory_bytes=2**20) for r in info] + records("lora")
+    measured = {"latency_seconds": {"1": 0.0051234, "64": 1.5}, "merged_latency_seconds": {"1": 0.004, "64": 1.25}}
+    given = [costed(r, forward_flops=5_000_000, peak_memory_bytes=2**20, **measured) for r in info] + records("lora")
     table = efficiency_table(only_set(given))
     sct, lora = cells(table, "SCT"), cells(table, "LORA")
     assert sct["a run", "selection s"].value == 3
@@ -106,6 +107,8 @@ def test_efficiency_shows_what_there_is():
     assert lora["training", "memory"].note == "missing"
     assert "5.0M" in to_markdown(table)
     assert "1.0MB" in to_markdown(table)
+    assert "| 5.12 | 4 | 1500 | 1250 |" in to_markdown(table)
+    assert lora["inference", "merged 1"].note == "missing"
     assert sct["in all", "CPU hours"].note == "missing"  # these records do not name their type of device
 
 
