@@ -12,6 +12,7 @@ from analysis.statistics import Interval, bootstrap_interval, t_interval, verdic
 from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import Key, seed_count, set_caption, set_title
 from analysis.tables.significance import MARGIN, find_reference
+from analysis.unlike import notes
 
 
 class CompareError(AnalysisError):
@@ -192,7 +193,7 @@ def _folder_table(
     together = pd.concat(runs)
     if together.dropna(subset="data").groupby([*CELL_KEYS, "split_seed"])["data"].nunique().gt(1).any():
         raise CompareError(f"{label}: the folders hold runs on different data (fingerprints differ)")
-    both = ComparableSet(chosen.key, together, [])
+    both = ComparableSet(chosen.key, together, [], notes(together))
     titles = (f"{label} in {names[0]}", f"{label} in {names[1]}")
     try:
         comparison = compare_runs(runs[0], runs[1], titles, list(suite_cells(chosen.key["suite"], together)))

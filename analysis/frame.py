@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from analysis.unlike import CELL_KEYS, notes, set_aside_unlike
 from harness.record import RunRecord
 from harness.spec import canonical_json
 from suites import SUITES
@@ -18,11 +19,8 @@ K = TypeVar("K")
 
 NAN = float("nan")
 
-SET_KEYS = ["suite", "protocol", "backbone", "weights", "weights_digest", "image_size", "preprocessing"]
+SET_KEYS = ["suite", "protocol", "trials", "backbone", "weights", "weights_digest", "image_size", "preprocessing"]
 """Records that differ in one of these are never put in one table."""
-
-CELL_KEYS = ["task", "shots"]
-"""What one column of a table holds: a task, at one number of shots where a suite has several."""
 
 REPLICATE_KEYS = ["split_seed", "seed"]
 """What a cell is averaged over: draws of the training list, where a suite has several, and training seeds."""
@@ -37,7 +35,7 @@ OTHER = "other"
 """Group of tasks that the suite, as this version knows it, does not have."""
 
 
-OPTIONAL_TEXTS = ("split", "data", "device", "device_type", "precision")
+OPTIONAL_TEXTS = ("split", "data", "data_sizes", "code", "torch", "choice", "device", "device_type", "precision")
 
 COSTS = (
     "parameters",
@@ -61,6 +59,10 @@ COSTS = (
     "merged_latency_1",
     "merged_latency_64",
     "stored_bytes",
+    "tuning_trials",
+    "tuning_failed",
+    "tuning_accuracy",
+    "tuning_seconds",
 )
 FLOATS = ("accuracy", *COSTS)
 
@@ -76,7 +78,11 @@ class ComparableSet:
     """One row per run, complete or failed; `label` names the method, with its settings where a method has several."""
 
     left_out: list[str]
-    """Run ids of records whose data differ from those of the others on the same task, with the task."""
+    """Run ids of records that differ from the others on the same task in data or in the trials behind them, with the
+    task and in what they differ."""
+
+    notes: list[str]
+    """What is not the same in all records, and may matter: code, precision."""
 
 
 def selection_seconds(info: Any) -> float:
@@ -117,14 +123,38 @@ def _cost_row(record: RunRecord) -> dict[str, Any]:
         }
         row |= {f"latency_{size}": seconds for size, seconds in cost.latency_seconds.items()}
         row |= {f"merged_latency_{size}": seconds for size, seconds in cost.merged_latency_seconds.items()}
-    return row
+    return row | _tuning_row(record)
+
+
+def _tuning_row(record: RunRecord) -> dict[str, Any]:
+    """Trials behind a tuned run: how many, how many failed, the winner's accuracy on val, seconds of all."""
+    tuning = record.tuning
+    if tuning is None:
+        return {}
+    accuracies = [trial.accuracy for trial in tuning.trials if trial.accuracy is not None]
+    return {
+        "tuning_trials": len(tuning.trials),
+        "tuning_failed": len(tuning.trials) - len(accuracies),
+        "tuning_accuracy": max(accuracies, default=NAN),
+        "tuning_seconds": tuning.seconds,
+    }
+
+
+def _code(environment: dict[str, Any]) -> str | None:
+    """`1a2b3c4d`, or `1a2b3c4d with changes`; None where the record does not know."""
+    state = environment.get("code") or {}
+    changed = " with changes" if state.get("dirty") else ""
+    return f"{state['commit'][:8]}{changed}" if state.get("commit") else None
 
 
 def row(record: RunRecord) -> dict[str, Any]:
-    """One record, flattened to numbers and texts. `settings` and `targets` are canonical JSON."""
+    """One record, flattened to numbers and texts. Canonical JSON are `settings`, `variant` (settings that were not
+    searched), `chosen` (those that were), `choice` (accuracies of the trials), `targets` and `data_sizes`."""
     spec, environment = record.spec, record.environment
     accuracies = [(split, metrics.accuracy) for split, metrics in record.metrics.items()]
     recipe = {f"recipe.{key}": value for key, value in spec.as_dict()["recipe"].items()}
+    settings = {**recipe, **spec.as_dict()["config"]}
+    searched = {key for name in spec.searched for key in (name, f"recipe.{name}")}
     identity = {
         "run_id": spec.run_id,
         "suite": spec.suite,
@@ -132,6 +162,7 @@ def row(record: RunRecord) -> dict[str, Any]:
         "shots": spec.shots if spec.shots is not None else -1,
         "split_seed": spec.split_seed if spec.split_seed is not None else -1,
         "protocol": spec.protocol,
+        "trials": spec.trials,
         "backbone": spec.backbone.name,
         "weights": spec.backbone.weights,
         "weights_digest": spec.backbone.digest,
@@ -139,7 +170,9 @@ def row(record: RunRecord) -> dict[str, Any]:
         "preprocessing": spec.preprocessing,
         "method": spec.method,
         "title": record.method_title,
-        "settings": canonical_json({**recipe, **spec.as_dict()["config"]}),
+        "settings": canonical_json(settings),
+        "variant": canonical_json({key: value for key, value in settings.items() if key not in searched}),
+        "chosen": canonical_json({key: value for key, value in settings.items() if key in searched}),
         "seed": spec.seed,
     }
     outcome = {
@@ -150,6 +183,10 @@ def row(record: RunRecord) -> dict[str, Any]:
         "targets": canonical_json(dict(accuracies[1:])),
         "test_looks": record.test_looks,
         "data": f"{record.data.lists}/{record.data.files}" if record.data else None,
+        "data_sizes": canonical_json(record.data.sizes) if record.data else None,
+        "code": _code(environment),
+        "torch": environment.get("packages", {}).get("torch"),
+        "choice": canonical_json({t.run_id: t.accuracy for t in record.tuning.trials}) if record.tuning else None,
         "device": environment.get("device"),
         "device_type": environment.get("device_type"),
         "precision": environment.get("precision"),
@@ -172,7 +209,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The same types whatever is missing: whole numbers, floats with NaN, optional texts as objects with None."""
     if frame.empty:
         return frame
-    whole = dict.fromkeys(("shots", "split_seed", "seed", "image_size", "test_looks"), int)
+    whole = dict.fromkeys(("shots", "split_seed", "seed", "image_size", "test_looks", "trials"), int)
     texts = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in OPTIONAL_TEXTS}
     return frame.astype(whole | dict.fromkeys(FLOATS, float)).assign(**texts)
 
@@ -187,10 +224,10 @@ def differing_keys(texts: Iterable[str]) -> list[str]:
 def _distinguishing(runs: pd.DataFrame, per_task: bool) -> list[str]:
     """Settings that make several methods out of one. What was chosen per task does not: only what differs on one."""
     if not per_task:
-        return differing_keys(runs["settings"].unique())
-    cells = runs.groupby(CELL_KEYS + REPLICATE_KEYS)["settings"].unique()
+        return differing_keys(runs["variant"].unique())
+    cells = runs.groupby(CELL_KEYS + REPLICATE_KEYS)["variant"].unique()
     found = {key for texts in cells if len(texts) > 1 for key in differing_keys(texts)}
-    return [key for key in differing_keys(runs["settings"].unique()) if key in found]
+    return [key for key in differing_keys(runs["variant"].unique()) if key in found]
 
 
 def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
@@ -206,21 +243,12 @@ def _labels(rows: pd.DataFrame, per_task: bool) -> pd.Series:
     for (title, method), runs in rows.groupby(["title", "method"]):
         keys = _distinguishing(runs, per_task)
         name = f"{title} [{method}]" if clashes[title] > 1 else str(title)
-        for text, same in runs.groupby("settings"):
+        for text, same in runs.groupby("variant"):
             shown = settings_text(parsed(str(text)), keys)
             labels.loc[same.index] = f"{name} ({shown})" if shown else name
     opened = (rows["protocol"] == "oracle") | (rows["test_looks"] > 1)
     marked = labels.isin(labels[opened])
     return labels.where(~marked, labels + f" {OPENED_OFTEN}")
-
-
-def _set_aside_other_data(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Keep, per training list, the records of the data that most of them have."""
-    keys = [*CELL_KEYS, "split_seed"]
-    usual = rows.dropna(subset="data").groupby(keys)["data"].agg(lambda data: data.mode().iloc[0])
-    expected = rows[keys].merge(usual.rename("usual").reset_index(), how="left", on=keys)["usual"].to_numpy()
-    other = rows["data"].notna() & (rows["data"] != expected)
-    return rows[~other], [f"{run.run_id} ({run.task})" for run in rows[other].itertuples()]
 
 
 def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[ComparableSet]:
@@ -229,9 +257,9 @@ def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[Compara
     sets = []
     for values, group in frame.groupby(SET_KEYS) if len(frame) else []:
         key = dict(zip(SET_KEYS, values, strict=True))
-        rows, left_out = _set_aside_other_data(group)
+        rows, left_out = set_aside_unlike(group)
         rows = rows.assign(label=_labels(rows, key["protocol"] in CHOSEN_PER_TASK))
-        sets.append(ComparableSet(key, rows, left_out))
+        sets.append(ComparableSet(key, rows, left_out, notes(rows)))
     return sets
 
 

@@ -123,7 +123,8 @@ def _names(sets: list[ComparableSet]) -> list[str]:
     counts: dict[str, int] = {}
     for chosen in sets:
         key = chosen.key
-        parts = (key["suite"], key["protocol"], key["backbone"], key["weights"], f"{key['image_size']}px")
+        protocol = f"{key['protocol']}{key['trials'] or ''}"
+        parts = (key["suite"], protocol, key["backbone"], key["weights"], f"{key['image_size']}px")
         name = "-".join(str(part).replace(os.sep, "_") for part in parts)
         counts[name] = counts.get(name, 0) + 1
         names.append(name if counts[name] == 1 else f"{name}-{counts[name]}")

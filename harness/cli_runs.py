@@ -39,7 +39,7 @@ def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFla
     from harness.overview import ASSUMED_RATE, gpu_hours, overview, totals
     from harness.store import Store
 
-    lines = overview(selection, Store(out).is_complete)
+    lines = overview(selection, Store(out).read)
     if as_json:
         print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
         return
@@ -54,8 +54,12 @@ def _hours(hours: float | None) -> str:
     return "?" if hours is None else f"{hours:.2g}"
 
 
+_SHOWN_WITH = {"shots": "shots", "draws": "shots", "trials": "trials"}
+"""Columns that are shown only where there is something of this kind."""
+
+
 def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a plan's table; shots and draws where there are any."""
+    """The columns of a plan's table; shots, draws and trials where there are any."""
     from harness.overview import gpu_hours
 
     row = {
@@ -65,31 +69,34 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
         "methods": line["methods"],
         "seeds": line["seeds"],
         "runs": line["runs"],
+        "trials": line["trials"],
         "complete": line["complete"],
         "train": line["train_images"],
         "scored": line["test_images"],
         "GPU hours": _hours(gpu_hours(line["operations"])),
         "disk": human_size(line["array_bytes"]),
     }
-    return {key: value for key, value in row.items() if line["shots"] is not None or key not in ("shots", "draws")}
+    return {key: value for key, value in row.items() if line[_SHOWN_WITH.get(key, "runs")]}
 
 
 def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> None:
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
-    from harness import arrays, backbones, local, plan
+    from harness import arrays, backbones, local
     from harness import device as devices
     from harness.overview import overview, totals
     from harness.progress import Display
+    from harness.stages import stage
     from harness.store import Store
     from harness.worker import Setup
     from methods import registry
 
-    store, specs = Store(out), plan.expand(selection)
-    missing = [spec for spec in specs if not store.is_complete(spec)]
-    console.print(f"{len(specs)} runs, {len(specs) - len(missing)} complete already. Records: {out / 'runs'}")
-    if not missing:
+    store = Store(out)
+    stages = stage(selection, store.read)
+    to_do = len(stages.ready) + len(stages.blocked)
+    console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
+    if not to_do:
         return
-    disk = human_size(totals(overview(selection, lambda _: False))["array_bytes"])
+    disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     setups = [
         Setup(
@@ -102,9 +109,9 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
         )
         for worker in local.worker_devices(devices.choose(device_name), jobs)
     ]
-    with Display(len(missing), console) as display:
+    with Display(to_do, console) as display:
         try:
-            outcome = local.execute(missing, setups, display)
+            outcome = local.execute(stages.ready, setups, display, stages.blocked)
         except KeyboardInterrupt:
             errors.print("Stopped at once. The same command goes on from the states that were saved.")
             raise typer.Exit(130) from None

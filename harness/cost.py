@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -112,6 +113,16 @@ def trained_state(model: nn.Module, frozen_buffers: set[str]) -> dict[str, Tenso
 def state_bytes(state: dict[str, Tensor]) -> int:
     """Bytes of the tensors."""
     return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bits of the tensors."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _one_image(model: nn.Module, preprocessing: Preprocessing) -> Tensor:

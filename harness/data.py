@@ -156,6 +156,10 @@ class TaskData:
         load = _load_split if split in TRAINED_ON else _load_split.__wrapped__
         return load(f"{self._label}-{split}", self._sources[split], self.entries(split), self.preprocessing)
 
+    def has(self, split: str) -> bool:
+        """Whether the task has a list of this name."""
+        return split in self._sources
+
     def train(self, split: str) -> Split:
         """`train`, `val` or `trainval`."""
         if split not in ("train", "val", "trainval"):

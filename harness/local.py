@@ -25,7 +25,10 @@ from harness.errors import Interrupted
 from harness.failures import CLASSES, FailureClass
 from harness.record import RunRecord
 from harness.spec import RunSpec
+from harness.stages import Waiting
+from harness.store import Store
 from harness.trainer import Progress
+from harness.tuning import Final, Job, resolve
 from harness.worker import Busy, Setup
 
 Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
@@ -57,7 +60,7 @@ def worker_devices(device: torch.device, jobs: int | None) -> list[str]:
 
 
 def _work(connection: Connection, setup: Setup) -> None:
-    """A worker's life: receive a spec, do it, send its record back; until None comes, or a stop is requested."""
+    """A worker's life: receive a job, do it, send its record back; until None comes, or a stop is requested."""
     worker.enter(setup)
     worker.stop_on_signals()
 
@@ -68,8 +71,8 @@ def _work(connection: Connection, setup: Setup) -> None:
             worker.request_stop("the command that started this process is gone")
 
     try:
-        while (spec := connection.recv()) is not None:
-            connection.send(worker.do(spec, setup, report))
+        while (job := connection.recv()) is not None:
+            connection.send(worker.do(job, setup, report))
     except (Interrupted, EOFError, OSError):
         return
 
@@ -80,7 +83,10 @@ class _Worker:
     def __init__(self, setup: Setup) -> None:
         context = mp.get_context("spawn")
         self.setup = setup
+        self.job: Job | None = None
         self.spec: RunSpec | None = None
+        """The run that the job stands for."""
+
         self.share: Any = None
         """What its runs have in common, see `shared`."""
 
@@ -92,32 +98,38 @@ class _Worker:
         signal.signal(signal.SIGINT, before)
         theirs.close()
 
-    def give(self, spec: RunSpec | None) -> None:
+    def give(self, job: Job | None) -> None:
         """Hand over the next run, or None to end."""
-        self.spec = spec
-        if spec is not None:
-            self.share = shared(spec)
+        self.job = job
+        self.spec = resolve(job, Store(self.setup.root).read)[0] if job is not None else None
+        if job is not None:
+            self.share = shared(job)
         with suppress(OSError):  # it may have died: the next read says so
-            self.connection.send(spec)
+            self.connection.send(job)
 
 
-def shared(spec: RunSpec) -> tuple[Any, ...]:
+def shared(job: Job) -> tuple[Any, ...]:
     """What runs must have in common to share decoded data and loaded weights in one process."""
+    spec = job if isinstance(job, RunSpec) else job.trials[0]
     return spec.suite, spec.task, spec.shots, spec.split_seed, spec.preprocessing, spec.backbone
 
 
 class _Queue:
     """The runs that wait, by what they share."""
 
-    def __init__(self, specs: Iterable[RunSpec]) -> None:
-        self.groups: dict[Any, deque[RunSpec]] = {}
-        for spec in specs:
-            self.groups.setdefault(shared(spec), deque()).append(spec)
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self.groups: dict[Any, deque[Job]] = {}
+        self.add(jobs)
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Put further runs behind those that wait."""
+        for job in jobs:
+            self.groups.setdefault(shared(job), deque()).append(job)
 
     def __len__(self) -> int:
         return sum(map(len, self.groups.values()))
 
-    def take(self, own: Any, others: set[Any]) -> RunSpec | None:
+    def take(self, own: Any, others: set[Any]) -> Job | None:
         """The next run for a worker whose last runs shared `own`: of the same kind, or of a kind that no other worker
         is at, or of the kind that has most left."""
         if not self.groups:
@@ -127,10 +139,10 @@ class _Queue:
             share = own
         else:
             share = free[0] if free else max(self.groups, key=lambda share: len(self.groups[share]))
-        spec = self.groups[share].popleft()
+        job = self.groups[share].popleft()
         if not self.groups[share]:
             del self.groups[share]
-        return spec
+        return job
 
     def clear(self) -> int:
         """Drop all; returns how many there were."""
@@ -168,9 +180,10 @@ class _Interrupts:
 class _Execution:
     """One call of `execute`."""
 
-    def __init__(self, specs: Iterable[RunSpec], setups: list[Setup], listen: Listener) -> None:
-        self.queue, self.setups, self.listen, self.outcome = _Queue(specs), setups, listen, Outcome()
-        self.busy: deque[RunSpec] = deque()
+    def __init__(self, ready: list[Job], blocked: Iterable[Final], setups: list[Setup], listen: Listener) -> None:
+        self.queue, self.setups, self.listen, self.outcome = _Queue(ready), setups, listen, Outcome()
+        self.waiting = Waiting(ready, blocked)
+        self.busy: deque[Job] = deque()
         self.workers: list[_Worker] = []
         self.interrupts = _Interrupts()
 
@@ -178,7 +191,7 @@ class _Execution:
         """Until all is done, or until it is interrupted and the workers have saved their states."""
         with self.interrupts.counted():
             try:
-                for setup in self.setups[: len(self.queue)]:
+                for setup in self.setups[: len(self.queue) + len(self.waiting)]:
                     self.workers.append(_Worker(setup))
                     self._next(self.workers[-1])
                 while any(one.spec for one in self.workers) or (self.busy and not self.outcome.interrupted):
@@ -195,13 +208,15 @@ class _Execution:
             self._interrupt()
         for one in [one for one in self.workers if one.connection in ready]:
             self._hear(one)
+        for one in [one for one in self.workers if one.spec is None and len(self.queue)]:
+            self._next(one)  # a record may have set free what waited for it
         if not ready and not self.outcome.interrupted:
             for one in [one for one in self.workers if one.spec is None]:
                 self._next(one)
 
     def _interrupt(self) -> None:
         self.outcome.interrupted = True
-        self.outcome.not_started = self.queue.clear()
+        self.outcome.not_started = self.queue.clear() + self.waiting.clear()
         for one in self.workers:
             if one.spec is not None:
                 one.process.terminate()  # SIGTERM: it saves at the next step boundary
@@ -209,39 +224,49 @@ class _Execution:
     def _next(self, one: _Worker) -> None:
         """Give a worker a run that waits, else one that somebody else was at, else nothing for now."""
         others = {other.share for other in self.workers if other is not one and other.spec is not None}
-        spec = self.queue.take(one.share, others)
-        if spec is None and self.busy:
-            spec = self.busy.popleft()
-        if spec is not None:
-            one.give(spec)
+        job = self.queue.take(one.share, others)
+        if job is None and self.busy:
+            job = self.busy.popleft()
+        if job is not None:
+            one.give(job)
 
     def _hear(self, one: _Worker) -> None:
         """Take one message from a worker; give it the next run when it has finished one."""
-        spec = one.spec
+        job, spec = one.job, one.spec
         try:
             message: Progress | RunRecord | Busy = one.connection.recv()
         except (EOFError, OSError):
             self._died(one)
             return
-        assert spec is not None
+        assert job is not None and spec is not None
         self.listen(spec, message)
         if isinstance(message, Progress):
             return
-        one.spec = None
+        one.job = one.spec = None
         if isinstance(message, Busy):
-            self.busy.append(spec)
+            self.busy.append(job)
             if not len(self.queue):
                 return  # asked again after a while
-        elif message.failure is not None:
-            self._consider(one, CLASSES[message.failure.kind])
+        else:
+            self._release(spec, one.setup)
+            if message.failure is not None:
+                self._consider(one, CLASSES[message.failure.kind])
         if one in self.workers and not self.outcome.interrupted:
             self._next(one)
+
+    def _release(self, spec: RunSpec, setup: Setup) -> None:
+        """Put behind the others what waited for this run alone. A final with a trial that gave no verdict is left."""
+        read = Store(setup.root).read
+        free = self.waiting.done(spec.run_id)
+        ready = [final for final in free if final.spec(read)]
+        self.queue.add(ready)
+        self.outcome.not_started += len(free) - len(ready)
 
     def _consider(self, one: _Worker, kind: FailureClass) -> None:
         """What a failure means for the process that met it and for the runs that wait."""
         if kind.ends_all and not self.outcome.interrupted:
             self.outcome.ended_by = kind
-            self.outcome.not_started += self.queue.clear() + len(self.busy)
+            self.outcome.not_started += self.queue.clear() + self.waiting.clear() + len(self.busy)
             self.busy.clear()
         if kind.ends_process:
             one.give(None)
@@ -253,11 +278,12 @@ class _Execution:
         if one.spec is not None and not self.outcome.interrupted:
             reason = f"the worker process ended with exit code {one.process.exitcode} (out of memory, or killed)"
             self.listen(one.spec, worker.record_killed(one.spec, one.setup, reason))
+            self._release(one.spec, one.setup)
         self._replace(one)
 
     def _replace(self, one: _Worker) -> None:
         self.workers.remove(one)
-        if (len(self.queue) or self.busy) and not self.outcome.interrupted:
+        if (len(self.queue) or len(self.waiting) or self.busy) and not self.outcome.interrupted:
             self.workers.append(_Worker(one.setup))
             self._next(self.workers[-1])
 
@@ -268,6 +294,9 @@ class _Execution:
             one.process.join()
 
 
-def execute(specs: Iterable[RunSpec], setups: list[Setup], listen: Listener) -> Outcome:
-    """Do all runs. Ctrl-C (or SIGTERM) once: the workers save their states and stop; twice: `KeyboardInterrupt`."""
-    return _Execution(specs, setups, listen).run()
+def execute(ready: Iterable[Job], setups: list[Setup], listen: Listener, blocked: Iterable[Final] = ()) -> Outcome:
+    """Do all runs; those of `blocked` as soon as their own trials are done.
+
+    Ctrl-C (or SIGTERM) once: the workers save their states and stop; twice: `KeyboardInterrupt`.
+    """
+    return _Execution(list(ready), blocked, setups, listen).run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,11 @@ from harness.arrays import array_bytes
 from harness.backbones import skeleton
 from harness.cost import forward_flops
 from harness.data_check import known_size
-from harness.plan import Selection, check_shots, expand
+from harness.plan import Selection, check_shots, task_names
 from harness.preprocessing import Preprocessing
 from harness.spec import RunSpec
+from harness.stages import stage
+from harness.tuning import Job, Read
 from suites.base import Suite, Task
 
 ASSUMED_RATE = 1e14
@@ -38,8 +39,13 @@ class Line:
     """Training lists that differ in the draw; 1 where there is one list."""
 
     runs: int
+    """Trials included."""
+
+    trials: int
+    """Those of the runs that choose settings."""
+
     complete: int
-    """Runs that have a valid record already."""
+    """Runs that have a valid record already, or need none any more."""
 
     train_images: int | None
     """Images of one training; None where the suite does not state it."""
@@ -82,26 +88,37 @@ def array_size(images: int | None, preprocessing: Preprocessing) -> int | None:
     return None if images is None else array_bytes(images, preprocessing)
 
 
-def _operations(specs: list[RunSpec], train: int | None, scored: int | None, flops: int) -> float | None:
-    if train is None or scored is None:
-        return None
-    return float(sum(flops * (3 * train * spec.recipe.epochs + scored) for spec in specs))
+def _operations(suite: Suite, task: Task, specs: list[RunSpec], flops: int) -> float | None:
+    operations = []
+    for spec in specs:
+        train, scored = train_images(suite, task, spec.shots, spec.protocol), scored_images(task, spec.protocol)
+        if train is None or scored is None:
+            return None
+        times = spec.recipe.epochs if protocols.get(spec.protocol).every_epoch else 1
+        operations.append(flops * (3 * train * spec.recipe.epochs + times * scored))
+    return float(sum(operations))
 
 
-def overview(selection: Selection, is_complete: Callable[[RunSpec], bool]) -> list[Line]:
+def _like(job: Job) -> RunSpec:
+    """A run that costs what the job does: of a final the settings are not known yet."""
+    return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned")
+
+
+def overview(selection: Selection, read: Read) -> list[Line]:
     """A line for each task and number of shots."""
-    suite, specs, lines = selection.suite, expand(selection), []
+    suite, stages, lines = selection.suite, stage(selection, read), []
+    runs = [*map(_like, [*stages.ready, *stages.blocked]), *stages.settled]
+    protocol_names = ["validation", "tuned"] if protocols.get(selection.protocol).tunes else [selection.protocol]
     flops = forward_flops(
         skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
     )
-    for name in dict.fromkeys(spec.task for spec in specs):
-        task, scored = suite.task(name), scored_images(suite.task(name), selection.protocol)
-        all_shots = check_shots(suite, selection.shots) or (None,)
+    for name in task_names(suite, selection.tasks):
+        task, all_shots = suite.task(name), check_shots(suite, selection.shots) or (None,)
         for shots in all_shots:
-            own = [spec for spec in specs if spec.task == name and spec.shots == shots]
+            own = [spec for spec in runs if spec.task == name and spec.shots == shots]
             draws = len(suite.split_seeds) or 1
-            train = train_images(suite, task, shots, selection.protocol)
-            arrays = [train] * draws + [scored] * (shots == all_shots[0])
+            arrays = [train_images(suite, task, shots, protocol) for protocol in protocol_names] * draws
+            arrays += [scored_images(task, protocol) for protocol in protocol_names] * (shots == all_shots[0])
             line = Line(
                 task=name,
                 shots=shots,
@@ -109,10 +126,11 @@ def overview(selection: Selection, is_complete: Callable[[RunSpec], bool]) -> li
                 seeds=len(selection.seeds),
                 split_seeds=draws,
                 runs=len(own),
-                complete=sum(is_complete(spec) for spec in own),
-                train_images=train,
-                test_images=scored,
-                operations=_operations(own, train, scored, flops),
+                trials=sum(spec.protocol != selection.protocol for spec in own),
+                complete=sum(spec.task == name and spec.shots == shots for spec in stages.settled),
+                train_images=train_images(suite, task, shots, selection.protocol),
+                test_images=scored_images(task, selection.protocol),
+                operations=_operations(suite, task, own, flops),
                 array_bytes=array_size(_sum(arrays), selection.preprocessing),
             )
             lines.append(line)

@@ -90,7 +90,13 @@ class RunRecord:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     """Result by split, for the split that the protocol reports."""
 
+    last_epoch: dict[str, Metrics] = field(default_factory=dict)
+    """The same after the last epoch, where the protocol reports the best one; the difference is what looking gained."""
+
     curve: list[Epoch] = field(default_factory=list)
+    weights: str = ""
+    """sha256 of the trained state, names and bits: two runs with the same digest ended with the same model."""
+
     parameters: Parameters | None = None
     cost: Cost | None = None
     data: Fingerprint | None = None
@@ -136,7 +142,8 @@ def _parts(body: dict[str, Any]) -> dict[str, Any]:
     """The record's fields out of a document."""
     parts = {key: value for key, value in body.items() if key != "run_id"}
     parts["spec"] = RunSpec.from_dict(body["spec"])
-    parts["metrics"] = {split: Metrics(**m) for split, m in body["metrics"].items()}
+    for name in ("metrics", "last_epoch"):
+        parts[name] = {split: Metrics(**m) for split, m in body[name].items()}
     parts["curve"] = [Epoch(**e) for e in body["curve"]]
     for name, kind in _PARTS.items():
         parts[name] = kind(**body[name]) if body.get(name) else None

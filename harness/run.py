@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,25 @@ import torch
 
 from harness import device as devices
 from harness import environment, evaluation, failures, protocol
-from harness.cost import Cost, PeakMemory, of_inference, state_bytes
+from harness.cost import Cost, PeakMemory, of_inference, state_bytes, state_digest
 from harness.data import Split, TaskData
-from harness.errors import Interrupted
+from harness.door import ajar
+from harness.errors import HarnessError, Interrupted
+from harness.evaluation import Metrics
 from harness.failures import Failure
 from harness.lists import Roots
 from harness.prepared import Prepared
 from harness.preprocessing import Preprocessing
-from harness.record import RunRecord
+from harness.record import RunRecord, Tuning
 from harness.resume import Keeper
 from harness.spec import RunSpec
 from harness.trainer import Report, Trainer, images_per_epoch
+from harness.watch import Watch
 from methods import registry
 from suites import SUITES
 from suites.base import Suite, Task
+
+Splits = Callable[[], dict[str, Split]]
 
 
 def find_task(spec: RunSpec) -> tuple[Suite, Task]:
@@ -45,34 +52,70 @@ def identity(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """A training that has ended."""
+
+    prepared: Prepared
+    trainer: Trainer
+    watch: Watch | None
+    """What was seen after each epoch, where something was looked at."""
+
+    resumed: list[int]
+    """Steps at which it was resumed."""
+
+
+def _looked_at(rule: protocol.Protocol, data: TaskData, trained_on: str, curve: bool) -> Splits | None:
+    """What is scored after every epoch: test if the protocol chooses by it; for a curve val, where it is not trained
+    on; else nothing."""
+    on_val = curve and trained_on == "train" and data.has("val")
+    if not rule.every_epoch and not on_val:
+        return None
+
+    def splits() -> dict[str, Split]:
+        with ajar():
+            return data.open_test() if rule.every_epoch else {"val": data.train("val")}
+
+    return splits
+
+
 def _train(
     spec: RunSpec,
     data: Split,
-    classes: int,
+    task: Task,
     preprocessing: Preprocessing,
+    looked_at: Splits | None,
     report: Report | None,
     keep: Keeper | None,
-) -> tuple[Prepared, Trainer, list[int]]:
-    """A trained model, from the newest saved state if there is one; and the steps at which it was resumed."""
+) -> _Trained:
+    """A trained model, from the newest saved state if there is one."""
     saved = keep.states.newest(data.labels.device) if keep else None
-    prepared = Prepared(spec, data, classes, preprocessing, saved["model"]["memory"] if saved else None)
+    prepared = Prepared(spec, data, task.num_classes, preprocessing, saved["model"]["memory"] if saved else None)
     trainer = Trainer(prepared.model, prepared.attachment, data, preprocessing, spec.recipe, spec.seed)
+
+    def score() -> dict[str, Metrics]:
+        assert looked_at is not None
+        return evaluation.evaluate(prepared.model, looked_at(), task, preprocessing, trainer.precision)
+
+    watch = Watch(score) if looked_at else None
     resumed: list[int] = []
     if saved:
         prepared.load_state(saved["model"])
         trainer.load_state(saved["trainer"])
+        if watch and saved["watch"]:
+            watch.load_state(saved["watch"])
         resumed = [*saved["resumed"], trainer.step]
+
+    def state() -> dict[str, Any]:
+        seen = watch.state() if watch else None
+        return {"model": prepared.state(), "trainer": trainer.state(), "watch": seen, "resumed": resumed}
 
     def boundary(epoch_ends: bool) -> None:
         assert keep is not None
-        keep(
-            trainer.step,
-            epoch_ends,
-            lambda: {"model": prepared.state(), "trainer": trainer.state(), "resumed": resumed},
-        )
+        keep(trainer.step, epoch_ends, state)
 
-    trainer.fit(report, boundary if keep else None)
-    return prepared, trainer, resumed
+    trainer.fit(report, boundary if keep else None, watch.look if watch else None)
+    return _Trained(prepared=prepared, trainer=trainer, watch=watch, resumed=resumed)
 
 
 def run(
@@ -81,9 +124,15 @@ def run(
     roots: Roots | None = None,
     report: Report | None = None,
     keep: Keeper | None = None,
+    tuning: Tuning | None = None,
+    curve: bool = False,
 ) -> RunRecord:
-    """Do one run, from where `keep` has it if it has. Errors propagate; `attempt` turns them into failed records."""
+    """Do one run, from where `keep` has it if it has. Errors propagate; `attempt` turns them into failed records.
+
+    `tuning`: what chose the settings of a tuned run. `curve`: score val after every epoch, where it is not trained on.
+    """
     rule = protocol.get(spec.protocol)
+    _check_tuning(rule, tuning)
     suite, task = find_task(spec)
     preprocessing = Preprocessing.from_id(spec.preprocessing)
     data = TaskData(
@@ -91,39 +140,82 @@ def run(
     )
     split = suite.final_split if rule.final else "train"
     train = data.train(split).to(device)
+    looked_at = _looked_at(rule, data, split, curve)
     memory = PeakMemory(device)
     with data.guard(split).shut():
-        prepared, trainer, resumed = _train(spec, train, task.num_classes, preprocessing, report, keep)
+        trained = _train(spec, train, task, preprocessing, looked_at, report, keep)
     peak = memory.allocated()
-
-    start = time.perf_counter()
-    held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
-    metrics = evaluation.evaluate(prepared.model, held_out, task, preprocessing, trainer.precision)
-    evaluate_seconds = time.perf_counter() - start
-    resident, stored = memory.resident(), state_bytes(prepared.trained_state())
+    scored = _score(rule, data, trained, task, preprocessing)
+    resident, state = memory.resident(), trained.prepared.trained_state()
+    weights, stored = state_digest(state), state_bytes(state)  # before the measurements, which merge the model
     cost = Cost(
-        attach_seconds=prepared.attach_seconds,
-        train_seconds=trainer.seconds,
-        train_images_per_second=images_per_epoch(len(train), spec.recipe) * spec.recipe.epochs / trainer.seconds,
-        evaluate_seconds=evaluate_seconds,
+        evaluate_seconds=scored.seconds,
         trained_bytes=stored,
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
-        **of_inference(prepared.model, prepared.attachment.merge, preprocessing, trainer.precision),
+        **_measured(trained, len(train), preprocessing),
     )
     return RunRecord(
         spec=spec,
         method_title=registry.get(spec.method).title,
         status="complete",
-        metrics=metrics,
-        curve=trainer.curve,
-        parameters=prepared.parameters,
+        metrics=scored.metrics,
+        last_epoch=scored.last_epoch,
+        curve=trained.trainer.curve,
+        weights=weights,
+        parameters=trained.prepared.parameters,
         cost=cost,
         data=data.fingerprint(),
-        test_looks=data.test_looks,
-        method_info=prepared.attachment.info,
-        environment=environment.describe(device, trainer.precision) | {"resumed_at_steps": resumed},
+        test_looks=scored.looks,
+        method_info=trained.prepared.attachment.info,
+        tuning=tuning,
+        environment=environment.describe(device, trained.trainer.precision) | {"resumed_at_steps": trained.resumed},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """What a trained model is worth."""
+
+    metrics: dict[str, Metrics]
+    last_epoch: dict[str, Metrics]
+    seconds: float
+    looks: int
+
+
+def _score(
+    rule: protocol.Protocol, data: TaskData, trained: _Trained, task: Task, preprocessing: Preprocessing
+) -> _Scored:
+    """The result by the protocol's rule: of the last epoch, or of the best of those looked at."""
+    watch = trained.watch
+    if rule.every_epoch and watch:
+        return _Scored(metrics=watch.best, last_epoch=watch.last, seconds=watch.seconds, looks=watch.epochs)
+    start = time.perf_counter()
+    held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
+    metrics = evaluation.evaluate(trained.prepared.model, held_out, task, preprocessing, trained.trainer.precision)
+    return _Scored(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.test_looks)
+
+
+def _measured(trained: _Trained, images: int, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Fields of `Cost` that a trained model gives: seconds so far, operations and latencies. The model is merged."""
+    prepared, trainer = trained.prepared, trained.trainer
+    seen = images_per_epoch(images, trainer.recipe) * trainer.recipe.epochs
+    return {
+        "attach_seconds": prepared.attach_seconds,
+        "train_seconds": trainer.seconds,
+        "train_images_per_second": seen / trainer.seconds,
+        **of_inference(prepared.model, prepared.attachment.merge, preprocessing, trainer.precision),
+    }
+
+
+def _check_tuning(rule: protocol.Protocol, tuning: Tuning | None) -> None:
+    """`HarnessError` for a tuned run without trials, or whose trials all failed."""
+    if not rule.tunes:
+        return
+    if tuning is None:
+        raise HarnessError(f"a run of the protocol {rule.name!r} needs the trials that chose its settings")
+    if tuning.chosen is None:
+        raise HarnessError(f"all {len(tuning.trials)} trials failed, the first: {tuning.trials[0].reason}")
 
 
 def attempt(
@@ -132,16 +224,18 @@ def attempt(
     roots: Roots | None = None,
     report: Report | None = None,
     keep: Keeper | None = None,
+    tuning: Tuning | None = None,
+    curve: bool = False,
 ) -> RunRecord:
     """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
-        return run(spec, device, roots, report, keep)
+        return run(spec, device, roots, report, keep, tuning, curve)
     except Interrupted:
         raise
     except Exception as error:  # a defect in a method must not stop the other runs
         reason, failure = failures.describe(error)
     where = environment.describe(device, devices.precision_in_use(spec.recipe.precision, device))
-    return failed_record(spec, reason, failure, where)
+    return replace(failed_record(spec, reason, failure, where), tuning=tuning)
 
 
 def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dict[str, Any] | None = None) -> RunRecord:

@@ -9,10 +9,7 @@ from harness import plan
 from harness import protocol as protocols
 from harness.record import RunRecord
 from harness.spec import RunSpec
-from harness.tuning import Final, Read
-
-Job = RunSpec | Final
-"""What an executor does: a run, or one whose settings its trials have decided."""
+from harness.tuning import Final, Job, Read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +23,7 @@ class Stages:
     """Finals of which a trial is still among `ready`."""
 
     settled: list[RunSpec]
-    """Runs with nothing left to do: complete, or trials that failed and that a complete final counts as the worst."""
+    """Runs with nothing left to do: complete ones, and trials that diverged or whose failure a final has counted."""
 
     @property
     def total(self) -> int:
@@ -60,15 +57,39 @@ def is_complete(spec: RunSpec | None, read: Read) -> bool:
     return record is not None and record.status == "complete"
 
 
-def released(blocked: Iterable[Final], pending: Iterable[RunSpec]) -> list[Final]:
-    """Finals that can start, because none of their trials is among the runs that are still to be done."""
-    waiting = {spec.run_id for spec in pending}
-    return [final for final in blocked if waiting.isdisjoint(final.cell[0])]
+def _diverged(record: RunRecord | None) -> bool:
+    """Whether the run would end in the same way again: that is a verdict on a trial's setting."""
+    return record is not None and record.failure is not None and record.failure.kind == "diverged"
+
+
+class Waiting:
+    """Finals that wait for trials which are still to be done."""
+
+    def __init__(self, ready: Iterable[Job], blocked: Iterable[Final]) -> None:
+        pending = {job.run_id for job in ready if isinstance(job, RunSpec)}
+        self._finals = [(final, pending & set(final.cell[0])) for final in blocked]
+
+    def __len__(self) -> int:
+        return len(self._finals)
+
+    def done(self, run_id: str) -> list[Final]:
+        """Take note that a run has a record now; returns the finals that waited for nothing else."""
+        for _, pending in self._finals:
+            pending.discard(run_id)
+        free = [final for final, pending in self._finals if not pending]
+        self._finals = [(final, pending) for final, pending in self._finals if pending]
+        return free
+
+    def clear(self) -> int:
+        """Drop all; returns how many there were."""
+        count = len(self)
+        self._finals.clear()
+        return count
 
 
 def _stage_finals(finals: list[Final], read: Read) -> Stages:
-    """Once a final of a cell is complete its choice stands and failed trials are not tried again: another winner would
-    give the seeds of one cell different settings."""
+    """Trials that failed are tried again until a final of their cell is complete: then its choice stands, for another
+    winner would give the seeds of one cell different settings."""
     cells: dict[object, list[Final]] = {}
     for final in finals:
         cells.setdefault(final.cell, []).append(final)
@@ -79,7 +100,7 @@ def _stage_finals(finals: list[Final], read: Read) -> Stages:
         specs = [final.spec(read) for final in members]
         decided = any(is_complete(spec, read) for spec in specs)
         for trial in members[0].trials:
-            done = decided or is_complete(trial, read)
+            done = decided or is_complete(trial, read) or _diverged(read(trial))
             (settled if done else unfinished)[trial.run_id] = trial
         for final, spec in zip(members, specs, strict=True):
             if spec and is_complete(spec, read):
@@ -87,10 +108,9 @@ def _stage_finals(finals: list[Final], read: Read) -> Stages:
             else:
                 ready.append(final)
     settled = {run_id: spec for run_id, spec in settled.items() if run_id not in unfinished}
-    free = released(ready, unfinished.values())
-    names = {(final.cell, final.seed) for final in free}
+    free = {final.cell for final in ready if unfinished.keys().isdisjoint(final.cell[0])}
     return Stages(
-        ready=[*unfinished.values(), *free],
-        blocked=[final for final in ready if (final.cell, final.seed) not in names],
+        ready=[*unfinished.values(), *(final for final in ready if final.cell in free)],
+        blocked=[final for final in ready if final.cell not in free],
         settled=list(settled.values()),
     )

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,9 @@ class Epoch:
     lr: float
     """Learning rate of the epoch's last step."""
 
+    scores: dict[str, float] = field(default_factory=dict)
+    """Top-1 after the epoch, per cent, of the splits that were looked at."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -62,6 +65,9 @@ class Progress:
 Report = Callable[[Progress], None]
 Boundary = Callable[[bool], None]
 """Called after every step, with whether an epoch ended: it may take `Trainer.state()`, and raise to stop."""
+
+Look = Callable[[], dict[str, float]]
+"""Called at the end of every epoch: scores the model on other splits, in per cent, and leaves it as it was."""
 
 REPORT_EVERY_SECONDS = 0.2
 
@@ -157,13 +163,15 @@ class Trainer:
         """Over the epoch so far, on the device: loss times images, right answers, steps with a finite loss."""
         return {name: torch.zeros((), device=self.device) for name in ("loss", "correct", "finite")}
 
-    def fit(self, report: Report | None = None, boundary: Boundary | None = None) -> list[Epoch]:
+    def fit(
+        self, report: Report | None = None, boundary: Boundary | None = None, look: Look | None = None
+    ) -> list[Epoch]:
         """Run the recipe from where it stands to its end; returns the learning curve. Raises `Diverged` if the loss is
         not finite, and whatever `boundary` raises."""
         self.model.train()
         self._clock = time.perf_counter() - self.seconds
         while len(self.curve) < self.recipe.epochs:
-            self._epoch(len(self.curve) + 1, report, boundary)
+            self._epoch(len(self.curve) + 1, report, boundary, look)
         self.seconds = time.perf_counter() - self._clock
         self.model.eval()
         return self.curve
@@ -192,7 +200,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
 
-    def _epoch(self, epoch: int, report: Report | None, boundary: Boundary | None) -> None:
+    def _epoch(self, epoch: int, report: Report | None, boundary: Boundary | None, look: Look | None) -> None:
         if self.batch == 0:
             # Seeding here makes an epoch's random choices a function of (seed, epoch) alone.
             torch.manual_seed(derived_seed(self.seed, f"epoch {epoch}"))
@@ -214,10 +222,19 @@ class Trainer:
         self._check_finite(epoch)
         mean, accuracy = self._means()
         lr = self.optimizer.param_groups[0]["lr"]
-        self.curve.append(Epoch(epoch=epoch, train_loss=mean, train_accuracy=accuracy, lr=lr))
+        scores = self._look(look) if look else {}
+        self.curve.append(Epoch(epoch=epoch, train_loss=mean, train_accuracy=accuracy, lr=lr, scores=scores))
         self.batch = 0
         if boundary:
             boundary(True)
+
+    def _look(self, look: Look) -> dict[str, float]:
+        """What `look` gives; its time is not training time."""
+        start = time.perf_counter()
+        scores = look()
+        self.model.train()
+        self._clock += time.perf_counter() - start
+        return scores
 
     def _means(self) -> tuple[float, float]:
         """Mean loss, and per cent right, over the epoch so far."""

@@ -7,7 +7,8 @@ grid and `SEED`, and a larger budget goes on where a smaller one ended.
 
 A trial is an ordinary run of the protocol `validation`: trained on train, scored on val after the last epoch, with
 training seed 0. The best accuracy wins; among equals the smallest learning rate (as VPT chooses), then the earliest
-drawn. A failed trial counts as the worst.
+drawn. A failed trial counts as the worst, unless its failure says nothing of the setting: then it is done again before
+anything is chosen.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.record import RunRecord, Trial, Tuning
 from harness.spec import RunSpec, digest
 
@@ -26,6 +28,9 @@ BUDGET = 8
 
 SEED = 0
 """Of the draw, and of the trials' training."""
+
+NO_VERDICT = frozenset({"killed", "device", "disk_full", "read_only", "data"})
+"""Classes of failure (`harness.failures`) that say nothing of the setting that was tried."""
 
 Read = Callable[[RunSpec], RunRecord | None]
 """The valid record of a run, complete or failed, or None."""
@@ -67,11 +72,11 @@ class Final:
         return tuple(spec.run_id for spec in self.trials), tuple(self.space)
 
     def tuning(self, read: Read) -> Tuning | None:
-        """What the trials gave and which of them won; None while one has no record."""
-        records = [read(spec) for spec in self.trials]
-        if any(record is None for record in records):
+        """What the trials gave and which of them won; None while the verdict on one of them is open."""
+        records = [record for spec in self.trials if (record := read(spec)) and not _is_open(record)]
+        if len(records) < len(self.trials):
             return None
-        trials = [_trial(record, tuple(self.space)) for record in records if record]
+        trials = [_trial(record, tuple(self.space)) for record in records]
         return Tuning(
             budget=self.budget,
             space={key: list(values) for key, values in self.space.items()},
@@ -81,8 +86,8 @@ class Final:
         )
 
     def spec(self, read: Read) -> RunSpec | None:
-        """The final run; None while a trial has no record. Where all trials failed it has the default setting, and
-        will fail with the reason."""
+        """The final run; None while the verdict on a trial is open. Where all trials failed it has the default setting,
+        and will fail with the reason."""
         tuning = self.tuning(read)
         if tuning is None:
             return None
@@ -93,6 +98,26 @@ class Final:
             trials=self.budget,
             searched=tuple(sorted(self.space)),
         )
+
+
+Job = RunSpec | Final
+"""What an executor does: a run, or one whose settings its trials have decided."""
+
+
+def resolve(job: Job, read: Read) -> tuple[RunSpec, Tuning | None]:
+    """The run that a job stands for now, and what chose its settings. `HarnessError` while a trial is missing."""
+    if isinstance(job, RunSpec):
+        return job, None
+    spec, tuning = job.spec(read), job.tuning(read)
+    if spec is None or tuning is None:
+        missing = [trial.run_id for trial in job.trials if not (found := read(trial)) or _is_open(found)]
+        where = f"{job.trials[0].method} on {job.trials[0].task}"
+        raise HarnessError(f"{where}: {len(missing)} of {len(job.trials)} trials are not done: {', '.join(missing)}")
+    return spec, tuning
+
+
+def _is_open(record: RunRecord) -> bool:
+    return record.failure is not None and record.failure.kind in NO_VERDICT
 
 
 def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:

@@ -19,12 +19,13 @@ from harness import backbones, failures, lease
 from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.lists import Roots
-from harness.record import RunRecord
+from harness.record import RunRecord, Tuning
 from harness.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
 from harness.run import attempt, failed_record, identity
 from harness.spec import RunSpec
 from harness.store import Store
 from harness.trainer import Progress, Report
+from harness.tuning import Job, resolve
 from methods import registry
 from suites import SUITES
 from suites.base import Suite
@@ -50,6 +51,9 @@ class Setup:
     method_files: list[str]
     suites: list[Suite]
     """Suites that were read from the user's own files."""
+
+    curve: bool = False
+    """Whether val is scored after every epoch, where it is not trained on."""
 
     save_every: float = SAVE_EVERY_SECONDS
     """Seconds between two training states, see `harness.resume`; 0: one after every step."""
@@ -91,25 +95,29 @@ def enter(setup: Setup) -> None:
         torch.set_num_threads(1)
 
 
-def do(spec: RunSpec, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
+def do(job: Job, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
     """Do one run: give its record if it is complete, else go on from its state, and write the record.
 
-    A failure is a failed record too. Raises `Interrupted` when a stop was requested; the state is saved then.
+    A failure is a failed record too. Raises `Interrupted` when a stop was requested; the state is saved then. Raises
+    `HarnessError` for a final run whose trials are not all done.
     """
     store = Store(setup.root)
+    spec, tuning = resolve(job, store.read)
     if done := store.complete(spec):
         return done
     _STOP.check()
     try:
         with lease.acquire(store.folder(spec)) as held:
-            return store.complete(spec) or _do_alone(spec, setup, store, held, report)
+            return store.complete(spec) or _do_alone(spec, tuning, setup, store, held, report)
     except lease.Taken as other:
         return Busy(spec, str(other))
     except OSError as error:
         return failed_record(spec, *failures.describe(error))
 
 
-def _do_alone(spec: RunSpec, setup: Setup, store: Store, held: lease.Lease, report: Report | None) -> RunRecord:
+def _do_alone(
+    spec: RunSpec, tuning: Tuning | None, setup: Setup, store: Store, held: lease.Lease, report: Report | None
+) -> RunRecord:
     """`do` for the one who holds the lease."""
     try:
         store.clear_place(spec)
@@ -118,7 +126,8 @@ def _do_alone(spec: RunSpec, setup: Setup, store: Store, held: lease.Lease, repo
     device, folder = torch.device(setup.device), store.folder(spec)
     states = States(folder, identity(spec, device))
     keeper = Keeper(states, _STOP, held.check, setup.save_every)
-    record = _write(store, held, attempt(spec, device, setup.data, _progress_to(folder, report), keeper))
+    listen = _progress_to(folder, report)
+    record = _write(store, held, attempt(spec, device, setup.data, listen, keeper, tuning, setup.curve))
     kind = failures.CLASSES[record.failure.kind] if record.failure else None
     if kind is None or not kind.keeps_state:
         states.remove()

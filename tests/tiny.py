@@ -39,11 +39,11 @@ def setup(root, data, **changes):
     return dataclasses.replace(plain, **changes)
 
 
-def specs(methods=("lora",), seeds=1, tasks=("first",), protocol="fixed", **recipe):
-    """The runs of these methods, each a name or `(name, settings)`."""
+def selection(methods=("lora",), seeds=1, tasks=("first",), protocol="fixed", trials=8, **recipe):
+    """These methods, each a name or `(name, settings)`."""
     SUITES.setdefault(SUITE.name, SUITE)
     pairs = [(method, {}) if isinstance(method, str) else method for method in methods]
-    selection = Selection(
+    return Selection(
         suite=SUITE,
         tasks=tuple(tasks),
         methods=tuple(choose_method(name, settings) for name, settings in pairs),
@@ -52,8 +52,13 @@ def specs(methods=("lora",), seeds=1, tasks=("first",), protocol="fixed", **reci
         backbone=resolve("test_vit", "random", SIDE),
         preprocessing=Preprocessing(image_size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3),
         recipe=recipe,
+        trials=trials,
     )
-    return plan.expand(selection)
+
+
+def specs(*choices, **further):
+    """The runs of a `selection`."""
+    return plan.expand(selection(*choices, **further))
 
 
 def lasting(record):
@@ -61,7 +66,7 @@ def lasting(record):
     document = json.loads(record.to_json())
     del document["environment"], document["digest"]
     cost = document["cost"] or {}
-    timed = [key for key in cost if key.endswith(("_seconds", "_per_second"))]
+    timed = [key for key in cost if key.endswith(("_seconds", "_per_second", "_resident_bytes"))]
     for key in timed:
         del cost[key]
     document["method_info"] = {k: v for k, v in document["method_info"].items() if not k.endswith("_seconds")}

@@ -9,6 +9,7 @@ from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
 from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, task_table, weights_table
+from analysis.tables.tuning import tuning_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ ALL_TABLES = TableOptions()
 def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
     """Every table that the runs of a set allow. An axis of `options` that the set lacks is passed over."""
     axes = ablation_axes(chosen)
-    tables = [*accuracy_tables(chosen), efficiency_table(chosen), settings_table(chosen)]
+    tuning = tuning_table(chosen)
+    tables = [*accuracy_tables(chosen), efficiency_table(chosen), settings_table(chosen), *([tuning] if tuning else [])]
     tables += [ablation_table(chosen, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
     significance = significance_table(chosen, options.reference)
     return [*tables, significance] if significance else tables
@@ -58,5 +60,6 @@ __all__ = [
     "settings_table",
     "significance_table",
     "task_table",
+    "tuning_table",
     "weights_table",
 ]

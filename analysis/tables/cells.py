@@ -11,14 +11,6 @@ from analysis.tables.base import MISSING, Cell, number_cell
 from harness.protocol import PROTOCOLS
 from suites import SUITES
 
-PROTOCOL_CAPTIONS = {
-    "tuned": "settings chosen per task on validation data with the same number of trials for every method, retrained "
-    "on train+val, test opened once",
-    "published": "the per-task recipe that a paper printed, trained on train+val, test opened once",
-    "oracle": "best test epoch, so the test split chose the result: not comparable to the other protocols",
-}
-"""Words for protocols of other versions of the harness; those of this one describe themselves."""
-
 Key = tuple[str, int]
 """(task, shots); shots is -1 where a suite has one training list."""
 
@@ -70,7 +62,7 @@ def mean_of_column(runs: pd.DataFrame, column: str) -> Cell:
 
 def protocol_caption(name: str, suite: str) -> str:
     """What a protocol means, in a line, with the split that the suite's final models are trained on."""
-    caption = PROTOCOLS[name].caption if name in PROTOCOLS else PROTOCOL_CAPTIONS.get(name, "unknown to this version")
+    caption = PROTOCOLS[name].caption if name in PROTOCOLS else "unknown to this version"
     on_train = suite in SUITES and SUITES[suite].final_split == "train"
     return caption.replace("train+val", "train") if on_train else caption
 
@@ -95,13 +87,19 @@ def set_caption(chosen: ComparableSet) -> str:
     """Protocol, backbone, preprocessing, devices and what was left out: the end of every caption."""
     key = chosen.key
     caption = (
-        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}. "
+        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{_budget(key['trials'])}. "
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
         f"{key['preprocessing']}. Device: {devices_caption(chosen.rows)}."
     )
+    if chosen.notes:
+        caption += f" Not the same in all records: {'; '.join(chosen.notes)}."
     if chosen.left_out:
-        caption += f" Left out, for their data differ from the others': {', '.join(chosen.left_out)}."
+        caption += f" Left out, for they differ from the others: {', '.join(chosen.left_out)}."
     return caption
+
+
+def _budget(trials: int) -> str:
+    return f"; {trials} trials, or all there are where a method has fewer" if trials else ""
 
 
 def set_title(chosen: ComparableSet, what: str = "") -> str:

@@ -31,6 +31,12 @@ MEANS_OF_RUNS = {
 }
 """Columns of the frame that are averaged over complete runs, with their headers."""
 
+TUNING = {
+    "tuning_trials": Column(name="trials", group="tuning a cell", kind="rate", best=""),
+    "tuning_seconds": Column(name="seconds", group="tuning a cell", kind="seconds", best=""),
+}
+"""Further columns of a set that was tuned: a cell's trials serve all of its seeds."""
+
 TIMED = (
     "memory",
     "resident_memory",
@@ -39,6 +45,7 @@ TIMED = (
     "selection_seconds",
     "train_seconds",
     "evaluate_seconds",
+    "tuning_seconds",
     "latency_1",
     "latency_64",
     "merged_latency_1",
@@ -74,8 +81,9 @@ def _hours(runs: pd.DataFrame, device_type: str) -> Cell:
 
 def efficiency_table(chosen: ComparableSet) -> Table:
     """A row per method, every cost that records hold; what a record lacks is shown as missing."""
+    means = MEANS_OF_RUNS | (TUNING if chosen.rows["tuning_trials"].notna().any() else {})
     columns = [
-        *MEANS_OF_RUNS.values(),
+        *means.values(),
         *(Column(name=h, group="in all", kind="hours", best="") for h in HOURS.values()),
     ]
     table = Table(
@@ -87,6 +95,6 @@ def efficiency_table(chosen: ComparableSet) -> Table:
     groups = dict(list(chosen.rows.groupby("label")))
     for label in label_order(chosen.rows):
         runs = groups[label]
-        table.rows[label] = [_measured(runs, column) for column in MEANS_OF_RUNS]
+        table.rows[label] = [_measured(runs, column) for column in means]
         table.rows[label] += [_hours(runs, device_type) for device_type in HOURS]
     return table

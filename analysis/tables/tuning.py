@@ -1,0 +1,52 @@
+"""What tuning chose: the winner's settings per task, and what finding it took."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.frame import ComparableSet, cell_name, parsed, suite_cells
+from analysis.tables.base import Cell, Column, Table, number_cell
+from analysis.tables.cells import label_order, set_caption, set_title
+
+COLUMNS = [
+    Column(name="chosen", kind="text", best=""),
+    Column(name="val", digits=1, best=""),
+    Column(name="trials", kind="integer", best=""),
+    Column(name="failed", kind="integer", best=""),
+    Column(name="hours", kind="hours", best=""),
+]
+
+CAPTION = (
+    "The settings that won on val, of those that were searched; accuracy of the winner there, so not a result; trials "
+    "that were done, those that failed, and device hours of all of them together."
+)
+
+
+def tuning_table(chosen: ComparableSet) -> Table | None:
+    """A row per method, task and draw of the training list; None where nothing was tuned."""
+    tuned = chosen.rows[chosen.rows["tuning_trials"].notna()]
+    if tuned.empty:
+        return None
+    table = Table(
+        name="tuning",
+        title=set_title(chosen, "chosen settings"),
+        caption=f"{CAPTION} {set_caption(chosen)}",
+        columns=COLUMNS,
+    )
+    cells = tuned.drop_duplicates(["label", "task", "shots", "split_seed"])
+    groups = dict(list(cells.groupby("label")))
+    for label in label_order(tuned):
+        for task, shots in suite_cells(chosen.key["suite"], tuned):
+            own = groups[label]
+            for _, run in own[(own["task"] == task) & (own["shots"] == shots)].sort_values("split_seed").iterrows():
+                draw = f", draw {run['split_seed']}" if run["split_seed"] >= 0 else ""
+                table.rows[f"{label}, {cell_name(task, shots)}{draw}"] = _row(run)
+    return table
+
+
+def _row(run: pd.Series) -> list[Cell]:
+    text = ", ".join(f"{key.removeprefix('recipe.')}={value}" for key, value in parsed(run["chosen"]).items())
+    if run["tuning_failed"] == run["tuning_trials"]:
+        text = "none: all trials failed"
+    numbers = [run["tuning_accuracy"], run["tuning_trials"], run["tuning_failed"], run["tuning_seconds"] / 3600]
+    return [Cell(text=text or "nothing searched"), *map(number_cell, numbers)]

@@ -1,0 +1,87 @@
+"""Records that differ in something: refused with what differs, in a table of their own, or noted."""
+
+import dataclasses
+
+import pytest
+from examples import make_record, make_spec
+from table_records import only_set, records
+
+from analysis.frame import comparable_sets
+from analysis.tables import task_table
+from harness.data import Fingerprint
+from harness.record import Trial, Tuning
+
+USUAL = Fingerprint(lists="l", files="d", sizes={"train": 160, "test": 600})
+
+
+def on_data(given, **changes):
+    return [dataclasses.replace(record, data=dataclasses.replace(USUAL, **changes)) for record in given]
+
+
+def stranger(**changes):
+    (record,) = on_data([make_record(spec=make_spec(task="digits", method="lora"))], **changes)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lists": "m"}, "digits: lists differ)"),
+        ({"files": "e"}, "digits: pictures differ)"),
+        (
+            {"lists": "m", "files": "e", "sizes": {"train": 200, "val": 40, "test": 600}},
+            "digits: lists differ (train 200 instead of 160, val 40 instead of 0), pictures differ)",
+        ),
+    ],
+)
+def test_other_data_are_left_out_and_the_caption_says_what_differs(changes, words):
+    other = stranger(**changes)
+    chosen = only_set([*on_data(records()), *on_data(records("full")), other])
+    assert chosen.left_out == [f"{other.spec.run_id} ({words}"]
+    table = task_table(chosen)
+    assert "LORA" not in table.rows
+    assert chosen.left_out[0] in table.caption
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessing": "56px-squash-bicubic-half"},
+        {"backbone": dataclasses.replace(make_spec().backbone, digest="cd" * 32)},
+        {"protocol": "tuned", "trials": 4},
+    ],
+)
+def test_other_preprocessing_checkpoint_or_budget_is_another_table(changes):
+    base = {"protocol": "tuned", "trials": 8} if "trials" in changes else {}
+    assert len(comparable_sets(records(**base) + records("lora", **changes))) == 2
+
+
+def with_code(given, commit, dirty=False):
+    return [dataclasses.replace(r, environment={"code": {"commit": commit, "dirty": dirty}}) for r in given]
+
+
+def test_other_code_is_noted_not_refused():
+    chosen = only_set(with_code(records(), "a" * 40) + with_code(records("lora")[:2], "b" * 40, dirty=True))
+    assert chosen.left_out == []
+    assert chosen.notes == ["2 code states: aaaaaaaa (5 runs), bbbbbbbb with changes (2 runs)"]
+    assert f"Not the same in all records: {chosen.notes[0]}." in task_table(chosen).caption
+
+
+def test_the_same_code_and_many_codes_are_not_spelt_out():
+    assert only_set(with_code(records(), "a" * 40)).notes == []
+    many = [with_code([record], str(i) * 40)[0] for i, record in enumerate(records())]
+    assert only_set(many).notes == ["5 code states"]
+
+
+def tuned(accuracy, seed):
+    trial = Trial(run_id="a1", setting={"lr": 1e-3}, accuracy=accuracy, seconds=2.0)
+    tuning = Tuning(budget=8, space={"lr": [1e-3]}, trials=[trial], chosen=0, seconds=2.0)
+    spec = make_spec(protocol="tuned", trials=8, searched=("lr",), seed=seed)
+    return make_record(spec=spec, tuning=tuning)
+
+
+def test_seeds_of_one_cell_that_other_trials_decided_are_left_out():
+    given = [tuned(50.0, 0), tuned(50.0, 1), tuned(60.0, 2)]
+    chosen = only_set(given)
+    assert chosen.left_out == [f"{given[2].spec.run_id} (digits: settings chosen by other trials)"]
+    assert len(chosen.rows) == 2
