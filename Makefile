@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all snapshot test latex-check lint requirements
+.PHONY: demo demo-random demo-all snapshot test bench bench-gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,13 @@ snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into resul
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto
+
+bench: .venv/ready  ## ours beside the released way, on this machine
+	$(BIN)/sctbench bench
+
+bench-gpu: .venv/ready  ## the kernels' tests on a GPU, then the bench of a ViT-B/16 with random weights
+	$(BIN)/python -m pytest -n 0 -m gpu tests/methods
+	$(BIN)/sctbench bench --device cuda --backbone vit_base_patch16_224.orig_in21k --weights random
 
 latex-check: .venv/ready  ## compile every table with a real pdflatex; installs it on Debian when it is missing
 	command -v pdflatex || (apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-base \

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.cli_bench import bench
 from harness.cli_data import data_app
 from harness.cli_options import OutFolder
 from harness.cli_runs import runs_app
@@ -18,6 +18,7 @@ from harness.terminal import JsonFlag, console, errors, print_rows, words
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(runs_app)
 app.add_typer(data_app, name="data")
+app.command()(bench)
 
 
 @app.callback()
@@ -135,28 +136,6 @@ def list_backbones(as_json: JsonFlag = False) -> None:
     from harness.backbones import listing
 
     print_rows(listing(), as_json)
-
-
-@app.command("bench")
-def bench(
-    out: Annotated[Path, typer.Option(help="Folder of the measurements.")] = Path("results/bench"),
-    pictures: Annotated[int, typer.Option(min=64, help="Number of pictures.")] = 1000,
-) -> None:
-    """Measure decoding once against decoding in every epoch, side by side on this machine."""
-    from harness.bench import LOADER_WORKERS, data_loading
-    from harness.paths import write_atomically
-
-    found = data_loading(pictures)
-    path = out / "data_loading.json"
-    write_atomically(path, lambda file: file.write((json.dumps(found, indent=1) + "\n").encode()))
-    ways = {
-        f"decode in every epoch, {LOADER_WORKERS} workers": found["decode_each_epoch_seconds"],
-        "from the array decoded once": found["epoch_from_array_seconds"],
-    }
-    print_rows([{"way": way, "epoch seconds": f"{sorted(all_)[1]:.2f}"} for way, all_ in ways.items()], False)
-    seconds, speed = found["decode_once_seconds"], found["decode_once_pictures_per_second"]
-    once = f"decoding once took {seconds:.2f} s, {speed:.0f} pictures/s"
-    console.print(f"ratio {found['ratio']:.1f}; {once}; wrote {path}", highlight=False)
 
 
 def main() -> None:

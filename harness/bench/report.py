@@ -1,0 +1,60 @@
+"""All parts one after the other, as rows and as a document."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from harness import environment
+from harness.bench import ceilings, growth, module, selection, training, whole
+from harness.bench.base import Measurement, Setting
+from harness.bench.ceilings import Ceilings
+
+Part = Callable[[Setting, Ceilings], list[Measurement]]
+
+PARTS: dict[str, Part] = {
+    "selection": selection.measure,
+    "module": module.measure,
+    "training": training.measure,
+    "whole": whole.measure,
+    "growth": growth.measure,
+}
+
+
+def run(setting: Setting, parts: Sequence[str], begin: Callable[[str], None]) -> list[Measurement]:
+    """Measure the device's ceilings, then the parts, on all cores; `begin` is told each part's name."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    begin("ceilings")
+    limits = ceilings.measure(setting)
+    found = ceilings.lines(limits)
+    with warnings.catch_warnings():
+        # torch remarks on machines with fewer cores than the release has loader workers.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        for part in parts:
+            begin(part)
+            found += PARTS[part](setting, limits)
+    return found
+
+
+def document(setting: Setting, found: Sequence[Measurement]) -> dict[str, Any]:
+    """What was measured, on what, as plain values."""
+    return {
+        "backbone": dataclasses.asdict(setting.backbone),
+        "sizes": dataclasses.asdict(setting.sizes),
+        "cores": len(os.sched_getaffinity(0)),
+        "environment": environment.describe(setting.device, setting.precision),
+        "measurements": [dataclasses.asdict(m) | {"ratio": m.ratio, "reached": m.reached} for m in found],
+    }
+
+
+def verdict(found: Sequence[Measurement]) -> str:
+    """How many targets hold, and which do not."""
+    judged = [m for m in found if m.reached is not None]
+    missed = [f"{m.part}: {m.what}" for m in judged if not m.reached]
+    text = f"{len(judged) - len(missed)} of {len(judged)} targets reached"
+    return f"{text}; not: {'; '.join(missed)}" if missed else text

@@ -1,0 +1,104 @@
+"""The trainer: its overhead over a bare loop of the same steps, images per second, and the share of the matrix rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from harness import device as devices
+from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
+from harness.bench.ceilings import Ceilings
+from harness.bench.module import add_ours
+from harness.cost import training_flops
+from harness.data import Split
+from harness.spec import Recipe
+from harness.trainer import Trainer
+from methods.base import Attachment
+
+
+def random_split(setting: Setting) -> Split:
+    """Decoded pictures of noise, on the device."""
+    count, size = setting.sizes.images, setting.backbone.image_size
+    pixels = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
+    return Split(pixels, torch.arange(count) % CLASSES).to(setting.device)
+
+
+OVERHEAD_IMAGES = 512
+"""Images of the one epoch that the trainer and the bare loop take turns with."""
+
+
+def recipe(setting: Setting, **changes: Any) -> Recipe:
+    """A recipe of the bench's number of epochs."""
+    values = {"epochs": setting.sizes.epochs, "warmup_epochs": 0, "batch_size": BATCH, "lr": 1e-3, "drop_last": True}
+    return Recipe(**(values | {"precision": setting.precision} | changes))
+
+
+def bare_loop(setting: Setting, model: Any, data: Split) -> Callable[[], None]:
+    """The steps of an epoch as a plain PyTorch loop: no metrics, no schedule, no reports."""
+    preprocessing, device = setting.preprocessing, setting.device
+
+    def batches() -> list[Tensor]:
+        order = torch.randperm(len(data)).to(device)
+        return list(order[: len(data) - len(data) % BATCH].split(BATCH))
+
+    def fit() -> None:
+        optimizer = torch.optim.AdamW(trained(model), lr=1e-3, weight_decay=1e-4)
+        model.train()
+        for index in batches():
+            images, labels = preprocessing.normalise(data.images[index]), data.labels[index]
+            with devices.autocast(setting.precision, device):
+                loss = cross_entropy(model(images).float(), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return fit
+
+
+def our_trainer(setting: Setting, model: Any, data: Split) -> Callable[[], None]:
+    """A whole `Trainer.fit` of one epoch, with a listener as the display has one."""
+
+    def fit() -> None:
+        chosen = recipe(setting, epochs=1, drop_path=0.1)
+        trainer = Trainer(model, Attachment(), data, setting.preprocessing, chosen, seed=0)
+        trainer.fit(lambda progress: None)
+
+    return fit
+
+
+def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
+    """All lines of this part."""
+    data = random_split(setting.with_images(min(OVERHEAD_IMAGES, setting.sizes.images)))
+    models = [add_ours(setting.model(drop_path=0.1)) for _ in range(2)]
+    actions = {"bare": bare_loop(setting, models[0], data), "ours": our_trainer(setting, models[1], data)}
+    taken = side_by_side(actions, setting.device, setting.sizes.rounds)
+    images = len(data) - len(data) % BATCH
+    speed = images / taken["ours"]
+    rate = speed * training_flops(models[1].eval(), setting.preprocessing)
+    overhead = 100 * (taken["ours"] / taken["bare"] - 1)
+    on_gpu, part = setting.device.type == "cuda", "training"
+    return [
+        Measurement(
+            part=part,
+            what="trainer; compared: a bare loop of the same steps; judged: overhead in per cent",
+            unit="s",
+            ours=taken["ours"],
+            other=taken["bare"],
+            judged=overhead,
+            at_most=3.0,
+        ),
+        Measurement(part=part, what=f"SCT, batch {BATCH}", unit="images/s", ours=speed),
+        Measurement(
+            part=part,
+            what="operations; compared: matrix rate",
+            unit="GFLOP/s",
+            ours=rate / 1e9,
+            other=ceilings.matrix / 1e9,
+            judged=rate / ceilings.matrix if on_gpu else None,
+            at_least=0.45 if on_gpu else None,
+        ),
+    ]
