@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all snapshot test bench bench-gpu latex-check lint requirements
+.PHONY: demo demo-random demo-all demo-tuned demo-bias snapshot test bench bench-gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,6 +22,14 @@ demo-random: .venv/ready  ## the same model at random initialisation beside it
 demo-all: .venv/ready  ## every registered method on one small task
 	$(BIN)/sctbench run --suite demo --tasks digits --methods all --out results/demo-all
 	$(BIN)/sctbench report --out results/demo-all
+
+demo-tuned: .venv/ready  ## three methods, eight trials each per task on val, two seeds of the winners
+	$(BIN)/sctbench run suites/experiments/demo_tuned.yaml
+	$(BIN)/sctbench report --suite demo
+
+demo-bias: demo  ## the demo once more, looking at test after every epoch, and what reporting the best epoch gains
+	$(BIN)/sctbench run suites/experiments/demo.yaml --protocol oracle
+	$(BIN)/sctbench bias --suite demo
 
 snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
 	mkdir -p results/demo

@@ -64,7 +64,7 @@ COSTS = (
     "tuning_accuracy",
     "tuning_seconds",
 )
-FLOATS = ("accuracy", *COSTS)
+FLOATS = ("accuracy", "last_accuracy", *COSTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,7 @@ def row(record: RunRecord) -> dict[str, Any]:
         "reason": record.reason,
         "split": accuracies[0][0] if accuracies else None,
         "accuracy": accuracies[0][1] if accuracies else NAN,
+        "last_accuracy": next((metrics.accuracy for metrics in record.last_epoch.values()), NAN),
         "targets": canonical_json(dict(accuracies[1:])),
         "test_looks": record.test_looks,
         "data": f"{record.data.lists}/{record.data.files}" if record.data else None,

@@ -25,11 +25,14 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; one per GPU or CPU core if not given.")
     ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Score val after every epoch where it is not trained on; no result changes.")
+    ] = False,
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness.lists import Roots
 
-    _execute(selection, out, Roots(data=root, lists=lists), device, jobs)
+    _execute(selection, out, Roots(data=root, lists=lists), device, jobs, curve)
 
 
 @runs_app.command("plan")
@@ -79,7 +82,7 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if line[_SHOWN_WITH.get(key, "runs")]}
 
 
-def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> None:
+def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None, curve: bool) -> None:
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
     from harness import arrays, backbones, local
     from harness import device as devices
@@ -106,6 +109,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
             weight_files=backbones.files(),
             method_files=registry.added_files(),
             suites=[selection.suite] if not selection.suite.tasks[0].build else [],
+            curve=curve,
         )
         for worker in local.worker_devices(devices.choose(device_name), jobs)
     ]
