@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all demo-tuned demo-bias snapshot test bench bench-gpu latex-check lint requirements
+.PHONY: demo demo-random demo-all snapshot test test-slurm bench bench-gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,21 +23,16 @@ demo-all: .venv/ready  ## every registered method on one small task
 	$(BIN)/sctbench run --suite demo --tasks digits --methods all --out results/demo-all
 	$(BIN)/sctbench report --out results/demo-all
 
-demo-tuned: .venv/ready  ## three methods, eight trials each per task on val, two seeds of the winners
-	$(BIN)/sctbench run suites/experiments/demo_tuned.yaml
-	$(BIN)/sctbench report --suite demo
-
-demo-bias: demo  ## the demo once more, looking at test after every epoch, and what reporting the best epoch gains
-	$(BIN)/sctbench run suites/experiments/demo.yaml --protocol oracle
-	$(BIN)/sctbench bias --suite demo
-
 snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
 	mkdir -p results/demo
 	cd results/report/demo-fixed-demo_vit-pretrained-56px && cp tasks.* significance.md pretrained_minus_random.md \
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slurm"
+
+test-slurm: .venv/ready  ## on a real SLURM cluster of this machine's own; as root, it installs Debian packages
+	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
 bench: .venv/ready  ## ours beside the released way, on this machine
 	$(BIN)/sctbench bench

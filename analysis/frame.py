@@ -52,7 +52,6 @@ COSTS = (
     "training_flops",
     "images_per_second",
     "step_seconds",
-    "cached_features",
     "memory",
     "resident_memory",
     "latency_1",
@@ -65,7 +64,7 @@ COSTS = (
     "tuning_accuracy",
     "tuning_seconds",
 )
-FLOATS = ("accuracy", "last_accuracy", *COSTS)
+FLOATS = ("accuracy", *COSTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,6 @@ def _cost_row(record: RunRecord) -> dict[str, Any]:
             "training_flops": cost.training_flops,
             "images_per_second": cost.train_images_per_second,
             "step_seconds": cost.step_seconds,
-            "cached_features": cost.cached_features,
             "memory": cost.peak_memory_bytes,
             "resident_memory": cost.peak_resident_bytes,
             "stored_bytes": cost.trained_bytes,
@@ -182,7 +180,6 @@ def row(record: RunRecord) -> dict[str, Any]:
         "reason": record.reason,
         "split": accuracies[0][0] if accuracies else None,
         "accuracy": accuracies[0][1] if accuracies else NAN,
-        "last_accuracy": next((metrics.accuracy for metrics in record.last_epoch.values()), NAN),
         "targets": canonical_json(dict(accuracies[1:])),
         "test_looks": record.test_looks,
         "data": f"{record.data.lists}/{record.data.files}" if record.data else None,

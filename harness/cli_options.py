@@ -30,9 +30,7 @@ def read_selection(
     ] = None,
     tasks: TaskNames = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="Protocol: fixed, tuned, validation, published or oracle.")
-    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol: fixed, tuned, validation or published.")] = None,
     trials: Annotated[
         int | None,
         typer.Option(help="With protocol tuned: settings that every method may try per task, 8 if not given."),
@@ -70,19 +68,29 @@ def read_selection(
     return experiments.select({k: v for k, v in given.items() if v is not None}, file)
 
 
-def takes_selection(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, in place of its first parameter `selection`, the options of `read_selection`."""
-    shared = inspect.signature(read_selection, eval_str=True).parameters
-    own = dict(inspect.signature(command, eval_str=True).parameters)
-    own.pop("selection")
+def takes_options(parameter: str, read: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in place of one parameter, the options of `read`, which makes the parameter's value of them."""
 
-    @functools.wraps(command)
-    def with_options(**values: Any) -> None:
-        selection = read_selection(**{name: values.pop(name) for name in shared})
-        command(selection, **values)
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        shared = inspect.signature(read, eval_str=True).parameters
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        own.pop(parameter)
 
-    signature = inspect.Signature([*shared.values(), *own.values()])
-    with_options.__signature__ = signature  # type: ignore[attr-defined]
-    with_options.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    del with_options.__wrapped__
-    return with_options
+        @functools.wraps(command)
+        def with_options(**values: Any) -> None:
+            value = read(**{name: values.pop(name) for name in shared})
+            command(**{parameter: value}, **values)
+
+        # A parameter without a default, which another `takes_options` fills in, must stand first.
+        both = sorted([*shared.values(), *own.values()], key=lambda p: p.default is not inspect.Parameter.empty)
+        signature = inspect.Signature(both)
+        with_options.__signature__ = signature  # type: ignore[attr-defined]
+        with_options.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+        del with_options.__wrapped__
+        return with_options
+
+    return give
+
+
+takes_selection = takes_options("selection", read_selection)
+"""Give a command, in place of its parameter `selection`, the options of `read_selection`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import socket
 import subprocess
@@ -18,9 +20,37 @@ from harness import device as devices
 PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "pillow", "triton")
 
 
+ROOMS = ("harness", "methods", "suites")
+"""Folders whose code decides results."""
+
+_SLURM = {
+    "job": "SLURM_JOB_ID",
+    "array_job": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
+    "node": "SLURMD_NODENAME",
+    "partition": "SLURM_JOB_PARTITION",
+    "restarts": "SLURM_RESTART_COUNT",
+}
+
+_submitted: dict[str, Any] = {}
+
+
+@cache
+def source_digest() -> str:
+    """Digest of the code that decides results; the same on every machine, with git or without."""
+    sha = hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (Path(__file__).parent.parent / room).rglob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]
+
+
 @cache
 def code_state() -> dict[str, Any]:
-    """Commit of the harness's checkout and whether files differ from it; empty outside a checkout."""
+    """Digest of the code; in a checkout its commit too, and whether files differ from it."""
+    return {"sources": source_digest(), **_git_state()}
+
+
+def _git_state() -> dict[str, Any]:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -40,6 +70,26 @@ def packages() -> dict[str, str]:
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
+def slurm_job() -> dict[str, Any]:
+    """The SLURM job that this process belongs to: ids, node, and how often it was started anew; empty outside one."""
+    found: dict[str, Any] = {key: os.environ[name] for key, name in _SLURM.items() if name in os.environ}
+    if "job" not in found:
+        return {}
+    return found | {"restarts": int(found.get("restarts", 0))}
+
+
+def submitted_with(code: dict[str, Any]) -> None:
+    """Remember the code's state at submission, and look at its state now: it may change while the job runs."""
+    _submitted.update(code)
+    code_state()
+
+
+def _submission() -> dict[str, Any]:
+    if not _submitted:
+        return {}
+    return {"code_at_submission": dict(_submitted), "code_changed": _submitted != code_state()}
+
+
 def describe(device: torch.device, precision: str) -> dict[str, Any]:
     """JSON-ready description of this machine, its software and the present time."""
     return {
@@ -52,4 +102,6 @@ def describe(device: torch.device, precision: str) -> dict[str, Any]:
         "packages": packages(),
         "code": code_state(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"slurm": job} if (job := slurm_job()) else {}),
+        **_submission(),
     }

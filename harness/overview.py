@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,15 +100,23 @@ def _operations(suite: Suite, task: Task, specs: list[RunSpec], flops: int) -> f
     return float(sum(operations))
 
 
-def _like(job: Job) -> RunSpec:
+def like(job: Job) -> RunSpec:
     """A run that costs what the job does: of a final the settings are not known yet."""
-    return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned")
+    return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned", seed=job.seed)
+
+
+def run_operations(selection: Selection) -> Callable[[RunSpec], float | None]:
+    """Counts the operations of single runs as `Line.operations` does; None where the suite does not state a size."""
+    flops = forward_flops(
+        skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
+    )
+    return lambda spec: _operations(selection.suite, selection.suite.task(spec.task), [spec], flops)
 
 
 def overview(selection: Selection, read: Read) -> list[Line]:
     """A line for each task and number of shots."""
     suite, stages, lines = selection.suite, stage(selection, read), []
-    runs = [*map(_like, [*stages.ready, *stages.blocked]), *stages.settled]
+    runs = [*map(like, [*stages.ready, *stages.blocked]), *stages.settled]
     protocol_names = ["validation", "tuned"] if protocols.get(selection.protocol).tunes else [selection.protocol]
     flops = forward_flops(
         skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing

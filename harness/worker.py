@@ -19,6 +19,7 @@ from harness import backbones, failures, lease
 from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.lists import Roots
+from harness.plan import Selection
 from harness.record import RunRecord, Tuning
 from harness.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
 from harness.run import attempt, failed_record, identity
@@ -59,6 +60,18 @@ class Setup:
     """Seconds between two training states, see `harness.resume`; 0: one after every step."""
 
 
+def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Setup:
+    """The setup of a worker that does runs of a selection, with what this process knows of the user's own files."""
+    return Setup(
+        device=device,
+        root=root,
+        data=data,
+        weight_files=backbones.files(),
+        method_files=registry.added_files(),
+        suites=[] if selection.suite.tasks[0].build else [selection.suite],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Busy:
     """Somebody else is at this run."""
@@ -73,6 +86,11 @@ _STOP = Stop()
 def request_stop(reason: str) -> None:
     """Ask the run under way to save its state at the next step boundary and to raise `Interrupted`."""
     _STOP.request(reason)
+
+
+def check_stop() -> None:
+    """Raise `Interrupted` if a stop was requested."""
+    _STOP.check()
 
 
 def stop_on_signals() -> None:

@@ -14,8 +14,7 @@ class Linear(Method):
     title = "Linear"
     paper = "baseline"
     family = "head"
-    # Without stochastic depth: a probe reads the features that there are, and these are then computed only once.
-    recipe = {"lr": 1e-2, "drop_path": 0.0}
+    recipe = {"lr": 1e-2}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return 0

@@ -56,6 +56,10 @@ class YamlFile:
                 hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(keys)}."
                 raise SuiteError(f"{self.where(key)}: unknown key {key!r}. {hint}")
 
+    def text(self, key: str) -> str:
+        """The plain value of a key as it is written, before YAML makes a number of it."""
+        return str(self._nodes[key][1].value)
+
     def where(self, key: str, item: int | None = None) -> str:
         """`file:line` of a key, or of the item of the list under it."""
         if key not in self._nodes:

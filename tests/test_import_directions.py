@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "suites": set(),
     "methods": set(),
     "harness": {"methods", "suites"},
-    "slurm": {"harness"},
+    "slurm": {"harness", "suites"},
     "analysis": {"harness", "suites"},
 }
 ANALYSIS_MAY_USE = {"harness.record", "harness.store", "harness.spec", "harness.protocol"}

@@ -1,0 +1,242 @@
+"""The commands about clusters: submit, look, cancel, try again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli_options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection
+from harness.terminal import JsonFlag, console, errors, print_rows
+
+slurm_app = typer.Typer()
+
+
+def read_profile(
+    cluster: Annotated[
+        str | None, typer.Option(help="A cluster profile (YAML, see slurm/profiles/), or `local`: no cluster needed.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
+    qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Node features that a job needs.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")] = None,
+    runs_per_job: Annotated[
+        int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")
+    ] = None,
+) -> Any:
+    """Name of the cluster (`slurm` or `local`), settings given as flags, and the profile's file if there is one."""
+    from slurm.profile import read_file
+
+    given = {
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "time": time,
+        "gpus": gpus,
+        "cpus": cpus,
+        "mem": mem,
+        "constraint": constraint,
+        "parallel": parallel,
+        "runs_per_job": runs_per_job,
+        "setup": setup,
+    }
+    file = read_file(Path(cluster).expanduser()) if cluster not in (None, "local") else None
+    flags = {key: value for key, value in given.items() if value is not None}
+    return "local" if cluster == "local" else "slurm", flags, file
+
+
+takes_profile = takes_options("cluster", read_profile)
+"""Give a command, in place of its parameter `cluster`, the options of `read_profile`."""
+
+
+@slurm_app.command()
+@takes_selection
+@takes_profile
+def submit(
+    selection: Any,
+    cluster: Any,
+    root: DataFolder = None,
+    lists: ListFolder = None,
+    out: OutFolder = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
+) -> None:
+    """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
+    from harness.lists import Roots
+    from harness.store import Store
+    from harness.worker import setup_for
+    from slurm import submit as submission
+    from slurm.clusters import CLUSTERS
+    from slurm.profile import make_profile
+    from slurm.submissions import Log
+
+    name, flags, file = cluster
+    profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
+    with log.alone():
+        missing = submission.todo(selection, Store(out), submission.held_keys(log, where))
+        _tell_todo(missing, out)
+        if not missing.ready and not missing.blocked:
+            return
+        plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
+        for warning in plan.warnings:
+            errors.print(f"warning: {warning}")
+        hours = submission.expected_hours(plan.runs(), plan.seconds)
+        _tell_plan(plan, profile, hours)
+        if dry_run:
+            _tell_scripts(plan, profile, log, name)
+            return
+        setup = setup_for(selection, out, Roots(data=root, lists=lists), "cuda" if profile.gpus else "cpu")
+        submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
+    console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
+
+
+def _limit(cluster: Any, dry_run: bool) -> int:
+    """Jobs that one array may have; a dry run needs no cluster."""
+    from slurm.errors import ClusterError
+    from slurm.scheduler import USUAL_LIMIT
+
+    try:
+        return cluster.limit()
+    except ClusterError as error:
+        if not dry_run:
+            raise
+        errors.print(f"warning: arrays of at most {USUAL_LIMIT} jobs are assumed: {error}", highlight=False)
+        return USUAL_LIMIT
+
+
+def _tell_todo(missing: Any, out: Path) -> None:
+    """What is there, what is under way, what is to be submitted."""
+    total = missing.complete + missing.held + len(missing.failed) + len(missing.ready) + len(missing.blocked)
+    console.print(
+        f"{total} runs: {missing.complete} complete, {missing.held} submitted already, "
+        f"{len(missing.ready) + len(missing.blocked)} to submit. Records: {out / 'runs'}"
+    )
+    if missing.failed:
+        errors.print(
+            f"{len(missing.failed)} failed in a way that they would fail again, and are left out: see `sctbench "
+            "status`; `sctbench retry --failed` submits them once more."
+        )
+
+
+def _tell_plan(plan: Any, profile: Any, hours: float | None) -> None:
+    rows = [
+        {
+            "array": array.name,
+            "jobs": len(array.jobs) or 1,
+            "runs": sum(map(len, array.jobs)) or "tables",
+            "at a time": array.parallel,
+            "after": ", ".join([*array.after, *array.after_jobs]),
+        }
+        for array in [*plan.arrays, plan.report]
+    ]
+    print_rows(rows, False)
+    kind, jobs = "GPU" if profile.gpus else "CPU", sum(len(array.jobs) for array in plan.arrays)
+    estimated = "?" if hours is None else f"{hours:.2g}"
+    console.print(
+        f"Estimated {kind} hours: {estimated} of arithmetic and start-up; by the jobs' time limits at most "
+        f"{jobs * profile.time / 60:.3g}"
+    )
+
+
+def _tell_scripts(plan: Any, profile: Any, log: Any, cluster: str) -> None:
+    from slurm.sbatch import script
+
+    for array in [*plan.arrays, plan.report] if cluster == "slurm" else []:
+        after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
+        folder = log.root.absolute() / plan.name / array.name.rpartition(".")[2]
+        console.print(f"\n[bold]{array.name}[/bold]")
+        console.print(script(profile, array, folder, after), highlight=False, markup=False)
+    console.print("Nothing was submitted.")
+
+
+@slurm_app.command()
+def status(
+    out: OutFolder = Path("results"),
+    all_runs: Annotated[bool, typer.Option("--all", help="List the complete and the waiting runs too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how submitted runs stand: records, the queue, and for what failed the reason or the end of the log."""
+    from slurm.status import counts, states
+
+    found, problems = states(out)
+    for problem in problems:
+        errors.print(f"warning: {problem}")
+    if as_json:
+        print(json.dumps([state.as_row() for state in found], indent=1))
+        return
+    shown = [state for state in found if all_runs or state.state not in ("complete", "pending")]
+    if shown:
+        print_rows(
+            [{k: v.partition("\n")[0] if k == "detail" else v for k, v in s.as_row().items()} for s in shown], False
+        )
+    for state in shown:
+        if state.state == "failed" and "\n" in state.detail:
+            console.print(f"\n{state.place.run.key}: {state.detail}", highlight=False, markup=False)
+    console.print(", ".join(f"{count} {name}" for name, count in sorted(counts(found).items())) or "Nothing submitted.")
+
+
+@slurm_app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run's id, or how it begins; see `sctbench status`.")],
+    out: OutFolder = Path("results"),
+    lines: Annotated[int, typer.Option(min=1, help="How many lines from the end.")] = 40,
+) -> None:
+    """Show the end of the log of the job that a run was in last."""
+    from slurm.control import find
+    from slurm.status import log_file, tail
+    from slurm.submissions import Log
+
+    log = Log(out)
+    path = log_file(log, find(log, run))
+    console.print(f"{path}:", highlight=False)
+    for line in tail(path, lines) or ["(nothing yet)"]:
+        console.print(line, highlight=False, markup=False)
+
+
+@slurm_app.command()
+def cancel(
+    runs: Annotated[list[str] | None, typer.Argument(help="Ids of runs; their jobs are cancelled.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All jobs of this results folder.")] = False,
+    out: OutFolder = Path("results"),
+) -> None:
+    """Cancel submitted runs. What they have done is kept: submitted again, they go on from there."""
+    from harness.errors import HarnessError
+    from slurm.control import cancel as cancel_runs
+
+    if bool(runs) == everything:
+        raise HarnessError("say which: ids of runs, or --all")
+    stopped = cancel_runs(out, runs or [])
+    print_rows([state.as_row() for state in stopped], False)
+    console.print(f"{len(stopped)} run(s) cancelled; a job takes all its runs along.")
+
+
+@slurm_app.command()
+@takes_profile
+def retry(
+    cluster: Any,
+    failed: Annotated[bool, typer.Option("--failed", help="Runs that failed, whatever the reason.")] = False,
+    out: OutFolder = Path("results"),
+) -> None:
+    """Submit runs that failed once more, with the profile of before; flags change it (--mem 64GB)."""
+    from harness.errors import HarnessError
+    from slurm.control import retry as submit_again
+    from slurm.profile import make_profile
+
+    if not failed:
+        raise HarnessError("say what to retry: --failed. What is merely missing, `sctbench submit` submits")
+    _, flags, file = cluster
+    given = make_profile(flags, file).as_dict()
+    changes = {key: given[key] for key in {*flags, *(file.values if file else {})}}
+    count = submit_again(out, changes, console.print)
+    console.print(f"{count} run(s) submitted again.")

@@ -1,0 +1,101 @@
+"""What the user does about submitted runs: cancel them, submit again what failed, find a log."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import DelayedSubmission, JobPaths
+
+from harness.errors import HarnessError
+from harness.spec import RunSpec
+from slurm.clusters import CLUSTERS
+from slurm.planning import key_of
+from slurm.profile import Profile
+from slurm.status import Place, State, places, states
+from slurm.submissions import Log, Submission
+from slurm.submit import Tell, make_plan, send
+from slurm.work import Batch
+
+
+def find(log: Log, key: str) -> Place:
+    """The run of that id, or of an id that begins so. `HarnessError` if none was submitted, or several are meant."""
+    known = places(log)
+    matches = [name for name in known if name.startswith(key)]
+    if len(matches) != 1:
+        problem = f"{len(matches)} runs begin so" if matches else "none is called so or begins so"
+        raise HarnessError(f"which run is {key!r} of {log.root}? {problem}; `sctbench status --all` lists them")
+    return known[matches[0]]
+
+
+def cancel(root: Path, keys: Sequence[str]) -> list[State]:
+    """Cancel the jobs of those runs, or of all if none is named; returns the runs that were stopped by it.
+
+    The log remembers, for SLURM keeps no trace of an array's task that was still waiting.
+    """
+    log = Log(root)
+    with log.alone():
+        wanted = {find(log, key).job for key in keys}
+        found, _ = states(root)
+        stopped = [s for s in found if s.live and s.state != "complete" and (not keys or s.place.job in wanted)]
+        by_submission: dict[str, list[State]] = {}
+        for state in stopped:
+            by_submission.setdefault(state.place.submission.id, []).append(state)
+        for submission in log.read():
+            if submission.id in by_submission:
+                _cancel(log, submission, by_submission[submission.id], not keys)
+    return stopped
+
+
+def _cancel(log: Log, submission: Submission, stopped: Sequence[State], everything: bool) -> None:
+    ids = {state.place.job for state in stopped}
+    for array in submission.arrays:
+        jobs = array.job_ids()
+        array.cancelled = sorted({*array.cancelled, *(task for task, job in enumerate(jobs) if job in ids)})
+        if everything and not any(array.tasks):  # the job that would write the tables
+            ids |= set(jobs)
+    log.write(submission)
+    CLUSTERS[submission.cluster].cancel(sorted(ids))
+
+
+def batch_of(log: Log, place: Place) -> Batch:
+    """The work that was submitted. `HarnessError` if it cannot be read, e.g. because the code has changed since."""
+    paths = JobPaths(log.folder(place.submission, place.array), job_id=place.job)
+    try:
+        body: Any = DelayedSubmission.load(paths.submitted_pickle).function
+        work = pickle.loads(body.payload)
+    except Exception as error:  # a pickle may fail in any way
+        raise HarnessError(
+            f"job {place.job} cannot be read again ({error}): use `sctbench submit` with the selection"
+        ) from None
+    assert isinstance(work, Batch)
+    return work
+
+
+def retry(root: Path, changes: dict[str, Any], tell: Tell) -> int:
+    """Submit the runs that failed once more, each submission's with its own profile and `changes`; returns how many."""
+    log, count = Log(root), 0
+    with log.alone():
+        found, problems = states(root)
+        if any(state.state == "unknown" for state in found):
+            raise HarnessError("; ".join(problems))
+        failed = [state for state in found if state.state == "failed" and not state.live]
+        for name in sorted({state.place.submission.id for state in failed}):
+            count += _retry(log, [state.place for state in failed if state.place.submission.id == name], changes, tell)
+    return count
+
+
+def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tell) -> int:
+    submission = failed[0].submission
+    profile = Profile.from_dict(submission.profile | changes)
+    batches = {place.job: batch_of(log, place) for place in {place.job: place for place in failed}.values()}
+    keys = {place.run.key for place in failed}
+    jobs = [job for batch in batches.values() for job in batch.jobs if key_of(job) in keys]
+    ready, blocked = [job for job in jobs if isinstance(job, RunSpec)], [j for j in jobs if not isinstance(j, RunSpec)]
+    seconds = {place.run.key: place.run.seconds for place in failed}
+    cluster = CLUSTERS[submission.cluster]
+    plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit())
+    send(plan, next(iter(batches.values())).setup, profile, cluster, log, tell)
+    return len(jobs)

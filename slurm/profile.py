@@ -1,0 +1,160 @@
+"""Cluster profiles: what a job asks for, out of flags, a YAML file, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from suites.yaml_lines import YamlFile
+
+LEAST_MINUTES = 3
+"""SLURM looks at time limits every 30 s, so a shorter job may be told to stop before it has started."""
+
+SHORT_MINUTES = 10
+"""Up to this limit submitit takes every preemption for a time-out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What every job of a submission asks for; a profile file is this as YAML."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: int = 240
+    """Time limit of a job in minutes; written as SLURM takes it: 240, 4:00:00 or 1-12."""
+
+    gpus: int = 1
+    """GPUs of a job: 1, or 0 to compute on CPUs."""
+
+    cpus: int = 4
+    mem: str | None = None
+    """Memory of a job, e.g. `32GB`; the partition's default if not given."""
+
+    constraint: str | None = None
+    parallel: int | None = None
+    """Jobs that may run at the same time; as many as SLURM lets if not given."""
+
+    runs_per_job: int | None = None
+    """Runs that one job does; as many as fit into half of its time limit if not given."""
+
+    setup: tuple[str, ...] = ()
+    """Shell lines that each job runs first."""
+
+    signal_delay: int = 120
+    """Seconds before the time limit at which a job is told to save its state and to queue up again."""
+
+    requeues: int = 10
+    """Time-outs after which a job is not queued again: every one of them has used its time in full."""
+
+    tflops: float | None = None
+    """What the GPU, or with `gpus: 0` one core, sustains; the cost estimate of `sctbench plan` if not given."""
+
+    report_partition: str | None = None
+    """Partition of the job that writes the tables at the end; `partition` if not given."""
+
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of sbatch, by their long names."""
+
+    def __post_init__(self) -> None:
+        requirements = {
+            "time": (self.time >= LEAST_MINUTES, f"at least {LEAST_MINUTES} minutes"),
+            "gpus": (self.gpus in (0, 1), "0 or 1: a job does its runs one after the other, and a run uses one GPU"),
+            "cpus": (self.cpus >= 1, "at least 1"),
+            "parallel": (self.parallel is None or self.parallel >= 1, "at least 1"),
+            "runs_per_job": (self.runs_per_job is None or self.runs_per_job >= 1, "at least 1"),
+            "signal_delay": (30 <= self.signal_delay < self.time * 60, "from 30 seconds to the time limit"),
+            "requeues": (self.requeues >= 0, "at least 0"),
+            "tflops": (self.tflops is None or self.tflops > 0, "positive"),
+            "mem": (self.mem is None or bool(re.fullmatch(r"\d+[KMGT]?B?", self.mem)), "like 500MB or 32GB"),
+        }
+        for key, (holds, requirement) in requirements.items():
+            if not holds:
+                raise HarnessError(f"{key}={getattr(self, key)!r} must be {requirement}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        return dataclasses.asdict(self) | {"setup": list(self.setup)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Profile:
+        """Inverse of `as_dict`."""
+        return cls(**{**values, "setup": tuple(values["setup"])})
+
+    def warnings(self) -> list[str]:
+        """What the user should know before submitting."""
+        if self.time > SHORT_MINUTES:
+            return []
+        return [
+            f"time limit {self.time} min: with {SHORT_MINUTES} minutes or less every preemption counts as a time-out, "
+            f"and after {self.requeues} of them (`requeues`) a job is not queued again"
+        ]
+
+
+KEYS = tuple(f.name for f in dataclasses.fields(Profile))
+
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("partition", "account", "qos", "mem", "constraint", "report_partition"), (str,)),
+    **dict.fromkeys(("gpus", "cpus", "parallel", "runs_per_job", "signal_delay", "requeues"), (int,)),
+    "setup": (list, tuple),
+    "tflops": (int, float),
+    "sbatch": (dict,),
+}
+
+
+def minutes(text: str) -> int:
+    """A time limit as SLURM writes it, in minutes, rounded up: `90`, `30:00`, `4:00:00`, `1-12`, `1-12:30:00`."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if not match:
+        raise HarnessError(f"time={text!r} must be minutes, hours:minutes:seconds or days-hours")
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:  # days-hours[:minutes[:seconds]]
+        units = [3600, 60, 1]
+    else:  # minutes, minutes:seconds or hours:minutes:seconds
+        units = [60] if len(numbers) == 1 else [60, 1] if len(numbers) == 2 else [3600, 60, 1]
+    seconds = int(days or 0) * 86400 + sum(n * unit for n, unit in zip(numbers, units, strict=False))
+    return -(-seconds // 60)
+
+
+def read_file(path: Path) -> YamlFile:
+    """A profile file. `SuiteError` names file and line of what is wrong."""
+    return YamlFile(path, KEYS, "a cluster profile")
+
+
+def make_profile(flags: Mapping[str, Any], file: YamlFile | None = None) -> Profile:
+    """The profile; a flag beats the file. `HarnessError` names file and line where the value came from the file."""
+    values = (file.values if file else {}) | dict(flags)
+    if file and "time" in file.values and "time" not in flags:
+        values["time"] = file.text("time")  # YAML would read 4:00:00 in base 60
+
+    def blame(key: str) -> str:
+        return f"{file.where(key)}: " if file and key in file.values and key not in flags else ""
+
+    checked = {key: _checked(key, value, blame) for key, value in values.items()}
+    try:
+        return Profile(**checked)
+    except HarnessError as error:
+        raise HarnessError(f"{blame(str(error).partition('=')[0])}{error}") from None
+
+
+def _checked(key: str, value: Any, blame: Callable[[str], str]) -> Any:
+    """The value in the type that the profile holds."""
+    if key == "time":
+        try:
+            return minutes(value)
+        except HarnessError as error:
+            raise HarnessError(f"{blame(key)}{error}") from None
+    if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+        raise HarnessError(f"{blame(key)}{key}={value!r} must be {' or '.join(t.__name__ for t in _TYPES[key])}")
+    if key == "setup":
+        lines: tuple[Any, ...] = tuple(value)
+        if not all(isinstance(line, str) for line in lines):
+            raise HarnessError(f"{blame(key)}{key}={value!r} must be a list of shell lines")
+        return lines
+    return value

@@ -1,0 +1,215 @@
+"""Where submitted runs stand: records first, then what the scheduler says of the jobs that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.record import BadRecord, RunRecord
+from harness.store import RECORD_NAME
+from harness.worker import PROGRESS_NAME
+from slurm.clusters import CLUSTERS
+from slurm.errors import ClusterError
+from slurm.scheduler import Live
+from slurm.submissions import Log, Run, Sent, Submission
+
+LOG_LINES = 8
+"""Lines of a log that are shown of a run that failed without a record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a run was submitted to, the last time."""
+
+    run: Run
+    submission: Submission
+    array: Sent
+    task: int
+
+    @property
+    def job(self) -> str:
+        """Id of the job; empty if its submission was cut off."""
+        ids = self.array.job_ids()
+        return ids[self.task] if self.task < len(ids) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What is known of one submitted run."""
+
+    place: Place
+    state: str
+    """`complete`, `running`, `pending`, `failed`, `cancelled` or `unknown`."""
+
+    detail: str
+    """Progress, why it waits, or why it failed."""
+
+    live: Live | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """A line of a table."""
+        run = self.place.run
+        left = self.live.left if self.live and self.live.runs else ""
+        return {
+            "run": run.key,
+            "task": run.task,
+            "method": run.method,
+            "seed": run.seed,
+            "state": self.state,
+            "job": self.place.job,
+            "node": self.live.node if self.live else "",
+            "left": left,
+            "detail": self.detail,
+        }
+
+
+def places(log: Log) -> dict[str, Place]:
+    """The newest place of every run that was ever submitted."""
+    found: dict[str, Place] = {}
+    for submission in log.read():
+        runs = {run.key: run for run in submission.runs}
+        for array in submission.arrays:
+            for task, keys in enumerate(array.tasks):
+                for key in keys:
+                    found[key] = Place(run=runs[key], submission=submission, array=array, task=task)
+    return found
+
+
+def log_file(log: Log, place: Place) -> Path:
+    """The log of the job; it may not be there yet."""
+    return log.folder(place.submission, place.array) / f"{place.job}_0_log.out"
+
+
+def states(root: Path) -> tuple[list[State], list[str]]:
+    """The state of every submitted run of a results folder, and what the user should know of how it was found."""
+    log = Log(root)
+    known = places(log)
+    live, problems = _live(known.values())
+    records = {key: _record(root, place.run) for key, place in known.items()}
+    open_ids: dict[str, set[str]] = {}
+    for key, place in known.items():
+        if records[key] is None and live is not None and place.job not in live:
+            open_ids.setdefault(place.submission.cluster, set()).add(place.array.job)
+    ended: dict[str, str] = {}
+    for cluster, ids in open_ids.items():
+        ended |= CLUSTERS[cluster].ended(ids - {""})
+    problems += [f"{path} cannot be read and was passed over" for path in log.unreadable]
+    return [_state(root, log, place, records[key], live, ended) for key, place in known.items()], problems
+
+
+def _live(known: Iterable[Place]) -> tuple[dict[str, Live] | None, list[str]]:
+    """Live jobs of all clusters; None, with the reason, if a scheduler does not answer."""
+    arrays: dict[str, dict[str, Sent]] = {}
+    for place in known:
+        arrays.setdefault(place.submission.cluster, {})[place.array.name] = place.array
+    found: dict[str, Live] = {}
+    try:
+        for cluster, by_name in arrays.items():
+            found |= CLUSTERS[cluster].live(by_name.values())
+    except ClusterError as error:
+        return None, [f"{error}: what follows is from the records alone"]
+    return found, []
+
+
+def run_folders(root: Path, run: Run) -> list[Path]:
+    """Folders that may be the run's; several where its trials decide which it is."""
+    folder = root / "runs" / run.suite / run.task
+    return sorted(folder.glob(f"{run.method}-*")) if run.trials else [folder / f"{run.method}-{run.key}"]
+
+
+def _record(root: Path, run: Run) -> RunRecord | None:
+    """The run's valid record."""
+    for folder in run_folders(root, run):
+        try:
+            record = RunRecord.from_json((folder / RECORD_NAME).read_text())
+        except (OSError, UnicodeDecodeError, BadRecord):
+            continue
+        if not run.trials or _decided_by(record, run):
+            return record
+    return None
+
+
+def _decided_by(record: RunRecord, run: Run) -> bool:
+    tuning = record.tuning
+    return tuning is not None and record.spec.seed == run.seed and [t.run_id for t in tuning.trials] == run.trials
+
+
+def _state(
+    root: Path,
+    log: Log,
+    place: Place,
+    record: RunRecord | None,
+    live: Mapping[str, Live] | None,
+    ended: Mapping[str, str],
+) -> State:
+    """The order of trust: a valid record, then the queue, then a record of failure, then accounting and the log."""
+    if record is not None and record.status == "complete":
+        return State(place=place, state="complete", detail="")
+    job = live.get(place.job) if live else None
+    failed = record is not None and _newer(record, place.submission)
+    if job is not None and not failed:
+        return _alive(root, place, job)
+    if record is not None and (failed or job is None):
+        return State(place=place, state="failed", detail=record.reason, live=job)
+    if live is None:
+        return State(place=place, state="unknown", detail="")
+    if place.task in place.array.cancelled:
+        return State(place=place, state="cancelled", detail="by `sctbench cancel`")
+    said = ended.get(place.job, "")
+    if said.startswith("CANCELLED"):
+        return State(place=place, state="cancelled", detail=said)
+    return State(place=place, state="failed", detail=_why(log, place, said))
+
+
+def _newer(record: RunRecord, submission: Submission) -> bool:
+    """Whether the record was written after the submission, so that it tells of it."""
+    return record.environment.get("finished", "") >= submission.time
+
+
+def _alive(root: Path, place: Place, job: Live) -> State:
+    if not job.runs:
+        return State(place=place, state="pending", detail=job.reason, live=job)
+    for folder in run_folders(root, place.run) if not place.run.trials else []:
+        if (folder / PROGRESS_NAME).is_file():
+            return State(place=place, state="running", detail=progress(folder), live=job)
+    return State(place=place, state="pending", detail="its job runs; others are before it", live=job)
+
+
+def progress(folder: Path) -> str:
+    """How far a run is, in words."""
+    try:
+        at = json.loads((folder / PROGRESS_NAME).read_text())
+    except (OSError, ValueError):
+        return ""
+    return (
+        f"epoch {at['epoch']}/{at['epochs']}, {100 * at['step'] // max(1, at['steps'])} %, loss {at['loss']:.3f}, "
+        f"acc {at['accuracy']:.1f} %, {at['images_per_second']:.0f} img/s"
+    )
+
+
+def _why(log: Log, place: Place, said: str) -> str:
+    """Why a job ended without the run's record: SLURM's word for it and the end of the log."""
+    lines = tail(log_file(log, place), LOG_LINES)
+    first = f"its job ended without a record ({said})" if said else "its job is gone without a record"
+    return "\n".join([first, *lines])
+
+
+def tail(path: Path, count: int) -> list[str]:
+    """The last lines of a file; none if it is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64_000))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def counts(found: Iterable[State]) -> dict[str, int]:
+    """How many runs are in each state."""
+    number: dict[str, int] = {}
+    for state in found:
+        number[state.state] = number.get(state.state, 0) + 1
+    return number

@@ -1,0 +1,213 @@
+"""The work of a SLURM job: runs, one after the other, that survive whatever happens to the job.
+
+State lies in the run folders, where the trainer puts it. When the job is told to make room (submitit's signal, USR2
+by default), the run under way saves its state at the next step boundary, and only then does submitit's handler ask
+SLURM to queue the job again. On SIGTERM alone the state is saved and the job ends: it may have been cancelled, so it
+must not come back by itself; where it was preempted, SLURM queues it again or the next `sctbench submit` does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from submitit.core.job_environment import JobEnvironment
+
+from harness import environment, lease, worker
+from harness.errors import Interrupted
+from harness.failures import CLASSES, FailureClass
+from harness.overview import like
+from harness.progress import describe
+from harness.record import RunRecord
+from harness.spec import RunSpec
+from harness.store import Store
+from harness.tuning import Job
+from harness.worker import Busy, Setup
+
+GRACE_SECONDS = 20
+"""Time that a run has to reach its next step boundary before the job queues up again without it."""
+
+RETRY_SECONDS = 5.0
+"""Time between two looks at runs that others are at."""
+
+WAIT_SECONDS = lease.STALE_SECONDS + 60
+"""How long a job waits with nothing to do but runs that others are at: a lease that nobody keeps alive is stale by
+then."""
+
+RESTARTS = 3
+"""How often a job whose GPU fails may start anew."""
+
+
+class Unfinished(RuntimeError):
+    """A job ended with runs that it could not do; the message says which and why."""
+
+
+class Requeue:
+    """Submitit's signal, held back until the run under way has saved its state."""
+
+    def __init__(self) -> None:
+        self.number = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+        self.asked = False
+        self._submitit = signal.getsignal(self.number)
+
+    def listen(self) -> None:
+        """From now on the signal asks the run to stop first."""
+        signal.signal(self.number, self._ask)
+        signal.signal(signal.SIGALRM, self._wait_no_longer)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        worker.request_stop(f"received {self.number.name}")
+        signal.alarm(GRACE_SECONDS)
+
+    def _wait_no_longer(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.now()
+        except Exception as error:  # it must not look like a failure of the run that it comes up in
+            raise SystemExit(f"not queued again: {error}") from None
+
+    def now(self) -> None:
+        """Let submitit queue the job again, which ends this process. Raises what its handler does: after too many
+        time-outs, or where the node has no `scontrol`."""
+        signal.alarm(0)
+        if callable(self._submitit):
+            self._submitit(self.number, None)
+
+
+def sweep() -> None:
+    """Delete submitit's temporary files that a kill has left: with one there it could not save, nor queue up again."""
+    paths = JobEnvironment().paths
+    for path in (paths.submitted_pickle, paths.result_pickle):
+        path.with_name(path.name + ".save_tmp").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The runs of one job."""
+
+    setup: Setup
+    jobs: tuple[Job, ...]
+    code: dict[str, Any] = field(default_factory=dict)
+    """State of the code at submission."""
+
+    after_processes: tuple[int, ...] = ()
+    """Processes of this machine that must have ended, where no scheduler knows dependencies."""
+
+    def __call__(self) -> None:
+        """Do the runs. Raises `Unfinished` if some failed or are left, `Interrupted` after SIGTERM."""
+        sweep()
+        environment.submitted_with(self.code)
+        requeue = Requeue()
+        try:
+            worker.stop_on_signals()
+            requeue.listen()
+            wait_for(self.after_processes)
+            worker.enter(self.setup)
+            problems = self._work(requeue)
+        except Interrupted as stop:
+            say(f"stopped with its state saved: {stop}")
+            if requeue.asked:
+                requeue.now()
+            raise
+        if problems:
+            raise Unfinished("; ".join(problems))
+
+    def _work(self, requeue: Requeue) -> list[str]:
+        """Do all runs, those that others are at again and again; returns what went wrong, in words."""
+        problems: list[str] = []
+        waiting, moved = list(self.jobs), time.monotonic()
+        while waiting:
+            held: list[tuple[Job, str]] = []
+            for job in waiting:
+                outcome = self._do(job)
+                if isinstance(outcome, str):
+                    held.append((job, outcome))
+                    continue
+                moved = time.monotonic()
+                if outcome.failure:
+                    problems.append(f"{describe(outcome.spec)} failed: {outcome.reason}")
+                    kind = CLASSES[outcome.failure.kind]
+                    if kind.ends_process or kind.ends_all:
+                        return self._end(kind, requeue, problems)
+            if held and time.monotonic() - moved > WAIT_SECONDS:
+                return problems + [reason for _, reason in held]
+            waiting = [job for job, _ in held]
+            if waiting:
+                _sleep(RETRY_SECONDS)
+                worker.check_stop()
+        return problems
+
+    def _end(self, kind: FailureClass, requeue: Requeue, problems: list[str]) -> list[str]:
+        """The other runs would meet the same failure in this process: start anew, elsewhere perhaps, or give up."""
+        if kind.ends_process and int(os.environ.get("SLURM_RESTART_COUNT", 0)) < RESTARTS:
+            requeue.now()
+        return [*problems, f"the runs behind it were not started: {kind.about}"]
+
+    def _do(self, job: Job) -> RunRecord | str:
+        """Do one run; gives the reason if it cannot be done now."""
+        read = Store(self.setup.root).read
+        spec = job if isinstance(job, RunSpec) else job.spec(read)
+        if spec is None:
+            return f"{describe(like(job))} waits for trials that have no record"
+        earlier = read(spec)
+        if earlier is not None and _failed_here(earlier):
+            return earlier
+        outcome = worker.do(job, self.setup)
+        if isinstance(outcome, Busy):
+            return f"{describe(spec)} is held by {outcome.holder}"
+        say(f"{describe(spec)}  {outcome.status}  {outcome.reason}")
+        return outcome
+
+
+_sleep = time.sleep
+
+
+def _failed_here(record: RunRecord) -> bool:
+    """Whether this very job, before it was queued again, failed at the run in a way that it would fail again."""
+    mine, theirs = environment.slurm_job(), record.environment.get("slurm", {})
+    same = bool(mine) and theirs.get("job") == mine["job"]
+    return same and record.failure is not None and not CLASSES[record.failure.kind].again
+
+
+def say(text: str) -> None:
+    """A line in the job's log."""
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
+
+
+def wait_for(processes: tuple[int, ...]) -> None:
+    """Wait until processes of this machine have ended."""
+    while any(_lives(pid) for pid in processes):
+        worker.check_stop()
+        time.sleep(1)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Writes tables and figures from whatever records there are."""
+
+    root: Path
+    """Folder of the results."""
+
+    suite: str
+    after_processes: tuple[int, ...] = ()
+
+    def __call__(self) -> None:
+        """Run `sctbench report` in a process of its own. Raises `CalledProcessError` if it fails."""
+        wait_for(self.after_processes)
+        command = "from harness.cli import main; main()"
+        arguments = ["report", "--out", str(self.root), "--suite", self.suite]
+        subprocess.run([sys.executable, "-c", command, *arguments], check=True)

@@ -1,0 +1,45 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-2%2
+#SBATCH --constraint=a100
+#SBATCH --cpus-per-task=8
+#SBATCH --dependency=afterany:11:12
+#SBATCH --gpus-per-node=1
+#SBATCH --job-name=sub.0
+#SBATCH --mem=32GB
+#SBATCH --nice=100
+#SBATCH --nodes=1
+#SBATCH --open-mode=append
+#SBATCH --output=/results/slurm/sub/0/%A_%a_0_log.out
+#SBATCH --partition=preemptible
+#SBATCH --qos=scavenger
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=120
+#SBATCH --wckey=submitit
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /results/slurm/sub/0/%A_%a_%t_log.out --cpus-per-task 8 python -u -m submitit.core._submit /results/slurm/sub/0
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=1
+#SBATCH --dependency=afterany:13
+#SBATCH --job-name=sub.report
+#SBATCH --nice=100
+#SBATCH --nodes=1
+#SBATCH --open-mode=append
+#SBATCH --output=/results/slurm/sub/report/%j_0_log.out
+#SBATCH --partition=preemptible
+#SBATCH --qos=scavenger
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=30
+#SBATCH --wckey=submitit
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /results/slurm/sub/report/%j_%t_log.out --cpus-per-task 1 python -u -m submitit.core._submit /results/slurm/sub/report

@@ -1,0 +1,70 @@
+"""Cluster profiles: files, flags, and what is refused with file and line."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import USER_ERRORS
+from slurm import profile
+from slurm.profile import Profile, make_profile, minutes, read_file
+
+PROFILES = sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml"))
+
+
+def written(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return read_file(path)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_the_examples_are_profiles(path):
+    made = make_profile({}, read_file(path))
+    assert made.partition and made.gpus == 1 and not made.warnings()
+    assert Profile.from_dict(made.as_dict()) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("30:00", 30), ("4:00:00", 240), ("0:10:30", 11), ("1-12", 2160), ("1-0:30", 1470), (" 5 ", 5)],
+)
+def test_time_limits_are_written_as_slurm_takes_them(text, expected):
+    assert minutes(text) == expected
+
+
+def test_a_files_time_is_not_read_in_base_60(tmp_path):
+    assert make_profile({}, written(tmp_path, "time: 4:00:00\n")).time == 240
+
+
+def test_flags_beat_the_file(tmp_path):
+    file = written(tmp_path, "partition: a\ncpus: 2\nsetup: [module load x]\n")
+    made = make_profile({"partition": "b", "time": "1:00:00"}, file)
+    assert (made.partition, made.cpus, made.time, made.setup) == ("b", 2, 60, ("module load x",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cpus: 2\npartitoin: a\n", "mine.yaml:2: unknown key 'partitoin'. Did you mean 'partition'"),
+        ("gpus: 1\ncpus: many\n", "mine.yaml:2: cpus='many' must be int"),
+        ("gpus: true\n", "mine.yaml:1: gpus=True must be int"),
+        ("gpus: 2\n", "mine.yaml:1: gpus=2 must be 0 or 1"),
+        ("setup: module load x\n", "mine.yaml:1: setup='module load x' must be list"),
+        ("setup: [1]\n", "must be a list of shell lines"),
+        ("time: soon\n", "mine.yaml:1: time='soon' must be minutes, hours:minutes:seconds or days-hours"),
+        ("mem: lots\n", "mine.yaml:1: mem='lots' must be like 500MB or 32GB"),
+        ("time: 2\n", "mine.yaml:1: time=2 must be at least 3 minutes"),
+        ("time: 5\nsignal_delay: 300\n", "mine.yaml:2: signal_delay=300 must be from 30 seconds to the time limit"),
+        ("- a\n", "mine.yaml:1: a cluster profile is a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(tmp_path, text, message):
+    with pytest.raises(USER_ERRORS) as error:
+        make_profile({}, written(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_short_limits_come_with_a_warning():
+    (warning,) = Profile(time=profile.SHORT_MINUTES).warnings()
+    assert "every preemption counts as a time-out" in warning
+    assert not Profile(time=profile.SHORT_MINUTES + 1).warnings()

@@ -1,0 +1,26 @@
+"""The batch scripts, word for word."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from slurm.planning import Array, report_array
+from slurm.profile import make_profile, read_file
+from slurm.sbatch import script
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("name", ["gpu", "preemptible"])
+def test_scripts_are_as_they_were(name):
+    profile = make_profile({"constraint": "a100"}, read_file(HERE.parents[1] / "slurm" / "profiles" / f"{name}.yaml"))
+    array = Array(name="sub.0", jobs=tuple((run,) for run in tiny.specs(seeds=3)), parallel=2)
+    texts = [
+        script(profile, array, Path("/results/slurm/sub/0"), ["11", "12"]),
+        script(profile, report_array("sub", [array]), Path("/results/slurm/sub/report"), ["13"]),
+    ]
+    text = "\n".join(texts).replace(sys.executable, "python")
+    golden = HERE / "golden" / f"{name}.sh"
+    assert text == golden.read_text()

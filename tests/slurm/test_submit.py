@@ -1,0 +1,196 @@
+"""Submission, state and retry on a mocked cluster: the option space, and what goes wrong in real ones."""
+
+import dataclasses
+import re
+import time
+
+import pytest
+import tiny
+from examples import make_record
+from fake_slurm import Fake
+from slurm_helpers import SMALL, by_key, send, standing
+
+from harness.failures import Failure
+from harness.store import Store
+from slurm import control, scheduler, submit
+from slurm.clusters import CLUSTERS
+from slurm.errors import ClusterError
+from slurm.status import log_file, places
+from slurm.submissions import Log
+from slurm.work import Batch
+
+SLURM = CLUSTERS["slurm"]
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (tmp_path / "bin").mkdir()
+    return Fake(tmp_path / "bin").install(monkeypatch)
+
+
+@pytest.fixture
+def setup(tmp_path, fake):
+    return tiny.setup(tmp_path / "out", tiny.Roots())
+
+
+def one_each(**changes):
+    return dataclasses.replace(SMALL, runs_per_job=1, **changes)
+
+
+def todo(setup, **selection):
+    asked = tiny.selection(**selection)
+    return submit.todo(asked, Store(setup.root), submit.held_keys(Log(setup.root), SLURM))
+
+
+def complete(setup, spec, **changes):
+    made = make_record(spec=spec, **changes)
+    Store(setup.root).write(dataclasses.replace(made, environment={"finished": "9999"}))
+
+
+def test_arrays_keep_to_the_limit_and_share_the_parallelism(setup, fake):
+    fake.set(limit=11)
+    assert SLURM.limit() == 10
+    submission = send(setup, tiny.specs(seeds=25), one_each(parallel=6), limit=SLURM.limit())
+    assert [len(array.tasks) for array in submission.arrays] == [10, 10, 5, 0]
+    options = [fake.jobs()[f"{array.job}_0"]["options"] for array in submission.arrays[:3]]
+    assert [option["array"] for option in options] == ["0-9%2", "0-9%2", "0-4%2"]
+    report = fake.jobs()[submission.arrays[3].job]["options"]
+    assert report["dependency"] == "afterany:100:101:102"
+
+
+def test_what_waits_or_runs_is_not_submitted_again(setup, fake):
+    specs = tiny.specs(seeds=4)
+    submission = send(setup, specs, one_each())
+    assert (todo(setup, seeds=4).held, todo(setup, seeds=4).ready) == (4, [])
+    fake.change(submission.arrays[0].job_ids()[1], queue="RUNNING")
+    fake.change(submission.arrays[0].job_ids()[2], queue="", accounts="COMPLETED")
+    complete(setup, specs[2])
+    fake.change(submission.arrays[0].job_ids()[3], queue="", accounts="TIMEOUT")
+    left = todo(setup, seeds=4)
+    assert (left.complete, left.held, left.ready) == (1, 2, [specs[3]])
+    assert standing(setup.root) == {"complete": 1, "pending": 2, "failed": 1}
+
+
+def test_a_refused_array_leaves_the_ones_before_it_submitted(setup, fake):
+    fake.set(refuse_after=1)
+    with pytest.raises(ClusterError, match=r"sbatch refused .*QOSMaxSubmitJobPerUserLimit"):
+        send(setup, tiny.specs(seeds=5), one_each(), limit=3)
+    left = todo(setup, seeds=5)
+    assert (left.held, len(left.ready)) == (3, 2)
+
+
+def test_a_refused_job_for_the_tables_is_told_and_no_more(setup, fake, capsys):
+    fake.set(refuse_after=1)
+    send(setup, tiny.specs(seeds=2))
+    assert "No job for the tables" in capsys.readouterr().out
+    assert todo(setup, seeds=2).held == 2
+
+
+def test_a_submission_that_was_cut_off_is_found_by_its_name(setup, fake):
+    """The process died between sbatch and the log: the log has the name alone."""
+    submission = send(setup, tiny.specs(seeds=3), one_each())
+    job, submission.arrays[0].job = submission.arrays[0].job, ""
+    Log(setup.root).write(submission)
+    assert todo(setup, seeds=3).held == 3
+    assert {state.place.job for state in by_key(setup.root).values()} == {f"{job}_{task}" for task in range(3)}
+
+
+def test_without_an_answer_of_the_controller_nothing_is_submitted(setup, fake):
+    send(setup, tiny.specs(seeds=2))
+    fake.set(down=True)
+    with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
+        todo(setup, seeds=2)
+    assert standing(setup.root) == {"unknown": 2}
+
+
+def test_a_node_failure_is_not_the_end_of_a_job_that_is_queued_again(setup, fake):
+    submission = send(setup, tiny.specs(seeds=2))
+    fake.change(submission.arrays[0].job, queue="PENDING", accounts="NODE_FAIL", reason="BeginTime")
+    assert {(s.state, s.detail) for s in by_key(setup.root).values()} == {("pending", "BeginTime")}
+    assert todo(setup, seeds=2).held == 2
+
+
+def test_sacct_lags_and_is_not_believed(setup, fake):
+    submission = send(setup, tiny.specs(seeds=1))
+    fake.change(submission.arrays[0].job, queue="", accounts="RUNNING")
+    (state,) = by_key(setup.root).values()
+    assert state.state == "failed" and "ended without a record" in state.detail
+    assert len(todo(setup, seeds=1).ready) == 1
+
+
+def test_a_task_cancelled_while_it_waited_is_known_though_sacct_has_no_row(setup, fake):
+    submission = send(setup, tiny.specs(seeds=3), one_each())
+    first, second, _ = tiny.specs(seeds=3)
+    assert [s.place.run.key for s in control.cancel(setup.root, [first.run_id[:8]])] == [first.run_id]
+    assert by_key(setup.root)[first.run_id].state == "cancelled"
+    scheduler.cancel([submission.arrays[0].job_ids()[1]])  # by hand: no trace anywhere
+    assert by_key(setup.root)[second.run_id].detail == "its job is gone without a record"
+    assert todo(setup, seeds=3).ready == [first, second]
+
+
+def test_cancel_all_takes_the_tables_along(setup, fake):
+    send(setup, tiny.specs(seeds=3), one_each())
+    assert len(control.cancel(setup.root, [])) == 3
+    assert not any(job["queue"] for job in fake.jobs().values())
+
+
+def test_the_end_of_the_log_tells_why(setup, fake):
+    submission = send(setup, tiny.specs(seeds=1))
+    fake.change(submission.arrays[0].job, queue="", accounts="OUT_OF_MEMORY")
+    (place,) = places(Log(setup.root)).values()
+    log_file(Log(setup.root), place).write_text("one\nKilled\n")
+    (state,) = by_key(setup.root).values()
+    assert state.detail.splitlines() == ["its job ended without a record (OUT_OF_MEMORY)", "one", "Killed"]
+
+
+def test_what_would_fail_again_waits_for_retry(setup, fake):
+    specs = tiny.specs(seeds=2)
+    submission = send(setup, specs, one_each())
+    for job in submission.arrays[0].job_ids():
+        fake.change(job, queue="", accounts="FAILED")
+    complete(setup, specs[0], status="failed", reason="no memory", failure=Failure(kind="memory"))
+    complete(setup, specs[1], status="failed", reason="killed", failure=Failure(kind="killed"))
+    left = todo(setup, seeds=2)
+    assert (left.failed, left.ready) == ([specs[0]], [specs[1]])
+    assert control.retry(setup.root, {"mem": "64GB"}, print) == 2
+    again = Log(setup.root).read()[-1]
+    assert again.profile["mem"] == "64GB"
+    assert todo(setup, seeds=2).held == 2
+    assert control.retry(setup.root, {}, print) == 0
+
+
+def test_what_was_submitted_is_the_callable_itself(setup, fake):
+    submission = send(setup, tiny.specs(seeds=2), one_each())
+    import submitit
+
+    log = Log(setup.root)
+    job = submitit.SlurmJob(log.folder(submission, submission.arrays[0]), submission.arrays[0].job_ids()[1])
+    assert hasattr(job.submission().function, "checkpoint")
+    again = job.submission().function.checkpoint()
+    assert again.function == job.submission().function
+    assert again.function.checkpoint() is not None
+    place = places(log)[tiny.specs(seeds=2)[1].run_id]
+    assert control.batch_of(log, place) == Batch(
+        setup=submit.absolute(setup), jobs=(tiny.specs(seeds=2)[1],), code=submission.code
+    )
+
+
+def test_inside_a_job_its_shape_is_not_inherited_but_the_configuration_is(setup, fake, monkeypatch):
+    seen = fake.file.parent / "seen"
+    program = fake.file.parent / "sbatch"
+    program.write_text(program.read_text().replace("exec", f"env > {seen}\nexec"))
+    monkeypatch.setenv("SLURM_CONF", "/somewhere/slurm.conf")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    send(setup, tiny.specs(seeds=1))
+    assert re.search("^SBATCH_ACCOUNT=mine$", seen.read_text(), re.M)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "9")
+    send(setup, tiny.specs(seeds=2)[1:])
+    assert "SLURM_NTASKS" not in seen.read_text() and "SLURM_CONF=/somewhere" in seen.read_text()
+
+
+def test_other_programs_without_slurm_say_what_to_do(setup, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ClusterError, match="--cluster local"):
+        scheduler.live(["x"])
