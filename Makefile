@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all snapshot test test-slurm bench bench-gpu latex-check lint requirements
+.PHONY: demo demo-random demo-all rates snapshot test test-slurm bench bench-gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,6 +22,11 @@ demo-random: .venv/ready  ## the same model at random initialisation beside it
 demo-all: .venv/ready  ## every registered method on one small task
 	$(BIN)/sctbench run --suite demo --tasks digits --methods all --out results/demo-all
 	$(BIN)/sctbench report --out results/demo-all
+
+rates: .venv/ready  ## one grid of learning rates for every method, scored on val: what default rates are chosen by
+	for lr in 1e-3 2e-3 5e-3 1e-2 2e-2 5e-2; do $(BIN)/sctbench run --suite demo --tasks digits,photo_crops \
+		--protocol validation --methods all --recipe lr=$$lr --out results/rates || exit 1; done
+	$(BIN)/sctbench report --out results/rates --ablation lr
 
 snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
 	mkdir -p results/demo

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from harness.preprocessing import Preprocessing
 
 SAMPLE = 16
 """Pictures per list whose bytes go into the digest."""
+
+SUFFIXES = {".npy", ".tmp", ".lock"}
+"""What lies in the folder: arrays, arrays in the making, and the locks of their builders."""
 
 Advance = Callable[[int, int], None]
 """Told how many pictures of how many are decoded."""
@@ -113,9 +116,15 @@ def cached() -> list[Cached]:
 
 
 def clear() -> int:
-    """Delete all arrays and locks; returns the bytes freed."""
-    freed = sum(array.bytes for array in cached())
-    for path in folder().glob("*"):
-        if path.suffix in {".npy", ".lock", ".tmp"}:
-            path.unlink(missing_ok=True)
+    """Delete all arrays, leftovers of killed builders and locks; returns the bytes freed.
+
+    What another process is building at the moment stays: it would lose its lock, and a second builder its array.
+    """
+    freed = 0
+    for lock in {path.with_suffix(".lock") for path in folder().glob("*") if path.suffix in SUFFIXES}:
+        with lock.open("w") as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in (lock.with_suffix(".npy"), lock.with_suffix(".tmp"), lock):
+                freed += path.stat().st_size if path.is_file() else 0
+                path.unlink(missing_ok=True)
     return freed

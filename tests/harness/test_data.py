@@ -145,3 +145,14 @@ def test_the_cache_is_listed_and_cleared(folder):
     assert arrays.cached() == []
     forget()
     assert len(toy(folder).open_test()["test"]) == 9
+
+
+def test_clearing_leaves_an_array_that_is_being_built(folder):
+    toy(folder).open_test()
+    (array,) = arrays.cached()
+    with arrays._lock(array.path):
+        assert arrays.clear() == 0
+        assert array.path.is_file()
+    array.path.with_suffix(".tmp").write_bytes(bytes(5))  # a builder was killed
+    assert arrays.clear() == array.bytes + 5
+    assert list(arrays.folder().iterdir()) == []
