@@ -82,7 +82,8 @@ class Clock:
         return self.start - before
 
 
-def _decoded(setting: Setting, folder: Path, entries: Sequence[Entry]) -> Split:
+def decoded(setting: Setting, folder: Path, entries: Sequence[Entry]) -> Split:
+    """The pictures of a folder as an array that was just made, and that the cache does not keep."""
     source = ListFile(folder / "list", folder)
     pixels = torch.from_numpy(arrays.load("bench", source, entries, setting.preprocessing))
     arrays.array_path("bench", source, entries, setting.preprocessing).unlink()
@@ -94,7 +95,7 @@ def ours(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Entry
     device, preprocessing, clock = setting.device, setting.preprocessing, Clock(setting.device)
     model = setting.model(drop_path=0.1)
     clock.lap()
-    data = _decoded(setting, folders[0], entries[0]).to(device)
+    data = decoded(setting, folders[0], entries[0]).to(device)
     once = clock.lap()
     context = Context(
         num_classes=CLASSES,
@@ -108,7 +109,7 @@ def ours(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Entry
     trainer = Trainer(model, attachment, data, preprocessing, recipe(setting, lr=LEARNING_RATE), seed=0)
     trainer.fit()
     epochs = clock.lap()
-    test = _decoded(setting, folders[1], entries[1])
+    test = decoded(setting, folders[1], entries[1])
     logits = evaluation.predict(model, test, preprocessing, setting.precision).cpu()
     accuracy = evaluation.score(logits, test.labels).accuracy
     return Times(

@@ -1,0 +1,60 @@
+"""Epochs of a small model: pictures decoded once into an array, against decoding in every epoch as the release does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.bench import released
+from harness.bench.base import BATCH, Measurement, Setting, seconds, side_by_side, trained
+from harness.bench.ceilings import Ceilings
+from harness.bench.whole import decoded, write_pictures
+from harness.data import Split
+from harness.spec import BackboneSpec
+
+SMALL = BackboneSpec(name="test_vit", weights="random", digest="", image_size=64)
+"""A ViT of 0.4 M parameters: what remains of an epoch is mostly its data."""
+
+
+def measure(setting: Setting, limits: Ceilings) -> list[Measurement]:
+    """Seconds of an epoch both ways, side by side, and the rate at which the array is made."""
+    small, device = replace(setting, backbone=SMALL), setting.device
+    model = small.model()
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "pictures"
+        entries = write_pictures(folder, setting.sizes.images, seed=0)
+        kept: list[Split] = []
+        once = seconds(lambda: kept.append(decoded(small, folder, entries).to(device)), device)
+        pictures = released.Pictures(folder, entries, small.preprocessing)
+
+        def from_array() -> Iterator[tuple[Tensor, Tensor]]:
+            order = torch.randperm(len(entries))[: len(entries) // BATCH * BATCH].to(device)
+            for index in order.split(BATCH):
+                yield small.preprocessing.normalise(kept[0].images[index]), kept[0].labels[index]
+
+        taken = side_by_side(
+            {
+                "ours": lambda: released.train_epoch(model, optimizer, from_array(), device),
+                "theirs": lambda: released.train_epoch(model, optimizer, released.loader(pictures, True), device),
+            },
+            device,
+            setting.sizes.rounds,
+        )
+    ratio = taken["theirs"] / taken["ours"]
+    epoch = Measurement(
+        part="decoding",
+        what="epoch of a small model",
+        unit="s",
+        ours=taken["ours"],
+        other=taken["theirs"],
+        judged=ratio,
+        at_least=5.0,
+    )
+    rate = Measurement(part="decoding", what="decoding once", unit="pictures/s", ours=len(entries) / once)
+    return [epoch, rate]
