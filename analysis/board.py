@@ -95,13 +95,13 @@ def record_href(base: str, suite: str, task: str, method: str, run_id: str) -> s
     return f"{base}/{quote(suite, safe='')}/{_record_path(task, method, run_id)}"
 
 
-Runs = dict[str, dict[Key, list[RunRow]]]
+RunsBehind = dict[str, dict[Key, list[RunRow]]]
 """Runs by method's label and (task, shots)."""
 
 
-def runs_of_rows(rows: pd.DataFrame) -> Runs:
+def runs_of_rows(rows: pd.DataFrame) -> RunsBehind:
     """Runs behind each cell, ordered by seeds."""
-    found: Runs = {}
+    found: RunsBehind = {}
     columns = ("label", "task", "shots", "split_seed", "seed", "accuracy", "run_id", "reason", "targets")
     for label, task, shots, split, seed, accuracy, run_id, reason, targets in zip(
         *(rows[name] for name in columns), strict=True

@@ -6,40 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
-from analysis import index
 from analysis.comparison import compare_folders, compare_in_sets
 from analysis.errors import AnalysisError
 from analysis.frame import ComparableSet, comparable_sets
 from analysis.published import load as load_published
 from analysis.published import significance, source, tables
 from analysis.render import to_terminal
+from analysis.runs import Runs, from_folder
 from analysis.tables import Table
-from harness.record import RunRecord
-from harness.store import Rejected, Store
-
-WHOLE_RECORDS = 20_000
-"""Above this number of runs, a report is made of their rows alone, without curves and channels."""
 
 
-def load(root: Path, errors: Console) -> pd.DataFrame:
+def load(root: Path, errors: Console) -> Runs:
     """All valid records of a results folder; what was set aside is printed with its reason."""
-    rows, rejected = index.load(root)
-    for bad in rejected:
+    runs = from_folder(root)
+    for bad in runs.rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}", highlight=False, markup=False)
-    return rows
-
-
-def load_with_records(root: Path, errors: Console) -> tuple[pd.DataFrame, list[RunRecord], list[Rejected]]:
-    """The rows of all valid records, the records themselves where they are at most `WHOLE_RECORDS`, and what was set
-    aside, which is printed with its reason."""
-    rows, rejected = index.load(root)
-    for bad in rejected:
-        errors.print(f"set aside {bad.path}: {bad.reason}", highlight=False, markup=False)
-    records = Store(root).records()[0] if len(rows) <= WHOLE_RECORDS else []
-    return rows, records, rejected
+    return runs
 
 
 def show(make: Callable[[], list[Table]], console: Console, errors: Console) -> None:
@@ -54,7 +38,7 @@ def show(make: Callable[[], list[Table]], console: Console, errors: Console) -> 
 
 
 def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:
-    sets = comparable_sets(load(root, errors))
+    sets = comparable_sets(load(root, errors).rows)
     return [s for s in sets if suite in (None, s.key["suite"]) and protocol in (None, s.key["protocol"])]
 
 

@@ -65,6 +65,7 @@ COSTS = (
     "tuning_seconds",
 )
 FLOATS = ("accuracy", *COSTS)
+WHOLE = ("shots", "split_seed", "seed", "image_size", "test_looks", "trials", "epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,8 @@ def row(record: RunRecord) -> dict[str, Any]:
         "accuracy": accuracies[0][1] if accuracies else NAN,
         "targets": canonical_json(dict(accuracies[1:])),
         "test_looks": record.test_looks,
+        "epochs": len(record.curve),
+        "chose_channels": bool(record.method_info.get("channels")),
         "data": f"{record.data.lists}/{record.data.files}" if record.data else None,
         "data_sizes": canonical_json(record.data.sizes) if record.data else None,
         "code": _code(environment),
@@ -209,7 +212,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The same types whatever is missing: whole numbers, floats with NaN, optional texts as objects with None."""
     if frame.empty:
         return frame
-    whole = dict.fromkeys(("shots", "split_seed", "seed", "image_size", "test_looks", "trials"), int)
+    whole = dict.fromkeys(WHOLE, int)
     texts = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in OPTIONAL_TEXTS}
     return frame.astype(whole | dict.fromkeys(FLOATS, float)).assign(**texts)
 

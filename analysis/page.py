@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
@@ -19,7 +20,6 @@ from analysis import render
 from analysis.board import Board, record_href
 from analysis.figures.style import small_png
 from analysis.tables import Table
-from harness.record import RunRecord
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -100,20 +100,18 @@ def picture_data(path: Path) -> tuple[str, int, int]:
     return data_address("image/png", small_png(path)), round(width * 0.6), round(height * 0.6)
 
 
-def failures(records: Iterable[RunRecord], base: str) -> list[dict[str, Any]]:
+def failures(rows: pd.DataFrame, base: str) -> list[dict[str, Any]]:
     """Failed runs, those with the same suite, method and reason in one entry."""
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for record in records:
-        spec = record.spec
-        if record.status != "failed":
-            continue
-        key = (spec.suite, record.method_title, record.reason)
-        entry = found.setdefault(key, {"suite": key[0], "method": key[1], "reason": key[2], "count": 0, "runs": []})
-        entry["count"] += 1
-        if len(entry["runs"]) < SHOWN_RUNS:
-            href = record_href(base, spec.suite, spec.task, spec.method, spec.run_id)
-            entry["runs"].append((f"{spec.task}, seed {spec.seed}", href))
-    return list(found.values())
+    found = []
+    keys = ["suite", "title", "reason"]
+    for (suite, title, reason), runs in rows[rows["status"] == "failed"].groupby(keys, sort=False):
+        columns = (runs[name][:SHOWN_RUNS] for name in ("task", "seed", "method", "run_id"))
+        shown = [
+            (f"{task}, seed {seed}", record_href(base, str(suite), task, method, run_id))
+            for task, seed, method, run_id in zip(*columns, strict=True)
+        ]
+        found.append({"suite": suite, "method": title, "reason": reason, "count": len(runs), "runs": shown})
+    return found
 
 
 def _details(sections: Iterable[Section], base: str) -> Markup:
@@ -139,15 +137,16 @@ def _hash(text: str) -> str:
 
 def to_html(
     sections: list[Section],
-    records: list[RunRecord],
+    rows: pd.DataFrame,
     *,
     set_aside: list[tuple[str, str]],
     about: Mapping[str, About],
     base: str,
     folder: Path,
 ) -> str:
-    """The page. `set_aside`: files that are no valid records, with the reason; `base`: folder of the runs as seen from
-    the page; `folder`: that of the page, which the figures' files lie below."""
+    """The page. `rows`: all runs, see `analysis.frame.row`; `set_aside`: files that are no valid records, with the
+    reason; `base`: folder of the runs as seen from the page; `folder`: that of the page, which the figures' files lie
+    below."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -157,11 +156,11 @@ def to_html(
     )
     environment.globals.update(downloads=downloads, picture_data=picture_data)
     style, script = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
-    used = {record.spec.method for record in records}
+    used = set(rows["method"])
     return environment.get_template("page.html.j2").render(
         sections=sections,
-        complete=sum(record.status == "complete" for record in records),
-        failures=failures(records, base),
+        complete=int((rows["status"] == "complete").sum()),
+        failures=failures(rows, base),
         set_aside=set_aside,
         papers=sorted((a for name, a in about.items() if name in used), key=lambda a: a.title.lower()),
         style=Markup(style),

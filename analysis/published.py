@@ -90,22 +90,31 @@ def matrix(chosen: Source, suite: str = "vtab1k", table: str | None = None, base
 REPRINTED = {"vtab1k": "vpetl"}
 """Suite to the source that quotes most methods on it, for the figure of published against measured accuracy."""
 
+PRINTED_AS = {
+    "full": "Full fine-tuning",
+    "linear": "Linear probing",
+    "adapter_pfeiffer": "Adapter",
+    "ssf": "SSF [ViT-B/16 in21k AugReg]",
+    "fact_tk": "FacT",
+}
+"""Own methods whose titles are not what that source prints. V-PETL's Adapter and FacT are Pfeiffer's and FacT-TK."""
+
 
 def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
-    """Pairs of a published and a measured accuracy for the same method (by its title) and task; None without any.
+    """Pairs of a published and a measured test accuracy for the same method and task; None without any.
 
-    Columns `method`, `task`, `published`, `measured` (mean over seeds). Protocols and backbones may differ: the figure
-    shows by how much numbers agree, it does not mix them.
+    Columns `method`, `label` (variants of a method stay apart), `task`, `published`, `measured` (mean over seeds).
+    Protocols and backbones may differ: the figure shows by how much numbers agree, it does not mix them.
     """
     suite = measured.key["suite"]
     if suite not in REPRINTED or not FOLDER.is_dir():
         return None
-    quoted = matrix(source(REPRINTED[suite]), suite).rename_axis("method").reset_index()
-    quoted = quoted.melt(id_vars="method", var_name="task", value_name="published").dropna()
-    rows = measured.rows[measured.rows["status"] == "complete"]
-    means = rows.groupby(["title", "task"])["accuracy"].mean().rename("measured").reset_index()
-    means = means.rename(columns={"title": "method"})
-    pairs = quoted.merge(means, on=["method", "task"])
+    quoted = matrix(source(REPRINTED[suite]), suite).rename_axis("printed").reset_index()
+    quoted = quoted.melt(id_vars="printed", var_name="task", value_name="published").dropna()
+    rows = measured.rows[(measured.rows["status"] == "complete") & (measured.rows["split"] == "test")]
+    means = rows.groupby(["method", "title", "label", "task"])["accuracy"].mean().rename("measured").reset_index()
+    means["printed"] = means["method"].map(PRINTED_AS).fillna(means["title"])
+    pairs = means.merge(quoted, on=["printed", "task"])
     return pairs if len(pairs) else None
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
 from analysis.board import make_board
@@ -16,51 +15,44 @@ from analysis.frame import ComparableSet, comparable_sets
 from analysis.page import About, Picture, Section, to_html
 from analysis.published import measured_beside
 from analysis.render import to_terminal, write_table
+from analysis.runs import Read, Runs
 from analysis.tables import ALL_TABLES, Table, TableOptions, accuracy_tables, all_tables, weights_table
-from harness.record import RunRecord
-from harness.store import Rejected
 
 PAGE = "index.html"
 WEIGHTS_TABLE = "pretrained_minus_random"
 
 
 def write_report(
-    records: Iterable[RunRecord],
+    runs: Runs,
     folder: Path,
     console: Console,
     suite: str | None = None,
     options: TableOptions = ALL_TABLES,
     *,
-    rows: pd.DataFrame | None = None,
-    rejected: Iterable[Rejected] = (),
     about: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Path]:
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
-    `suite`: only that one; `rows`: the runs as `analysis.index` has them, for tables of more runs than `records` holds
-    (figures of training and channels, and the list of failures, are made of `records`); `rejected`: files that are no
-    valid records; `about`: title, family and paper by method. The runs are expected beside `folder`, which is where the
-    page's links point.
+    `suite`: only that one; `about`: title, family and paper by method. The runs are expected beside `folder`, which is
+    where the page's links point.
     """
-    records = [record for record in records if suite in (None, record.spec.suite)]
-    everything = comparable_sets(records if rows is None else rows)
-    sets = [s for s in everything if suite in (None, s.key["suite"])]
+    sets = [s for s in comparable_sets(runs.rows) if suite in (None, s.key["suite"])]
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
     methods = {name: About(**{k: str(facts[k]) for k in About.__slots__}) for name, facts in (about or {}).items()}
-    runs = folder.parent / "runs"
-    base = Path(os.path.relpath(runs, folder)).as_posix()
+    base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
     paths: list[Path] = []
     sections = []
     for chosen, name in zip(sets, _names(sets), strict=True):
         tables = tables_of(chosen, sets, options)
-        section, written = _write_set(chosen, tables, records, folder / name, console, methods, base)
+        section, written = _write_set(chosen, tables, runs.read, folder / name, console, methods, base)
         sections.append(section)
         paths += written
     page = folder / PAGE
-    set_aside = [(os.path.relpath(bad.path, folder.parent), bad.reason) for bad in rejected]
-    page.write_text(to_html(sections, records, set_aside=set_aside, about=methods, base=base, folder=folder))
+    set_aside = [(os.path.relpath(bad.path, folder.parent), bad.reason) for bad in runs.rejected]
+    rows = runs.rows[runs.rows["suite"].isin([s.key["suite"] for s in sets])]
+    page.write_text(to_html(sections, rows, set_aside=set_aside, about=methods, base=base, folder=folder))
     return [page, *paths]
 
 
@@ -72,7 +64,7 @@ def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOp
 def _write_set(
     chosen: ComparableSet,
     tables: list[Table],
-    records: list[RunRecord],
+    read: Read,
     folder: Path,
     console: Console,
     about: Mapping[str, About],
@@ -87,7 +79,7 @@ def _write_set(
         paths += write_table(table, folder)
     paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
     chosen.rows.to_csv(paths[-1], index=False)
-    pictures, not_drawn = _write_figures(chosen, records, folder)
+    pictures, not_drawn = _write_figures(chosen, read, folder)
     families = {name: facts.family for name, facts in about.items()}
     section = Section(
         name=folder.name,
@@ -101,13 +93,11 @@ def _write_set(
     return section, paths + [path for picture in pictures for path in picture.files]
 
 
-def _write_figures(
-    chosen: ComparableSet, records: list[RunRecord], folder: Path
-) -> tuple[list[Picture], list[tuple[str, str]]]:
+def _write_figures(chosen: ComparableSet, read: Read, folder: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
     """Figures that were drawn, and the others with what they need."""
     pictures: list[Picture] = []
     missing: list[tuple[str, str]] = []
-    for drawing in drawings(chosen, records, measured_beside(chosen)):
+    for drawing in drawings(chosen, read, measured_beside(chosen)):
         figure = drawing.draw()
         if figure is None:
             missing.append((drawing.name, drawing.needs))

@@ -44,15 +44,15 @@ def report(
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
-    from analysis.commands import load_with_records
+    from analysis.commands import load
     from analysis.report import write_report
     from analysis.tables import TableOptions
     from methods.registry import all_methods
 
-    rows, records, rejected = load_with_records(out, errors)
+    runs = load(out, errors)
     options = TableOptions(reference, tuple(words(ablation) or ()) if ablation is not None else None)
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
-    paths = write_report(records, out / "report", console, suite, options, rows=rows, rejected=rejected, about=about)
+    paths = write_report(runs, out / "report", console, suite, options, about=about)
     if paths:
         console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from analysis.figures.style import ONE_COLUMN, Style, paper, style_of
 FACTOR = 6
 """Numbers whose largest is more than this many times the smallest stand on a logarithmic axis."""
 
-FEW = 5
+FEW = 8
 """Up to so many values, each has a tick of its own."""
 
 
@@ -28,9 +29,9 @@ def varied_fields(runs: pd.DataFrame) -> list[str]:
     return sorted(found)
 
 
-def ablation_points(runs: pd.DataFrame, field: str) -> tuple[pd.DataFrame, list[str]]:
-    """`method`, `line` (what else differs), `value`, `mean`, `spread`, and the tasks that all points are over."""
-    other = [name for name in varied_fields(runs) if name != field]
+def ablation_points(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """`method`, `line` (what else of `fields` differs), `value`, `mean`, `spread`, and the tasks of all points."""
+    other = [name for name in fields if name != field]
     runs = runs.assign(
         value=pd.Series([s.get(field) for s in runs["settings"]], index=runs.index, dtype=object),
         line=[
@@ -51,10 +52,10 @@ def ablation_points(runs: pd.DataFrame, field: str) -> tuple[pd.DataFrame, list[
     return points.merge(about, on="label"), tasks
 
 
-def ablation(runs: pd.DataFrame, field: str) -> Figure | None:
-    """Mean accuracy against the field, a line per method. None where no method was run with two values of it, or where
-    they share no task."""
-    points, tasks = ablation_points(runs, field)
+def ablation(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> Figure | None:
+    """Mean accuracy against the field, a line per method; `fields`: all settings that make variants of methods. None
+    where no method was run with two values of it, or where they share no task."""
+    points, tasks = ablation_points(runs, field, fields)
     if len(points) < 2:
         return None
     lines = _lines(points)
@@ -106,7 +107,7 @@ def _axis(axes: Axes, values: list[Any]) -> Any:
     if distinct[0] > 0 and distinct[-1] / distinct[0] > FACTOR:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     if len(distinct) <= FEW:
         axes.set_xticks(distinct, [f"{v:g}" for v in distinct])
-        axes.xaxis.set_minor_locator(NullLocator())
     return float

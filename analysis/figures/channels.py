@@ -11,18 +11,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from analysis.figures.data import best_labels
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, paper
 
 Choice = list[list[int]]
 """Chosen channels of each tuned place, from input to output."""
 
 
-def with_channels(runs: pd.DataFrame, label: str | None = None) -> pd.DataFrame:
-    """Runs that say which channels they chose: those of `label`, else of the label that has most tasks."""
-    chosen = runs[runs["channels"].map(lambda channels: isinstance(channels, list) and len(channels) > 0).astype(bool)]
-    if label is None and len(chosen):
-        label = str(chosen.groupby("label")["task"].nunique().sort_index().idxmax())
-    return chosen[chosen["label"] == label]
+def with_channels(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs that say which channels they chose, of the label that has most tasks, and of those the most accurate."""
+    chosen = runs[runs["chose_channels"].astype(bool)]
+    return chosen[chosen["label"].isin(best_labels(chosen, 1))]
 
 
 def channel_counts(choices: Sequence[Choice]) -> np.ndarray:
@@ -35,9 +34,8 @@ def channel_counts(choices: Sequence[Choice]) -> np.ndarray:
     return counts
 
 
-def channel_heatmap(runs: pd.DataFrame, label: str | None = None) -> Figure | None:
-    """Share of the runs that chose each channel, per tuned place. None where no record holds channels."""
-    runs = with_channels(runs, label)
+def channel_heatmap(runs: pd.DataFrame) -> Figure | None:
+    """Share of the runs of one label that chose each channel, per tuned place. None without runs."""
     if runs.empty:
         return None
     share = channel_counts(list(runs["channels"])) / len(runs) * 100
@@ -77,14 +75,14 @@ def overlap_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([[means[a, b] for b in by_task] for a in by_task], index=list(by_task), columns=list(by_task))
 
 
-def channel_overlap(runs: pd.DataFrame, label: str | None = None) -> Figure | None:
+def channel_overlap(runs: pd.DataFrame) -> Figure | None:
     """Heat map of the overlap between tasks; the title gives what chance would. None below two tasks with channels."""
-    runs = with_channels(runs, label)
     if runs["task"].nunique() < 2:
         return None
     table = overlap_table(runs)
     counts = Counter(len(place) for choice in runs["channels"] for place in choice)
     chance = chance_jaccard(runs["channels"].iloc[0], channel_counts(list(runs["channels"])).shape[1])
+    between = table.to_numpy()[~np.eye(len(table), dtype=bool)]  # the diagonal, seeds of one task, is often near 1
     small = len(table) <= 8
     with paper():
         side = ONE_COLUMN if small else TWO_COLUMNS
@@ -94,11 +92,11 @@ def channel_overlap(runs: pd.DataFrame, label: str | None = None) -> Figure | No
             table,
             ax=axes,
             cmap="cividis",
-            vmin=0,
-            vmax=1,
+            vmin=min(chance, np.nanmin(between)),
+            vmax=np.nanmax(between),
             annot=True,
             fmt=".2f",
-            annot_kws={"size": 6.5},
+            annot_kws={"size": 6.5 if small else 5.5},
             square=True,
             linewidths=0.4,
             cbar_kws={"label": "Jaccard index of chosen channels"},

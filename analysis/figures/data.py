@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.frame import ComparableSet, suite_tasks
-from harness.record import RunRecord
-from harness.spec import RunSpec
+from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, parsed, suite_tasks
+from analysis.runs import Read
 
 MEBIBYTE = 2**20
 
+PER_CELL = 5
+"""So many runs of a cell are read whole, for curves and channels: those with the lowest seeds."""
 
-def settings_of(spec: RunSpec) -> dict[str, object]:
-    """What may differ between runs of a method: its configuration, and the training recipe as `recipe.<field>`."""
-    values = spec.as_dict()
-    return {**{f"recipe.{key}": value for key, value in values["recipe"].items()}, **values["config"]}
-
-
-def _extras(record: RunRecord) -> dict[str, object]:
-    peak = record.cost.peak_memory_bytes if record.cost else None
-    return {
-        "run_id": record.spec.run_id,
-        "shots": record.spec.shots,
-        "split_seed": record.spec.split_seed,
-        "memory": peak / MEBIBYTE if peak else float("nan"),
-        "settings": settings_of(record.spec),
-        "splits": {name: metrics.accuracy for name, metrics in record.metrics.items()},
-        "curve": [(e.epoch, e.train_loss, e.train_accuracy) for e in record.curve],
-        "channels": record.method_info.get("channels"),
-    }
+SOURCE = "source"
+"""Name of a task's own test set among the accuracies of `splits`."""
 
 
-def run_frame(chosen: ComparableSet, records: Iterable[RunRecord]) -> pd.DataFrame:
-    """Complete runs of the set: its rows, joined with shots, memory, curve, channels and the accuracies of all splits.
-
-    `group` is the task's group; rows are in the suite's order of tasks. `records` may hold more runs than the set does.
-    """
-    wanted = set(chosen.rows["run_id"])
-    extras = pd.DataFrame([_extras(record) for record in records if record.spec.run_id in wanted])
-    complete = chosen.rows[chosen.rows["status"] == "complete"]
-    complete = complete[[c for c in complete if c == "run_id" or c not in extras]]
-    rows = complete.merge(extras, on="run_id", how="left")
+def run_frame(chosen: ComparableSet) -> pd.DataFrame:
+    """Complete runs of the set in the suite's order of tasks, with `group`, `settings` and `splits` as dictionaries."""
+    rows = chosen.rows[chosen.rows["status"] == "complete"]
     tasks = suite_tasks(chosen.key["suite"], chosen.rows)
-    rows = rows.assign(group=rows["task"].map(tasks))
+    splits = [{SOURCE: a, **parsed(t)} for a, t in zip(rows["accuracy"], rows["targets"], strict=True)]
+    rows = rows.assign(
+        group=rows["task"].map(tasks),
+        memory=rows["memory"] / MEBIBYTE,
+        settings=rows["settings"].map(parsed).astype(object),
+        splits=pd.Series(splits, index=rows.index, dtype=object),
+    )
     return rows.sort_values("task", key=lambda names: names.map({t: i for i, t in enumerate(tasks)}), kind="stable")
+
+
+def read_whole(runs: pd.DataFrame, read: Read) -> pd.DataFrame:
+    """The first `PER_CELL` runs of each cell, with what only their records hold: `curve` and `channels`."""
+    few = runs.sort_values(REPLICATE_KEYS, kind="stable").groupby(["label", *CELL_KEYS], sort=False).head(PER_CELL)
+    few = few.loc[runs.index[runs.index.isin(few.index)]]  # in the order of tasks again
+    extras = pd.DataFrame(
+        [
+            (
+                record.spec.run_id,
+                [(e.epoch, e.train_loss, e.train_accuracy) for e in record.curve],
+                record.method_info.get("channels"),
+            )
+            for record in read(few)
+        ],
+        columns=["run_id", "curve", "channels"],
+    )
+    return few.merge(extras, on="run_id")
 
 
 def cells(runs: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -56,6 +58,7 @@ def cells(runs: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
 
 def complete_labels(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     """Labels with a run on every one of the tasks, at every number of shots that occurs."""
+    runs = runs[runs["task"].isin(list(tasks))]
     if runs.empty:
         return []
     table = cells(runs)
@@ -76,7 +79,7 @@ def seed_means(runs: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     """
     columns = ["task", "shots"] if runs["shots"].nunique() > 1 else ["task"]
     per_cell = runs.groupby(["label", *columns])[value].mean()
-    seeds = runs.pivot_table(index=["label", "seed"], columns=columns, values=value, aggfunc="mean").dropna()
+    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=columns, values=value, aggfunc="mean").dropna()
     means = per_cell.groupby("label").mean().rename("mean").to_frame()
     means["spread"] = seeds.mean(axis=1).groupby("label").std(ddof=1)
     return means.sort_values("mean", ascending=False).reset_index()

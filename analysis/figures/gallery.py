@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.ablation import ablation, varied_fields
-from analysis.figures.channels import channel_heatmap, channel_overlap
-from analysis.figures.data import run_frame
-from analysis.figures.learning import QUANTITIES, learning_curves
+from analysis.figures.channels import channel_heatmap, channel_overlap, with_channels
+from analysis.figures.data import PER_CELL, read_whole, run_frame
+from analysis.figures.learning import QUANTITIES, learning_curves, with_curves
 from analysis.figures.panels import few_shot_curves, group_bars, target_bars
 from analysis.figures.published import published_scatter
 from analysis.figures.ranks import critical_difference_diagram
 from analysis.figures.tradeoff import tradeoff
-from analysis.frame import ComparableSet, suite_tasks
-from harness.record import RunRecord
+from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
+from analysis.runs import Read
+from analysis.tables import ablation_axes
 
 WHOLE = "methods that are complete on every task of the suite"
 
@@ -36,12 +38,10 @@ class Drawing:
     draw: Callable[[], Figure | None]
 
 
-def drawings(
-    chosen: ComparableSet, records: Iterable[RunRecord], published: pd.DataFrame | None = None
-) -> Iterator[Drawing]:
+def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None) -> Iterator[Drawing]:
     """Every figure there is for this set. `published`: see `published_scatter`."""
-    runs = run_frame(chosen, records)
-    tasks = suite_tasks(chosen.key["suite"], chosen.rows)
+    runs = run_frame(chosen)
+    tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
     yield from _costs(runs, list(tasks))
     yield Drawing(
         name="groups",
@@ -57,7 +57,8 @@ def drawings(
         draw=lambda: critical_difference_diagram(runs, list(tasks)),
     )
     yield from _of_special_suites(runs)
-    yield from _of_training(runs)
+    yield from _of_training(runs, read)
+    yield from _of_settings(chosen, runs)
     yield Drawing(
         name="published",
         caption="Measured against published accuracy, a point per method and task; the largest differences are named.",
@@ -96,31 +97,38 @@ def _of_special_suites(runs: pd.DataFrame) -> Iterator[Drawing]:
     )
 
 
-def _of_training(runs: pd.DataFrame) -> Iterator[Drawing]:
+def _of_training(runs: pd.DataFrame, read: Read) -> Iterator[Drawing]:
+    curves = cache(lambda: read_whole(with_curves(runs), read))
+    choices = cache(lambda: read_whole(with_channels(runs), read))
     for quantity, text in QUANTITIES.items():
         yield Drawing(
             name=f"learning_{quantity.removeprefix('train_')}",
-            caption=f"{text.removesuffix(' (%)').capitalize()} per epoch; bands are one standard deviation over runs.",
+            caption=f"{text.removesuffix(' (%)').capitalize()} per epoch; bands are one standard deviation over runs"
+            f" (at most {PER_CELL}).",
             needs="learning curves of at least two epochs",
-            draw=lambda quantity=quantity: learning_curves(runs, quantity),  # type: ignore[misc]
+            draw=lambda quantity=quantity: learning_curves(curves(), quantity, runs["label"].nunique()),  # type: ignore[misc]
         )
     yield Drawing(
         name="channels",
         caption="Channels that were chosen, per tuned place from input to output.",
         needs="records that name chosen channels (SCT)",
-        draw=lambda: channel_heatmap(runs),
+        draw=lambda: channel_heatmap(choices()),
     )
     yield Drawing(
         name="channel_overlap",
         caption="How many of the chosen channels two tasks share (Jaccard index, mean over the tuned places).",
         needs="records that name chosen channels (SCT) on two tasks",
-        draw=lambda: channel_overlap(runs),
+        draw=lambda: channel_overlap(choices()),
     )
-    fields = varied_fields(runs) if len(runs) else []
-    for field in fields or ["setting"]:
+
+
+def _of_settings(chosen: ComparableSet, runs: pd.DataFrame) -> Iterator[Drawing]:
+    axes = ablation_axes(chosen)
+    fields = axes if chosen.key["protocol"] in CHOSEN_PER_TASK else varied_fields(runs)
+    for field in axes or ["setting"]:
         yield Drawing(
             name=f"ablation_{field.removeprefix('recipe.')}",
             caption=f"Accuracy against {field.removeprefix('recipe.')}, everything else being equal.",
             needs="a method that was run with several values of a setting, on the same tasks",
-            draw=lambda field=field: ablation(runs, field),  # type: ignore[misc]
+            draw=lambda field=field: ablation(runs, field, fields),  # type: ignore[misc]
         )

@@ -13,6 +13,11 @@ from analysis.figures.data import best_labels
 from analysis.figures.panels import MOST, add_legend
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, Style, paper, styles
 
+MARKS = 3
+"""Markers on a line of more than `MANY` epochs: colours alone do not tell twelve methods apart."""
+
+MANY = 6
+
 QUANTITIES = {"loss": "training loss", "train_accuracy": "training accuracy (%)"}
 
 
@@ -31,15 +36,19 @@ def curve_points(runs: pd.DataFrame) -> pd.DataFrame:
     return grouped[list(QUANTITIES)].mean().join(spread).reset_index()
 
 
-def learning_curves(runs: pd.DataFrame, quantity: str = "loss") -> Figure | None:
-    """A panel per task, a line per method, a band over seeds; of a few-shot suite those with most
-    shots. None where no record has a curve of two epochs."""
-    if runs["shots"].nunique() > 1:
-        runs = runs[runs["shots"] == runs["shots"].max()]
-    looks = {label: look for label, look in styles(runs).items() if label in best_labels(runs, MOST)}
-    points = curve_points(runs[runs["label"].isin(list(looks))])
-    if points["epoch"].nunique() < 2:
+def with_curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of two epochs or more of the `MOST` best labels; of a few-shot suite those with most shots."""
+    runs = runs[(runs["epochs"] > 1) & (runs["shots"] == runs["shots"].max())]
+    return runs[runs["label"].isin(best_labels(runs, MOST))]
+
+
+def learning_curves(runs: pd.DataFrame, quantity: str, everything: int) -> Figure | None:
+    """A panel per task, a line per method, a band over seeds. `everything`: number of methods that there are, shown or
+    not. None without runs."""
+    if runs.empty:
         return None
+    looks = styles(runs)
+    points = curve_points(runs)
     tasks = [task for task in dict.fromkeys(runs["task"]) if task in set(points["task"])]
     with paper():
         columns = min(len(tasks), 5 if len(tasks) != 6 else 3)
@@ -54,14 +63,25 @@ def learning_curves(runs: pd.DataFrame, quantity: str = "loss") -> Figure | None
             axes.set_title(task)
             axes.set_ylabel(QUANTITIES[quantity] if index % columns == 0 else "")
             axes.set_xlabel("epoch" if index >= len(tasks) - columns else "")
-        add_legend(figure, looks, runs["label"].nunique(), markers=False)
+        add_legend(figure, looks, everything)
     return figure
 
 
 def _panel(axes: Axes, points: pd.DataFrame, quantity: str, looks: Mapping[str, Style]) -> None:
-    for label, line in points.groupby("label"):
+    for place, (label, line) in enumerate(points.groupby("label")):
         look, mean, spread = looks[str(label)], line[quantity], line[f"{quantity} sd"]
-        axes.plot(line["epoch"], mean, color=look.colour, ls=look.line, lw=1.1)
+        marked = (place / len(looks) / MARKS, 1 / MARKS)  # of the line's length, so that lines are marked in turn
+        axes.plot(
+            line["epoch"],
+            mean,
+            color=look.colour,
+            ls=look.line,
+            lw=0.9,
+            marker=look.marker,
+            mfc=look.face,
+            ms=3,
+            markevery=marked if len(line) > MANY else 1,
+        )
         axes.fill_between(line["epoch"], mean - spread, mean + spread, color=look.colour, alpha=0.15, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.grid(True)

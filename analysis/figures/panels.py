@@ -10,10 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.data import best_labels, complete_labels, seed_means
+from analysis.figures.data import SOURCE, best_labels, complete_labels, seed_means
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
+from analysis.frame import REPLICATE_KEYS
 
 OVERALL = "mean"
+
+MOST_PANELS = 5
+"""Panels of bars in a row; more are spread evenly over rows."""
 
 MOST = 12
 """Lines in one panel; beyond that they cannot be told apart."""
@@ -27,21 +31,28 @@ def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str]) -> Figure | None:
         return None
     panels = {group: seed_means(runs[runs["group"] == group]).set_index("label") for group in groups}
     over = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
-    panels["mean of groups"] = pd.DataFrame({"mean": over, "spread": float("nan")})
+    panels["mean of groups"] = pd.DataFrame({"mean": over, "spread": _spread_over_groups(runs, tasks)})
     return _bars(panels, list(over.index), styles(runs))
 
 
+def _spread_over_groups(runs: pd.DataFrame, tasks: Mapping[str, str]) -> pd.Series:
+    """Standard deviation over seeds of the mean of group means, by label; of seeds that have every task."""
+    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=["group", "task"], values="accuracy")
+    whole = seeds.reindex(columns=pd.MultiIndex.from_tuples([(group, task) for task, group in tasks.items()])).dropna()
+    return whole.T.groupby(level=0).mean().mean().groupby("label").std(ddof=1)
+
+
 def target_bars(runs: pd.DataFrame) -> Figure | None:
-    """Accuracy on the source and on each target; a masked score goes before the unmasked one. None without targets."""
-    splits = pd.DataFrame(list(runs["splits"]), index=runs.index) if len(runs) else pd.DataFrame()
-    names = [str(name) for name in splits if f"{name}/masked" not in splits]
-    if len(names) < 2:
-        return None
+    """Accuracy on each source and its targets; a masked score goes before the unmasked one. None without targets."""
     panels = {}
-    for name in names:
-        scored = runs.assign(value=splits[name]).dropna(subset="value").groupby("label")["value"]
-        title = name.replace("/masked", " (its classes only)")
-        panels[title] = pd.DataFrame({"mean": scored.mean(), "spread": scored.std(ddof=1)})
+    for task, same in runs.groupby("task", sort=False):
+        splits = pd.DataFrame(list(same["splits"]), index=same.index)
+        for name in (str(name) for name in splits if len(splits.columns) > 1 and f"{name}/masked" not in splits):
+            scored = same.assign(value=splits[name]).dropna(subset="value").groupby("label")["value"]
+            title = f"{task} ({SOURCE})" if name == SOURCE else name.replace("/masked", ", masked")
+            panels[title] = pd.DataFrame({"mean": scored.mean(), "spread": scored.std(ddof=1)})
+    if not panels:
+        return None
     everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
     return _bars(panels, list(everywhere.index), styles(runs))
 
@@ -49,7 +60,7 @@ def target_bars(runs: pd.DataFrame) -> Figure | None:
 def _bars(panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mapping[str, Style]) -> Figure:
     """One panel per name; rows in `order` from below; frames with `mean` and `spread` by label."""
     with paper():
-        columns = min(len(panels), 4)
+        columns = len(panels) if len(panels) <= MOST_PANELS else -(-len(panels) // -(-len(panels) // MOST_PANELS))
         rows = -(-len(panels) // columns)
         height = rows * (0.45 + 0.17 * len(order))
         figure = Figure(figsize=(TWO_COLUMNS, max(1.5, height)))
@@ -85,7 +96,7 @@ def _panel(axes: Axes, values: pd.DataFrame, looks: Mapping[str, Style]) -> None
 def few_shot_curves(runs: pd.DataFrame) -> Figure | None:
     """Accuracy against shots per task and over tasks, with a band of one standard deviation over split and training
     seeds. None with fewer than two numbers of shots."""
-    runs = runs.dropna(subset="shots") if "shots" in runs else runs.iloc[:0]
+    runs = runs[runs["shots"] >= 0]
     if runs["shots"].nunique() < 2:
         return None
     everything = runs["label"].nunique()
@@ -124,8 +135,7 @@ def _shot_points(runs: pd.DataFrame, tasks: Sequence[str], name: str) -> pd.Data
     if name != OVERALL:
         values = runs[runs["task"] == name].groupby(keys)["accuracy"]
         return pd.DataFrame({"mean": values.mean(), "spread": values.std(ddof=1)}).reset_index()
-    runs = runs.assign(split_seed=runs["split_seed"].fillna(-1))
-    each = runs.pivot_table(index=[*keys, "split_seed", "seed"], columns="task", values="accuracy")
+    each = runs.pivot_table(index=[*keys, *REPLICATE_KEYS], columns="task", values="accuracy")
     over = each.reindex(columns=list(tasks)).dropna().mean(axis=1).groupby(keys)
     return pd.DataFrame({"mean": over.mean(), "spread": over.std(ddof=1)}).reset_index()
 
@@ -141,15 +151,15 @@ def _curves(axes: Axes, points: pd.DataFrame, looks: Mapping[str, Style]) -> Non
         axes.fill_between(line["shots"], low, high, color=look.colour, alpha=0.15, lw=0)
 
 
-def add_legend(figure: Figure, looks: Mapping[str, Style], everything: int = 0, markers: bool = True) -> None:
+def add_legend(figure: Figure, looks: Mapping[str, Style], everything: int = 0, lines: bool = True) -> None:
     """One legend for all panels, below them. `everything`: how many there would have been; more than shown is said."""
     handles = [
         Line2D(
             [],
             [],
             color=look.colour,
-            ls=look.line,
-            marker=look.marker if markers else None,
+            ls=look.line if lines else "",
+            marker=look.marker,
             mfc=look.face,
             label=label,
         )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.labels import place_labels
 from analysis.figures.panels import add_legend
-from analysis.figures.style import ONE_COLUMN, paper, style_of
+from analysis.figures.style import ONE_COLUMN, paper, styles
 
 MARK = 0.3
 """Half the size of a point in per cent, for labels to stay off."""
@@ -18,7 +18,7 @@ NAMED = 6
 
 
 def published_scatter(pairs: pd.DataFrame) -> Figure | None:
-    """A point per method and task: `method` (its name), `task`, `published`, `measured`. None without a pair."""
+    """A point per `label` and `task`: `method` (its name), `published`, `measured`. None without a pair."""
     pairs = pairs.dropna(subset=["published", "measured"])
     if pairs.empty:
         return None
@@ -28,17 +28,17 @@ def published_scatter(pairs: pd.DataFrame) -> Figure | None:
         both = pairs[["published", "measured"]].to_numpy(float)
         low, high = max(0.0, both.min() - 4), min(102.0, both.max() + 4)
         axes.plot([low, high], [low, high], color="#555555", lw=0.8, ls="--", zorder=1)
-        looks = {str(method): style_of(str(method)) for method in sorted(pairs["method"].unique())}
-        for method, group in pairs.groupby("method"):
-            look = looks[str(method)]
+        looks = styles(pairs)
+        for label, group in pairs.groupby("label"):
+            look = looks[str(label)]
             x, y = group["published"].to_numpy(float), group["measured"].to_numpy(float)
-            axes.plot(x, y, look.marker, color=look.colour, ms=4, alpha=0.85, zorder=3)
+            axes.plot(x, y, look.marker, color=look.colour, mfc=look.face, ms=4, alpha=0.85, zorder=3)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="published (%)", ylabel="measured (%)", aspect="equal")
         axes.grid(True)
-        add_legend(figure, looks)
+        add_legend(figure, looks, lines=False)
         far = pairs.assign(off=(pairs["measured"] - pairs["published"]).abs()).nlargest(NAMED, "off")
         places = far[["published", "measured"]].to_numpy(float)
-        colours = [looks[str(method)].colour for method in far["method"]]
+        colours = [looks[str(label)].colour for label in far["label"]]
         marks = np.concatenate([both - MARK, both + MARK], axis=1)
         place_labels(figure, axes, list(far["task"]), places, colours, marks)
     return figure

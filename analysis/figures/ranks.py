@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import studentized_range
 
 from analysis.figures.data import cells, complete_labels
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
+from analysis.statistics import average_ranks, nemenyi_difference
 
 ALPHA = 0.05
 
@@ -31,11 +30,8 @@ class Ranks:
 
 
 def nemenyi_ranks(table: pd.DataFrame) -> Ranks:
-    """Ranks of the rows over the columns (higher is better, ties share), and q * sqrt(k (k + 1) / (6 n)), eq. (6)."""
-    methods, tasks = table.shape
-    average = table.rank(ascending=False, method="average").mean(axis=1).sort_values()
-    q = float(studentized_range.ppf(1 - ALPHA, methods, np.inf)) / np.sqrt(2)
-    return Ranks(average, q * np.sqrt(methods * (methods + 1) / (6 * tasks)), tasks)
+    """Ranks of the rows over the columns (higher is better, ties share), and Nemenyi's critical difference."""
+    return Ranks(average_ranks(table).sort_values(), nemenyi_difference(*table.shape, ALPHA), table.shape[1])
 
 
 def cliques(average: Sequence[float], difference: float) -> list[tuple[int, int]]:
@@ -53,7 +49,8 @@ def critical_difference_diagram(runs: pd.DataFrame, tasks: Sequence[str]) -> Fig
     labels = complete_labels(runs, tasks)
     if len(labels) < 3 or len(tasks) < 2:
         return None
-    table = cells(runs[runs["label"].isin(labels)]).T.groupby(level="task").mean().T
+    runs = runs[runs["label"].isin(labels) & runs["task"].isin(list(tasks))]
+    table = cells(runs).T.groupby(level="task").mean().T
     ranks = nemenyi_ranks(table)
     spans = cliques(list(ranks.average), ranks.critical_difference)
     with paper():

@@ -25,7 +25,7 @@ TWO_COLUMNS = 7.16
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#8c564b", "#56b4e9", "#7f7f7f")
 """Seaborn's colour-blind palette without its two pale colours, which white paper swallows."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "*", "8", "H")
 LINES = ("-", "--", ":", "-.")
 
 KNOWN = (
@@ -34,10 +34,15 @@ KNOWN = (
     *("fact_tk", "fact_tt", "convpass", "repadapter", "compacter", "consolidator", "bi_adaptformer", "prefix_tuning"),
     *("arc", "difffit", "dtl", "gate_vpt", "gps", "hydra", "lorand", "lst"),
     *("mona", "spt_lora", "vqt", "compose"),
+    *("adalora", "adamss", "bdlora", "beft", "boft", "bone", "c3a", "deft", "delora", "dora", "eva"),
+    *("fourierft", "frod", "glora", "gralora", "hira", "hra", "ia3", "kasa", "lily", "ln_tuning", "loha"),
+    *("lokr", "lora_fa", "lora_ga", "miss", "oft", "olora", "orthogonal_lora", "peanut", "pissa", "psoft"),
+    *("pvera", "randlora", "road", "rslora", "shira", "supertuning", "tinylora", "unilora", "vblora", "velora"),
+    *("vera", "waveft"),
 )
 """Methods with a slot of their own; new ones go to the end, so that the others keep theirs."""
 
-FIRST_FREE = 64
+FIRST_FREE = 88
 """Slots from here on are for methods that are not in `KNOWN`, chosen by a hash of the name."""
 
 

@@ -105,10 +105,12 @@ def significance_rows(values: pd.DataFrame, reference: str, margin: float = MARG
 def significance_table(chosen: ComparableSet, reference: str | None = None, margin: float = MARGIN) -> Table | None:
     """The table, sorted by average rank; None where fewer than two methods have all tasks.
 
+    A task's value is its mean over numbers of shots, where there are several: they are no tasks of their own.
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
     """
     keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    values = accuracy_matrix(chosen).reindex(columns=pd.MultiIndex.from_tuples(keys), fill_value=NAN).astype(float)
+    cells = accuracy_matrix(chosen).reindex(columns=pd.MultiIndex.from_tuples(keys), fill_value=NAN).astype(float)
+    values = cells.T.groupby(level=0, sort=False).mean().T.where(~cells.isna().T.groupby(level=0, sort=False).any().T)
     whole = values.dropna()
     if len(whole) < 2:
         return None

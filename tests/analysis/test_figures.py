@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 from analysis.figures import drawings, published_scatter, save
 from analysis.figures.ablation import ablation, ablation_points, varied_fields
 from analysis.figures.channels import chance_jaccard, channel_counts, jaccard, overlap_table
-from analysis.figures.data import complete_labels, run_frame, seed_means
+from analysis.figures.data import complete_labels, read_whole, run_frame, seed_means
 from analysis.figures.labels import _overlap
-from analysis.figures.learning import curve_points, learning_curves
+from analysis.figures.learning import curve_points, learning_curves, with_curves
 from analysis.figures.panels import few_shot_curves, group_bars, target_bars
 from analysis.figures.ranks import cliques, nemenyi_ranks
 from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
 from analysis.figures.tradeoff import pareto_front, tradeoff
 from analysis.frame import comparable_sets, suite_tasks
+from analysis.runs import from_records
 from harness.evaluation import Metrics
 from harness.trainer import Epoch
 from methods.registry import all_methods
@@ -34,12 +35,16 @@ def records(method="sct", accuracies=(10, 20, 30, 40, 50), seed=0, parts=None, *
 
 def runs_of(given):
     (chosen,) = comparable_sets(given)
-    return run_frame(chosen, given)
+    return run_frame(chosen)
+
+
+def whole_runs_of(given):
+    return read_whole(runs_of(given), from_records(given).read)
 
 
 def drawn(given, published=None):
     (chosen,) = comparable_sets(given)
-    return {d.name: d.draw() for d in drawings(chosen, given, published)}
+    return {d.name: d.draw() for d in drawings(chosen, from_records(given).read, published)}
 
 
 def texts(figure):
@@ -131,11 +136,11 @@ def curve(loss):
 
 def test_learning_curves_are_means_over_seeds():
     given = records(parts={"curve": curve(2.0)}) + records(seed=1, parts={"curve": curve(4.0)})
-    points = curve_points(runs_of(given))
+    points = curve_points(whole_runs_of(given))
     first = points[(points["task"] == "digits") & (points["epoch"] == 1)].iloc[0]
     assert (first["loss"], first["loss sd"]) == (3.0, pytest.approx(2**0.5))
-    assert [a.get_title() for a in learning_curves(runs_of(given)).axes] == TASKS
-    assert learning_curves(runs_of(records())) is None  # one epoch is no curve
+    assert [a.get_title() for a in learning_curves(whole_runs_of(given), "loss", 1).axes] == TASKS
+    assert with_curves(runs_of(records())).empty  # one epoch is no curve
 
 
 def test_channel_overlap():
@@ -144,7 +149,7 @@ def test_channel_overlap():
     assert chance_jaccard([[0] * 48], 384) == pytest.approx(48 / 720)
     digits = make_record(spec=make_spec(task="digits"), method_info={"channels": [[0, 1]]})
     animals = make_record(spec=make_spec(task="animals"), method_info={"channels": [[1, 2]]})
-    table = overlap_table(runs_of([digits, animals]))
+    table = overlap_table(whole_runs_of([digits, animals]))
     assert table.loc["animals", "digits"] == pytest.approx(1 / 3)
     assert np.isnan(table.loc["digits", "digits"])
 
@@ -155,23 +160,23 @@ def test_ablation_of_any_field():
     ]
     runs = runs_of(given + records("lora"))
     assert varied_fields(runs) == ["channels"]
-    points, tasks = ablation_points(runs, "channels")
+    points, tasks = ablation_points(runs, "channels", ["channels"])
     assert dict(zip(points["value"], points["mean"], strict=True)) == {12: 50, 24: 55, 48: 53}
     assert sorted(tasks) == sorted(TASKS)
-    assert ablation(runs, "channels").axes[0].get_xlabel() == "channels"
-    assert ablation(runs, "rank") is None
+    assert ablation(runs, "channels", ["channels"]).axes[0].get_xlabel() == "channels"
+    assert ablation(runs, "rank", ["rank"]) is None
 
 
 def test_ablation_shows_a_default_beside_numbers():
     given = [r for k in (None, 192, 24) for r in records(config={"channels": k})]
-    axes = ablation(runs_of(given), "channels").axes[0]
+    axes = ablation(runs_of(given), "channels", ["channels"]).axes[0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["24", "192", "default"]
     assert len(axes.lines[0].get_xdata()) == 3
 
 
 def test_ablation_is_over_the_tasks_that_all_points_share():
     given = records(config={"channels": 12}) + records(config={"channels": 24})[:2]
-    figure = ablation(runs_of(given), "channels")
+    figure = ablation(runs_of(given), "channels", ["channels"])
     assert figure.axes[0].get_ylabel() == "mean accuracy over 2 tasks (%)"
 
 
@@ -201,14 +206,20 @@ def test_targets_of_domain_generalisation():
     }
     spec = make_spec(suite="domain_generalization", task="imagenet", shots=16)
     figure = target_bars(runs_of([make_record(spec=spec, metrics=scored)]))
-    assert [axes.get_title() for axes in figure.axes] == ["test", "imagenet-a (its classes only)"]
+    assert [axes.get_title() for axes in figure.axes] == ["imagenet (source)", "imagenet-a, masked"]
     assert {" 70.0", " 12.5"} <= set(texts(figure))
     assert target_bars(runs_of(records())) is None
 
 
 def test_published_against_measured(tmp_path):
     pairs = pd.DataFrame(
-        {"method": ["sct", "lora"], "task": ["digits"] * 2, "published": [71, 60.0], "measured": [70, 65]}
+        {
+            "method": ["sct", "lora"],
+            "label": ["SCT", "LoRA"],
+            "task": ["digits"] * 2,
+            "published": [71, 60.0],
+            "measured": [70, 65],
+        }
     )
     figure = published_scatter(pairs)
     assert figure.axes[0].get_xlabel() == "published (%)"

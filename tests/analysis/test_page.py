@@ -19,6 +19,7 @@ from analysis.board import make_board, record_href
 from analysis.frame import comparable_sets
 from analysis.page import About, Section, to_html
 from analysis.report import write_report
+from analysis.runs import from_records
 from analysis.tables import all_tables, task_table
 from harness.record import RunRecord
 from harness.store import Rejected, Store
@@ -64,7 +65,7 @@ def report(tmp_path_factory):
     for record in given:
         Store(root).write(record)
     rejected = [Rejected(root / "runs" / "demo" / "x" / "torn" / "record.json", "torn: <script>")]
-    paths = write_report(given, root / "report", Console(quiet=True), rejected=rejected, about=ABOUT)
+    paths = write_report(from_records(given, rejected), root / "report", Console(quiet=True), about=ABOUT)
     return paths
 
 
@@ -161,7 +162,7 @@ def test_what_was_not_drawn_is_said(report):
 
 def test_a_report_without_records_says_so(tmp_path):
     console = Console(record=True)
-    assert write_report([], tmp_path, console) == []
+    assert write_report(from_records([]), tmp_path, console) == []
     assert "No records" in console.export_text()
 
 
@@ -404,5 +405,5 @@ def page_of(chosen, given, folder):
     board = make_board(chosen, table, {}, "../runs")
     section = Section(name="x", key=chosen.key, boards=[board], tables=[table])
     path = folder / "index.html"
-    path.write_text(to_html([section], given, set_aside=[], about={}, base="../runs", folder=folder))
+    path.write_text(to_html([section], chosen.rows, set_aside=[], about={}, base="../runs", folder=folder))
     return path

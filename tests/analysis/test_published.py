@@ -153,6 +153,7 @@ def test_measured_numbers_stand_beside_the_published_ones_of_the_same_method_and
     ]
     (chosen,) = comparable_sets(measured)
     pairs = published.measured_beside(chosen).set_index("task")
+    assert set(pairs["method"]) == {"sct"}  # by which figures choose its colour
     assert pairs["measured"].to_dict() == {"cifar100": 71.0, "kitti": 80.0}
     quoted = published.matrix(published.source("vpetl"))
     assert pairs["published"].to_dict() == quoted.loc["SCT", ["cifar100", "kitti"]].to_dict()
