@@ -102,7 +102,7 @@ def channel_overlap(runs: pd.DataFrame) -> Figure | None:
             cbar_kws={"label": "Jaccard index of chosen channels"},
         )
         axes.set_title(
-            f"{runs['label'].iloc[0]}, K = {counts.most_common(1)[0][0]}; by chance {chance:.2f}", loc="left"
+            f"{runs['label'].iloc[0]}, K = {counts.most_common(1)[0][0]}\nby chance {chance:.2f}", loc="left"
         )
         axes.tick_params(axis="x", rotation=45, length=0)
         axes.set_xticks(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, parsed, suite_tasks
 from analysis.runs import Read
+from analysis.tables import target_order
 
 MEBIBYTE = 2**20
 
@@ -22,7 +23,11 @@ def run_frame(chosen: ComparableSet) -> pd.DataFrame:
     """Complete runs of the set in the suite's order of tasks, with `group`, `settings` and `splits` as dictionaries."""
     rows = chosen.rows[chosen.rows["status"] == "complete"]
     tasks = suite_tasks(chosen.key["suite"], chosen.rows)
-    splits = [{SOURCE: a, **parsed(t)} for a, t in zip(rows["accuracy"], rows["targets"], strict=True)]
+    order = {task: target_order(chosen.key["suite"], task) for task in tasks}
+    splits = [
+        {SOURCE: accuracy, **_in_order(parsed(targets), order[task])}
+        for task, accuracy, targets in zip(rows["task"], rows["accuracy"], rows["targets"], strict=True)
+    ]
     rows = rows.assign(
         group=rows["task"].map(tasks),
         memory=rows["memory"] / MEBIBYTE,
@@ -30,6 +35,10 @@ def run_frame(chosen: ComparableSet) -> pd.DataFrame:
         splits=pd.Series(splits, index=rows.index, dtype=object),
     )
     return rows.sort_values("task", key=lambda names: names.map({t: i for i, t in enumerate(tasks)}), kind="stable")
+
+
+def _in_order(values: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    return {name: values[name] for name in [*(n for n in names if n in values), *(v for v in values if v not in names)]}
 
 
 def read_whole(runs: pd.DataFrame, read: Read) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from analysis.tables.cells import Key, accuracy_cells, accuracy_matrix, label_or
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
-from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, task_table, weights_table
+from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, target_order, task_table, weights_table
 from analysis.tables.tuning import tuning_table
 
 
@@ -59,6 +59,7 @@ __all__ = [
     "mean_cell",
     "settings_table",
     "significance_table",
+    "target_order",
     "task_table",
     "tuning_table",
     "weights_table",

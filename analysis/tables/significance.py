@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.frame import NAN, ComparableSet, averaged, suite_cells
+from analysis.frame import CELL_KEYS, NAN, ComparableSet, averaged, suite_cells
 from analysis.statistics import (
     CONFIDENCE,
     average_ranks,
@@ -12,12 +12,13 @@ from analysis.statistics import (
     friedman,
     holm,
     nemenyi_difference,
+    seeds_interval,
     verdict,
     wilcoxon,
     win_tie_loss,
 )
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import accuracy_matrix, set_caption, set_title
+from analysis.tables.cells import Key, accuracy_matrix, set_caption, set_title
 
 MARGIN = 1.0
 """Points within which two methods count as practically equal."""
@@ -39,6 +40,10 @@ COLUMNS = [
     Column(name="Holm p", group="Wilcoxon", kind="p", best=""),
     Column(name="reads", kind="text", best=""),
 ]
+
+
+SEED_COLUMNS = [Column(name=n, group="mean, interval over seeds", best="", digits=2) for n in ("from", "to")]
+"""Columns behind `mean` where there are seeds; published tables have none."""
 
 
 def find_reference(labels: pd.Series, wanted: str | None) -> str | None:
@@ -116,10 +121,28 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
         return None
     names = chosen.rows.drop_duplicates("label").set_index("label")["method"].loc[whole.index]
     base = find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or whole.mean(axis=1).idxmax()
+    rows = significance_rows(values, str(base), margin)
+    intervals = _seed_cells(chosen, keys)
     return Table(
         name="significance",
         title=set_title(chosen, f"significance against {base}"),
-        caption=tests_caption(whole, str(base), margin) + set_caption(chosen),
-        columns=COLUMNS,
-        rows=significance_rows(values, str(base), margin),
+        caption=f"{tests_caption(whole, str(base), margin)}{SEED_CAPTION} {set_caption(chosen)}",
+        columns=[COLUMNS[0], *SEED_COLUMNS, *COLUMNS[1:]],
+        rows={label: [cells[0], *intervals[label], *cells[1:]] for label, cells in rows.items()},
     )
+
+
+SEED_CAPTION = (
+    f"from, to: {CONFIDENCE:.0%} interval of the mean over seeds, by bootstrap within each task (percentiles, seeded); "
+    "missing where a task has one seed."
+).replace("%", " %")
+
+
+def _seed_cells(chosen: ComparableSet, keys: list[Key]) -> dict[str, list[Cell]]:
+    """Both ends of the interval of each label's mean; missing where a cell has not two seeds."""
+    found = {}
+    for label, runs in chosen.rows[chosen.rows["status"] == "complete"].groupby("label"):
+        values = {key: list(same) for key, same in runs.groupby(CELL_KEYS)["accuracy"]}
+        interval = seeds_interval([values.get(key, []) for key in keys])
+        found[str(label)] = [number_cell(interval.low), number_cell(interval.high)]
+    return {str(label): [MISSING, MISSING] for label in chosen.rows["label"].unique()} | found

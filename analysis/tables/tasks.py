@@ -128,7 +128,7 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
     """
     rows = chosen.rows[(chosen.rows["task"] == task) & (chosen.rows["shots"] == shots)]
     found = {name for text in rows["targets"].unique() for name in parsed(text)}
-    targets = [name for name in _target_order(chosen.key["suite"], task) if name in found]
+    targets = [name for name in target_order(chosen.key["suite"], task) if name in found]
     targets += sorted(found - set(targets))
     whole = [name for name in targets if not name.endswith("/masked")]
     masked = [f"{name}/masked" if f"{name}/masked" in found else name for name in whole]
@@ -159,7 +159,8 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
     return table
 
 
-def _target_order(suite: str, task: str) -> list[str]:
+def target_order(suite: str, task: str) -> list[str]:
+    """Targets of a task in the suite's order, over all classes, then masked."""
     known = {t.name: t for t in SUITES[suite].tasks} if suite in SUITES else {}
     names = [target.name for target in known[task].targets] if task in known else []
     return [*names, *(f"{name}/masked" for name in names)]

@@ -215,6 +215,11 @@ def test_significance_against_linear_by_default():
     assert sct["Wilcoxon", "p"].value == pytest.approx(2 / 2**5)
     assert sct["Wilcoxon", "Holm p"].value == pytest.approx(4 / 2**5)
     assert cells(table, "Linear")["", "reads"].text == "reference"
+    assert sct["mean, interval over seeds", "from"].note == "missing"  # one of its tasks has one seed
+    linear = cells(table, "Linear")
+    ends = [linear["mean, interval over seeds", end].value for end in ("from", "to")]
+    assert ends[0] < linear["", "mean"].value < ends[1]
+    assert ends[0] >= 30 and ends[1] <= 31.21  # the means of the lower and of the higher seeds are 30.008 and 31.2
     lora = next(label for label in table.rows if label.startswith("LoRA"))
     assert all(cell.note == "missing" for cell in table.rows[lora])
     assert "Friedman" in table.caption

@@ -18,6 +18,7 @@ from analysis.statistics import (
     holm,
     mean_and_spread,
     nemenyi_difference,
+    seeds_interval,
     t_interval,
     verdict,
     wilcoxon,
@@ -162,6 +163,18 @@ def test_percentile_bootstrap_by_enumerating_all_resamples():
     interval = bootstrap_interval(values, method="percentile")
     assert interval.low == pytest.approx(np.quantile(means, 0.025), abs=0.25)
     assert interval.high == pytest.approx(np.quantile(means, 0.975), abs=0.25)
+
+
+def test_interval_over_seeds_by_enumerating_all_resamples():
+    """Two cells of three seeds: 27 x 27 draws of the mean of both means."""
+    cells = [[1.0, 2.0, 4.0], [10.0, 10.5, 13.0]]
+    draws = [[np.mean(draw) for draw in itertools.product(cell, repeat=3)] for cell in cells]
+    means = [(a + b) / 2 for a, b in itertools.product(*draws)]
+    interval = seeds_interval(cells)
+    assert interval.low == pytest.approx(np.quantile(means, 0.025), abs=0.1)
+    assert interval.high == pytest.approx(np.quantile(means, 0.975), abs=0.1)
+    assert interval == seeds_interval(cells) and not seeds_interval([[1.0, 2.0], [3.0]]).known
+    assert not seeds_interval([]).known
 
 
 def test_bootstrap_of_equal_values_is_a_point():
