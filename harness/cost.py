@@ -140,12 +140,14 @@ def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
     return int(counter.get_total_flops())
 
 
-def training_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """Operations of one image's forward pass, and its backward pass down to the first trained parameter."""
+def operations(model: nn.Module, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Operations of one image: `forward_flops`, and with the backward pass down to the first trained parameter."""
     with FlopCounterMode(display=False) as counter:
-        _one_image(model, preprocessing).sum().backward()
+        logits = _one_image(model, preprocessing)
+        forward = int(counter.get_total_flops())
+        logits.sum().backward()
     model.zero_grad(set_to_none=True)
-    return int(counter.get_total_flops())
+    return forward, int(counter.get_total_flops())
 
 
 class PeakMemory:
@@ -212,15 +214,15 @@ def of_inference(
     model: nn.Module, merge: Callable[[], None] | None, preprocessing: Preprocessing, precision: str
 ) -> dict[str, Any]:
     """Fields of `Cost` that are measured when all else is done: operations and latencies. The model is merged."""
-    operations = forward_flops(model, preprocessing), training_flops(model, preprocessing)
+    forward, training = operations(model, preprocessing)
     plain = latencies(model, preprocessing, precision)
     merged = {}
     if merge is not None:
         merge()
         merged = latencies(model, preprocessing, precision)
     return {
-        "forward_flops": operations[0],
-        "training_flops": operations[1],
+        "forward_flops": forward,
+        "training_flops": training,
         "latency_seconds": plain,
         "merged_latency_seconds": merged,
     }

@@ -22,6 +22,7 @@ SPECIAL = {
     "±": r"$\pm$",
     "†": r"\textdagger{}",
     "‡": r"\textdaggerdbl{}",
+    "§": r"\S{}",
     "–": "--",
     "×": r"$\times$",
     "≤": r"$\leq$",

@@ -13,7 +13,7 @@ from harness import device as devices
 from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
 from harness.bench.ceilings import Ceilings
 from harness.bench.module import add_ours
-from harness.cost import training_flops
+from harness.cost import operations
 from harness.data import Split
 from harness.spec import Recipe
 from harness.trainer import Trainer
@@ -78,7 +78,7 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
     taken = side_by_side(actions, setting.device, setting.sizes.rounds)
     images = len(data) - len(data) % BATCH
     speed = images / taken["ours"]
-    rate = speed * training_flops(models[1].eval(), setting.preprocessing)
+    rate = speed * operations(models[1].eval(), setting.preprocessing)[1]
     overhead = 100 * (taken["ours"] / taken["bare"] - 1)
     on_gpu, part = setting.device.type == "cuda", "training"
     return [
