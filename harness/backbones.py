@@ -66,7 +66,8 @@ def _hub_file(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise HarnessError(
             f"cannot download {config.hf_hub_id} for backbone {name!r} ({type(error).__name__}). "
-            f"Without internet use --backbone {DEFAULT}, or give a checkpoint with --weights FILE"
+            f"Without internet use --backbone {DEFAULT}, or give a checkpoint with --weights FILE; "
+            "a plan of runs, times and disk needs none: --weights random"
         ) from None
 
 

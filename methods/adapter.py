@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,14 +10,16 @@ from torch import nn
 
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, plug, width
-from methods.bottleneck import SequentialBottleneck, bottleneck_parameters, projections
+from methods.bottleneck import QuickGELU, SequentialBottleneck, bottleneck_parameters, projections
 
-FORMS: dict[str, tuple[int, float | None, float]] = {
-    "zero_up": (8, None, 0.0),
-    "near_identity": (8, 0.01, 0.01),
-    "sct_release": (96, 0.02, 0.02),
+FORMS: dict[str, tuple[int, float | None, float, Callable[[], nn.Module]]] = {
+    "zero_up": (8, None, 0.0, nn.GELU),
+    "near_identity": (8, 0.01, 0.01, nn.GELU),
+    "noah_release": (8, 0.02, 0.02, QuickGELU),
+    "sct_release": (96, 0.02, 0.02, nn.GELU),
+    "vpt_release": (96, 0.0, 0.0, nn.GELU),
 }
-"""Form to bottleneck width, std of the down-projection (None is d ** -0.5) and std of the up-projection."""
+"""Form to bottleneck width, std of the down-projection (None is d ** -0.5) and of the up-projection, activation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +27,15 @@ class AdapterConfig:
     """Knobs of both placements."""
 
     bottleneck: int | None = None
-    """Width h of the bottleneck; None is the form's own: 8, and 96 for `sct_release`."""
+    """Width h of the bottleneck; None is the form's own: 8, and 96 for `sct_release` and `vpt_release`."""
 
     dropout: float = 0.0
     """Dropout inside the bottleneck."""
 
     variant: str = "zero_up"
     """`zero_up`: exact identity at the start. `near_identity`: both projections of std 0.01, as Houlsby et al. start.
-    `sct_release`: what the SCT repository runs as "adapter", std 0.02 everywhere, far from the identity."""
+    What repositories run as "adapter": `sct_release` and `noah_release`, whose constructors draw everything anew with
+    std 0.02, far from the identity, and `vpt_release`, all zeros, where the up-projection's bias alone ever learns."""
 
     def __post_init__(self) -> None:
         check(self.bottleneck is None or self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
@@ -62,10 +66,10 @@ class AdapterPfeiffer(Method):
 
     def adapter(self, block: Any, context: Context) -> nn.Module:
         """A new bottleneck as wide as `block`."""
-        _, down, up = FORMS[self.config.variant]
+        _, down, up, activation = FORMS[self.config.variant]
         d = width(block)
         pair = projections(d, self.bottleneck_width(), context.generator, d**-0.5 if down is None else down, up)
-        return SequentialBottleneck(*pair, nn.GELU(), dropout=self.config.dropout)
+        return SequentialBottleneck(*pair, activation(), dropout=self.config.dropout)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         for block in blocks(backbone):
@@ -76,9 +80,17 @@ class AdapterPfeiffer(Method):
 
 class AdapterHoulsby(AdapterPfeiffer):
     """One bottleneck behind attention and one behind the MLP, each before the residual sum:
-    2 * (2*d*h + h + d) parameters per block (313,536 on ViT-B, h = 8)."""
+    2 * (2*d*h + h + d) parameters per block (313,536 on ViT-B, h = 8). It starts near the identity, not at it."""
 
     name = "adapter_houlsby"
     title = "Adapter-H"
     paper = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv 1902.00751"
     slots = ("attention_output", "mlp_output")
+    identity_at_start = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(AdapterConfig):
+        """As `AdapterConfig`, with the paper's start."""
+
+        variant: str = "near_identity"
+        """See `AdapterConfig`."""

@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from methods.blocks import new_linear
 
 
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation of NOAH's adapter and of Convpass's code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Bottleneck(nn.Module):
     """s * W_up(dropout(act(W_down norm(x)))); x: [..., channels]."""
 

@@ -21,10 +21,20 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods import testbed
 from methods.base import Method, MethodError
+from methods.conformance_tools import (
+    NotConforming,
+    all_tensors,
+    changed_names,
+    copies,
+    on_every_kind,
+    relative_gap,
+    require,
+    some,
+)
 from methods.testbed import Attached, attach, kind_of, small_model, train
 
 FAMILIES = ("full", "head", "prompt", "adapter", "reparameterisation", "selective")
@@ -49,40 +59,6 @@ RECIPE_FIELDS = frozenset(
     )
 )
 """Fields of the harness's training recipe, which this room may not import; a test holds the two together."""
-
-
-class NotConforming(AssertionError):
-    """A method breaks the contract of `methods/base.py`; the message says how."""
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise `NotConforming` unless `holds`."""
-    if not holds:
-        raise NotConforming(message)
-
-
-def relative_gap(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest expected magnitude."""
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
-
-
-def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
-    """Names whose tensors are not bit-equal any more."""
-    return [n for n, t in before.items() if n not in after or not torch.equal(t, after[n])]
-
-
-def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: t.detach().clone() for n, t in tensors.items()}
-
-
-def _some(names: list[str] | set[str]) -> str:
-    """At most three of the names, and how many there are."""
-    listed = sorted(names)
-    return f"{', '.join(listed[:3])}{f' and {len(listed) - 3} more' if len(listed) > 3 else ''}"
 
 
 def check_declared(method: type[Method]) -> None:
@@ -123,7 +99,7 @@ def _documented_fields(config: type) -> set[str]:
 
 def _check_search_space(method: type[Method]) -> None:
     unknown = set(method.recipe) - RECIPE_FIELDS
-    require(not unknown, f"recipe names {_some(unknown)}, which is no recipe field: {_some(set(RECIPE_FIELDS))}")
+    require(not unknown, f"recipe names {some(unknown)}, which is no recipe field: {some(set(RECIPE_FIELDS))}")
     knobs = {f.name for f in dataclasses.fields(method.Config)}
     for key, values in method.search_space.items():
         require(key in RECIPE_FIELDS | knobs, f"search_space key {key!r} is neither a recipe nor a config field")
@@ -141,35 +117,35 @@ def check_backbones(method: type[Method]) -> None:
             shape = tuple(logits.shape)
             require(shape == (8, testbed.CLASSES) and bool(logits.isfinite().all()), f"no finite logits on {kind}")
             continue
-        before = _copies(_all_tensors(model))
+        before = copies(all_tensors(model))
         try:
             attach(method, model=model)
         except MethodError:
-            same = set(before) == set(_all_tensors(model)) and not _changed(before, _all_tensors(model))
+            same = set(before) == set(all_tensors(model)) and not changed_names(before, all_tensors(model))
             require(same, f"the backbone was changed before {kind} was refused")
             continue
         raise NotConforming(f"{kind} is not in `serves`, but attach did not raise MethodError")
 
 
-def check_parameters(method: type[Method]) -> None:
+@on_every_kind
+def check_parameters(method: type[Method], kind: str) -> None:
     """`expected_parameters` on the untouched model is the number of parameters that `attach` trains."""
-    for kind in sorted(method.serves):
-        model = small_model(kind)
-        expected = method().expected_parameters(model)
-        require(not any(p.requires_grad for p in model.parameters()), "expected_parameters changed the model")
-        found = sum(p.numel() for p in attach(method, model=model).trained().values())
-        require(found == expected, f"on {kind}: {found} parameters are trained, expected_parameters says {expected}")
+    model = small_model(kind)
+    expected = method().expected_parameters(model)
+    require(not any(p.requires_grad for p in model.parameters()), "expected_parameters changed the model")
+    found = sum(p.numel() for p in attach(method, model=model).trained().values())
+    require(found == expected, f"{found} parameters are trained, expected_parameters says {expected}")
 
 
-def check_identity(method: type[Method]) -> None:
+@on_every_kind
+def check_identity(method: type[Method], kind: str) -> None:
     """The attached, untrained model computes the pretrained function if and only if the class says so."""
-    for kind in sorted(method.serves):
-        plain = Attached(small_model(kind), testbed.Attachment(), 0.0, frozenset()).logits()
-        gap = relative_gap(attach(method, kind).logits(), plain)
-        if method.identity_at_start:
-            require(gap <= 1e-5, f"identity_at_start is True, but on {kind} the logits move by {gap:.1e} (relative)")
-        else:
-            require(gap > 1e-6, f"identity_at_start is False, but on {kind} the untrained model is the pretrained one")
+    plain = Attached(small_model(kind), testbed.Attachment(), 0.0, frozenset()).logits()
+    gap = relative_gap(attach(method, kind).logits(), plain)
+    if method.identity_at_start:
+        require(gap <= 1e-5, f"identity_at_start is True, but the logits move by {gap:.1e} (relative)")
+    else:
+        require(gap > 1e-6, "identity_at_start is False, but the untrained model is the pretrained one")
 
 
 def check_clean(method: type[Method]) -> None:
@@ -185,7 +161,7 @@ def check_clean(method: type[Method]) -> None:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooked = [n for n, m in model.named_modules() if any(getattr(m, h) for h in hooks)]
     hooked += [n for n, p in model.named_parameters() if p._backward_hooks]
-    require(not hooked, f"attach leaves hooks on {_some(hooked)}; plug modules instead (methods/blocks.py)")
+    require(not hooked, f"attach leaves hooks on {some(hooked)}; plug modules instead (methods/blocks.py)")
 
 
 def check_deterministic(method: type[Method]) -> None:
@@ -194,31 +170,34 @@ def check_deterministic(method: type[Method]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
         second = attach(method)
-    changed = _changed(_all_tensors(first.model), _all_tensors(second.model))
-    require(not changed, f"two attaches with the same seed differ in {_some(changed)}")
+    changed = changed_names(all_tensors(first.model), all_tensors(second.model))
+    require(not changed, f"two attaches with the same seed differ in {some(changed)}")
 
 
-def check_gradients(method: type[Method]) -> None:
+@on_every_kind
+def check_gradients(method: type[Method], kind: str) -> None:
     """Every trained tensor gets a non-zero gradient within three steps."""
-    attached = attach(method)
+    attached = attach(method, kind)
     dead = set(attached.trained()) - train(attached)
-    require(not dead, f"no gradient within three steps for {_some(dead)}")
+    require(not dead, f"no gradient within three steps for {some(dead)}")
 
 
-def check_frozen(method: type[Method]) -> None:
+@on_every_kind
+def check_frozen(method: type[Method], kind: str) -> None:
     """What is not trained stays bit-identical during training."""
-    attached = attach(method)
+    attached = attach(method, kind)
     frozen = {n: p for n, p in attached.model.named_parameters() if n not in attached.trained()}
     frozen |= {n: b for n, b in attached.model.named_buffers() if n in attached.plain_buffers}
-    before = _copies(frozen)
+    before = copies(frozen)
     train(attached)
-    changed = _changed(before, _all_tensors(attached.model))
-    require(not changed, f"frozen tensors change during training: {_some(changed)}")
+    changed = changed_names(before, all_tensors(attached.model))
+    require(not changed, f"frozen tensors change during training: {some(changed)}")
 
 
-def check_learns(method: type[Method]) -> None:
+@on_every_kind
+def check_learns(method: type[Method], kind: str) -> None:
     """The loss on a small separable task falls, with the head frozen and the method's own learning rate."""
-    attached, data = attach(method), testbed.separable()
+    attached, data = attach(method, kind), testbed.separable()
     if not attached.trained():
         return
     with torch.no_grad():
@@ -229,13 +208,14 @@ def check_learns(method: type[Method]) -> None:
     require(after < before, f"the loss went from {before:.4f} to {after:.4f} in ten steps at lr {attached.lr}")
 
 
-def check_state(method: type[Method]) -> None:
+@on_every_kind
+def check_state(method: type[Method], kind: str) -> None:
     """Trained parameters and added buffers restore the function on a model attached anew with the same seed."""
-    attached = attach(method)
+    attached = attach(method, kind)
     train(attached)
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
-    fresh = attach(method)
-    targets = _all_tensors(fresh.model)
+    fresh = attach(method, kind)
+    targets = all_tensors(fresh.model)
     with torch.no_grad():
         for name, tensor in safetensors.torch.load(stored).items():
             require(name in targets, f"{name} is in the trained state, but not in a freshly attached model")
@@ -276,39 +256,40 @@ def check_merge(method: type[Method]) -> None:
         require(gap <= 1e-4, f"on {kind} the logits move by {gap:.1e} (relative) in merge")
         plain = small_model(kind)
         modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
-        require(not modules, f"after merge the modules differ from the plain model's: {_some(modules)}")
+        require(not modules, f"after merge the modules differ from the plain model's: {some(modules)}")
         sizes = [sum(p.numel() for p in m.parameters()) for m in (attached.model, plain)]
         require(sizes[0] == sizes[1], f"after merge {sizes[0]} parameters are left, the plain model has {sizes[1]}")
 
 
 def check_isolation(method: type[Method]) -> None:
     """Two models with the method, or with two methods, share nothing."""
-    from methods.linear import Linear
+    from methods.ssf import SSF  # it changes every layer
 
     first = attach(method)
-    before = _copies(_all_tensors(first.model))
-    second, other = attach(method, seed=1), attach(Linear)
-    shared = {t.data_ptr() for t in _all_tensors(first.model).values() if t.numel()} & {
-        t.data_ptr() for m in (second, other) for t in _all_tensors(m.model).values() if t.numel()
+    before = copies(all_tensors(first.model))
+    second, other = attach(method, seed=1), attach(SSF)
+    shared = {t.data_ptr() for t in all_tensors(first.model).values() if t.numel()} & {
+        t.data_ptr() for m in (second, other) for t in all_tensors(m.model).values() if t.numel()
     }
     require(not shared, f"{len(shared)} tensors are shared with another model")
     train(second)
-    changed = _changed(before, _all_tensors(first.model))
-    require(not changed, f"training another model changes {_some(changed)}")
+    train(other)
+    changed = changed_names(before, all_tensors(first.model))
+    require(not changed, f"training another model changes {some(changed)}")
 
 
 def check_deepcopy(method: type[Method]) -> None:
     """A deep copy has equal logits, trains in the same way, and leaves the original alone."""
     attached = attach(method)
-    before, logits = _copies(_all_tensors(attached.model)), attached.logits()
+    before, logits = copies(all_tensors(attached.model)), attached.logits()
     twin = dataclasses.replace(attached, model=copy.deepcopy(attached.model))
     require(torch.equal(twin.logits(), logits), "the copy computes other logits")
     train(twin, plain=True)
-    changed = _changed(before, _all_tensors(attached.model))
-    require(not changed, f"training a copy changes the original's {_some(changed)}")
+    changed = changed_names(before, all_tensors(attached.model))
+    require(not changed, f"training a copy changes the original's {some(changed)}")
     train(attached, plain=True)
-    apart = _changed(attached.trained(), twin.trained())
-    require(not apart, f"a copy trains differently in {_some(apart)}")
+    apart = changed_names(attached.trained(), twin.trained())
+    require(not apart, f"a copy trains differently in {some(apart)}")
 
 
 def _gradients(attached: Attached) -> dict[str, Tensor]:
@@ -322,38 +303,49 @@ def _gradients(attached: Attached) -> dict[str, Tensor]:
     return {n: p.grad for n, p in attached.trained().items() if p.grad is not None}
 
 
-def check_autocast(method: type[Method]) -> None:
+@on_every_kind
+def check_autocast(method: type[Method], kind: str) -> None:
     """A training pass under bf16 autocast gives finite gradients."""
-    attached = attach(method)
+    attached = attach(method, kind)
     with torch.autocast("cpu", torch.bfloat16):
         found = _gradients(attached)
     bad = [n for n, g in found.items() if not bool(g.isfinite().all())]
-    require(not bad, f"gradients under bf16 autocast are not finite for {_some(bad)}")
+    require(not bad, f"gradients under bf16 autocast are not finite for {some(bad)}")
     require(bool(found) or not attached.trained(), "there are no gradients under bf16 autocast")
 
 
-def check_checkpointing(method: type[Method]) -> None:
+@on_every_kind
+def check_checkpointing(method: type[Method], kind: str) -> None:
     """Gradient checkpointing gives the same gradients."""
-    expected = _gradients(attach(method))
-    attached = attach(method)
+    expected = _gradients(attach(method, kind))
+    attached = attach(method, kind)
     attached.model.set_grad_checkpointing()
     found = _gradients(attached)
-    require(set(found) == set(expected), f"checkpointing loses gradients of {_some(set(expected) - set(found))}")
+    require(set(found) == set(expected), f"checkpointing loses gradients of {some(set(expected) - set(found))}")
     for name, gradient in expected.items():
         close = torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6)
         require(close, f"checkpointing changes the gradient of {name}")
 
 
 def check_compile(method: type[Method]) -> None:
-    """`torch.compile` (graph capture, without a compiler) gives the same logits."""
+    """`torch.compile` (graph capture, without a compiler) gives the same logits and the same gradients."""
     kind = kind_of(method)
     attached = attach(method, model=testbed.small_vit(depth=1) if kind == "vit" else None)
-    expected = attached.logits()
+    expected, images, trained = attached.logits(), testbed.batch()[0], attached.trained()
     torch.compiler.reset()
-    with torch.no_grad():
-        found = torch.compile(attached.model, backend="eager")(testbed.batch()[0])
-    gap = relative_gap(found, expected)
+    compiled = torch.compile(attached.model, backend="eager")
+    found = compiled(images)
+    gap = relative_gap(found.detach(), expected)
     require(gap <= 1e-4, f"the compiled model's logits differ by {gap:.1e}")
+    for name, one, other in zip(trained, *(_of_sum(y, trained) for y in (found, attached.model(images))), strict=True):
+        require(torch.allclose(one, other, rtol=1e-3, atol=1e-5), f"the compiled model's gradient of {name} differs")
+
+
+def _of_sum(logits: Tensor, trained: Mapping[str, Tensor]) -> list[Tensor]:
+    """Gradients of the summed logits with respect to the trained tensors."""
+    if not trained:
+        return []
+    return list(torch.autograd.grad(logits.square().sum(), list(trained.values()), materialize_grads=True))
 
 
 CHECKS: dict[str, Callable[[type[Method]], None]] = {
@@ -388,10 +380,8 @@ def run_check(name: str, method: type[Method]) -> str | None:
     return None
 
 
-def trained_function(method: type[Method]) -> tuple[str, int, Tensor]:
-    """Backbone kind, number of trained parameters, and logits after three steps: equal for two methods that are one
-    under two names."""
+def trained_function(method: type[Method]) -> tuple[str, Tensor]:
+    """Backbone kind, and logits after three steps: equal for two methods that are one under two names."""
     attached = attach(method)
-    count = sum(p.numel() for p in attached.trained().values())
     train(attached)
-    return kind_of(method), count, attached.logits()
+    return kind_of(method), attached.logits()

@@ -10,16 +10,11 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, width
-from methods.bottleneck import bottleneck_parameters
+from methods.bottleneck import QuickGELU, bottleneck_parameters
 from methods.grid import new_convolution, on_grid, token_grid
 
 POSITIONS = {"both": ("attention", "mlp"), "attention": ("attention",)}
 """Value of `positions` to the layers that get a bypass."""
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the activation of the paper's code."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 class ConvolutionalBypass(nn.Module):
@@ -31,7 +26,7 @@ class ConvolutionalBypass(nn.Module):
     def __init__(self, block: Any, kind: str, parts: tuple[nn.Linear, nn.Conv2d, nn.Linear], config: Any) -> None:
         super().__init__()
         self.down, self.convolution, self.up = parts
-        self.dropout = nn.Dropout(config.dropout)
+        self.activation, self.dropout = QuickGELU(), nn.Dropout(config.dropout)
         self.scale = config.scale
         self.grid = (0, 0)
         self.names = ("norm1", "drop_path1") if kind == "attention" else ("norm2", "drop_path2")
@@ -39,8 +34,8 @@ class ConvolutionalBypass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm, drop_path = (getattr(self.site[0], name) for name in self.names)
-        h = quick_gelu(self.down(norm(x)))
-        h = self.dropout(quick_gelu(on_grid(self.convolution, h, self.grid)))
+        h = self.activation(self.down(norm(x)))
+        h = self.dropout(self.activation(on_grid(self.convolution, h, self.grid)))
         return self.scale * drop_path(self.up(h))
 
 

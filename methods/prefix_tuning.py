@@ -23,7 +23,7 @@ class Prefix(nn.Module):
 
     def prepend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put the prefix in front of k and v: [batch, heads, tokens, channels per head]."""
-        new_k, new_v = (self.dropout(t).to(k.dtype).expand(len(k), -1, -1, -1) for t in (self.keys, self.values))
+        new_k, new_v = (self.dropout(t.expand(len(k), -1, -1, -1)).to(k.dtype) for t in (self.keys, self.values))
         return torch.cat([new_k, k], dim=2), torch.cat([new_v, v], dim=2)
 
 

@@ -22,7 +22,7 @@ class InsertPrompts(nn.Module):
         self.prefix = prefix
 
     def forward(self, x: Tensor) -> Tensor:
-        prompts = self.dropout(self.prompts).to(x.dtype).expand(len(x), -1, -1)
+        prompts = self.dropout(self.prompts.expand(len(x), -1, -1)).to(x.dtype)  # dropped for each image anew
         return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], dim=1)
 
 

@@ -107,6 +107,21 @@ class OLoRA(LoraTuner):
         return {"init_lora_weights": "olora"}
 
 
+class MiCA(LoraTuner):
+    """LoRA with B frozen at the left singular vectors of the r smallest singular values, and A zero: r * in."""
+
+    name = "mica"
+    title = "MiCA"
+    paper = "MiCA (Minor Component Adaptation), 2026, arXiv 2604.01694, as implemented by peft"
+
+    def options(self) -> Mapping[str, Any]:
+        return {"init_lora_weights": "mica"}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        check_rank(self.config.rank, layer)
+        return int(self.config.rank * layer.in_features)
+
+
 class OrthogonalLoRA(LoraTuner):
     """LoRA started at random orthogonal factors whose product is zero, so that both learn at once. The rank is even."""
 

@@ -19,6 +19,7 @@ COUNTS = [
     ("adaptformer", {"variant": "sct_release"}, 1_798_272),  # protocol.md 1.6, executed from the SCT repository
     ("adapter_pfeiffer", {}, 156_768),  # NOAH issue 1: 0.157M
     ("adapter_pfeiffer", {"variant": "sct_release"}, 1_779_840),  # protocol.md 1.6
+    ("adapter_pfeiffer", {"variant": "noah_release"}, 156_768),  # protocol.md 2
     ("adapter_houlsby", {}, 313_536),
     ("adapter_plus", {}, 165_984),  # 0.1660 in the OSU study; the paper's 0.20M add the mean head
     ("convpass", {}, 327_552),  # 0.33M in the paper, 0.3276 in the OSU study
@@ -79,7 +80,7 @@ def test_start_gradients_and_names(name, settings, count, kind):
     assert names <= set(dict(model.named_parameters()))
     containers = (torch.nn.ModuleDict, torch.nn.ModuleList)
     assert not any(m.training for m in model.modules() if not isinstance(m, containers))
-    identity = get(name).identity_at_start and settings.get("variant") != "sct_release"
+    identity = get(name).identity_at_start and "release" not in settings.get("variant", "")
     assert torch.allclose(model(images), before, atol=1e-6) == identity
     shake(model)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained(model))
@@ -144,6 +145,25 @@ def test_adapters_stand_behind_the_layers_before_the_residual_sum():
     y = x + plain(first, block.attn(block.norm1(x)))
     y = y + plain(second, block.mlp(block.norm2(y)))
     assert torch.allclose(block(x), y, atol=1e-5)
+
+
+def test_adapter_of_the_vpt_release_trains_one_bias_alone():
+    model, images = small_vit(), batch()[0]
+    before = model(images)
+    attach("adapter_pfeiffer", model, variant="vpt_release", bottleneck=4)
+    assert torch.equal(model(images), before)
+    shake(model)
+    learnt = {n.rpartition(".slots.")[2] for n, p in model.named_parameters() if p.requires_grad and bool(p.any())}
+    assert learnt == {"mlp_output.0.up.bias"}
+
+
+def test_adapter_of_the_noah_release_has_its_activation():
+    model = small_vit()
+    attach("adapter_pfeiffer", model, variant="noah_release")
+    adapter, h = model.blocks[0].slots["mlp_output"][0], torch.randn(3, 32)
+    code = adapter.down(h)
+    assert torch.allclose(adapter(h), h + adapter.up(code * torch.sigmoid(1.702 * code)), atol=1e-6)
+    assert 0.01 < float(adapter.up.weight.std()) < 0.03
 
 
 def test_adaptformer_of_the_sct_release_norms_its_input():

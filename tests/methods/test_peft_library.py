@@ -21,6 +21,7 @@ VIT_B = {  # depth 12, d 768, qkv 768 -> 2304; defaults
     "lora": 12 * 8 * (768 + 2304),
     "dora": 12 * (8 * (768 + 2304) + 2304),
     "lora_fa": 12 * 8 * 2304,
+    "mica": 12 * 8 * 768,
     "adalora": 12 * 12 * (768 + 2304 + 1),
     "loha": 12 * 2 * 8 * (768 + 2304),
     "lokr": 12 * (48 * 24 + 8 * (48 + 32)),
@@ -141,3 +142,12 @@ def test_methods_command_counts_and_shows_refusals():
     assert rows["lora"]["parameters"] == 8 * 4 * (2 * 96 + 2 * 192 + 6 * 384 + 2 * 768)
     assert rows["vpt_deep"]["parameters"] == "serves vit, not swin"
     assert rows["lora"]["mergeable"] and not rows["sct"]["mergeable"]
+
+
+def test_mica_trains_a_between_the_smallest_directions_of_the_weight():
+    plain, attached = small_vit(), attach(PEFT["mica"])
+    layer = attached.model.blocks[0].attn.qkv
+    left = torch.linalg.svd(plain.blocks[0].attn.qkv.weight).U[:, 24:32]  # [96, 32] has 32 singular values
+    up = layer.lora_B["default"].weight
+    assert torch.allclose(up @ up.T, left @ left.T, atol=1e-4)
+    assert not any(".lora_B." in name for name in attached.trained())

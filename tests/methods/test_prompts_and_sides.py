@@ -124,6 +124,19 @@ def test_prefix_tuning_is_a_softmax_over_concatenated_keys(kind):
     assert same(attention(x), attention.proj(torch.cat(outputs, -1)))
 
 
+@pytest.mark.parametrize("name", ["vpt_deep", "prefix_tuning"])
+def test_dropout_falls_on_each_image_anew(name):
+    model = small_vit()
+    attach(name, model, dropout=0.5, tokens=8)
+    images = batch(1)[0].expand(2, -1, -1, -1)
+    model.train()
+    out = model(images)
+    assert not same(out[0], out[1])
+    model.eval()
+    out = model(images)
+    assert same(out[0], out[1])
+
+
 def test_gated_prompts_are_mixed_with_those_that_entered_the_block():
     model, plain = small_vit(), small_vit()
     attach("gate_vpt", model, tokens=5)

@@ -1,0 +1,61 @@
+"""What the conformance checks are written with: requirements, and comparisons of models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Method
+
+
+class NotConforming(AssertionError):
+    """A method breaks the contract of `methods/base.py`; the message says how."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise `NotConforming` unless `holds`."""
+    if not holds:
+        raise NotConforming(message)
+
+
+def on_every_kind(check: Callable[[type[Method], str], None]) -> Callable[[type[Method]], None]:
+    """Run a check of (method, kind of backbone) on each kind that the method serves; a failure says which."""
+
+    @functools.wraps(check)
+    def on_all(method: type[Method]) -> None:
+        for kind in sorted(method.serves):
+            try:
+                check(method, kind)
+            except NotConforming as failure:
+                raise NotConforming(f"on {kind}: {failure}") from None
+
+    return on_all
+
+
+def relative_gap(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected magnitude."""
+    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+
+
+def changed_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Names whose tensors are not bit-equal any more."""
+    return [n for n, t in before.items() if n not in after or not torch.equal(t, after[n])]
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached copies by name."""
+    return {n: t.detach().clone() for n, t in tensors.items()}
+
+
+def some(names: list[str] | set[str]) -> str:
+    """At most three of the names, and how many there are."""
+    listed = sorted(names)
+    return f"{', '.join(listed[:3])}{f' and {len(listed) - 3} more' if len(listed) > 3 else ''}"
