@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all rates snapshot test test-slurm bench bench-gpu latex-check lint requirements
+.PHONY: demo demo-random demo-all demo-tuned demo-bias rates snapshot test test-slurm bench bench-gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,6 +27,14 @@ rates: .venv/ready  ## one grid of learning rates for every method, scored on va
 	for lr in 1e-3 2e-3 5e-3 1e-2 2e-2 5e-2; do $(BIN)/sctbench run --suite demo --tasks digits,photo_crops \
 		--protocol validation --methods all --recipe lr=$$lr --out results/rates || exit 1; done
 	$(BIN)/sctbench report --out results/rates --ablation lr
+
+demo-tuned: .venv/ready  ## three methods, eight trials each per task on val, two seeds of the winners
+	$(BIN)/sctbench run suites/experiments/demo_tuned.yaml
+	$(BIN)/sctbench report --suite demo
+
+demo-bias: demo  ## the demo once more, looking at test after every epoch, and what reporting the best epoch gains
+	$(BIN)/sctbench run suites/experiments/demo.yaml --protocol oracle
+	$(BIN)/sctbench bias --suite demo
 
 snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
 	mkdir -p results/demo

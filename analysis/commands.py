@@ -15,7 +15,8 @@ from analysis.published import load as load_published
 from analysis.published import significance, source, tables
 from analysis.render import to_terminal
 from analysis.runs import Runs, from_folder
-from analysis.tables import Table
+from analysis.tables import Table, bias_tables
+from analysis.verify import Verification, verify
 
 
 def load(root: Path, errors: Console) -> Runs:
@@ -51,6 +52,25 @@ def compare(
         sides = [_sets(folder, suite, protocol, errors) for folder in folders]
         return compare_folders(sides[0], sides[1], (first, second), margin)
     return compare_in_sets(_sets(root, suite, protocol, errors), first, second, margin)
+
+
+def bias(root: Path, suite: str | None, errors: Console) -> list[Table]:
+    """What choosing by the test split gains, of the records below `root`."""
+    return bias_tables(_sets(root, suite, None, errors))
+
+
+def verified(
+    name: str | None, root: Path, suite: str | None, protocol: str | None, errors: Console
+) -> list[Verification]:
+    """Own records against each source that has the same methods and tasks. `AnalysisError` if none has."""
+    sources = [source(name)] if name else list(load_published().values())
+    sets = [chosen for chosen in _sets(root, suite, protocol, errors) if chosen.key["protocol"] != "validation"]
+    found = [part for chosen in sets for published in sources if (part := verify(chosen, published))]
+    if not found:
+        held = ", ".join(sorted({chosen.key["suite"] for chosen in sets})) or "no test results"
+        where = f"source {name!r} has" if name else "no source has"
+        raise AnalysisError(f"{where} a method and task of these records ({held}); `sctbench published` lists sources")
+    return found
 
 
 def published_rows() -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ COSTS = (
     "tuning_accuracy",
     "tuning_seconds",
 )
-FLOATS = ("accuracy", *COSTS)
+FLOATS = ("accuracy", "last_accuracy", *COSTS)
 WHOLE = ("shots", "split_seed", "seed", "image_size", "test_looks", "trials", "epochs")
 
 
@@ -181,6 +181,7 @@ def row(record: RunRecord) -> dict[str, Any]:
         "reason": record.reason,
         "split": accuracies[0][0] if accuracies else None,
         "accuracy": accuracies[0][1] if accuracies else NAN,
+        "last_accuracy": next((metrics.accuracy for metrics in record.last_epoch.values()), NAN),
         "targets": canonical_json(dict(accuracies[1:])),
         "test_looks": record.test_looks,
         "epochs": len(record.curve),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.cli_bench import bench
+from harness.cli_checks import checks_app
 from harness.cli_data import data_app
 from harness.cli_options import OutFolder
 from harness.cli_runs import runs_app
@@ -19,6 +20,7 @@ from harness.terminal import JsonFlag, console, errors, print_rows, words
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(runs_app)
 app.add_typer(slurm_app)
+app.add_typer(checks_app)
 app.add_typer(data_app, name="data")
 app.command()(bench)
 

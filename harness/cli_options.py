@@ -30,7 +30,9 @@ def read_selection(
     ] = None,
     tasks: TaskNames = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol: fixed, tuned, validation or published.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Protocol: fixed, tuned, validation, published or oracle.")
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(help="With protocol tuned: settings that every method may try per task, 8 if not given."),

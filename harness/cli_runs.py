@@ -25,11 +25,14 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; one per GPU or CPU core if not given.")
     ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Score val after every epoch where it is not trained on; no result changes.")
+    ] = False,
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness.lists import Roots
 
-    _execute(selection, out, Roots(data=root, lists=lists), device, jobs)
+    _execute(selection, out, Roots(data=root, lists=lists), device, jobs, curve)
 
 
 @runs_app.command("plan")
@@ -79,8 +82,10 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if line[_SHOWN_WITH.get(key, "runs")]}
 
 
-def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None) -> None:
+def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None, curve: bool) -> None:
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
+    from dataclasses import replace
+
     from harness import arrays, local
     from harness import device as devices
     from harness.overview import overview, totals
@@ -98,7 +103,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(devices.choose(device_name), jobs)
-    setups = [setup_for(selection, out, roots, worker) for worker in devices_]
+    setups = [replace(setup_for(selection, out, roots, worker), curve=curve) for worker in devices_]
     with Display(to_do, console) as display:
         try:
             outcome = local.execute(stages.ready, setups, display, stages.blocked)

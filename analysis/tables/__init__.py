@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from analysis.frame import ComparableSet
 from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
+from analysis.tables.bias import bias_tables
 from analysis.tables.cells import Key, accuracy_cells, accuracy_matrix, label_order
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
@@ -52,6 +53,7 @@ __all__ = [
     "accuracy_matrix",
     "accuracy_tables",
     "all_tables",
+    "bias_tables",
     "domain_table",
     "efficiency_table",
     "few_shot_table",

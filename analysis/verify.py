@@ -1,0 +1,199 @@
+"""Own records against published numbers, cell by cell: inside or outside the seed spread, and under which conditions.
+
+The rule. A printed number is inside where it could be one more seed of the own runs: within the 95% prediction interval
+mean ± t(n-1) · sd · sqrt(1 + 1/n), widened by half a unit of the last digit that is printed. One seed has no spread and
+gives no verdict. A number outside is not wrong: the conditions that differ are named, and may be the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from analysis.frame import REPLICATE_KEYS, ComparableSet
+from analysis.published import FOLDER, PublishedError, Source
+from analysis.tables.base import Cell, Column, Table, number_cell
+from analysis.tables.cells import set_caption, set_title
+
+CONFIDENCE = 0.95
+
+RULE = (
+    "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
+    "widened by half a unit of its last digit; one seed gives no verdict."
+)
+
+MEAN = "mean of the tasks"
+"""Row that sums a method up, over the tasks that both have."""
+
+COLUMNS = [
+    Column(name="published", best=""),
+    Column(name="measured", best="", digits=2),
+    Column(name="seeds", kind="integer", best=""),
+    Column(name="difference", kind="points", best=""),
+    Column(name="verdict", kind="text", best=""),
+    Column(name="params (M) published", kind="text", best=""),
+    Column(name="measured params", kind="count", best=""),
+]
+
+SELECTION = {
+    "test": "published: the best test epoch is kept",
+    "mixed": "published: a compilation; where run, the best test epoch is kept",
+    "last": "published: the last epoch",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """One set of own runs against one source."""
+
+    source: str
+    chosen: ComparableSet
+    table: Table
+    differences: list[str]
+    """In which conditions the two differ, or may."""
+
+
+@cache
+def conditions() -> dict[str, Any]:
+    """What is known of the sources, see the file."""
+    file = FOLDER / "conditions.yaml"
+    if not file.is_file():
+        raise PublishedError(f"no {file}: published numbers are in the repository, not in the package")
+    return dict(yaml.safe_load(file.read_text()))
+
+
+def own_name(printed: str, titles: dict[str, str]) -> str | None:
+    """The own method that a source's name stands for: by its title or name, letters' case and hyphens aside."""
+    aliases = {_plain(name): method for name, method in conditions()["methods"].items()}
+    known = {_plain(title): method for title, method in titles.items()} | {_plain(m): m for m in titles.values()}
+    return known.get(_plain(printed)) or aliases.get(_plain(printed))
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum() or letter == "+")
+
+
+def verify(chosen: ComparableSet, source: Source) -> Verification | None:
+    """The table of all cells that both have; None without any."""
+    quoted, base = _quoted(chosen, source)
+    runs = chosen.rows[chosen.rows["status"] == "complete"]
+    differences = _differences(chosen, source, quoted)
+    table = Table(
+        name=f"verify_{source.name}",
+        title=f"{set_title(chosen)}: against {source.name}",
+        caption=f"{source.title}, {base}. {RULE} Conditions: {'; '.join(differences)}. {set_caption(chosen)}",
+        columns=COLUMNS,
+        corner="method, task",
+    )
+    for label, own in runs.groupby("label", sort=False):
+        theirs = quoted[quoted["own"] == own["method"].iloc[0]]
+        for name, printed in theirs.groupby("label", sort=False):
+            shown = str(label) if _plain(str(name)) == _plain(str(label)) else f"{label} (printed: {name})"
+            table.rows.update({f"{shown}, {task}": cells for task, cells in _rows(own, printed).items()})
+    return Verification(source=source.name, chosen=chosen, table=table, differences=differences) if table.rows else None
+
+
+def _quoted(chosen: ComparableSet, source: Source) -> tuple[pd.DataFrame, str]:
+    """The source's accuracies on the set's suite, one metric, with the own method that each stands for."""
+    rows = source.rows[(source.rows["suite"] == chosen.key["suite"]) & (source.rows["part"] == "")]
+    rows = rows[rows["dataset"] != "ALL"]
+    base = str(rows["base"].iloc[0]) if len(rows) else ""
+    titles = dict(zip(chosen.rows["title"], chosen.rows["method"], strict=True))
+    rows = rows[rows["base"] == base]
+    return rows.assign(own=[own_name(name, titles) for name in rows["method"]]), base
+
+
+def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, list[Cell]]:
+    """Cells by task, and of the mean over the tasks where there are several."""
+    first = printed.drop_duplicates("dataset")
+    values = {str(task): str(value) for task, value in zip(first["dataset"], first["value"], strict=True)}
+    runs_of = {str(task): runs for task, runs in own.groupby("task", sort=False) if task in values}
+    found = {task: _cells(runs["accuracy"], values[task], printed, runs) for task, runs in runs_of.items()}
+    if len(found) > 1:
+        both = pd.concat(list(runs_of.values()))
+        means = both.pivot_table(index=REPLICATE_KEYS, columns="task", values="accuracy").dropna().mean(axis=1)
+        digits = max(_decimals(values[task]) for task in runs_of)
+        published = sum(float(values[task]) for task in runs_of) / len(runs_of)
+        found[f"{MEAN} ({len(runs_of)})"] = _cells(means, f"{published:.{digits}f}", printed, both)
+    return found
+
+
+def _cells(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataFrame) -> list[Cell]:
+    mean, spread = float(measured.mean()), float(measured.std(ddof=1))
+    return [
+        number_cell(float(text)),
+        Cell(value=mean, spread=spread),
+        number_cell(len(measured)),
+        number_cell(mean - float(text)),
+        Cell(text=verdict(measured, text)),
+        Cell(text=str(printed["params_m"].iloc[0]) or "–"),
+        number_cell(float(runs["parameters"].mean())),
+    ]
+
+
+def verdict(measured: pd.Series, printed: str) -> str:
+    """`inside`, `outside` or `one seed`, by the rule of this module; `printed`: the number as the source writes it."""
+    count = len(measured)
+    if count < 2:
+        return "one seed" if count else "no seed"
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * measured.std(ddof=1) * np.sqrt(1 + 1 / count)
+    reach += 0.5 * 10.0 ** -_decimals(printed)
+    return "inside" if abs(float(printed) - measured.mean()) <= reach + 1e-9 else "outside"
+
+
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])
+
+
+def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) -> list[str]:
+    """What is not the same, or not known to be: which split chose, normalisation, pictures, checkpoint, seeds."""
+    known = conditions()["sources"].get(source.name, {})
+    ours = chosen.key
+    found = [f"{SELECTION.get(known.get('selection', ''), 'published: selection not known')}, here: {_selection(ours)}"]
+    if "settings" in known:
+        found.append(f"published: settings chosen on {known['settings']}")
+    theirs, statistics = known.get("statistics", "not known"), str(ours["preprocessing"]).rpartition("-")[2]
+    if theirs != statistics:
+        found.append(f"normalisation published: {theirs}, here: {statistics}")
+    if "pictures" in known:
+        found.append(f"published: pictures stored as {known['pictures']}")
+    names = conditions()["backbones"]
+    for backbone in quoted.loc[quoted["own"].notna(), "backbone"].unique():
+        if names.get(backbone) != ours["backbone"] or ours["weights"] == "random":
+            found.append(f"backbone published: {backbone}, here: {ours['backbone']} ({ours['weights']} weights)")
+    return [*found, f"published: {known['seeds']} seed"] if "seeds" in known else found
+
+
+def _selection(key: dict[str, Any]) -> str:
+    return "the best test epoch" if key["protocol"] == "oracle" else f"the last epoch (protocol {key['protocol']})"
+
+
+def as_rows(found: list[Verification]) -> list[dict[str, Any]]:
+    """All cells, for a program."""
+    return [
+        {
+            "source": part.source,
+            **part.chosen.key,
+            "cell": cell,
+            **{
+                column.name: shown.text or (shown.value if shown.is_number else None)
+                for column, shown in zip(part.table.columns, cells, strict=True)
+            },
+            "differences": part.differences,
+        }
+        for part in found
+        for cell, cells in part.table.rows.items()
+    ]
+
+
+def summary(part: Verification) -> str:
+    """`vpetl: 31 of 57 cells inside, 26 outside`."""
+    verdicts = [cells[4].text for cell, cells in part.table.rows.items() if MEAN not in cell]
+    counts = {name: verdicts.count(name) for name in ("inside", "outside", "one seed")}
+    return f"{part.source}: {len(verdicts)} cells, " + ", ".join(f"{n} {name}" for name, n in counts.items() if n)

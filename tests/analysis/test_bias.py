@@ -1,0 +1,68 @@
+"""Oracle minus fixed: what reporting the best test epoch gains."""
+
+import dataclasses
+
+import pytest
+from rich.console import Console
+from table_records import TASKS, cells, metrics, records
+
+from analysis import commands
+from analysis.errors import AnalysisError
+from analysis.frame import comparable_sets
+from analysis.render import to_markdown
+from analysis.tables import bias_tables
+from harness.store import Store
+
+
+def oracle(method, accuracies, last, **changes):
+    given = records(method, accuracies, protocol="oracle", **changes)
+    return [
+        dataclasses.replace(record, test_looks=10, last_epoch={"test": metrics(value)})
+        for record, value in zip(given, last, strict=True)
+    ]
+
+
+def both():
+    """SCT gains 2 points on each task, LoRA 10 on the last one, which puts it first."""
+    return (
+        records("sct", (50, 50, 50, 50, 50))
+        + records("lora", (50, 50, 50, 50, 49))
+        + oracle("sct", (52, 52, 52, 52, 52), (51, 51, 51, 51, 51))
+        + oracle("lora", (51, 51, 51, 51, 62), (50, 50, 50, 50, 49))
+    )
+
+
+def test_differences_by_task_their_mean_and_the_largest():
+    (table,) = bias_tables(comparable_sets(both()))
+    assert list(table.rows) == ["LORA", "SCT"]
+    lora, sct = cells(table, "LORA"), cells(table, "SCT")
+    assert [lora[column.group, column.name].value for column in table.columns[: len(TASKS)]] == [1, 1, 1, 1, 13]
+    assert (lora["mean of", "tasks"].value, lora["largest", "task"].value) == (pytest.approx(3.4), 13)
+    assert (sct["mean of", "tasks"].value, sct["of one run, mean of", "tasks"].value) == (2, 1)
+    assert "2 of 2 methods change their rank" in table.caption
+    assert "†" not in to_markdown(table)
+
+
+def test_a_task_that_is_missing_under_one_protocol_makes_no_mean():
+    given = [r for r in both() if not (r.spec.protocol == "oracle" and r.spec.task == "digits")]
+    (table,) = bias_tables(comparable_sets(given))
+    row = cells(table, "SCT")
+    assert not row["specialized", "digits"].is_number
+    assert not row["mean of", "tasks"].is_number
+    assert not row["of one run, mean of", "tasks"].is_number
+
+
+def test_sets_that_differ_in_more_than_the_protocol_are_not_compared():
+    other = oracle("sct", (52,) * 5, (51,) * 5, preprocessing="other")
+    with pytest.raises(AnalysisError, match="both protocols"):
+        bias_tables(comparable_sets(records("sct") + other))
+
+
+def test_the_command_reads_a_folder(tmp_path):
+    store = Store(tmp_path)
+    for record in both():
+        store.write(record)
+    (table,) = commands.bias(tmp_path, "demo", Console(quiet=True))
+    assert len(table.rows) == 2
+    with pytest.raises(AnalysisError):
+        commands.bias(tmp_path, "vtab1k", Console(quiet=True))

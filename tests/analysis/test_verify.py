@@ -1,0 +1,133 @@
+"""Own records against published numbers: the verdict's rule, the names, and the conditions that differ."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+from examples import make_record, make_spec
+from rich.console import Console
+from table_records import cells, only_set
+
+from analysis import commands, published
+from analysis.errors import AnalysisError
+from analysis.render import to_markdown
+from analysis.verify import as_rows, conditions, own_name, summary, verdict, verify
+from harness.spec import BackboneSpec
+from harness.store import Store
+from methods.registry import all_methods
+
+TITLES = {method.title: name for name, method in all_methods().items()}
+ORIGINAL = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="pretrained", digest="ab", image_size=224)
+
+
+def measured(values, method="sct", title="SCT", **changes):
+    """values: task to accuracies, one per seed."""
+    common = {"suite": "vtab1k", "backbone": ORIGINAL, "preprocessing": "224px-squash-bicubic-half"} | changes
+    return [
+        make_record(spec=make_spec(task=task, method=method, seed=seed, **common), accuracy=value, method_title=title)
+        for task, accuracies in values.items()
+        for seed, value in enumerate(accuracies)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "printed", "expected"),
+    [
+        ([70.0, 71.0, 72.0], "75.9", "inside"),  # 71 ± 4.303 * 1 * sqrt(4/3) = 71 ± 4.968, and half of 0.1
+        ([70.0, 71.0, 72.0], "76.0", "inside"),
+        ([70.0, 71.0, 72.0], "76.1", "outside"),
+        ([70.0, 71.0, 72.0], "66.0", "inside"),
+        ([70.0, 71.0, 72.0], "65.9", "outside"),
+        ([75.04, 75.04], "75.0", "inside"),  # no spread, but the printed digit is rounded
+        ([75.06, 75.06], "75.0", "outside"),
+        ([75.4, 75.4], "75", "inside"),
+        ([75.0], "75.0", "one seed"),
+    ],
+)
+def test_the_rule(seeds, printed, expected):
+    assert verdict(pd.Series(seeds), printed) == expected
+
+
+@pytest.mark.parametrize(
+    ("printed", "own"),
+    [
+        ("SCT", "sct"),
+        ("Full fine-tuning", "full"),
+        ("Linear probing", "linear"),
+        ("vpt_deep", "vpt_deep"),
+        ("VPT-Deep", "vpt_deep"),
+        ("Adapter", None),  # which of several it is, the name does not say; above all it is not Adapter+
+        ("NOAH", None),
+    ],
+)
+def test_names_of_sources(printed, own):
+    assert own_name(printed, TITLES) == own
+
+
+def test_every_source_and_backbone_of_vtab_rows_is_described_or_said_to_be_unknown():
+    known = conditions()
+    assert set(known["sources"]) <= set(published.load())
+    assert set(known["methods"].values()) <= set(TITLES.values())
+    for name in known["sources"]:
+        rows = published.source(name).rows
+        shown = rows[(rows["suite"] == "vtab1k") & rows["backbone"].str.startswith("ViT")]
+        assert set(shown["backbone"]) <= set(known["backbones"])
+
+
+def test_cells_are_compared_one_by_one_and_the_mean_over_the_same_tasks():
+    part = verify(only_set(measured({"cifar100": [75.0, 76.0], "kitti": [50.0, 50.0]})), published.source("vpetl"))
+    quoted = published.matrix(published.source("vpetl")).loc["SCT"]
+    rows = part.table.rows
+    assert list(rows) == ["SCT, cifar100", "SCT, kitti", "SCT, mean of the tasks (2)"]
+    cifar, kitti, mean = (cells(part.table, row) for row in rows)
+    assert cifar["", "published"].value == quoted["cifar100"]
+    assert (cifar["", "measured"].value, cifar["", "seeds"].value) == (75.5, 2)
+    assert cifar["", "measured"].spread == pytest.approx(0.5**0.5)
+    assert (cifar["", "verdict"].text, kitti["", "verdict"].text) == ("inside", "outside")
+    assert mean["", "measured"].value == 62.75
+    assert mean["", "difference"].value == pytest.approx(62.75 - (quoted["cifar100"] + quoted["kitti"]) / 2, abs=0.051)
+    assert cifar["", "params (M) published"].text == "0.11"
+    assert summary(part) == "vpetl: 2 cells, 1 inside, 1 outside"
+    assert "prediction interval" in to_markdown(part.table)
+
+
+def test_conditions_that_differ_are_named():
+    chosen = only_set(measured({"cifar100": [75.0, 76.0]}, protocol="fixed"))
+    text = "; ".join(verify(chosen, published.source("vpetl")).differences)
+    assert "a compilation; where run, the best test epoch is kept, here: the last epoch (protocol fixed)" in text
+    assert "normalisation published: mixed, here: half" in text
+    assert "backbone" not in text
+    small = only_set(measured({"cifar100": [75.0]}, backbone=make_spec().backbone))
+    assert "backbone published: ViT-B/16 in21k, here: demo_vit (pretrained weights)" in (
+        verify(small, published.source("vpetl")).differences
+    )
+    osu = only_set(measured({"cifar100": [75.0]}, "lora", "LoRA", preprocessing="224px-squash-bicubic-none"))
+    text = "; ".join(verify(osu, published.source("osu")).differences)
+    assert "settings chosen on val" in text
+    assert "normalisation" not in text
+
+
+def test_variants_of_a_method_are_rows_of_their_own_and_other_suites_have_nothing():
+    given = measured({"kitti": [80.0]}, config={"channels": 24}) + measured({"kitti": [81.0]}, config={"channels": 48})
+    rows = verify(only_set(given), published.source("vpetl")).table.rows
+    assert [row.split(",")[0] for row in rows] == [
+        "SCT (channels=24) (printed: SCT)",
+        "SCT (channels=48) (printed: SCT)",
+    ]
+    assert verify(only_set([make_record()]), published.source("vpetl")) is None
+
+
+def test_failed_and_validation_runs_are_no_numbers_to_verify(tmp_path):
+    store = Store(tmp_path)
+    for record in measured({"kitti": [80.0, 81.0]}, protocol="validation"):
+        store.write(record)
+    with pytest.raises(AnalysisError, match="no source has a method and task of these records"):
+        commands.verified(None, tmp_path, None, None, Console(quiet=True))
+    failed = dataclasses.replace(measured({"kitti": [80.0]})[0], status="failed", metrics={})
+    for record in [failed, *measured({"cifar100": [70.0, 71.0]})]:
+        store.write(record)
+    found = commands.verified("vpetl", tmp_path, None, None, Console(quiet=True))
+    assert list(found[0].table.rows) == ["SCT, cifar100"]
+    row = json.loads(json.dumps(as_rows(found)))[0]
+    assert (row["cell"], row["seeds"], row["verdict"], row["suite"]) == ("SCT, cifar100", 2, "inside", "vtab1k")
