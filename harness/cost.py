@@ -80,6 +80,9 @@ class Cost:
     """Time of a training step, with its share of data and schedule: the median over epochs of an epoch's time by its
     steps. An epoch that an interruption cut does not count."""
 
+    cached_features: bool = False
+    """Whether nothing before the head was trained or random, so that it was trained on features computed once."""
+
     latency_seconds: dict[str, float] = field(default_factory=dict)
     """Time of a forward pass in inference, in the run's precision, by number of images; the host's part included."""
 

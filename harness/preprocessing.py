@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ FITS = {
     "squash-crop": "resized to a square of 256/224 of the size, centre cropped",
 }
 """How a picture becomes a square. `squash` is what most VTAB-1K code does, `squash-crop` NOAH's few-shot code."""
+
+
+@cache
+@torch.inference_mode(False)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """255 times the values, on the device once: a transfer in every step would make the host wait."""
+    return torch.tensor(values, device=device) * 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +120,5 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] to float32 [B, 3, H, W] on the same device: (x / 255 - mean) / std."""
-        mean = torch.tensor(self.mean, device=images.device) * 255
-        std = torch.tensor(self.std, device=images.device) * 255
+        mean, std = (_constant(values, images.device) for values in (self.mean, self.std))
         return ((images.float() - mean) / std).permute(0, 3, 1, 2)

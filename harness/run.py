@@ -153,6 +153,8 @@ def run(
         trained_bytes=stored,
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
+        step_seconds=trained.trainer.step_seconds,
+        cached_features=trained.trainer.cached is not None,
         **_measured(trained, len(train), preprocessing),
     )
     return RunRecord(

@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness import augmentation
+from harness import augmentation, features
 from harness import device as devices
 from harness.data import Split
 from harness.errors import HarnessError
@@ -103,9 +104,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim < 2 and not recipe.decay_vectors], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    fused = all(p.is_cuda for p in trained)  # one kernel for all tensors
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -148,6 +150,10 @@ class Trainer:
         self.augment = augmentation.make(
             recipe.augmentation, preprocessing, int(self.model.num_classes), recipe.label_smoothing
         )
+        self.forward: Callable[[Tensor], Tensor] = model
+        self.cached: Tensor | None = None
+        """Pooled features [N, d] of the images, where they are the same in every step; then only the head runs."""
+
         self.step = 0
         self.batch = 0
         """Batches done of the epoch that is under way."""
@@ -155,6 +161,9 @@ class Trainer:
         self.curve: list[Epoch] = []
         self.seconds = 0.0
         """Time spent in `fit`, in earlier processes too."""
+
+        self.epoch_seconds: list[float] = []
+        """Time of each epoch that this process did from its start to its end."""
 
         self._clock = time.perf_counter()
         self._sums = self._no_sums()
@@ -170,11 +179,27 @@ class Trainer:
         not finite, and whatever `boundary` raises."""
         self.model.train()
         self._clock = time.perf_counter() - self.seconds
+        self._cache_features()
         while len(self.curve) < self.recipe.epochs:
             self._epoch(len(self.curve) + 1, report, boundary, look)
         self.seconds = time.perf_counter() - self._clock
         self.model.eval()
         return self.curve
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median over whole epochs of an epoch's time by its steps; None if no epoch was whole."""
+        return median(self.epoch_seconds) / self.batches if self.epoch_seconds else None
+
+    def _cache_features(self) -> None:
+        """Compute the features once where that is exact, see `harness.features`."""
+        images, size = self.data.images, self.recipe.batch_size
+        if self.recipe.augmentation != "none":
+            return
+        batches = map(self.preprocessing.normalise, images.split(size))
+        if features.are_fixed(self.model, self.preprocessing.normalise(images[:size]), self.precision):
+            self.cached = features.pooled(self.model, batches, self.precision)
+            self.forward = features.tail(self.model)
 
     def state(self) -> dict[str, Any]:
         """Where training stands at a step boundary, beside the model's tensors. Raises `Diverged` as `fit` does."""
@@ -205,9 +230,9 @@ class Trainer:
             # Seeding here makes an epoch's random choices a function of (seed, epoch) alone.
             torch.manual_seed(derived_seed(self.seed, f"epoch {epoch}"))
             self._sums = self._no_sums()
-        seen, start, shown = 0, time.perf_counter(), 0.0
-        for images, labels in self._batches(epoch, self.batch):
-            loss, hits = self._train_step(images, labels)
+        first, seen, start, shown = self.batch, 0, time.perf_counter(), 0.0
+        for inputs, labels in self._batches(epoch, self.batch):
+            loss, hits = self._train_step(inputs, labels)
             self._sums["loss"] += loss * len(labels)
             self._sums["correct"] += hits
             self._sums["finite"] += self._sums["loss"].abs() < math.inf
@@ -220,6 +245,8 @@ class Trainer:
             if boundary and self.batch < self.batches:
                 boundary(False)
         self._check_finite(epoch)
+        if first == 0:
+            self.epoch_seconds.append(time.perf_counter() - start)
         mean, accuracy = self._means()
         lr = self.optimizer.param_groups[0]["lr"]
         scores = self._look(look) if look else {}
@@ -259,21 +286,25 @@ class Trainer:
         )
 
     def _batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images [B, 3, H, W] and targets, labels [B] or probabilities [B, C], from batch `first` on."""
+        """What `forward` takes (normalised images [B, 3, H, W], or cached features) and targets, labels [B] or
+        probabilities [B, C], from batch `first` on."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order {epoch}"))
         order = torch.randperm(len(self.data), generator=generator)[: images_per_epoch(len(self.data), self.recipe)]
         batches = order.to(self.device).split(self.recipe.batch_size)
         for number, index in enumerate(batches[first:], first):
-            seed = derived_seed(self.seed, f"augment {epoch} {number}")
-            yield self.augment(self.data.images[index], self.data.labels[index], seed)
+            if self.cached is not None:
+                yield self.cached[index], self.data.labels[index]
+            else:
+                seed = derived_seed(self.seed, f"augment {epoch} {number}")
+                yield self.augment(self.data.images[index], self.data.labels[index], seed)
 
-    def _train_step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One update. Returns the mean loss and the number of right answers, both on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.recipe, self.batches)
         soft = targets.ndim == 2
         with devices.autocast(self.precision, self.device):
-            logits = self.model(images)
+            logits = self.forward(inputs)
             smoothing = 0.0 if soft else self.recipe.label_smoothing  # soft targets are smoothed already
             loss = cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         penalty = self.attachment.penalty

@@ -16,6 +16,7 @@ MARKS = {
     "failed": "failed: no run of the cell succeeded",
     "*": "*: mean with a part that rests on fewer seeds or runs than others",
     "‡": "‡: runs on several kinds of device, not comparable",
+    "§": "§: nothing before the head is trained or random, so its features were computed once",
     "†": "†: the test split was looked at more than once or chose the result",
 }
 """What a cell's note or a row's mark means, for captions."""

@@ -53,6 +53,9 @@ TIMED = (
 )
 """Measurements that depend on the device."""
 
+OF_STEPS = ("images_per_second", "step_seconds")
+"""Measurements of training steps, which are short where the head alone runs in them."""
+
 HOURS = {"cuda": "GPU hours", "cpu": "CPU hours"}
 
 CAPTION = (
@@ -65,10 +68,12 @@ CAPTION = (
 
 
 def _measured(runs: pd.DataFrame, column: str) -> Cell:
-    """Mean of a column; marked where it rests on several kinds of device."""
+    """Mean of a column; marked where it rests on several kinds of device, or on steps of the head alone."""
     cell = mean_of_column(runs, column)
     mixed = column in TIMED and runs["device"].nunique() > 1
-    return Cell(value=cell.value, note="‡") if cell.is_number and mixed else cell
+    cached = column in OF_STEPS and bool((runs["cached_features"] == 1).any())
+    note = "‡" if mixed else "§" if cached else ""
+    return Cell(value=cell.value, note=note) if cell.is_number and note else cell
 
 
 def _hours(runs: pd.DataFrame, device_type: str) -> Cell:

@@ -132,6 +132,14 @@ def test_times_of_several_devices_are_marked():
     assert "A100" in table.caption
 
 
+def test_steps_on_cached_features_are_marked():
+    given = [costed(r, cached_features=True, step_seconds=0.001) for r in records("linear")] + records()
+    table = efficiency_table(only_set(given))
+    assert cells(table, "LINEAR")["training", "images/s"].note == "§"
+    assert cells(table, "SCT")["training", "images/s"].note == ""
+    assert "| 1§ | 2.0§ |" in to_markdown(table) and "features were computed once" in table.full_caption
+
+
 def test_settings_are_one_row_where_they_are_the_same():
     table = settings_table(only_set(records()))
     assert list(table.rows) == ["SCT"]
