@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,8 +85,6 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
 
 def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None, curve: bool) -> None:
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
-    from dataclasses import replace
-
     from harness import arrays, local
     from harness import device as devices
     from harness.overview import overview, totals
