@@ -3,19 +3,28 @@
 import dataclasses
 import json
 
+import layouts
 import pandas as pd
 import pytest
+import torch
 from examples import make_record, make_spec
 from rich.console import Console
 from table_records import cells, only_set
+from typer.testing import CliRunner
 
 from analysis import commands, published
 from analysis.errors import AnalysisError
 from analysis.render import to_markdown
 from analysis.verify import as_rows, conditions, own_name, summary, verdict, verify
+from harness.cli import app
+from harness.experiment import select
+from harness.lists import Roots
+from harness.plan import expand
+from harness.run import run
 from harness.spec import BackboneSpec
 from harness.store import Store
 from methods.registry import all_methods
+from suites import SUITES
 
 TITLES = {method.title: name for name, method in all_methods().items()}
 ORIGINAL = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="pretrained", digest="ab", image_size=224)
@@ -131,3 +140,25 @@ def test_failed_and_validation_runs_are_no_numbers_to_verify(tmp_path):
     assert list(found[0].table.rows) == ["SCT, cifar100"]
     row = json.loads(json.dumps(as_rows(found)))[0]
     assert (row["cell"], row["seeds"], row["verdict"], row["suite"]) == ("SCT, cifar100", 2, "inside", "vtab1k")
+
+
+def test_runs_on_a_miniature_of_the_suite_are_verified_by_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+    suite = dataclasses.replace(layouts.VTAB, recipe={"epochs": 1, "precision": "float32"})
+    monkeypatch.setitem(SUITES, "vtab1k", suite)
+    layouts.vtab(tmp_path / "data", "pets")
+    tiny_model = {"backbone": "test_vit", "weights": "random", "image_size": 32}
+    flags = {"suite": "vtab1k", "tasks": ["oxford_iiit_pet"], "methods": ["linear", "sct"], "seeds": 2, **tiny_model}
+    for spec in expand(select(flags)):
+        Store(tmp_path / "out").write(run(spec, torch.device("cpu"), Roots(data=tmp_path / "data")))
+    shown = CliRunner().invoke(app, ["verify", "--source", "vpetl", "--out", str(tmp_path / "out")]).stdout
+    assert "SCT, oxford_iiit_pet" in shown
+    assert "backbone published: ViT-B/16 in21k, here: test_vit (random weights)" in " ".join(shown.split())
+    assert "vpetl: 2 cells" in shown
+    found = CliRunner().invoke(app, ["verify", "--source", "vpetl", "--out", str(tmp_path / "out"), "--json"]).stdout
+    rows = json.loads(found)
+    assert {row["cell"] for row in rows} == {
+        "Linear (printed: Linear probing), oxford_iiit_pet",
+        "SCT, oxford_iiit_pet",
+    }
+    assert all(row["seeds"] == 2 and row["verdict"] in ("inside", "outside") for row in rows)
