@@ -2,8 +2,9 @@
 
 State lies in the run folders, where the trainer puts it. When the job is told to make room (submitit's signal, USR2
 by default), the run under way saves its state at the next step boundary, and only then does submitit's handler ask
-SLURM to queue the job again. On SIGTERM alone the state is saved and the job ends: it may have been cancelled, so it
-must not come back by itself; where it was preempted, SLURM queues it again or the next `sctbench submit` does.
+SLURM to queue the job again. On SIGTERM alone the state is saved and the job waits for its end: it may have been
+cancelled, so it must not come back by itself; and one that is preempted is queued again by SLURM only if it has not
+ended by itself before.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ WAIT_SECONDS = lease.STALE_SECONDS + 60
 """How long a job waits with nothing to do but runs that others are at: a lease that nobody keeps alive is stale by
 then."""
 
+HOLD_SECONDS = 600
+"""How long a job that has received SIGTERM and saved its state waits for its end."""
+
 RESTARTS = 3
 """How often a job whose GPU fails may start anew."""
 
@@ -72,6 +76,14 @@ class Requeue:
             self.now()
         except Exception as error:  # it must not look like a failure of the run that it comes up in
             raise SystemExit(f"not queued again: {error}") from None
+
+    def hold(self) -> None:
+        """Queue the job again if that was asked for, or is within the time that SLURM gives it after SIGTERM."""
+        end = time.monotonic() + (HOLD_SECONDS if environment.slurm_job() else 0)
+        while not self.asked and time.monotonic() < end:
+            _sleep(0.5)
+        if self.asked:
+            self.now()
 
     def now(self) -> None:
         """Let submitit queue the job again, which ends this process. Raises what its handler does: after too many
@@ -113,8 +125,7 @@ class Batch:
             problems = self._work(requeue)
         except Interrupted as stop:
             say(f"stopped with its state saved: {stop}")
-            if requeue.asked:
-                requeue.now()
+            requeue.hold()
             raise
         if problems:
             raise Unfinished("; ".join(problems))
@@ -157,7 +168,8 @@ class Batch:
         if spec is None:
             return f"{describe(like(job))} waits for trials that have no record"
         earlier = read(spec)
-        if earlier is not None and _failed_here(earlier):
+        if earlier is not None and (earlier.status == "complete" or _failed_here(earlier)):
+            say(f"{describe(spec)}  {earlier.status} already")
             return earlier
         outcome = worker.do(job, self.setup)
         if isinstance(outcome, Busy):

@@ -27,7 +27,7 @@ def send(setup, runs, profile=SMALL, cluster="slurm", limit=1000):
     return submit.send(plan, submit.absolute(setup), profile, where, log, print)
 
 
-def wait(until, timeout=120):
+def wait(until, timeout=900):
     """Wait until a condition holds; returns its value."""
     end = time.monotonic() + timeout
     while not (value := until()):
@@ -51,5 +51,5 @@ def ended(root):
     return not {"pending", "running"} & set(standing(root))
 
 
-def slurm(*command):
+def run_slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,18 +1,33 @@
 """On real daemons: what a user's suite meets on a cluster."""
 
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+
 import pytest
 import tiny
-from slurm_helpers import ended, send, standing, wait
+from slurm_helpers import SCRIPT, SMALL, by_key, ended, run_slurm, send, standing, wait
 
 from harness.store import Store
+from harness.worker import PROGRESS_NAME
+from slurm import control, submit
+from slurm.clusters import CLUSTERS
+from slurm.status import states
+from slurm.submissions import Log
 
 pytestmark = pytest.mark.slurm
+
+SLURM = CLUSTERS["slurm"]
+EPOCHS = 150
+"""Of runs that are to be disturbed: long enough for that."""
 
 
 def test_runs_are_done_as_here_and_the_tables_follow(slurm, data, undisturbed, tmp_path):
     specs = tiny.specs(["linear", "lora"], seeds=2, tasks=tiny.TASKS)
-    setup = tiny.setup(tmp_path, data)
-    submission = send(setup, specs)
+    submission = send(tiny.setup(tmp_path, data), specs)
     assert [len(array.tasks) for array in submission.arrays] == [2, 0]
     wait(lambda: ended(tmp_path))
     assert standing(tmp_path) == {"complete": 8}
@@ -25,3 +40,91 @@ def test_runs_are_done_as_here_and_the_tables_follow(slurm, data, undisturbed, t
         assert record.environment["code_changed"] is False
         assert record.environment["code_at_submission"] == submission.code
     wait(lambda: (tmp_path / "report" / "index.html").is_file())
+
+
+def power_cut(slurm, node):
+    os.kill(int((slurm / "run" / f"{node}.pid").read_text()), signal.SIGKILL)
+
+
+def restart_controller(slurm):
+    os.kill(int((slurm / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
+    time.sleep(1)
+    subprocess.run([SCRIPT, "start"], check=True, capture_output=True)
+
+
+def completions(root):
+    """How often each run was brought to its end, by the jobs' logs."""
+    lines = [line.split() for path in root.glob("slurm/*/*/*.out") for line in path.read_text().splitlines()]
+    return Counter((line[2], line[3], line[5]) for line in lines if line[6:] == ["complete"])
+
+
+@pytest.fixture
+def sent(slurm, data, tmp_path):
+    """Five runs that take a while, each in a job of its own; one of them in a partition that others preempt."""
+    setup = tiny.setup(tmp_path, data, save_every=0.5)
+    specs = tiny.specs(["lora", "sct"], seeds=3, epochs=EPOCHS)[:5]
+    profile = dataclasses.replace(SMALL, runs_per_job=1)
+    send(setup, specs[:1], dataclasses.replace(profile, partition="low"))
+    send(setup, specs[1:], profile)
+    for spec in specs:
+        wait(lambda spec=spec: (Store(tmp_path).folder(spec) / PROGRESS_NAME).is_file())
+    return setup, specs
+
+
+def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_controller(slurm, sent, undisturbed):
+    setup, specs = sent
+    jobs = {key: state.live for key, state in by_key(setup.root).items()}
+    preempted, cut, timed_out, *_ = (jobs[spec.run_id] for spec in specs)
+    evict = ["sbatch", "-p", "high", "-w", preempted.node, "--exclusive", "--time=5", "--output=/dev/null"]
+    run_slurm(*evict, "--wrap", "sleep 5")
+    run_slurm("scontrol", "update", f"JobId={timed_out.id}", "TimeLimit=1")
+    control.cancel(setup.root, [specs[3].run_id])
+    wait(lambda: int(restarts(timed_out.id)) > 0)
+    run_slurm("scontrol", "update", f"JobId={timed_out.id}", "TimeLimit=30")
+    power_cut(slurm, cut.node)
+    restart_controller(slurm)  # which also boots the node again
+    wait(lambda: ended(setup.root))
+    assert by_key(setup.root)[specs[3].run_id].state == "cancelled"
+
+    asked = tiny.selection(["lora", "sct"], seeds=3, epochs=EPOCHS)
+    log, profile = Log(setup.root), dataclasses.replace(SMALL, runs_per_job=1)
+    missing = submit.todo(asked, Store(setup.root), submit.held_keys(log, SLURM))
+    left = {spec.run_id for spec in missing.ready}
+    assert specs[3].run_id in left and len(left) >= 2  # the sixth run was never submitted
+    send(setup, missing.ready, profile)
+    wait(lambda: ended(setup.root))
+    for spec in tiny.specs(["lora", "sct"], seeds=3, epochs=EPOCHS):
+        assert tiny.lasting(Store(setup.root).complete(spec)) == undisturbed(spec)
+    assert set(completions(setup.root).values()) == {1} and len(completions(setup.root)) == 6
+    told = [Store(setup.root).complete(spec).environment for spec in specs]
+    assert all(each["resumed_at_steps"] for each in told[:4])
+    assert [each["slurm"]["restarts"] > 0 for each in told[1:4]] == [True, True, False]
+
+
+def restarts(job):
+    return run_slurm("scontrol", "show", "job", job).split("Restarts=")[1].split()[0]
+
+
+def test_five_thousand_runs_are_submitted_in_chunks_and_looked_at_in_seconds(slurm, data, tmp_path, capsys):
+    run_slurm("scontrol", "update", "PartitionName=debug", "State=DOWN")  # they stay in the queue
+    try:
+        setup = tiny.setup(tmp_path, data)
+        specs = tiny.specs(["linear"], seeds=5000)
+        profile = dataclasses.replace(SMALL, runs_per_job=1, parallel=100)
+        start = time.monotonic()
+        submission = send(setup, specs, profile, limit=SLURM.limit())
+        submitted = time.monotonic() - start
+        assert [len(array.tasks) for array in submission.arrays] == [1000] * 5 + [0]
+        start = time.monotonic()
+        found, problems = states(tmp_path)
+        looked = time.monotonic() - start
+        assert not problems and [state.state for state in found] == ["pending"] * 5000
+        asked = tiny.selection(["linear"], seeds=5000)
+        missing = submit.todo(asked, Store(tmp_path), submit.held_keys(Log(tmp_path), SLURM))
+        assert (missing.held, missing.ready) == (5000, [])
+        with capsys.disabled():
+            print(f"\n5000 runs: submitted in {submitted:.1f} s, status in {looked:.1f} s")
+        assert len(control.cancel(tmp_path, [])) == 5000
+        assert standing(tmp_path) == {"cancelled": 5000}
+    finally:
+        run_slurm("scontrol", "update", "PartitionName=debug", "State=UP")

@@ -31,6 +31,7 @@ def setup(tmp_path, data, monkeypatch):
     monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     monkeypatch.setattr(environment, "_submitted", {})
     monkeypatch.setattr(work, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(work, "HOLD_SECONDS", 0.0)
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": JOB, "SLURMD_NODENAME": "n7"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path / "job"))
@@ -145,6 +146,17 @@ def test_sigterm_alone_saves_the_state_and_does_not_come_back(setup, job, fake, 
     assert requeues(fake) == [] and saved(setup, spec) == ["000000005.safetensors"]
     job(restarts=1)
     assert tiny.lasting(record(setup, spec)) == undisturbed(spec)
+
+
+def test_after_sigterm_a_job_waits_for_what_slurm_does_with_it(setup, job, fake, monkeypatch):
+    """A preempted job that ends by itself is not queued again; the warning signal may come after SIGTERM."""
+    (spec,) = tiny.specs()
+    monkeypatch.setattr(work, "HOLD_SECONDS", 60.0)
+    monkeypatch.setattr(work, "_sleep", lambda _: send(signal.SIGUSR2)())
+    during_step(monkeypatch, 5, send(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        job(spec)
+    assert requeues(fake) == [["requeue", JOB]] and saved(setup, spec) == ["000000005.safetensors"]
 
 
 def test_a_node_without_scontrol_loses_the_job_but_not_the_state(setup, job, fake, monkeypatch):
