@@ -50,14 +50,18 @@ def cancel(root: Path, keys: Sequence[str]) -> list[State]:
 
 
 def _cancel(log: Log, submission: Submission, stopped: Sequence[State], everything: bool) -> None:
-    ids = {state.place.job for state in stopped}
+    held = {state.place.job for state in stopped}
+    ids: list[str] = []
     for array in submission.arrays:
         jobs = array.job_ids()
-        array.cancelled = sorted({*array.cancelled, *(task for task, job in enumerate(jobs) if job in ids)})
+        tasks = [task for task, job in enumerate(jobs) if job in held]
+        array.cancelled = sorted({*array.cancelled, *tasks})
+        whole = submission.cluster == "slurm" and len(tasks) == len(jobs) > 1
+        ids += [array.job] if whole else [jobs[task] for task in tasks]
         if everything and not any(array.tasks):  # the job that would write the tables
-            ids |= set(jobs)
+            ids += jobs
     log.write(submission)
-    CLUSTERS[submission.cluster].cancel(sorted(ids))
+    CLUSTERS[submission.cluster].cancel(ids)
 
 
 def batch_of(log: Log, place: Place) -> Batch:

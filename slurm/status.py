@@ -32,8 +32,7 @@ class Place:
     @property
     def job(self) -> str:
         """Id of the job; empty if its submission was cut off."""
-        ids = self.array.job_ids()
-        return ids[self.task] if self.task < len(ids) else ""
+        return self.array.job_id(self.task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,13 +55,15 @@ class Sent:
     cancelled: list[int] = field(default_factory=list)
     """Tasks that the user cancelled: of one that was still waiting, SLURM keeps no trace."""
 
+    def job_id(self, task: int) -> str:
+        """The id of a job; empty while the array's own is not known."""
+        if not self.job or len(self.tasks) < 2:
+            return self.job
+        return self.job.split("+")[task] if "+" in self.job else f"{self.job}_{task}"
+
     def job_ids(self) -> list[str]:
         """The id of each job; none while the array's own is not known."""
-        if not self.job:
-            return []
-        if "+" in self.job or len(self.tasks) < 2:
-            return self.job.split("+")
-        return [f"{self.job}_{task}" for task in range(len(self.tasks))]
+        return [self.job_id(task) for task in range(max(1, len(self.tasks)))] if self.job else []
 
 
 @dataclass(slots=True, kw_only=True)

@@ -93,9 +93,14 @@ def scontrol(state, arguments):
 
 
 def scancel(state, arguments):
-    for job in (a for a in arguments if not a.startswith("-")):
-        values = state["jobs"][job]
-        values["accounts"] = "" if values["queue"] == "PENDING" and "_" in job else "CANCELLED by 0"
+    ids = [argument for argument in arguments if not argument.startswith("-")]
+    for job, values in state["jobs"].items():
+        if job in ids:
+            values["accounts"] = "" if values["queue"] == "PENDING" and "_" in job else "CANCELLED by 0"
+        elif job.partition("_")[0] in ids:  # the whole array
+            values["accounts"] = "CANCELLED by 0"
+        else:
+            continue
         values["queue"] = ""
 
 
