@@ -85,7 +85,7 @@ class Submission:
 
 def new_id() -> str:
     """A name that sorts by time."""
-    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f-") + secrets.token_hex(1)
 
 
 class Log:
