@@ -124,6 +124,8 @@ def _conclude(failed: list[Any], outcome: Any) -> None:
         errors.print(f"{len(failed)} run(s) failed; the same command tries them again.")
     if outcome.ended_by:
         errors.print(f"{outcome.not_started} run(s) were not started: {outcome.ended_by.about}")
+    elif outcome.not_started and not outcome.interrupted:
+        errors.print(f"{outcome.not_started} run(s) were not started: a trial of theirs gave no verdict, see above.")
     if outcome.interrupted:
         errors.print("Stopped; what was under way is saved. The same command goes on from there.")
         raise typer.Exit(130)
