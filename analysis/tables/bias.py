@@ -11,9 +11,12 @@ from analysis.tables.cells import Key, accuracy_cells, spread_caption
 
 CAPTION = (
     "Points of top-1 accuracy that a method gains when the best epoch on the test split is reported (oracle) in place "
-    "of the last one (fixed): same task, recipe and seeds. `of one run` compares both epochs of one training, so it is "
-    "free of what differs between two trainings on a GPU. None of it can be had on new data."
+    "of the last one (fixed): same task, recipe and seeds. `within a run` compares both epochs of one training, so it "
+    "is free of what differs between two trainings on a GPU. None of it can be had on new data."
 )
+
+ALL = "over tasks"
+"""Header above what sums the tasks up otherwise than by their mean."""
 
 
 def bias_table(oracle: ComparableSet, fixed: ComparableSet) -> Table:
@@ -28,8 +31,8 @@ def bias_table(oracle: ComparableSet, fixed: ComparableSet) -> Table:
         columns=[
             *(Column(name=cell_name(*key), group=group, kind="points", best="") for key, group in keys),
             Column(name="tasks", group=MEANS, kind="points", best="", digits=2),
-            Column(name="task", group="largest", kind="points", best=""),
-            Column(name="tasks", group="of one run, mean of", kind="points", best="", digits=2),
+            Column(name="largest", group=ALL, kind="points", best=""),
+            Column(name="mean within a run", group=ALL, kind="points", best="", digits=2),
         ],
     )
     within = _within(oracle, len(keys))
