@@ -69,7 +69,7 @@ def test_complete_runs_are_skipped_and_broken_ones_redone(finished):
 def test_report_prints_the_table_and_the_paths(finished):
     folder, _ = finished
     output = sctbench("report", cwd=folder)
-    assert "digits" in output and "SCT" in output and "mean of groups" in output
+    assert "digits" in output and "SCT" in output and "mean of 1 of 5 tasks" in output
     for line in output.splitlines():
         if line.startswith("wrote "):
             assert (folder / line.removeprefix("wrote ")).is_file()
