@@ -1,0 +1,116 @@
+"""How runs stand: complete, running, stopped, failed, bad, or missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import index, lease
+from harness.index import Place
+from harness.spec import RunSpec
+from harness.store import Store
+from harness.terminal import Advance
+from harness.worker import PROGRESS_NAME
+
+STATES = ("complete", "running", "stopped", "failed", "bad", "missing")
+"""`stopped`: begun, nobody is at it, and there is a state or a stale lease; `bad`: the record cannot be used."""
+
+KEYS = ("suite", "task", "method")
+"""What `counts` can group by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run and how it stands."""
+
+    suite: str
+    task: str
+    method: str
+    run_id: str
+    state: str
+    protocol: str = ""
+    seed: int | None = None
+    kind: str = ""
+    """Failure class."""
+
+    reason: str = ""
+    """Why it failed or cannot be used."""
+
+    holder: str = ""
+    """Who is at it."""
+
+    progress: dict[str, Any] | None = None
+    """Of a running one, as its `progress.json` has it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def of_folder(root: Path, advance: Advance | None = None) -> list[Run]:
+    """All runs that a results folder holds."""
+    return [_run(place) for place in index.places(root, advance).values()]
+
+
+def of_specs(root: Path, specs: Iterable[RunSpec], advance: Advance | None = None) -> list[Run]:
+    """These runs, in their order; those of which the folder holds nothing are missing."""
+    places, store = index.places(root, advance), Store(root)
+    runs = []
+    for spec in specs:
+        folder = store.folder(spec)
+        place = places.get(str(folder.relative_to(root / "runs")), Place(folder, None))
+        runs.append(_run(place, spec))
+    return runs
+
+
+def _run(place: Place, spec: RunSpec | None = None) -> Run:
+    found, holder, progress = place.found, "", None
+    state = found.state if found else "missing"
+    if state != "complete":
+        held = lease.read(place.folder)
+        if held and not lease.is_stale(held):
+            state, holder, progress = "running", str(held.holder or "unknown"), _progress(place.folder)
+        elif state == "missing" and (held or (place.folder / "state").is_dir()):
+            state = "stopped"
+    known = found if found and state in ("complete", "failed", "bad") else None
+    return Run(
+        suite=place.suite,
+        task=place.task,
+        method=place.method,
+        run_id=place.folder.name.rpartition("-")[2],
+        state=state,
+        protocol=spec.protocol if spec else found.protocol if found else "",
+        seed=spec.seed if spec else found.seed if found else None,
+        kind=known.kind if known else "",
+        reason=known.reason if known else "",
+        holder=holder,
+        progress=progress,
+    )
+
+
+def _progress(folder: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        return json.loads((folder / PROGRESS_NAME).read_text())
+    return None
+
+
+def counts(runs: Iterable[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each combination of `keys`: its runs, and how many are in each state."""
+    groups: dict[tuple[str, ...], Counter[str]] = {}
+    for run in runs:
+        groups.setdefault(tuple(getattr(run, key) for key in keys), Counter())[run.state] += 1
+    return [
+        dict(zip(keys, group, strict=True)) | {"runs": sum(count.values())} | {state: count[state] for state in STATES}
+        for group, count in groups.items()
+    ]
+
+
+def failures(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """A row for each reason that runs failed for or cannot be used for, the most frequent first."""
+    found = Counter((run.kind or run.state, run.reason) for run in runs if run.state in ("failed", "bad"))
+    return [{"failure": kind, "runs": count, "reason": reason} for (kind, reason), count in found.most_common()]
