@@ -29,7 +29,7 @@ def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> 
     `failed` also failed records, their states with them. Folders that somebody is at are left out, and `corrupt`."""
     found = []
     for place in index.places(root, advance).values():
-        held = lease.read(place.folder)
+        held = lease.read(Path(place.folder))
         if held is None or lease.is_stale(held):
             found += list(_litter(place, failed))
     return found
@@ -38,7 +38,7 @@ def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> 
 def _litter(place: Place, failed: bool) -> Iterator[Litter]:
     state = place.found.state if place.found else ""
     forget = state == "complete" or (failed and state == "failed")
-    for path in sorted(place.folder.iterdir()):
+    for path in sorted(Path(place.folder).iterdir()):
         if path.name == LEASE_NAME:
             yield Litter(path, "stale lease", path.stat().st_size)
         elif path.name.endswith(".tmp"):

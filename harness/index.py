@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ VERSION = f"{SCHEMA}/1"
 """Of the records and of `Found`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a record file says, as far as `status` needs it."""
 
@@ -45,60 +44,43 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A run's folder and the record in it, if there is one."""
+    """A run's folder and what its record says, if there is one."""
 
-    folder: Path
+    folder: str
     found: Found | None
 
     @property
-    def suite(self) -> str:
-        """The suite, from the folder's path."""
-        return self.folder.parent.parent.name
-
-    @property
-    def task(self) -> str:
-        """The task, likewise."""
-        return self.folder.parent.name
-
-    @property
-    def method(self) -> str:
-        """The method, from the folder's name."""
-        return self.folder.name.rpartition("-")[0]
+    def names(self) -> tuple[str, str, str, str]:
+        """Suite, task, method and run id, from the folder's path."""
+        *_, suite, task, run = self.folder.split("/")
+        method, _, run_id = run.rpartition("-")
+        return suite, task, method, run_id
 
 
 def places(root: Path, advance: Advance | None = None) -> dict[str, Place]:
     """All run folders below `root`, by their path below `root`/runs. `advance` is told how many records of how many
     new ones have been read."""
-    known = _stored(root)
-    found: dict[str, Any] = {}
-    unread: list[tuple[str, list[int]]] = []
-    for name in _run_folders(root / "runs"):
-        stamp = _stamp(root / "runs" / name / RECORD_NAME)
-        if stamp and known.get(name, [None])[0] != stamp:
-            unread.append((name, stamp))
-        found[name] = known[name] if stamp and name in known else [stamp, None]
-    for number, (name, stamp) in enumerate(unread, 1):
-        found[name] = [stamp, asdict(_read(root / "runs" / name / RECORD_NAME))]
+    known, runs = _stored(root), str(root / "runs")
+    stamps = {name: _stamp(f"{runs}/{name}/{RECORD_NAME}") for name in _run_folders(runs)}
+    facts = {name: known[name] for name, stamp in stamps.items() if name in known and known[name][:2] == stamp}
+    unread = [name for name, stamp in stamps.items() if stamp and name not in facts]
+    for number, name in enumerate(unread, 1):
+        facts[name] = [*stamps[name], *astuple(_read(Path(runs, name, RECORD_NAME)))]
         if advance:
             advance(number, len(unread))
-    if found != known:
-        _write(root, found)
-    return {name: Place(root / "runs" / name, _found(facts)) for name, (_, facts) in found.items()}
+    if unread or len(facts) != len(known):
+        _write(root, facts)
+    return {name: Place(f"{runs}/{name}", Found(*facts[name][2:]) if name in facts else None) for name in stamps}
 
 
-def _found(facts: dict[str, Any] | None) -> Found | None:
-    return Found(**facts) if facts else None
-
-
-def _run_folders(runs: Path) -> Iterator[str]:
+def _run_folders(runs: str) -> list[str]:
     """`suite/task/run` of every run folder, in order."""
-    names = [""]
-    for _ in range(3):
-        names = [f"{name}/{entry}".lstrip("/") for name in names for entry in _subfolders(runs / name)]
-    yield from names
+    suites = _subfolders(runs)
+    tasks = [f"{suite}/{task}" for suite in suites for task in _subfolders(f"{runs}/{suite}")]
+    return [f"{task}/{run}" for task in tasks for run in _subfolders(f"{runs}/{task}")]
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
@@ -106,12 +88,12 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _stamp(path: Path) -> list[int] | None:
-    """Modification time in ns and size of a file; None if it is not there."""
+def _stamp(path: str) -> list[int]:
+    """Modification time in ns and size of a file; empty if it is not there."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 (a hundred thousand times)
     except OSError:
-        return None
+        return []
     return [status.st_mtime_ns, status.st_size]
 
 

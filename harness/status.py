@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import index, lease
-from harness.index import Place
+from harness.index import Found, Place
 from harness.spec import RunSpec
 from harness.store import Store
 from harness.terminal import Advance
@@ -59,35 +59,36 @@ def of_folder(root: Path, advance: Advance | None = None) -> list[Run]:
 
 def of_specs(root: Path, specs: Iterable[RunSpec], advance: Advance | None = None) -> list[Run]:
     """These runs, in their order; those of which the folder holds nothing are missing."""
-    places, store = index.places(root, advance), Store(root)
-    runs = []
+    places, runs = index.places(root, advance), root / "runs"
+    found = []
     for spec in specs:
-        folder = store.folder(spec)
-        place = places.get(str(folder.relative_to(root / "runs")), Place(folder, None))
-        runs.append(_run(place, spec))
-    return runs
+        folder = Store(root).folder(spec)
+        found.append(_run(places.get(str(folder.relative_to(runs)), Place(str(folder), None)), spec))
+    return found
 
 
 def _run(place: Place, spec: RunSpec | None = None) -> Run:
-    found, holder, progress = place.found, "", None
-    state = found.state if found else "missing"
+    found, holder, progress = place.found or Found(state="missing"), "", None
+    state = found.state
     if state != "complete":
-        held = lease.read(place.folder)
+        folder = Path(place.folder)
+        held = lease.read(folder)
         if held and not lease.is_stale(held):
-            state, holder, progress = "running", str(held.holder or "unknown"), _progress(place.folder)
-        elif state == "missing" and (held or (place.folder / "state").is_dir()):
+            state, holder, progress = "running", str(held.holder or "unknown"), _progress(folder)
+        elif state == "missing" and (held or (folder / "state").is_dir()):
             state = "stopped"
-    known = found if found and state in ("complete", "failed", "bad") else None
+    suite, task, method, run_id = place.names
+    over = state != found.state  # what the record says does not hold any more
     return Run(
-        suite=place.suite,
-        task=place.task,
-        method=place.method,
-        run_id=place.folder.name.rpartition("-")[2],
+        suite=suite,
+        task=task,
+        method=method,
+        run_id=run_id,
         state=state,
-        protocol=spec.protocol if spec else found.protocol if found else "",
-        seed=spec.seed if spec else found.seed if found else None,
-        kind=known.kind if known else "",
-        reason=known.reason if known else "",
+        protocol=spec.protocol if spec else found.protocol,
+        seed=spec.seed if spec else found.seed,
+        kind="" if over else found.kind,
+        reason="" if over else found.reason,
         holder=holder,
         progress=progress,
     )
