@@ -205,7 +205,7 @@ class Campaign:
     def together(self, number, count=3):
         """Several processes on one folder; one of them is killed and started again."""
         root = self.root / f"together-{number}"
-        specs = self.random.sample(self.specs, 3)
+        specs = self.random.sample(self.specs, min(3, len(self.specs)))
         pids = [self.start(root, self.random.sample(specs, len(specs))) for _ in range(count)]
         time.sleep(self.random.uniform(0, sum(self.seconds[spec.run_id] for spec in specs)))
         kill(pids[0])
