@@ -12,7 +12,7 @@ import typer
 
 from harness.cli_options import OutFolder, read_selection, takes_options
 from harness.errors import HarnessError
-from harness.terminal import JsonFlag, console, counting, human_size, print_rows, words
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, words
 
 status_app = typer.Typer()
 
@@ -32,9 +32,10 @@ def status(
     part: Any,
     out: OutFolder = Path("results"),
     by: Annotated[str, typer.Option(help="Rows of the table: any of suite,task,method.")] = "suite,method",
+    all_runs: Annotated[bool, typer.Option("--all", help="List every run too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how runs stand. With the options of `run`: those runs; without: whatever the folder holds."""
+    """Show how runs stand, here and on a cluster: those that the options of `run` name, or all of the folder."""
     from harness.status import KEYS, STATES, counts, failures
 
     keys = words(by) or []
@@ -44,37 +45,56 @@ def status(
     if as_json:
         print(json.dumps([run.as_dict() for run in runs], indent=1))
         return
-    if runs:
-        print_rows(counts(runs, keys), False)
-    running = [_running_row(run) for run in runs if run.state == "running"]
-    for rows in (running, failures(runs)):
+    listed = [_row(run) for run in runs if all_runs or run.state == "running"]
+    for rows in (counts(runs, keys), listed, failures(runs)):
         if rows:
-            console.print()
             print_rows(rows, False)
+            console.print()
+    for run in runs:
+        if "\n" in run.reason:  # the end of a job's log
+            console.print(f"{run.run_id}: {run.reason}\n", highlight=False, markup=False)
     total = Counter(run.state for run in runs)
     console.print(", ".join(f"{total[state]} {state}" for state in STATES if total[state]) or f"No runs in {out}.")
 
 
 def _runs(part: Any, out: Path) -> list[Any]:
-    from harness import plan
+    """The runs that are asked for, with what a cluster says of them."""
     from harness import status as of
+    from slurm.status import as_runs
 
+    filters = part if isinstance(part, dict) else {}
     with counting("reading new records") as advance:
-        if not isinstance(part, dict):
-            return of.of_specs(out, plan.expand(part), advance)
-        runs = of.of_folder(out, advance)
-    return [run for run in runs if all(wanted is None or getattr(run, key) in wanted for key, wanted in part.items())]
+        runs = of.of_folder(out, advance) if part is filters else of.of_specs(out, _specs(part, out), advance)
+    queued, problems = as_runs(out)
+    for problem in problems:
+        errors.print(f"warning: {problem}")
+    runs = of.with_queue(runs, queued, only=part is not filters)
+    return [
+        run for run in runs if all(wanted is None or getattr(run, key) in wanted for key, wanted in filters.items())
+    ]
 
 
-def _running_row(run: Any) -> dict[str, Any]:
-    at = run.progress or {}
-    row = {"running": f"{run.task} {run.method}", "run": run.run_id, "epoch": "", "loss": "", "accuracy": ""}
+def _specs(selection: Any, out: Path) -> list[Any]:
+    """The selection's runs; of tuned ones also the final runs, where the trials have decided them."""
+    from harness import plan, protocol
+    from harness.store import Store
+
+    specs, finals = plan.expand(selection), []
+    if protocol.get(selection.protocol).tunes:
+        read = functools.cache(Store(out).read)
+        finals = [spec for final in plan.finals(selection) if (spec := final.spec(read))]
+    return [*specs, *finals]
+
+
+def _row(run: Any) -> dict[str, Any]:
+    """A line about one run."""
+    row = {"run": run.run_id, "task": run.task, "method": run.method, "seed": run.seed, "state": run.state}
+    at = run.progress
     if at:
-        row |= {
-            "epoch": f"{at['epoch']}/{at['epochs']}",
-            "loss": f"{at['loss']:.3f}",
-            "accuracy": f"{at['accuracy']:.1f}",
-        }
+        row["epoch"] = f"{at['epoch']}/{at['epochs']}"
+        row["loss"], row["accuracy"] = f"{at['loss']:.3f}", f"{at['accuracy']:.1f}"
+    else:
+        row |= {"epoch": "", "loss": "", "accuracy": ""}
     return row | {"at it": run.holder}
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from harness.store import Store
 from harness.terminal import Advance
 from harness.worker import PROGRESS_NAME
 
-STATES = ("complete", "running", "stopped", "failed", "bad", "missing")
-"""`stopped`: begun, nobody is at it, and there is a state or a stale lease; `bad`: the record cannot be used."""
+STATES = ("complete", "running", "pending", "stopped", "failed", "cancelled", "bad", "missing")
+"""`pending`: in a cluster's queue; `stopped`: begun, nobody is at it, and there is a state or a stale lease; `bad`: the
+record cannot be used."""
 
 KEYS = ("suite", "task", "method")
 """What `counts` can group by."""
@@ -42,7 +43,7 @@ class Run:
     """Why it failed or cannot be used."""
 
     holder: str = ""
-    """Who is at it."""
+    """Who is at it, or which job of a cluster will be."""
 
     progress: dict[str, Any] | None = None
     """Of a running one, as its `progress.json` has it."""
@@ -100,6 +101,24 @@ def _progress(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def with_queue(runs: Iterable[Run], queued: Iterable[Run], only: bool) -> list[Run]:
+    """The runs with what a cluster says of those that were submitted to it; with `only` no others are added.
+
+    What lies in the folder comes first: the cluster is believed of runs that nobody here is at and that have no result.
+    """
+    said = {run.run_id: run for run in queued}
+    found = [_believed(run, said.pop(run.run_id, None)) for run in runs]
+    return found if only else [*found, *said.values()]
+
+
+def _believed(run: Run, said: Run | None) -> Run:
+    if said is None or run.state in ("complete", "running", "bad") or said.state not in STATES:
+        return run
+    if run.state == "failed" and said.state not in ("pending", "running"):
+        return run
+    return replace(said, protocol=run.protocol, seed=run.seed)
+
+
 def counts(runs: Iterable[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each combination of `keys`: its runs, and how many are in each state."""
     groups: dict[tuple[str, ...], Counter[str]] = {}
@@ -113,5 +132,9 @@ def counts(runs: Iterable[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
 
 def failures(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """A row for each reason that runs failed for or cannot be used for, the most frequent first."""
-    found = Counter((run.kind or run.state, run.reason) for run in runs if run.state in ("failed", "bad"))
+    found = Counter(
+        (run.kind or run.state, run.reason.partition("\n")[0])
+        for run in runs
+        if run.state in ("failed", "cancelled", "bad")
+    )
     return [{"failure": kind, "runs": count, "reason": reason} for (kind, reason), count in found.most_common()]
