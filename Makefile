@@ -54,6 +54,9 @@ bench-gpu: .venv/ready  ## the kernels' tests on a GPU, then the bench of a ViT-
 	$(BIN)/python -m pytest -n 0 -m gpu tests/methods
 	$(BIN)/sctbench bench --device cuda --backbone vit_base_patch16_224.orig_in21k --weights random
 
+test-faults: .venv/ready  ## kill 200 runs, damage files, fill disks, and compare every record with an undisturbed one
+	$(BIN)/python tests/faults/campaign.py --kills 200
+
 latex-check: .venv/ready  ## compile every table with a real pdflatex; installs it on Debian when it is missing
 	command -v pdflatex || (apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-base \
 		texlive-latex-extra)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,15 +20,13 @@ import numpy as np
 from harness.lists import Entry, ListFile
 from harness.paths import cache_folder
 from harness.preprocessing import Preprocessing
+from harness.terminal import Advance
 
 SAMPLE = 16
 """Pictures per list whose bytes go into the digest."""
 
 SUFFIXES = {".npy", ".tmp", ".lock"}
 """What lies in the folder: arrays, arrays in the making, and the locks of their builders."""
-
-Advance = Callable[[int, int], None]
-"""Told how many pictures of how many are decoded."""
 
 
 def folder() -> Path:
@@ -92,6 +90,8 @@ def _build(path: Path, pictures: list[Path], preprocessing: Preprocessing, advan
     temporary = path.with_suffix(".tmp")
     size = preprocessing.image_size
     array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(pictures), size, size, 3))
+    with temporary.open("rb+") as file:  # a full disk is an error here, and no bus error when a page is written
+        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for index, pixels in enumerate(pool.map(preprocessing.decode, pictures)):
             array[index] = pixels

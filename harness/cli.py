@@ -14,6 +14,7 @@ from harness.cli_data import data_app
 from harness.cli_options import OutFolder
 from harness.cli_runs import runs_app
 from harness.cli_slurm import slurm_app
+from harness.cli_status import status_app
 from harness.errors import USER_ERRORS
 from harness.terminal import JsonFlag, console, errors, print_rows, words
 
@@ -21,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(runs_app)
 app.add_typer(slurm_app)
 app.add_typer(checks_app)
+app.add_typer(status_app)
 app.add_typer(data_app, name="data")
 app.command()(bench)
 

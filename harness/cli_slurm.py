@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from harness.cli_options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection
-from harness.terminal import JsonFlag, console, errors, print_rows
+from harness.terminal import console, errors, print_rows
 
 slurm_app = typer.Typer()
 
@@ -158,32 +157,6 @@ def _tell_scripts(plan: Any, profile: Any, log: Any, cluster: str) -> None:
         console.print(f"\n[bold]{array.name}[/bold]")
         console.print(script(profile, array, folder, after), highlight=False, markup=False)
     console.print("Nothing was submitted.")
-
-
-@slurm_app.command()
-def status(
-    out: OutFolder = Path("results"),
-    all_runs: Annotated[bool, typer.Option("--all", help="List the complete and the waiting runs too.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Show how submitted runs stand: records, the queue, and for what failed the reason or the end of the log."""
-    from slurm.status import counts, states
-
-    found, problems = states(out)
-    for problem in problems:
-        errors.print(f"warning: {problem}")
-    if as_json:
-        print(json.dumps([state.as_row() for state in found], indent=1))
-        return
-    shown = [state for state in found if all_runs or state.state not in ("complete", "pending")]
-    if shown:
-        print_rows(
-            [{k: v.partition("\n")[0] if k == "detail" else v for k, v in s.as_row().items()} for s in shown], False
-        )
-    for state in shown:
-        if state.state == "failed" and "\n" in state.detail:
-            console.print(f"\n{state.place.run.key}: {state.detail}", highlight=False, markup=False)
-    console.print(", ".join(f"{count} {name}" for name, count in sorted(counts(found).items())) or "Nothing submitted.")
 
 
 @slurm_app.command()

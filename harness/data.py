@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import arrays
 from harness.door import Door, check_open
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
 from harness.paths import cache_folder
 from harness.preprocessing import Preprocessing
@@ -112,7 +112,7 @@ class TaskData:
         """Names and labels of a split."""
         source = self._sources[split]
         if not source.path.is_file():
-            raise HarnessError(f"{source.path}: no such list file")
+            raise DataError(f"{source.path}: no such list file")
         read = _entries if split in TRAINED_ON else _entries.__wrapped__
         return read(source, self.task.num_classes, source.path.stat().st_mtime_ns)
 
@@ -123,7 +123,7 @@ class TaskData:
             for entry in self.entries(split):
                 if entry.name in test and self._sources[split].folder == self._sources["test"].folder:
                     where = f"{self._sources[split].path}:{entry.line}"
-                    raise HarnessError(f"{where}: {entry.name} is also in {self._sources['test'].path}")
+                    raise DataError(f"{where}: {entry.name} is also in {self._sources['test'].path}")
 
     def fingerprint(self) -> Fingerprint:
         """Digests of all lists and of a sample of all pictures."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.errors import USER_ERRORS, DataError
+from suites.base import SuiteError
 
 
 class Diverged(RuntimeError):
@@ -124,7 +125,7 @@ def kind_of(error: BaseException) -> FailureClass:
 def _kind(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
-    if isinstance(error, DataError):
+    if isinstance(error, DataError | SuiteError):  # suites raise while they build their pictures; specs name real ones
         return "data"
     if isinstance(error, USER_ERRORS):
         return "config"

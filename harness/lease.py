@@ -104,19 +104,29 @@ def _is_stale(holder: Holder | None, age: float, me: Holder) -> bool:
     return _is_dead(holder, me) or age > (REQUEUED_STALE_SECONDS if ours else STALE_SECONDS)
 
 
-def read(folder: Path) -> tuple[Holder | None, float] | None:
-    """Holder (None: unreadable) of the lease in a folder and seconds since its heartbeat; None without a lease."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease as somebody else sees it."""
+
+    holder: Holder | None
+    """None if it cannot be read."""
+
+    age: float
+    """Seconds since the last heartbeat."""
+
+
+def read(folder: Path) -> Held | None:
+    """The lease in a run's folder, if there is one."""
     try:
         with (folder / LEASE_NAME).open("rb") as file:
-            return _holder(file.read()), time.time() - os.fstat(file.fileno()).st_mtime
+            return Held(_holder(file.read()), time.time() - os.fstat(file.fileno()).st_mtime)
     except OSError:
         return None
 
 
-def stale(folder: Path) -> bool:
-    """Whether the folder has a lease that belongs to nobody."""
-    found = read(folder)
-    return found is not None and _is_stale(*found, myself())
+def is_stale(held: Held) -> bool:
+    """Whether the lease belongs to nobody."""
+    return _is_stale(held.holder, held.age, myself())
 
 
 def _holder(content: bytes) -> Holder | None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 from suites.base import Suite, Target, Task
 
 
@@ -44,7 +44,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise HarnessError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise DataError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _text_entries(path: Path) -> list[tuple[int, str, str]]:
@@ -63,7 +63,7 @@ def _json_entries(path: Path) -> list[tuple[int, str, str]]:
         order = {value: index for index, value in enumerate(sorted(set(classes.values())))}
         return [(n, name, str(order[value])) for n, (name, value) in enumerate(classes.items(), start=1)]
     except (ValueError, AttributeError, TypeError) as error:
-        raise HarnessError(f"{path}: not a JSON mapping of pictures to classes ({error})") from None
+        raise DataError(f"{path}: not a JSON mapping of pictures to classes ({error})") from None
 
 
 def read_list(path: Path, num_classes: int, problems: list[str] | None = None) -> list[Entry]:
@@ -72,7 +72,7 @@ def read_list(path: Path, num_classes: int, problems: list[str] | None = None) -
     A bad line raises `HarnessError` with file:line, or, if `problems` is given, adds its message there and is left out.
     """
     if not path.is_file():
-        raise HarnessError(f"{path}: no such list file")
+        raise DataError(f"{path}: no such list file")
     found: list[str] = []
     entries = []
     for number, name, label in _json_entries(path) if path.suffix == ".json" else _text_entries(path):
@@ -84,7 +84,7 @@ def read_list(path: Path, num_classes: int, problems: list[str] | None = None) -
     if not entries and not found:
         found.append(f"{path}: the list is empty")
     if found and problems is None:
-        raise HarnessError(found[0] + (f" (and {len(found) - 1} more such lines)" if len(found) > 1 else ""))
+        raise DataError(found[0] + (f" (and {len(found) - 1} more such lines)" if len(found) > 1 else ""))
     if problems is not None:
         problems += found
     return entries
@@ -96,7 +96,7 @@ def _first_existing(root: Path, suite: Suite, folders: tuple[str, ...], what: st
         if candidate.is_dir():
             return candidate
     tried = ", ".join(str(candidate.relative_to(root)) for candidate in candidates)
-    raise HarnessError(f"no folder for {what} below {root}: tried {tried}")
+    raise DataError(f"no folder for {what} below {root}: tried {tried}")
 
 
 def locate_lists(

@@ -17,7 +17,7 @@ from timm.data.constants import (
 )
 from torch import Tensor
 
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 from methods.base import did_you_mean
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -104,9 +104,9 @@ class Preprocessing:
             with Image.open(path) as image:
                 return np.asarray(self._square(image.convert("RGB")))
         except FileNotFoundError:
-            raise HarnessError(f"{path}: listed, but there is no such file") from None
+            raise DataError(f"{path}: listed, but there is no such file") from None
         except UNREADABLE as error:
-            raise HarnessError(f"{path}: cannot be decoded ({error})") from None
+            raise DataError(f"{path}: cannot be decoded ({error})") from None
 
     def _square(self, image: Image.Image) -> Image.Image:
         filter_, size = INTERPOLATIONS[self.interpolation], self.image_size

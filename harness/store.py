@@ -23,7 +23,7 @@ class Rejected:
     reason: str
 
 
-def _load(path: Path, spec: RunSpec | None = None) -> RunRecord:
+def read_record(path: Path, spec: RunSpec | None = None) -> RunRecord:
     """The record in a file, of that run if one is given. Raises `BadRecord`, or `OSError` if it cannot be read."""
     try:
         record = RunRecord.from_json(path.read_text())
@@ -53,7 +53,7 @@ class Store:
     def read(self, spec: RunSpec) -> RunRecord | None:
         """The run's record, or None if there is no valid one."""
         try:
-            return _load(self.folder(spec) / RECORD_NAME, spec)
+            return read_record(self.folder(spec) / RECORD_NAME, spec)
         except (OSError, BadRecord):
             return None
 
@@ -77,7 +77,7 @@ class Store:
             if not temporary.name.startswith(f".{LEASE_NAME}"):  # others may be about to ask for the lease
                 temporary.unlink(missing_ok=True)
         try:
-            _load(folder / RECORD_NAME, spec)
+            read_record(folder / RECORD_NAME, spec)
         except FileNotFoundError:
             return
         except BadRecord as error:
@@ -101,7 +101,7 @@ class Store:
         good, bad = [], []
         for path in sorted(self.root.glob(f"runs/*/*/*/{RECORD_NAME}")):
             try:
-                good.append(_load(path))
+                good.append(read_record(path))
             except (OSError, BadRecord) as error:
                 bad.append(Rejected(path, str(error)))
         return good, bad

@@ -18,6 +18,9 @@ errors = Console(stderr=True, soft_wrap=True)
 WIDE = 10_000
 """Width of a table that goes to a file or a pipe."""
 
+Advance = Callable[[int, int], None]
+"""Told how many of how many are done."""
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.record import BadRecord, RunRecord
+from harness.status import Run as StatusRun
 from harness.store import RECORD_NAME
 from harness.worker import PROGRESS_NAME
 from slurm.clusters import CLUSTERS
@@ -206,9 +207,24 @@ def tail(path: Path, count: int) -> list[str]:
         return []
 
 
-def counts(found: Iterable[State]) -> dict[str, int]:
-    """How many runs are in each state."""
-    number: dict[str, int] = {}
-    for state in found:
-        number[state.state] = number.get(state.state, 0) + 1
-    return number
+def as_runs(root: Path) -> tuple[list[StatusRun], list[str]]:
+    """The submitted runs as `harness.status` has them, and what the user should know of how that was found."""
+    found, problems = states(root)
+    return [_as_run(state) for state in found], problems
+
+
+def _as_run(state: State) -> StatusRun:
+    run, live = state.place.run, state.live
+    where = f" on {live.node}" if live and live.node else ""
+    over = state.state in ("failed", "cancelled")
+    return StatusRun(
+        suite=run.suite,
+        task=run.task,
+        method=run.method,
+        run_id=run.key,
+        state=state.state,
+        protocol=run.protocol,
+        seed=run.seed,
+        reason=state.detail if over else "",
+        holder="" if over or not state.place.job else f"job {state.place.job}{where}",
+    )
