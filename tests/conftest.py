@@ -32,3 +32,8 @@ def swin():
 @pytest.fixture
 def context():
     return make_context()
+
+
+def pytest_collection_modifyitems(items):
+    """What starts processes comes first: the many short tests fill the other cores meanwhile."""
+    items.sort(key=lambda item: item.path.name not in ("test_main_job.py", "test_local.py"))

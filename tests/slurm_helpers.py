@@ -2,12 +2,13 @@
 
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 from slurm import submit
 from slurm.clusters import CLUSTERS
 from slurm.profile import Profile
-from slurm.status import counts, states
+from slurm.status import states
 from slurm.submissions import Log
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "local_cluster.sh"
@@ -27,7 +28,7 @@ def send(setup, runs, profile=SMALL, cluster="slurm", limit=1000):
     return submit.send(plan, submit.absolute(setup), profile, where, log, print)
 
 
-def wait(until, timeout=900):
+def wait(until, timeout=300):
     """Wait until a condition holds; returns its value."""
     end = time.monotonic() + timeout
     while not (value := until()):
@@ -38,7 +39,7 @@ def wait(until, timeout=900):
 
 def standing(root):
     """How many runs are in which state."""
-    return counts(states(root)[0])
+    return Counter(state.state for state in states(root)[0])
 
 
 def by_key(root):

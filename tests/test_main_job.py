@@ -7,32 +7,34 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import sctbench
 from examples import write_example_method
 
 SCTBENCH = Path(sys.executable).parent / "sctbench"
 RUN = ["run", "--suite", "demo", "--tasks", "digits", "--methods", "linear,sct:channels=8", "--recipe", "epochs=1"]
 
 
-def sctbench(*arguments, cwd, ok=True):
+def as_typed(*arguments, cwd, ok=True):
+    """The installed command in a process of its own."""
     environment = os.environ | {"COLUMNS": "120", "PYTHONWARNINGS": "error::UserWarning"}
     done = subprocess.run([SCTBENCH, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("user")
-    return folder, sctbench(*RUN, cwd=folder)
-
-
 def record_files(folder):
     return sorted((folder / "results" / "runs").glob("*/*/*/record.json"))
 
 
-def test_runs_leave_one_record_each(finished):
-    folder, output = finished
+def test_from_pictures_to_records_and_tables(tmp_path):
+    output = as_typed(*RUN, cwd=tmp_path)
     assert "2 runs, 0 complete already" in output
+    one_record_each(tmp_path)
+    a_report(tmp_path)
+    complete_runs_are_skipped_and_broken_ones_redone(tmp_path)
+
+
+def one_record_each(folder):
     linear, sct = (json.loads(path.read_text()) for path in record_files(folder))
     assert linear["status"] == sct["status"] == "complete"
     assert linear["parameters"] == {
@@ -52,8 +54,7 @@ def test_runs_leave_one_record_each(finished):
     assert str(folder) not in json.dumps(sct)
 
 
-def test_complete_runs_are_skipped_and_broken_ones_redone(finished):
-    folder, _ = finished
+def complete_runs_are_skipped_and_broken_ones_redone(folder):
     before = {path: path.read_text() for path in record_files(folder)}
     assert "2 runs, 2 complete already" in sctbench(*RUN, cwd=folder)
     assert {path: path.read_text() for path in record_files(folder)} == before
@@ -66,8 +67,7 @@ def test_complete_runs_are_skipped_and_broken_ones_redone(finished):
     assert again["method_info"]["channels"] == old["method_info"]["channels"]
 
 
-def test_report_prints_the_table_and_the_paths(finished):
-    folder, _ = finished
+def a_report(folder):
     output = sctbench("report", cwd=folder)
     assert "digits" in output and "SCT" in output and "mean of 1 of 5 tasks" in output
     for line in output.splitlines():
@@ -75,7 +75,7 @@ def test_report_prints_the_table_and_the_paths(finished):
             assert (folder / line.removeprefix("wrote ")).is_file()
 
 
-def test_a_defective_method_fails_alone_and_the_exit_status_tells(finished, tmp_path):
+def test_a_defective_method_fails_alone_and_the_exit_status_tells(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "from methods.linear import Linear\n\n\n"
@@ -85,7 +85,7 @@ def test_a_defective_method_fails_alone_and_the_exit_status_tells(finished, tmp_
         "    def attach(self, backbone, context):\n"
         '        raise RuntimeError("a defect")\n'
     )
-    arguments = [*RUN[:5], "--methods", f"{mine}:Broken,linear", "--recipe", "epochs=1"]
+    arguments = [*RUN[:5], "--methods", f"{mine}:Broken,linear", "--recipe", "epochs=1", "--jobs", "1"]
     output = sctbench(*arguments, cwd=tmp_path, ok=False)
     assert "FAILED" in output and "a defect" in output
     states = {
@@ -98,7 +98,7 @@ def test_a_defective_method_fails_alone_and_the_exit_status_tells(finished, tmp_
 def test_a_method_of_ones_own_is_in_list_run_and_table(tmp_path):
     mine = write_example_method(tmp_path)
     assert "Example" in sctbench("methods", mine, cwd=tmp_path)
-    sctbench(*RUN[:5], "--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", cwd=tmp_path)
+    sctbench(*RUN[:5], "--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", "--jobs", "1", cwd=tmp_path)
     records = [json.loads(path.read_text()) for path in record_files(tmp_path)]
     (record,) = [record for record in records if record["spec"]["method"] == "example"]
     assert record["parameters"]["method"] == 6 * 4 * 384
@@ -113,13 +113,13 @@ def test_lists_are_printed_and_are_json(command, tmp_path):
 
 
 def test_the_cache_folder_can_be_chosen(tmp_path):
-    arguments = [*RUN[:5], "--methods", "linear", "--recipe", "epochs=1"]
+    arguments = [*RUN[:5], "--methods", "linear", "--recipe", "epochs=1", "--jobs", "1"]
     output = sctbench("--cache-dir", tmp_path / "mine", *arguments, cwd=tmp_path)
     assert "Decoded pictures of the selection: 7.5 MB in" in output
     assert list((tmp_path / "mine" / "arrays").glob("demo-digits-test-*.npy"))
 
 
 def test_mistakes_are_one_line_without_a_traceback(tmp_path):
-    output = sctbench("run", "--suite", "dmo", "--methods", "sct", cwd=tmp_path, ok=False)
+    output = as_typed("run", "--suite", "dmo", "--methods", "sct", cwd=tmp_path, ok=False)
     assert output.strip() == "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-dg' or 'demo-full'?"
     assert not (tmp_path / "results").exists()

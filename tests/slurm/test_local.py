@@ -2,19 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import tiny
+from command import sctbench
 from slurm_helpers import ended, send, standing, wait
 
 from harness.store import Store
 from harness.worker import PROGRESS_NAME
 from slurm import control
 from slurm.submissions import Log
-
-SCTBENCH = Path(sys.executable).parent / "sctbench"
 
 
 def task_of(root):
@@ -24,7 +21,7 @@ def task_of(root):
 
 
 def test_a_job_is_requeued_cancelled_and_done_as_on_a_cluster(data, undisturbed, tmp_path):
-    (spec,) = tiny.specs(epochs=60)
+    (spec,) = tiny.specs(epochs=200)
     setup = tiny.setup(tmp_path, data)
     send(setup, [spec], cluster="local")
     progress = Store(tmp_path).folder(spec) / PROGRESS_NAME
@@ -49,19 +46,13 @@ def test_cancelled_processes_leave_a_state(data, tmp_path):
     assert list((Store(tmp_path).folder(spec) / "state").glob("*"))
 
 
-def sctbench(*arguments, cwd, ok=True):
-    done = subprocess.run([SCTBENCH, *arguments], cwd=cwd, capture_output=True, text=True)
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def test_the_commands_as_a_user_types_them(tmp_path):
     """From a selection to tables, in a folder of one's own, with relative paths."""
     what = ["--suite", "demo", "--tasks", "digits", "--methods", "linear", "--recipe", "epochs=1", "--gpus", "0"]
     dry = sctbench("submit", *what, "--cluster", "local", "--dry-run", cwd=tmp_path)
     assert "1 to submit" in dry and "Nothing was submitted." in dry
     sctbench("submit", *what, "--cluster", "local", cwd=tmp_path)
-    assert "1 submitted already, 0 to submit" in sctbench("submit", *what, "--cluster", "local", cwd=tmp_path)
+    assert "0 to submit" in sctbench("submit", *what, "--cluster", "local", cwd=tmp_path)
     wait(lambda: (tmp_path / "results" / "report" / "index.html").is_file())
     assert "1 complete" in sctbench("status", cwd=tmp_path)
     (run,) = (tmp_path / "results" / "runs").glob("*/*/*")

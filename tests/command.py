@@ -1,0 +1,18 @@
+"""The command `sctbench` in this process: a new one takes seconds to import what it needs."""
+
+import os
+from contextlib import chdir
+from unittest import mock
+
+from typer.testing import CliRunner
+
+from harness.cli import app
+
+
+def sctbench(*arguments, cwd, ok=True):
+    """What the command prints in folder `cwd`; whether it ends well must be `ok`."""
+    with chdir(cwd), mock.patch.dict(os.environ, {"COLUMNS": "120"}):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    output = done.output + (str(done.exception) if done.exception else "")
+    assert (done.exit_code == 0) == ok, output
+    return output
