@@ -33,7 +33,7 @@ def wait(until, timeout=300):
     end = time.monotonic() + timeout
     while not (value := until()):
         assert time.monotonic() < end, f"waited {timeout} s"
-        time.sleep(0.5)
+        time.sleep(0.1)
     return value
 
 

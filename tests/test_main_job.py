@@ -95,10 +95,13 @@ def test_a_defective_method_fails_alone_and_the_exit_status_tells(tmp_path):
     assert "failed" in sctbench("report", cwd=tmp_path)
 
 
-def test_a_method_of_ones_own_is_in_list_run_and_table(tmp_path):
+def test_a_method_of_ones_own_is_in_list_run_and_table_with_a_cache_of_ones_own(tmp_path):
     mine = write_example_method(tmp_path)
     assert "Example" in sctbench("methods", mine, cwd=tmp_path)
-    sctbench(*RUN[:5], "--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", "--jobs", "1", cwd=tmp_path)
+    methods = ["--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", "--jobs", "1"]
+    output = sctbench("--cache-dir", tmp_path / "mine", *RUN[:5], *methods, cwd=tmp_path)
+    assert "Decoded pictures of the selection: 7.5 MB in" in output
+    assert list((tmp_path / "mine" / "arrays").glob("demo-digits-test-*.npy"))
     records = [json.loads(path.read_text()) for path in record_files(tmp_path)]
     (record,) = [record for record in records if record["spec"]["method"] == "example"]
     assert record["parameters"]["method"] == 6 * 4 * 384
@@ -110,13 +113,6 @@ def test_a_method_of_ones_own_is_in_list_run_and_table(tmp_path):
 def test_lists_are_printed_and_are_json(command, tmp_path):
     assert len(sctbench(command, cwd=tmp_path).splitlines()) >= 2
     assert isinstance(json.loads(sctbench(command, "--json", cwd=tmp_path)), list)
-
-
-def test_the_cache_folder_can_be_chosen(tmp_path):
-    arguments = [*RUN[:5], "--methods", "linear", "--recipe", "epochs=1", "--jobs", "1"]
-    output = sctbench("--cache-dir", tmp_path / "mine", *arguments, cwd=tmp_path)
-    assert "Decoded pictures of the selection: 7.5 MB in" in output
-    assert list((tmp_path / "mine" / "arrays").glob("demo-digits-test-*.npy"))
 
 
 def test_mistakes_are_one_line_without_a_traceback(tmp_path):

@@ -15,35 +15,27 @@ from slurm.submissions import Log
 
 
 def task_of(root):
-    """Process id of the job that is at work."""
+    """Process id of the job that is at work; None between two starts."""
     (controller,) = (job for sub in Log(root).read() for job in sub.arrays[0].job_ids())
-    return int(Path(f"/proc/{controller}/task/{controller}/children").read_text())
+    children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    return int(children[0]) if children else None
 
 
-def test_a_job_is_requeued_cancelled_and_done_as_on_a_cluster(data, undisturbed, tmp_path):
-    (spec,) = tiny.specs(epochs=200)
-    setup = tiny.setup(tmp_path, data)
-    send(setup, [spec], cluster="local")
-    progress = Store(tmp_path).folder(spec) / PROGRESS_NAME
-    wait(progress.is_file)
-    assert standing(tmp_path) == {"running": 1}
-    os.kill(task_of(tmp_path), signal.SIGUSR2)
-    wait(lambda: list((Store(tmp_path).folder(spec) / "state").glob("*")))
-    wait(lambda: ended(tmp_path))
-    record = Store(tmp_path).complete(spec)
-    assert record.environment["resumed_at_steps"]
-    assert tiny.lasting(record) == undisturbed(spec)
-    wait(lambda: (tmp_path / "report" / "index.html").is_file())
-
-
-def test_cancelled_processes_leave_a_state(data, tmp_path):
-    (spec,) = tiny.specs(epochs=1000)
+def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path):
+    (spec,) = tiny.specs(epochs=3000)
+    folder = Store(tmp_path).folder(spec)
     send(tiny.setup(tmp_path, data), [spec], cluster="local")
-    wait((Store(tmp_path).folder(spec) / PROGRESS_NAME).is_file)
+    wait((folder / PROGRESS_NAME).is_file)
+    assert standing(tmp_path) == {"running": 1}
+    first = task_of(tmp_path)
+    os.kill(first, signal.SIGUSR2)
+    wait(lambda: list((folder / "state").glob("*")) and task_of(tmp_path) not in (first, None))
+    (folder / PROGRESS_NAME).unlink()
+    wait((folder / PROGRESS_NAME).is_file)
     assert len(control.cancel(tmp_path, [])) == 1
     wait(lambda: ended(tmp_path))
     assert standing(tmp_path) == {"cancelled": 1}
-    assert list((Store(tmp_path).folder(spec) / "state").glob("*"))
+    assert list((folder / "state").glob("*"))
 
 
 def test_the_commands_as_a_user_types_them(tmp_path):
