@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all demo-tuned demo-bias rates snapshot test test-slurm bench bench-gpu latex-check lint requirements
+.PHONY: demo demo-random demo-all demo-tuned demo-bias rates snapshot test test-slurm test-slurm-demo test-faults bench bench-gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -43,10 +43,13 @@ snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into resul
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto -m "not slurm"
+	$(BIN)/python -m pytest -n auto -m "not slurm and not slurm_demo"
 
 test-slurm: .venv/ready  ## on a real SLURM cluster of this machine's own; as root, it installs Debian packages
 	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm
+
+test-slurm-demo: .venv/ready  ## the demo suite, 70 runs, on that cluster and without it: the same records and table
+	$(BIN)/python -m pytest -n 0 -m slurm_demo tests/slurm
 
 bench: .venv/ready  ## ours beside the released way, on this machine
 	$(BIN)/sctbench bench

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import tiny
@@ -21,8 +22,11 @@ from slurm.submissions import Log
 pytestmark = pytest.mark.slurm
 
 SLURM = CLUSTERS["slurm"]
-EPOCHS = 150
-"""Of runs that are to be disturbed: long enough for that."""
+SLOW = f"{Path(__file__).with_name('slow.py')}:Slow"
+STEP_SECONDS = 0.2
+EPOCHS = 100
+"""Of runs that are to be disturbed. At four steps an epoch and with the pauses they are longer than SLURM's shortest
+time limit, one minute."""
 
 
 def test_runs_are_done_as_here_and_the_tables_follow(slurm, data, undisturbed, tmp_path):
@@ -59,10 +63,11 @@ def completions(root):
 
 
 @pytest.fixture
-def sent(slurm, data, tmp_path):
+def sent(slurm, data, tmp_path, monkeypatch):
     """Five runs that take a while, each in a job of its own; one of them in a partition that others preempt."""
-    setup = tiny.setup(tmp_path, data, save_every=0.5)
-    specs = tiny.specs(["lora", "sct"], seeds=3, epochs=EPOCHS)[:5]
+    monkeypatch.setenv("SLOW_STEP_SECONDS", str(STEP_SECONDS))  # the jobs inherit it
+    setup = tiny.setup(tmp_path, data, save_every=0.5, method_files=[SLOW])
+    specs = tiny.specs([SLOW], seeds=6, epochs=EPOCHS)[:5]
     profile = dataclasses.replace(SMALL, runs_per_job=1)
     send(setup, specs[:1], dataclasses.replace(profile, partition="low"))
     send(setup, specs[1:], profile)
@@ -71,7 +76,9 @@ def sent(slurm, data, tmp_path):
     return setup, specs
 
 
-def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_controller(slurm, sent, undisturbed):
+def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_controller(
+    slurm, sent, undisturbed, monkeypatch
+):
     setup, specs = sent
     jobs = {key: state.live for key, state in by_key(setup.root).items()}
     preempted, cut, timed_out, *_ = (jobs[spec.run_id] for spec in specs)
@@ -86,14 +93,15 @@ def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_contr
     wait(lambda: ended(setup.root))
     assert by_key(setup.root)[specs[3].run_id].state == "cancelled"
 
-    asked = tiny.selection(["lora", "sct"], seeds=3, epochs=EPOCHS)
+    asked = tiny.selection([SLOW], seeds=6, epochs=EPOCHS)
     log, profile = Log(setup.root), dataclasses.replace(SMALL, runs_per_job=1)
     missing = submit.todo(asked, Store(setup.root), submit.held_keys(log, SLURM))
     left = {spec.run_id for spec in missing.ready}
     assert specs[3].run_id in left and len(left) >= 2  # the sixth run was never submitted
+    monkeypatch.delenv("SLOW_STEP_SECONDS")
     send(setup, missing.ready, profile)
     wait(lambda: ended(setup.root))
-    for spec in tiny.specs(["lora", "sct"], seeds=3, epochs=EPOCHS):
+    for spec in tiny.specs([SLOW], seeds=6, epochs=EPOCHS):
         assert tiny.lasting(Store(setup.root).complete(spec)) == undisturbed(spec)
     assert set(completions(setup.root).values()) == {1} and len(completions(setup.root)) == 6
     told = [Store(setup.root).complete(spec).environment for spec in specs]
