@@ -24,17 +24,23 @@ def choose(name: str) -> torch.device:
     return device
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device has bf16 arithmetic of its own, not an emulation."""
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device computes faster in bf16 than in float32.
+
+    Of the CPUs these are AMD's with AVX-512 bf16, and those with AMX. Intel's AVX-512 bf16 alone is slower than float32.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type != "cpu":
+        return False
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or (can.get("avx512_bf16") and "AMD" in can.get("cpu_name", "")))
 
 
 def precision_in_use(precision: str, device: torch.device) -> str:
     """Resolve `auto` of a recipe for this device: `bf16` or `float32`."""
     if precision == "auto":
-        return "bf16" if has_bf16(device) else "float32"
+        return "bf16" if fast_bf16(device) else "float32"
     return precision
 
 

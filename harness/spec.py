@@ -68,7 +68,7 @@ class Recipe:
     `fewshot` (NOAH's: random resized crop, flip, RandAugment, erasing, mixup or cutmix)."""
 
     precision: str = "auto"
-    """`auto` (bf16 autocast where the device has bf16 arithmetic, else float32), `bf16` or `float32`."""
+    """`auto` (bf16 autocast where the device is faster in it, else float32), `bf16` or `float32`."""
 
     def __post_init__(self) -> None:
         one_of = {

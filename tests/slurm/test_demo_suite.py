@@ -20,7 +20,7 @@ SEVEN_JOBS = ["--gpus", "0", "--cpus", "1", "--time", "60", "--parallel", "2", "
 def outcomes(root):
     """What every record of a folder says that does not depend on where and how fast it was made."""
     records = [read_record(path) for path in sorted((root / "results" / "runs").glob("*/*/*/record.json"))]
-    return {record.run_id: tiny.lasting(record) for record in records}
+    return {record.spec.run_id: tiny.lasting(record) for record in records}
 
 
 def table(root):
