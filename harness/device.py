@@ -27,7 +27,8 @@ def choose(name: str) -> torch.device:
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device computes faster in bf16 than in float32.
 
-    Of the CPUs these are AMD's with AVX-512 bf16, and those with AMX. Intel's AVX-512 bf16 alone is slower than float32.
+    Of the CPUs these are AMD's with AVX-512 bf16, and those with AMX: with Intel's AVX-512 bf16
+    alone, float32 is the faster one.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
