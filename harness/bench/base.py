@@ -159,13 +159,13 @@ def _often(action: Callable[[], Any], times: int) -> None:
 def side_by_side(
     actions: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int, repeat: int = 1
 ) -> dict[str, float]:
-    """Median seconds of each action. After a warm-up they take turns, so that what else the machine does hits all;
-    each turn is `repeat` times the action in a row."""
+    """Median seconds of each action. After a warm-up they take turns, every other round in reverse, so that what else
+    the machine does hits all; each turn is `repeat` times the action in a row."""
     for action in actions.values():
         action()
     taken: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
-        for name, action in actions.items():
+    for turn in range(rounds):
+        for name, action in list(actions.items())[:: -1 if turn % 2 else 1]:
             taken[name].append(seconds(partial(_often, action, repeat), device) / repeat)
     return {name: median(values) for name, values in taken.items()}
 
