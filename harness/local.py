@@ -59,8 +59,10 @@ def worker_devices(device: torch.device, jobs: int | None) -> list[str]:
     return [f"cuda:{gpus[i % len(gpus)]}" for i in range(jobs or len(gpus))]
 
 
-def _work(connection: Connection, setup: Setup) -> None:
+def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> None:
     """A worker's life: receive a job, do it, send its record back; until None comes, or a stop is requested."""
+    os.environ.clear()
+    os.environ.update(environment)
     worker.enter(setup)
     worker.stop_on_signals()
 
@@ -77,11 +79,21 @@ def _work(connection: Connection, setup: Setup) -> None:
         return
 
 
+def _processes(device: str) -> Any:
+    """How a worker of that device is started: on a CPU by a fork of one process that has imported what all need, which
+    takes seconds; afresh where there is CUDA, which does not survive a fork."""
+    if torch.device(device).type != "cpu":
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["harness.worker", "methods.peft_library"])
+    return context
+
+
 class _Worker:
     """A worker process and the run it is at."""
 
     def __init__(self, setup: Setup) -> None:
-        context = mp.get_context("spawn")
+        context = _processes(setup.device)
         self.setup = setup
         self.job: Job | None = None
         self.spec: RunSpec | None = None
@@ -91,7 +103,8 @@ class _Worker:
         """What its runs have in common, see `shared`."""
 
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs, setup), daemon=True)
+        arguments = theirs, setup, dict(os.environ)  # of now: a process to fork from may be an earlier one
+        self.process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
         # Ctrl-C reaches all processes of a terminal. The workers inherit that it is ignored: this process tells them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process.start()
