@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -30,9 +31,14 @@ def test_every_field_changes_the_run_id():
 
 
 def test_run_id_is_the_same_in_another_process_with_another_hash_seed():
-    code = "import sys; sys.path.insert(0, 'tests'); import examples; print(examples.make_spec().run_id)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == make_spec().run_id
+    spec = make_spec(config={"channels": 48, "blocks": None, "targets": ("qkv", "proj")})
+    code = "import json, sys; from harness.spec import RunSpec; print(RunSpec.from_dict(json.load(sys.stdin)).run_id)"
+    as_json = json.dumps(spec.as_dict())
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, input=as_json, capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.strip() == spec.run_id
 
 
 def test_round_trip_through_json():

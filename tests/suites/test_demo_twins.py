@@ -115,7 +115,7 @@ def test_masked_target_lists_are_found_apart_from_the_images(root):
     ("suite", "task", "method", "metrics"),
     [
         ("demo-fewshot", "animals", "linear", {"test"}),
-        ("demo-dg", "photo_crops", "sct", {"test", "noise", "blur", "contrast", "grey", "grey/masked"}),
+        ("demo-dg", "photo_crops", "linear", {"test", "noise", "blur", "contrast", "grey", "grey/masked"}),
     ],
 )
 def test_a_run_scores_every_test_set(root, tmp_path, monkeypatch, suite, task, method, metrics):
