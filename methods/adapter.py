@@ -51,7 +51,7 @@ class AdapterPfeiffer(Method):
     paper = "Pfeiffer et al., AdapterFusion, EACL 2021, arXiv 2005.00247"
     family = "adapter"
     Config = AdapterConfig
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     slots: ClassVar[tuple[str, ...]] = ("mlp_output",)
 

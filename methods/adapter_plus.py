@@ -34,7 +34,7 @@ class AdapterPlus(Method):
     title = "Adapter+"
     paper = "Steitz and Roth, Adapters Strike Back, CVPR 2024, arXiv 2406.06820"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "drop_path": (0.0, 0.1)}
     identity_at_start = False
 

@@ -98,6 +98,10 @@ class NoConfig:
     """Configuration of a method that has nothing to configure."""
 
 
+HIGH_RATES = {"lr": (5e-3, 1e-2, 2e-2, 5e-2), "weight_decay": (1e-4, 1e-2)}
+"""Search space of methods that train few or small numbers, which need higher rates than a low-rank update does."""
+
+
 class Method(ABC):
     """Base class of all methods. Subclasses set the class attributes and implement `attach`."""
 
@@ -117,14 +121,14 @@ class Method(ABC):
     """Frozen keyword-only dataclass of the method's knobs; it checks its values in `__post_init__`."""
 
     recipe: ClassVar[Mapping[str, Any]] = {}
-    """Fields of the training recipe (learning rate, ...) in which this method differs from the common default."""
+    """Fields of the training recipe (learning rate, ...) in which this method differs from the common default. The
+    rates of the methods here were chosen on validation data, see `methods/README.md`."""
 
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "lr": (1e-3, 2e-3, 5e-3, 1e-2),
         "weight_decay": (1e-4, 1e-2),
     }
-    """Candidate values of recipe fields and of the method's own knobs, which the `tuned` protocol chooses from.
-    Declared beside the method, before any result is known."""
+    """Candidate values of recipe fields and of the method's own knobs, which the `tuned` protocol chooses from."""
 
     serves: ClassVar[frozenset[str]] = frozenset({"vit", "swin"})
     """Kinds of backbone that the method can attach to; on another, `attach` raises `MethodError`."""

@@ -64,7 +64,7 @@ class Compose(Method):
     title = "Compose"
     paper = "after Zhang et al., Neural Prompt Search (NOAH), TPAMI 2024, arXiv 2206.04673"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
     identity_at_start = False
 

@@ -56,7 +56,7 @@ class Consolidator(Method):
     title = "Consolidator"
     paper = "Hao et al., Consolidator: Mergeable Adapter with Grouped Connections, ICLR 2023, arXiv 2305.00603"
     family = "reparameterisation"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 2e-3}
     mergeable = True
     search_space = {**Method.search_space, "drop_path": (0.0, 0.5)}
 

@@ -24,7 +24,7 @@ class DiffFit(Method):
     title = "DiffFit"
     paper = "Xie et al., DiffFit, ICCV 2023, arXiv 2304.06648"
     family = "selective"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 1e-2}
     mergeable = True
 
     def pretrained(self, backbone: nn.Module) -> list[nn.Parameter]:

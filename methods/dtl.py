@@ -77,7 +77,7 @@ class DTL(Method):
     title = "DTL"
     paper = "Fu et al., DTL: Disentangled Transfer Learning for Visual Recognition, AAAI 2024, arXiv 2312.07856"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "beta": (1.0, 100.0)}
 
     @dataclass(frozen=True, kw_only=True)

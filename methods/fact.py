@@ -123,7 +123,7 @@ class FactTT(Method):
     paper = "Jie and Deng, FacT, AAAI 2023, arXiv 2212.03145"
     family = "reparameterisation"
     Config = FactConfig
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {"lr": (1e-3, 5e-3), "scale": (0.1, 1.0, 10.0), "rank": (4, 8, 16)}
     factors: type = TensorTrain

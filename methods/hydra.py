@@ -51,7 +51,7 @@ class Hydra(Method):
     title = "Hydra"
     paper = "Kim et al., Hydra: Multi-head Low-rank Adaptation, Neural Networks 2024, arXiv 2309.06922"
     family = "reparameterisation"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {"lr": (1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "scale": (0.1, 1.0, 5.0)}
 

@@ -52,7 +52,7 @@ class LoRand(Method):
     title = "LoRand"
     paper = "Yin et al., 1% VS 100%: Parameter-Efficient Low Rank Adapter, CVPR 2023"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 2e-3}
     search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "branches": (2, 4, 8)}
 
     @dataclass(frozen=True, kw_only=True)

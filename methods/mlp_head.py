@@ -21,8 +21,8 @@ class MLPHead(Method):
     title = "MLP head"
     paper = "baseline MLP-k of Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
     family = "head"
-    recipe = {"lr": 1e-3, "drop_path": 0.0}  # as for the linear probe
-    search_space = {"lr": (1e-4, 5e-4, 1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "layers": (2, 3, 5)}
+    recipe = {"lr": 2e-3, "drop_path": 0.0}  # as for the linear probe
+    search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "layers": (2, 3, 5)}
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from methods.base import Attachment, Context, Method
+from methods.base import HIGH_RATES, Attachment, Context, Method
 from methods.layers import body_layers
 
 
@@ -15,7 +15,8 @@ class NormTuning(Method):
     title = "Norm tuning"
     paper = "Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024, arXiv 2304.01917"
     family = "selective"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
         """Weights and biases of the norms outside the head."""

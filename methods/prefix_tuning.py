@@ -59,7 +59,7 @@ class PrefixTuning(Method):
     title = "Prefix"
     paper = "Li and Liang, Prefix-Tuning, ACL 2021, arXiv 2101.00190"
     family = "prompt"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-2}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     serves = frozenset({"vit"})
     identity_at_start = False

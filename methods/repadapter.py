@@ -66,7 +66,7 @@ class RepAdapter(Method):
     title = "RepAdapter"
     paper = "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, arXiv 2302.08106"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0)}
 

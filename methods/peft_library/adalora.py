@@ -22,7 +22,7 @@ class AdaLoRA(PeftMethod):
     name = "adalora"
     title = "AdaLoRA"
     paper = "Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

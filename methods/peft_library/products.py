@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import check
+from methods.base import HIGH_RATES, check
 from methods.peft_library.common import (
     LayersConfig,
     PeftMethod,
@@ -26,7 +26,7 @@ class LoHa(PeftMethod):
     title = "LoHa"
     paper = "Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098"
     Config = ScaledRankConfig
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank * (layer.in_features + layer.out_features))
@@ -73,7 +73,8 @@ class HiRA(PeftMethod):
     title = "HiRA"
     paper = "Huang et al., HiRA, ICLR 2025, openreview TwJrTz9cRS"
     Config = RankConfig
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features))

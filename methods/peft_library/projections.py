@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import check
+from methods.base import HIGH_RATES, check
 from methods.peft_library.common import (
     LayersConfig,
     PeftMethod,
@@ -17,9 +17,6 @@ from methods.peft_library.common import (
     block_layers,
     check_rank,
 )
-
-HIGH_RATES = {"lr": (5e-3, 1e-2, 2e-2, 5e-2), "weight_decay": (1e-4, 1e-2)}
-"""Search space of methods that train few numbers, which all their papers do with higher rates than LoRA's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +309,7 @@ class SHiRA(PeftMethod):
     paper = "Bhardwaj et al., SHiRA, NeurIPS 2024, arXiv 2406.13175"
     family = "selective"
     Config = RankConfig
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features))
@@ -330,7 +327,8 @@ class SuperTuning(PeftMethod):
     title = "Super"
     paper = "Super, arXiv 2607.09287 (as cited by peft)"
     family = "selective"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import check
+from methods.base import HIGH_RATES, check
 from methods.blocks import blocks, width
 from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
 
@@ -18,7 +18,7 @@ class OFT(PeftMethod):
     name = "oft"
     title = "OFT"
     paper = "Qiu et al., OFT, NeurIPS 2023, arXiv 2306.07280; Qiu et al., OFTv2, EMNLP 2025, arXiv 2506.19847"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
@@ -52,7 +52,7 @@ class BOFT(PeftMethod):
     name = "boft"
     title = "BOFT (one factor)"
     paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
@@ -82,7 +82,8 @@ class HRA(PeftMethod):
     name = "hra"
     title = "HRA"
     paper = "Yuan et al., HRA, NeurIPS 2024, arXiv 2405.17484"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
@@ -134,7 +135,8 @@ class RoAd(PeftMethod):
     name = "road"
     title = "RoAd"
     paper = "Liao and Monz, 3-in-1: RoAd, NeurIPS 2024, arXiv 2409.00119"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
@@ -200,7 +202,8 @@ class LNTuning(PeftMethod):
     title = "LN-Tuning"
     paper = "Zhao et al., Tuning LayerNorm in Attention, ICLR 2024, arXiv 2312.11420"
     family = "selective"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
