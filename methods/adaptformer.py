@@ -22,7 +22,7 @@ class AdaptFormer(Method):
     title = "AdaptFormer"
     paper = "Chen et al., AdaptFormer, NeurIPS 2022, arXiv 2205.13535"
     family = "adapter"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-2}
     search_space = {**Method.search_space, "scale": (None, 1.0)}
 
     @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class VPTDeep(Method):
     paper = "Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
     family = "prompt"
     Config = PromptConfig
-    recipe = {"lr": 1e-2}
+    recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
     identity_at_start = False
 
