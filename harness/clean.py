@@ -10,9 +10,8 @@ from pathlib import Path
 from harness import index, lease
 from harness.index import Place
 from harness.lease import LEASE_NAME
-from harness.store import RECORD_NAME
+from harness.store import PROGRESS_NAME, RECORD_NAME
 from harness.terminal import Advance
-from harness.worker import PROGRESS_NAME
 
 
 @dataclass(frozen=True, slots=True)

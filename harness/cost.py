@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,77 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import device as devices
 from harness.preprocessing import Preprocessing
+from harness.record import Parameters
 
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20
 """Time and number of passes that a latency is measured over at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
-    """Numbers of parameters by role."""
-
-    method: int
-    """Trained parameters that the method added."""
-
-    backbone_trained: int
-    """Pretrained parameters that the method trains."""
-
-    head: int
-    """Trained parameters of the head, which the harness owns."""
-
-    total: int
-    """All parameters of the model that ran."""
-
-    @property
-    def trained_without_head(self) -> int:
-        """What papers print."""
-        return self.method + self.backbone_trained
-
-    @property
-    def trained_with_head(self) -> int:
-        """All that the optimiser moves."""
-        return self.method + self.backbone_trained + self.head
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """Measured cost of a run."""
-
-    forward_flops: int
-    """Operations of one image's forward pass in inference, by torch's counter: a multiply-add counts as two."""
-
-    attach_seconds: float
-    """Time of the method's `attach`, channel selection included."""
-
-    train_seconds: float
-    train_images_per_second: float
-    evaluate_seconds: float
-    trained_bytes: int
-    """Size of what must be stored for the task: trained parameters and the method's buffers, head included."""
-
-    peak_memory_bytes: int | None
-    """Peak of the device's allocator during training; None on CPU, which has no such counter."""
-
-    peak_resident_bytes: int | None = None
-    """Peak of the process's resident memory during the run, with libraries, mapped pictures and what earlier runs of
-    the process left in its caches; None where the system cannot reset the peak (anywhere but on Linux)."""
-
-    training_flops: int | None = None
-    """Operations of one image's forward and backward pass in training, counted as `forward_flops`."""
-
-    step_seconds: float | None = None
-    """Time of a training step, with its share of data and schedule: the median over epochs of an epoch's time by its
-    steps. An epoch that an interruption cut does not count."""
-
-    cached_features: bool = False
-    """Whether nothing before the head was trained or random, so that it was trained on features computed once."""
-
-    latency_seconds: dict[str, float] = field(default_factory=dict)
-    """Time of a forward pass in inference, in the run's precision, by number of images; the host's part included."""
-
-    merged_latency_seconds: dict[str, float] = field(default_factory=dict)
-    """The same after the method was folded into the backbone; empty where it does not fold."""
 
 
 def count_parameters(model: nn.Module, pretrained: set[int], head: set[int]) -> Parameters:

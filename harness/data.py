@@ -17,6 +17,7 @@ from harness.errors import DataError, HarnessError
 from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
 from harness.paths import cache_folder
 from harness.preprocessing import Preprocessing
+from harness.record import Fingerprint
 from suites.base import Suite, Task
 
 
@@ -38,20 +39,6 @@ class Split:
         """All images in order, `size` at a time, moved to `device` as they come."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             yield images.to(device), labels.to(device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
-    """What the data were, for the record."""
-
-    lists: str
-    """sha256 over the task's lists, names and labels."""
-
-    files: str
-    """sha256 over the bytes of 16 pictures per list, evenly spaced."""
-
-    sizes: dict[str, int]
-    """Images per split."""
 
 
 def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:

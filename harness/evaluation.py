@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -11,23 +9,10 @@ from torch.nn.functional import cross_entropy
 from harness import device as devices
 from harness.data import Split
 from harness.preprocessing import Preprocessing
+from harness.record import Metrics
 from suites.base import Task
 
 BATCH_SIZE = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """Result on one split."""
-
-    accuracy: float
-    """Top-1, per cent of images."""
-
-    loss: float
-    """Mean cross-entropy."""
-
-    correct_per_class: list[int]
-    images_per_class: list[int]
 
 
 @torch.inference_mode()

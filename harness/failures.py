@@ -6,8 +6,6 @@ import errno
 import traceback
 from dataclasses import dataclass
 
-import torch
-
 from harness.errors import USER_ERRORS, DataError
 from suites.base import SuiteError
 
@@ -129,7 +127,7 @@ def _kind(error: BaseException) -> str:
         return "data"
     if isinstance(error, USER_ERRORS):
         return "config"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
         return "memory"
     if isinstance(error, OSError):
         return _ERRNO.get(error.errno or 0, "unexpected")

@@ -7,18 +7,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from harness.cost import Cost, Parameters
-from harness.data import Fingerprint
-from harness.evaluation import Metrics
 from harness.failures import Failure
 from harness.spec import RunSpec, digest
-from harness.trainer import Epoch
 
 SCHEMA = 1
 """Version of the record's layout."""
-
-
-_PARTS = {"parameters": Parameters, "cost": Cost, "data": Fingerprint, "failure": Failure}
 
 
 class BadRecord(ValueError):
@@ -28,6 +21,121 @@ class BadRecord(ValueError):
         super().__init__(reason)
         self.whole = whole
         """Whether it is as it was written, by another version of this program."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Result on one split."""
+
+    accuracy: float
+    """Top-1, per cent of images."""
+
+    loss: float
+    """Mean cross-entropy."""
+
+    correct_per_class: list[int]
+    images_per_class: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One point of the learning curve."""
+
+    epoch: int
+    """Counted from 1."""
+
+    train_loss: float
+    """Mean loss over the epoch's images, with label smoothing if the recipe has it."""
+
+    train_accuracy: float
+    """Per cent of the epoch's images classified right, as seen in training (augmented, before each update)."""
+
+    lr: float
+    """Learning rate of the epoch's last step."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    """Top-1 after the epoch, per cent, of the splits that were looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Numbers of parameters by role."""
+
+    method: int
+    """Trained parameters that the method added."""
+
+    backbone_trained: int
+    """Pretrained parameters that the method trains."""
+
+    head: int
+    """Trained parameters of the head, which the harness owns."""
+
+    total: int
+    """All parameters of the model that ran."""
+
+    @property
+    def trained_without_head(self) -> int:
+        """What papers print."""
+        return self.method + self.backbone_trained
+
+    @property
+    def trained_with_head(self) -> int:
+        """All that the optimiser moves."""
+        return self.method + self.backbone_trained + self.head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Measured cost of a run."""
+
+    forward_flops: int
+    """Operations of one image's forward pass in inference, by torch's counter: a multiply-add counts as two."""
+
+    attach_seconds: float
+    """Time of the method's `attach`, channel selection included."""
+
+    train_seconds: float
+    train_images_per_second: float
+    evaluate_seconds: float
+    trained_bytes: int
+    """Size of what must be stored for the task: trained parameters and the method's buffers, head included."""
+
+    peak_memory_bytes: int | None
+    """Peak of the device's allocator during training; None on CPU, which has no such counter."""
+
+    peak_resident_bytes: int | None = None
+    """Peak of the process's resident memory during the run, with libraries, mapped pictures and what earlier runs of
+    the process left in its caches; None where the system cannot reset the peak (anywhere but on Linux)."""
+
+    training_flops: int | None = None
+    """Operations of one image's forward and backward pass in training, counted as `forward_flops`."""
+
+    step_seconds: float | None = None
+    """Time of a training step, with its share of data and schedule: the median over epochs of an epoch's time by its
+    steps. An epoch that an interruption cut does not count."""
+
+    cached_features: bool = False
+    """Whether nothing before the head was trained or random, so that it was trained on features computed once."""
+
+    latency_seconds: dict[str, float] = field(default_factory=dict)
+    """Time of a forward pass in inference, in the run's precision, by number of images; the host's part included."""
+
+    merged_latency_seconds: dict[str, float] = field(default_factory=dict)
+    """The same after the method was folded into the backbone; empty where it does not fold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """What the data were, for the record."""
+
+    lists: str
+    """sha256 over the task's lists, names and labels."""
+
+    files: str
+    """sha256 over the bytes of 16 pictures per list, evenly spaced."""
+
+    sizes: dict[str, int]
+    """Images per split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +176,9 @@ class Tuning:
 
     seconds: float
     """Device seconds of all trials."""
+
+
+_PARTS = {"parameters": Parameters, "cost": Cost, "data": Fingerprint, "failure": Failure}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,10 @@ from harness import device as devices
 from harness.errors import HarnessError
 from harness.experiment import find_suite
 from harness.lists import Roots
-from harness.record import BadRecord, RunRecord
+from harness.record import BadRecord, Epoch, RunRecord
 from harness.run import attempt
 from harness.spec import RunSpec
 from harness.store import RECORD_NAME
-from harness.trainer import Epoch
 from methods import registry
 from suites import SUITES
 

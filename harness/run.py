@@ -14,16 +14,15 @@ import torch
 
 from harness import device as devices
 from harness import environment, evaluation, failures, protocol
-from harness.cost import Cost, PeakMemory, of_inference, state_bytes, state_digest
+from harness.cost import PeakMemory, of_inference, state_bytes, state_digest
 from harness.data import Split, TaskData
 from harness.door import ajar
 from harness.errors import HarnessError, Interrupted
-from harness.evaluation import Metrics
 from harness.failures import Failure
 from harness.lists import Roots
 from harness.prepared import Prepared
 from harness.preprocessing import Preprocessing
-from harness.record import RunRecord, Tuning
+from harness.record import Cost, Metrics, RunRecord, Tuning
 from harness.resume import Keeper
 from harness.spec import RunSpec
 from harness.trainer import Report, Trainer, images_per_epoch

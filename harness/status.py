@@ -13,9 +13,8 @@ from typing import Any
 from harness import index, lease
 from harness.index import Found, Place
 from harness.spec import RunSpec
-from harness.store import Store
+from harness.store import PROGRESS_NAME, Store
 from harness.terminal import Advance
-from harness.worker import PROGRESS_NAME
 
 STATES = ("complete", "running", "pending", "stopped", "failed", "cancelled", "bad", "missing")
 """`pending`: in a cluster's queue; `stopped`: begun, nobody is at it, and there is a state or a stale lease; `bad`: the

@@ -13,6 +13,7 @@ from harness.record import BadRecord, RunRecord
 from harness.spec import RunSpec
 
 RECORD_NAME = "record.json"
+PROGRESS_NAME = "progress.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -20,28 +20,9 @@ from harness.data import Split
 from harness.errors import HarnessError
 from harness.failures import Diverged
 from harness.preprocessing import Preprocessing
+from harness.record import Epoch
 from harness.spec import Recipe
 from methods.base import Attachment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Epoch:
-    """One point of the learning curve."""
-
-    epoch: int
-    """Counted from 1."""
-
-    train_loss: float
-    """Mean loss over the epoch's images, with label smoothing if the recipe has it."""
-
-    train_accuracy: float
-    """Per cent of the epoch's images classified right, as seen in training (augmented, before each update)."""
-
-    lr: float
-    """Learning rate of the epoch's last step."""
-
-    scores: dict[str, float] = field(default_factory=dict)
-    """Top-1 after the epoch, per cent, of the splits that were looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from harness.evaluation import Metrics
+from harness.record import Metrics
 
 Score = Callable[[], dict[str, Metrics]]
 """Scores the model as it is now, the split that the protocol reports first."""

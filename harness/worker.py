@@ -24,14 +24,12 @@ from harness.record import RunRecord, Tuning
 from harness.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
 from harness.run import attempt, failed_record, identity
 from harness.spec import RunSpec
-from harness.store import Store
+from harness.store import PROGRESS_NAME, Store
 from harness.trainer import Progress, Report
 from harness.tuning import Job, resolve
 from methods import registry
 from suites import SUITES
 from suites.base import Suite
-
-PROGRESS_NAME = "progress.json"
 
 PROGRESS_EVERY_SECONDS = 3.0
 """Time between two writes of a run's progress, for `sctbench status`."""

@@ -20,13 +20,13 @@ from submitit.helpers import clean_env
 from slurm import scheduler
 from slurm.body import Body
 from slurm.errors import ClusterError
-from slurm.planning import Array
 from slurm.profile import Profile
 from slurm.sbatch import parameters
 from slurm.scheduler import Live
 from slurm.submissions import Sent
 
 if TYPE_CHECKING:
+    from slurm.planning import Array
     from slurm.work import Batch, Report
 
     Work = Batch | Report

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
-from slurm.planning import Array
 from slurm.profile import Profile
+
+if TYPE_CHECKING:
+    from slurm.planning import Array
 
 REPORT_MINUTES = 30
 """Time limit of the job that writes the tables."""

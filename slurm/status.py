@@ -10,8 +10,7 @@ from typing import Any
 
 from harness.record import BadRecord, RunRecord
 from harness.status import Run as StatusRun
-from harness.store import RECORD_NAME
-from harness.worker import PROGRESS_NAME
+from harness.store import PROGRESS_NAME, RECORD_NAME
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
 from slurm.scheduler import Live

@@ -3,12 +3,8 @@
 import re
 from pathlib import Path
 
-from harness.cost import Cost, Parameters
-from harness.data import Fingerprint
-from harness.evaluation import Metrics
-from harness.record import RunRecord
+from harness.record import Cost, Epoch, Fingerprint, Metrics, Parameters, RunRecord
 from harness.spec import BackboneSpec, Recipe, RunSpec
-from harness.trainer import Epoch
 
 
 def make_spec(**changes):

@@ -5,9 +5,7 @@ import dataclasses
 from examples import make_record, make_spec
 
 from analysis.frame import comparable_sets
-from harness.cost import Cost, Parameters
-from harness.evaluation import Metrics
-from harness.record import RunRecord
+from harness.record import Cost, Metrics, Parameters, RunRecord
 from harness.spec import Recipe
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]

@@ -20,9 +20,8 @@ from analysis.page import About, Section, to_html
 from analysis.report import write_report
 from analysis.runs import from_records
 from analysis.tables import all_tables, task_table
-from harness.record import RunRecord
+from harness.record import Epoch, RunRecord
 from harness.store import Rejected, Store
-from harness.trainer import Epoch
 from suites import SUITES
 
 EVIL = "<script>document.title = 'owned'</script></script><img src=x onerror=\"document.title = 'owned'\"> & more"

@@ -6,8 +6,7 @@ import json
 import pytest
 from examples import make_record, make_spec
 
-from harness.cost import Parameters
-from harness.record import BadRecord, RunRecord
+from harness.record import BadRecord, Parameters, RunRecord
 from harness.store import Store
 
 
