@@ -70,7 +70,7 @@ class ARC(Method):
     title = "ARC"
     paper = "Dong et al., Efficient Adaptation of Large ViT via Adapter Re-Composing, NeurIPS 2023, arXiv 2310.06234"
     family = "reparameterisation"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-2}
     mergeable = True
     search_space = {"lr": (1e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (10, 50, 100)}
 

@@ -57,8 +57,8 @@ class Compacter(Method):
     title = "Compacter"
     paper = "Karimi Mahabadi et al., Compacter, NeurIPS 2021, arXiv 2106.04647"
     family = "adapter"
-    recipe = {"lr": 3e-3}
-    search_space = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "bottleneck": (8, 24, 48)}
+    recipe = {"lr": 2e-3}
+    search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "bottleneck": (8, 24, 48)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -54,7 +54,7 @@ class GPS(Method):
     title = "GPS"
     paper = "Zhang et al., Gradient-based Parameter Selection, CVPR 2024, arXiv 2312.10136"
     family = "selective"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 2e-3}
     mergeable = True
     search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "connections": (1, 2, 5)}
 

@@ -25,7 +25,7 @@ class LoRAQV(Method):
     title = "LoRA (q, v)"
     paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
     family = "reparameterisation"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {"lr": (1e-3, 2e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (4, 8, 16)}
 

@@ -58,7 +58,7 @@ class Mona(Method):
     title = "Mona"
     paper = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025, arXiv 2408.08345"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 2e-3}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     identity_at_start = False
 

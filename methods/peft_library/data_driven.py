@@ -70,6 +70,7 @@ class LoRAGA(LoraTuner):
     name = "lora_ga"
     title = "LoRA-GA"
     paper = "Wang et al., LoRA-GA, NeurIPS 2024, arXiv 2407.05000"
+    recipe = {"lr": 2e-3}
 
     def options(self) -> Mapping[str, Any]:
         from peft import LoraGAConfig

@@ -22,7 +22,7 @@ from methods.peft_library.common import (
 class LoraTuner(PeftMethod):
     """Low-rank update alpha/r * B A of linear layers. Subclasses say in `options` what is special about them."""
 
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
@@ -57,7 +57,6 @@ class LoRA(LoraTuner):
     name = "lora"
     title = "LoRA"
     paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
-    recipe = {"lr": 5e-3}
 
 
 class RsLoRA(LoraTuner):
@@ -66,6 +65,7 @@ class RsLoRA(LoraTuner):
     name = "rslora"
     title = "rsLoRA"
     paper = "Kalajdzievski, Rank-Stabilized LoRA, 2023, arXiv 2312.03732"
+    recipe = {"lr": 2e-3}
 
     def options(self) -> Mapping[str, Any]:
         return {"use_rslora": True}
@@ -91,6 +91,7 @@ class PiSSA(LoraTuner):
     name = "pissa"
     title = "PiSSA"
     paper = "Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948"
+    recipe = {"lr": 2e-3}
 
     def options(self) -> Mapping[str, Any]:
         return {"init_lora_weights": "pissa"}
@@ -147,6 +148,7 @@ class LoRAFA(LoraTuner):
     name = "lora_fa"
     title = "LoRA-FA"
     paper = "Zhang et al., LoRA-FA, 2023, arXiv 2308.03303"
+    recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * layer.out_features)

@@ -91,7 +91,7 @@ class DeLoRA(PeftMethod):
     name = "delora"
     title = "DeLoRA"
     paper = "Bini et al., DeLoRA, ICLR 2025, arXiv 2503.18225"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
@@ -120,7 +120,7 @@ class GraLoRA(PeftMethod):
     name = "gralora"
     title = "GraLoRA"
     paper = "Jung et al., GraLoRA, NeurIPS 2025, arXiv 2505.20355"
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
@@ -172,7 +172,7 @@ class Peanut(PeftMethod):
     title = "PEANuT"
     paper = "Zhong et al., PEANuT, 2024, arXiv 2410.01870"
     Config = RankConfig
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank * layer.out_features)
@@ -191,7 +191,7 @@ class DEFT(PeftMethod):
     title = "DEFT"
     paper = "DEFT (Decompositional Efficient Fine-Tuning), as implemented by peft, which cites no paper"
     Config = RankConfig
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features))
@@ -248,7 +248,7 @@ class Lily(PeftMethod):
     title = "Lily"
     paper = "Zhong et al., Low-Rank Interconnected Adaptation across Layers, ACL 2025, arXiv 2407.09946"
     mergeable = False
-    recipe = {"lr": 2e-3}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):

@@ -79,7 +79,7 @@ class RandLoRA(PeftMethod):
     name = "randlora"
     title = "RandLoRA"
     paper = "Albert et al., RandLoRA, ICLR 2025, arXiv 2502.00987"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
@@ -270,8 +270,7 @@ class WaveFT(PeftMethod):
     name = "waveft"
     title = "WaveFT"
     paper = "Bilican et al., WaveFT, 2025, arXiv 2505.12532"
-    recipe = {"lr": 1e-2}
-    search_space = HIGH_RATES
+    recipe = {"lr": 2e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

@@ -171,7 +171,7 @@ class IA3(PeftMethod):
     name = "ia3"
     title = "IA3"
     paper = "Liu et al., IA3 (T-Few), NeurIPS 2022, arXiv 2205.05638"
-    recipe = {"lr": 1e-2}
+    recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
