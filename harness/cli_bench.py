@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def bench(
     found = report.run(setting, parts or list(report.PARTS), lambda part: errors.print(f"measuring {part} ..."))
     print_rows([measurement.row() for measurement in found], False)
     path = out / f"{chosen.type}-{spec.name}-{'-'.join(parts or ['all'])}-{kind}.json"
-    text = json.dumps(report.document(setting, found), indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-    console.print(f"{report.verdict(found)}; wrote {path}", highlight=False)
+    document = json.dumps(report.document(setting, found), indent=1) + "\n"
+    for file, text in ((path, document), (path.with_suffix(".md"), report.markdown(setting, found))):
+        write_atomically(file, methodcaller("write", text.encode()))
+    console.print(f"{report.verdict(found)}; wrote {path} and the table beside it", highlight=False)

@@ -53,6 +53,20 @@ def document(setting: Setting, found: Sequence[Measurement]) -> dict[str, Any]:
     }
 
 
+def markdown(setting: Setting, found: Sequence[Measurement]) -> str:
+    """The rows as a table, under what was measured on and with."""
+    rows = [measurement.row() for measurement in found]
+    about = environment.describe(setting.device, setting.precision)
+    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    lines = [
+        f"{about['device']}, {len(os.sched_getaffinity(0))} cores in use, {about['precision']}; "
+        f"{setting.backbone.name} ({setting.backbone.weights}) at {setting.backbone.image_size} px; {versions}.\n",
+        *(f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))),
+        f"\n{verdict(found)}.\n",
+    ]
+    return "\n".join(lines)
+
+
 def verdict(found: Sequence[Measurement]) -> str:
     """How many targets hold, and which do not."""
     judged = [m for m in found if m.reached is not None]

@@ -75,6 +75,8 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     assert written["environment"]["packages"]["torch"] and written["cores"] >= 1
     assert {m["part"] for m in written["measurements"]} == {"ceilings", "module"}
     assert "targets reached" in result.output
+    table = path.with_suffix(".md").read_text()
+    assert "| module | w | s | 1 |" in table and f"torch {torch.__version__}" in table
 
 
 def test_an_unknown_part_is_answered_with_the_known(tmp_path):
