@@ -76,7 +76,7 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     assert {m["part"] for m in written["measurements"]} == {"ceilings", "module"}
     assert "targets reached" in result.output
     table = path.with_suffix(".md").read_text()
-    assert "| module | w | s | 1 |" in table and f"torch {torch.__version__}" in table
+    assert "| module | w | s | 1 |" in table and "torch 2" in table
 
 
 def test_an_unknown_part_is_answered_with_the_known(tmp_path):
