@@ -26,7 +26,7 @@ demo-all: .venv/ready  ## every registered method on one small task
 
 rates: .venv/ready  ## one grid of learning rates for every method, scored on val: what default rates are chosen by
 	for lr in 1e-3 2e-3 5e-3 1e-2 2e-2 5e-2; do $(BIN)/sctbench run --suite demo --tasks digits,photo_crops \
-		--protocol validation --methods all --recipe lr=$$lr --out results/rates || exit 1; done
+		--protocol validation --methods all --recipe lr=$$lr,epochs=7 --out results/rates || exit 1; done
 	$(BIN)/sctbench report --out results/rates --ablation lr
 
 demo-tuned: .venv/ready  ## three methods, eight trials each per task on val, two seeds of the winners

@@ -117,7 +117,7 @@ DEMO = Suite(
         _task("dsprites_loc", "structured", 16, _LOCATION, 320, 80, 600),
         _task("dsprites_ori", "structured", 16, _ORIENTATION, 320, 80, 600),
     ),
-    recipe={"epochs": 7, "warmup_epochs": 1, "batch_size": 32, "drop_path": 0.0},
+    recipe={"epochs": 5, "warmup_epochs": 1, "batch_size": 32, "drop_path": 0.0},
 )
 
 DEMO_FULL = Suite(
