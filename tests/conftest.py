@@ -46,3 +46,8 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+
+
+def pytest_unconfigure():
+    """At exit libraries are cleared away as ever; some complain of leaks otherwise."""
+    gc.unfreeze()
