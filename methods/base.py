@@ -121,8 +121,8 @@ class Method(ABC):
     """Frozen keyword-only dataclass of the method's knobs; it checks its values in `__post_init__`."""
 
     recipe: ClassVar[Mapping[str, Any]] = {}
-    """Fields of the training recipe (learning rate, ...) in which this method differs from the common default. The
-    rates of the methods here were chosen on validation data, see `methods/README.md`."""
+    """Fields of the training recipe (learning rate, ...) in which this method differs from the common default. How
+    the rates of the methods here were chosen: `methods/README.md`."""
 
     search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "lr": (1e-3, 2e-3, 5e-3, 1e-2),
