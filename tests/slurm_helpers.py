@@ -1,5 +1,6 @@
 """Submitting tiny runs to a cluster and watching them, for the tests of `slurm`."""
 
+import os
 import subprocess
 import time
 from collections import Counter
@@ -32,9 +33,16 @@ def wait(until, timeout=300):
     """Wait until a condition holds; returns its value."""
     end = time.monotonic() + timeout
     while not (value := until()):
-        assert time.monotonic() < end, f"waited {timeout} s"
+        assert time.monotonic() < end, f"waited {timeout} s\n{cluster_now()}"
         time.sleep(0.1)
     return value
+
+
+def cluster_now():
+    """What SLURM says of its jobs and nodes, for the message of a test that waited in vain."""
+    if "SLURM_CONF" not in os.environ:
+        return ""
+    return run_slurm("squeue", "-O", "jobid,partition,state,reason,nodelist,restartcnt") + run_slurm("sinfo", "-N", "-o", "%N %P %T %E")
 
 
 def standing(root):
