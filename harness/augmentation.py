@@ -7,19 +7,23 @@ with it an epoch, can be repeated alone.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import Mixup
 from timm.data.auto_augment import RandAugment, rand_augment_transform
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from harness.preprocessing import INTERPOLATIONS, Preprocessing
 
@@ -61,7 +65,9 @@ def make(name: str, preprocessing: Preprocessing, num_classes: int, smoothing: f
 def flip(images: Tensor, seed: int) -> Tensor:
     """Mirror each of the images [B, H, W, 3] with probability one half."""
     mirrored = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < 0.5
-    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(2), images)
+    if images.is_cuda:
+        mirrored = mirrored.pin_memory().to(images.device, non_blocking=True)  # else the host waits in every step
+    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
 
 
 def rand_augment(preprocessing: Preprocessing) -> RandAugment:
@@ -71,7 +77,19 @@ def rand_augment(preprocessing: Preprocessing) -> RandAugment:
         "img_mean": tuple(min(255, round(255 * mean)) for mean in preprocessing.mean),
         "interpolation": INTERPOLATIONS[preprocessing.interpolation],
     }
-    return rand_augment_transform(RAND_AUGMENT, settings)
+    made: RandAugment = rand_augment_transform(RAND_AUGMENT, settings)
+    for operation in made.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = posterize
+    return made
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep so many bits of each channel. timm asks for none at full strength, which Pillow 13 refuses and Pillow before
+    it answered with black."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 class TrainAug:
@@ -136,3 +154,65 @@ class FewShot(TrainAug):
             return images, single
         mixed, targets = self.mixup(images[:even], labels[:even])
         return torch.cat([mixed, images[even:]]), torch.cat([targets, single])
+
+
+MOST_WORKERS = 8
+
+
+def workers_for(device: torch.device, augment: Augment) -> int:
+    """How many processes may augment for one run: none on a CPU, whose cores all compute, and none where the device
+    augments by itself; else this process's share of the cores, less one for itself."""
+    if device.type != "cuda" or not isinstance(augment, TrainAug):
+        return 0
+    share = len(os.sched_getaffinity(0)) // torch.cuda.device_count()
+    return min(MOST_WORKERS, share - 1)
+
+
+class _Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented batches, by the places of their pictures and the batch's seed."""
+
+    def __init__(self, images: Tensor, labels: Tensor, augment: Augment) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
+
+    def __getitem__(self, batch: tuple[list[int], int]) -> tuple[Tensor, Tensor]:
+        index, seed = batch
+        return self.augment(self.images[index], self.labels[index], seed)
+
+
+class Ahead:
+    """Augments the next batches in processes of its own while the device trains on the last: the same bits as without.
+
+    images: uint8 [N, H, W, 3], labels: int64 [N], both copied to the CPU.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, augment: Augment, workers: int) -> None:
+        self._device, self._order = images.device, list[tuple[list[int], int]]()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Pictures(images.cpu(), labels.cpu(), augment),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=workers,
+            persistent_workers=True,
+            multiprocessing_context="fork",  # they share the pictures, and never touch the device
+            pin_memory=images.is_cuda,
+            generator=torch.Generator(),  # the global one is the training's
+        )
+
+    def batches(self, order: list[tuple[list[int], int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images and targets, on the device, of batches given by picture numbers and seed."""
+        self._order[:] = order
+        with _signals_held():
+            found = iter(self._loader)
+        for images, targets in found:
+            yield images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that are forked within never hear the signals by which a run is told to stop: they end with it."""
+    asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -104,7 +104,7 @@ class _Worker:
 
         self.connection, theirs = context.Pipe()
         arguments = theirs, setup, dict(os.environ)  # of now: a process to fork from may be an earlier one
-        self.process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
+        self.process: BaseProcess = context.Process(target=_work, args=arguments)
         # Ctrl-C reaches all processes of a terminal. The workers inherit that it is ignored: this process tells them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process.start()

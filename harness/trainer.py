@@ -131,6 +131,8 @@ class Trainer:
         self.augment = augmentation.make(
             recipe.augmentation, preprocessing, int(self.model.num_classes), recipe.label_smoothing
         )
+        workers = augmentation.workers_for(self.device, self.augment)
+        self.ahead = augmentation.Ahead(data.images, data.labels, self.augment, workers) if workers > 0 else None
         self.forward: Callable[[Tensor], Tensor] = model
         self.cached: Tensor | None = None
         """Pooled features [N, d] of the images, where they are the same in every step; then only the head runs."""
@@ -164,6 +166,7 @@ class Trainer:
         while len(self.curve) < self.recipe.epochs:
             self._epoch(len(self.curve) + 1, report, boundary, look)
         self.seconds = time.perf_counter() - self._clock
+        self.ahead = None  # ends its processes
         self.model.eval()
         return self.curve
 
@@ -271,12 +274,16 @@ class Trainer:
         probabilities [B, C], from batch `first` on."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order {epoch}"))
         order = torch.randperm(len(self.data), generator=generator)[: images_per_epoch(len(self.data), self.recipe)]
-        batches = order.to(self.device).split(self.recipe.batch_size)
-        for number, index in enumerate(batches[first:], first):
+        size = self.recipe.batch_size
+        seeds = [derived_seed(self.seed, f"augment {epoch} {number}") for number in range(self.batches)]
+        if self.ahead is not None:
+            places = [index.tolist() for index in order.split(size)]
+            yield from self.ahead.batches(list(zip(places, seeds, strict=True))[first:])
+            return
+        for index, seed in list(zip(order.to(self.device).split(size), seeds, strict=True))[first:]:
             if self.cached is not None:
                 yield self.cached[index], self.data.labels[index]
             else:
-                seed = derived_seed(self.seed, f"augment {epoch} {number}")
                 yield self.augment(self.data.images[index], self.data.labels[index], seed)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

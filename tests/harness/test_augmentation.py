@@ -1,6 +1,9 @@
 """Augmentation: timm's own transforms, seeded per batch, leaving the global generators as they were."""
 
+import multiprocessing as mp
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -91,6 +94,16 @@ def test_train_aug_is_what_timm_builds_for_the_release():
     torch.testing.assert_close(augment("train_aug")[0], torch.stack(expected), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("strength", [0, 10])
+def test_every_operation_works_from_its_weakest_to_its_full_strength(strength):
+    for operation in augmentation.rand_augment(IMAGENET).ops:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1.0, strength, 0
+        changed = operation(Image.fromarray(pictures(1)[0].numpy()))
+        assert changed.size == (SIZE, SIZE), operation.name
+        if operation.name == "PosterizeIncreasing":
+            assert changed.getextrema() == ((0, 0),) * 3 or not strength
+
+
 def test_train_aug_changes_most_pictures():
     plain, changed = augment("none", count=40)[0], augment("train_aug", count=40)[0]
     same = sum(torch.equal(a, b) for a, b in zip(plain, changed, strict=True))
@@ -127,3 +140,32 @@ def test_fewshot_crops_and_erases():
     with augmentation.seeded(0):
         erased = sum(bool(image.any()) for image in mixer.erase(grey))
     assert 60 < erased < 140
+
+
+@pytest.mark.parametrize("kind", ["train_aug", "fewshot"])
+def test_batches_made_ahead_are_those_made_in_the_step(kind):
+    make = augmentation.make(kind, IMAGENET, CLASSES, 0.1)
+    order = [([0, 3, 2], 5), ([1, 4], 6), ([5], 7)]
+    torch.manual_seed(3)
+    ahead, drawn, before = augmentation.Ahead(pictures(), labels(), make, 2), [], signal.pthread_sigmask(0, [])
+    for _ in range(2):  # two epochs with the same processes
+        for found, (index, seed) in zip(ahead.batches(order), order, strict=True):
+            expected = make(pictures()[index], labels()[index], seed)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            drawn.append(torch.rand(()))
+    torch.manual_seed(3)
+    assert drawn == [torch.rand(()) for _ in drawn]  # the training's own draws are not shifted
+    assert signal.pthread_sigmask(0, []) == before
+
+
+def test_processes_that_augment_leave_a_stop_to_the_run_and_end_with_it():
+    ahead = augmentation.Ahead(pictures(), labels(), augmentation.make("train_aug", IMAGENET, CLASSES, 0.1), 2)
+    batches = ahead.batches([([i % 6], i) for i in range(40)])
+    next(batches)
+    processes = mp.active_children()
+    for process in processes:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(process.pid, number)
+    assert len(processes) == 2 and len(list(batches)) == 39
+    del ahead, batches
+    assert not mp.active_children()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import CLASSES, make_context, small_vit
 
+from harness import augmentation
 from harness.data import Split
 from harness.errors import HarnessError
 from harness.preprocessing import Preprocessing
@@ -132,6 +133,14 @@ def test_an_epoch_can_be_repeated_alone(augmentation):
     second = [list(trainer._batches(epoch)) for epoch in (1, 2)][1]
     alone = list(trainer._batches(2))
     assert all(torch.equal(a, b) for x, y in zip(second, alone, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_augmenting_ahead_changes_nothing(monkeypatch):
+    plain, curve, _ = train(augmentation="train_aug")
+    monkeypatch.setattr(augmentation, "workers_for", lambda device, augment: 2)
+    ahead, same, trainer = train(augmentation="train_aug")
+    assert curve == same and trainer.ahead is None
+    assert all(map(torch.equal, plain.state_dict().values(), ahead.state_dict().values()))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
