@@ -32,6 +32,7 @@ def bench(
     from harness.paths import write_atomically
 
     chosen = devices.choose(device)
+    devices.use(chosen)
     kind = chosen.type if size == "auto" else size
     if kind not in SIZES:
         raise HarnessError(f"size {size!r}: {did_you_mean(size, [*SIZES, 'auto'])}")

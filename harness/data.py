@@ -38,7 +38,9 @@ class Split:
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, `size` at a time, moved to `device` as they come."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
-            yield images.to(device), labels.to(device)
+            if device.type == "cuda" and not images.is_cuda:  # the next batch is copied while the device computes
+                images, labels = images.pin_memory(), labels.pin_memory()
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:

@@ -50,6 +50,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def use(device: torch.device) -> None:
+    """Prepare this process to compute on `device`: Triton launches on torch's current GPU, whatever its operands are
+    on, and convolutions of float32 are to be float32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        if device.index is not None:
+            torch.cuda.set_device(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given; a CPU always has."""
     if device.type == "cuda":

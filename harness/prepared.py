@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import backbones
+from harness import device as devices
 from harness.cost import count_parameters, trained_state
 from harness.data import Split
 from harness.preprocessing import Preprocessing
@@ -49,6 +50,7 @@ class Prepared:
         start = time.perf_counter()
         method = registry.get(spec.method).configure(spec.config)
         self.attachment: Attachment = method.attach(self.model, context)
+        devices.synchronize(device)
         self.attach_seconds = time.perf_counter() - start
         head.requires_grad_(True)
         self.parameters = count_parameters(self.model, self._pretrained, self._head)

@@ -16,6 +16,7 @@ from types import FrameType
 import torch
 
 from harness import backbones, failures, lease
+from harness import device as devices
 from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.lists import Roots
@@ -107,6 +108,7 @@ def enter(setup: Setup) -> None:
     for reference in setup.method_files:
         registry.add_file(reference)
     SUITES.update({suite.name: suite for suite in setup.suites})
+    devices.use(torch.device(setup.device))
     if torch.device(setup.device).type == "cpu":
         torch.set_num_threads(1)
 

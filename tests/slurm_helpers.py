@@ -42,7 +42,8 @@ def cluster_now():
     """What SLURM says of its jobs and nodes, for the message of a test that waited in vain."""
     if "SLURM_CONF" not in os.environ:
         return ""
-    return run_slurm("squeue", "-O", "jobid,partition,state,reason,nodelist,restartcnt") + run_slurm("sinfo", "-N", "-o", "%N %P %T %E")
+    jobs = run_slurm("squeue", "-O", "jobid,partition,state,reason,nodelist,restartcnt")
+    return jobs + run_slurm("sinfo", "-N", "-o", "%N %P %T %E")
 
 
 def standing(root):

@@ -52,7 +52,9 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def loader(pictures: Pictures, train: bool) -> DataLoader[tuple[Tensor, int]]:
     """Shuffled batches without the small last one to train on; all in order to test on."""
-    return DataLoader(pictures, BATCH, shuffle=train, num_workers=WORKERS, drop_last=train)
+    return DataLoader(
+        pictures, BATCH, shuffle=train, num_workers=WORKERS, drop_last=train, multiprocessing_context="fork"
+    )
 
 
 class ReleasedModule(nn.Module):

@@ -17,8 +17,8 @@ from methods.sct.sums import adder
 
 Batches = list[tuple[Tensor, Tensor]]
 
-KERNEL_IMAGES = 256
-"""Images per batch when the sums alone are timed, so that the activations are larger than a GPU's cache."""
+KERNEL_IMAGES = 1024
+"""Images per batch when the sums alone are timed, so that a GPU takes longer for them than the host for a launch."""
 
 
 def _batches(setting: Setting, classes: int = CLASSES) -> Batches:

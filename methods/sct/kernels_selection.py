@@ -24,7 +24,8 @@ PROGRAMS = 1024
 """Programs wanted in flight: eight on each of an H100's 132 multiprocessors. A constant, and not read off the device,
 so that the order of summation is the same everywhere."""
 
-ROWS_PER_STEP = 16
+ROWS_PER_STEP, CLASS_CHANNELS = 64, 32
+"""Tile of the second launch: it works on classes times channels alone, so its programs must be many and short."""
 
 
 @triton.jit
@@ -57,7 +58,7 @@ def _image_squares(
     tl.store(partial + row * channels + c, tl.sum(total, 0), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])  # or the last, smaller batch is compiled for once more
 def _add_to_classes(
     partial: tl.tensor,
     labels: tl.tensor,
@@ -106,7 +107,8 @@ def add_squares(sums: Tensor, features: Tensor, labels: Tensor) -> None:
     _image_squares[grid](
         features, partial, tokens, channels, span, *features.stride(), BLOCK_T=TOKENS_PER_STEP, BLOCK_C=block
     )
-    _add_to_classes[columns, images](
+    block = min(CLASS_CHANNELS, block)
+    _add_to_classes[triton.cdiv(channels, block), images](
         partial,
         labels,
         sums,

@@ -145,6 +145,7 @@ class SCT(Method):
         c, sites = self.config, self.sites(backbone)
         start = time.perf_counter()
         chosen = context.remember("channels", lambda: self.choose_channels(backbone, sites, context))
+        channels = [indices.tolist() for indices in chosen]  # waits for the device
         seconds = time.perf_counter() - start
         for site, indices in zip(sites, chosen, strict=True):
             std = 0.02 if c.init == "normal" else 0.0
@@ -157,5 +158,5 @@ class SCT(Method):
             for layer in layers:
                 fold_into(layer)
 
-        info = {"channels": [indices.tolist() for indices in chosen], "selection_seconds": seconds}
+        info = {"channels": channels, "selection_seconds": seconds}
         return Attachment(info=info, merge=merge if layers else None)
