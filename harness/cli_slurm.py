@@ -167,11 +167,12 @@ def logs(
 ) -> None:
     """Show the end of the log of the job that a run was in last."""
     from slurm.control import find
-    from slurm.status import log_file, tail
+    from slurm.status import log_file, places, tail
     from slurm.submissions import Log
 
     log = Log(out)
-    path = log_file(log, find(log, run))
+    known = places(log)
+    path = log_file(log, known[find(known, run)])
     console.print(f"{path}:", highlight=False)
     for line in tail(path, lines) or ["(nothing yet)"]:
         console.print(line, highlight=False, markup=False)

@@ -48,6 +48,11 @@ class State:
 
     live: Live | None = None
 
+    @property
+    def waits_or_runs(self) -> bool:
+        """Whether there is something to cancel."""
+        return self.state in ("pending", "running")
+
     def as_row(self) -> dict[str, Any]:
         """A line of a table."""
         run = self.place.run
@@ -102,8 +107,8 @@ def states(root: Path) -> tuple[list[State], list[str]]:
 def _live(known: Iterable[Place]) -> tuple[dict[str, Live] | None, list[str]]:
     """Live jobs of all clusters; None, with the reason, if a scheduler does not answer."""
     arrays: dict[str, dict[str, Sent]] = {}
-    for place in known:
-        arrays.setdefault(place.submission.cluster, {})[place.array.name] = place.array
+    for submission in {place.submission.id: place.submission for place in known}.values():
+        arrays.setdefault(submission.cluster, {}).update({array.name: array for array in submission.arrays})
     found: dict[str, Live] = {}
     try:
         for cluster, by_name in arrays.items():

@@ -10,6 +10,7 @@ from examples import make_record
 from fake_slurm import Fake
 from slurm_helpers import SMALL, by_key, send, standing
 
+from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.store import Store
 from slurm import control, scheduler, submit
@@ -133,6 +134,51 @@ def test_cancel_all_takes_the_tables_along(setup, fake):
     send(setup, tiny.specs(seeds=3), one_each())
     assert len(control.cancel(setup.root, [])) == 3
     assert not any(job["queue"] for job in fake.jobs().values())
+
+
+def test_a_submission_that_was_cut_off_is_cancelled(setup, fake):
+    submission = send(setup, tiny.specs(seeds=3), one_each())
+    for array in submission.arrays:
+        array.job = ""
+    Log(setup.root).write(submission)
+    first = tiny.specs(seeds=3)[0].run_id
+    assert [s.place.run.key for s in control.cancel(setup.root, [first])] == [first]
+    assert len(control.cancel(setup.root, [])) == 2
+    assert not any(job["queue"] for job in fake.jobs().values())
+
+
+def test_what_cannot_be_asked_of_or_was_never_submitted_is_not_cancelled(setup, fake):
+    for command in (control.cancel, lambda root, _: control.retry(root, {}, print)):
+        with pytest.raises(HarnessError, match="nothing was ever submitted"):
+            command(setup.root, [])
+    assert not setup.root.exists()
+    send(setup, tiny.specs(seeds=2))
+    fake.set(down=True)
+    with pytest.raises(HarnessError, match="Unable to contact"):
+        control.cancel(setup.root, [])
+
+
+def test_what_scancel_did_not_cancel_is_not_called_cancelled(setup, fake):
+    submission = send(setup, tiny.specs(seeds=1))
+    (fake.file.parent / "scancel").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ClusterError, match="scancel failed"):
+        control.cancel(setup.root, [])
+    fake.change(submission.arrays[0].job, queue="", accounts="OUT_OF_MEMORY")
+    assert standing(setup.root) == {"failed": 1}
+
+
+def test_a_run_that_has_ended_is_not_cancelled_for_its_job_is_at_others(setup, fake):
+    first, second = tiny.specs(seeds=2)
+    job = send(setup, [first, second]).arrays[0].job
+    fake.change(job, queue="RUNNING")
+    complete(setup, first)
+    with pytest.raises(HarnessError, match=f"{first.run_id} is complete"):
+        control.cancel(setup.root, [first.run_id])
+    complete(setup, first, status="failed", reason="no memory", failure=Failure(kind="memory"))
+    with pytest.raises(HarnessError, match=f"{first.run_id} is failed"):
+        control.cancel(setup.root, [first.run_id, second.run_id])
+    assert fake.jobs()[job]["queue"] == "RUNNING"
+    assert [s.place.run.key for s in control.cancel(setup.root, [second.run_id])] == [second.run_id]
 
 
 def test_the_end_of_the_log_tells_why(setup, fake):
