@@ -53,9 +53,9 @@ def cancel(root: Path, keys: Sequence[str]) -> list[State]:
     """
     log = _log(root)
     with log.alone():
-        found = {state.place.run.key: state for state in _states(root)}
+        found = {state.place.run_id: state for state in _states(root)}
         named = [found[find(found, key)] for key in keys]
-        if ended := [f"{state.place.run.key} is {state.state}" for state in named if not state.waits_or_runs]:
+        if ended := [f"{state.place.run_id} is {state.state}" for state in named if not state.waits_or_runs]:
             raise HarnessError(f"only what waits or runs can be cancelled, and {', '.join(ended)}")
         wanted = {state.place.job for state in named}
         stopped = [s for s in found.values() if s.waits_or_runs and (not keys or s.place.job in wanted)]

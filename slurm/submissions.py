@@ -38,6 +38,12 @@ class Run:
     trials: list[str] = field(default_factory=list)
     """Run ids of the trials that decide it."""
 
+    budget: int = 0
+    """Trials that were allowed."""
+
+    searched: list[str] = field(default_factory=list)
+    """What the trials search: recipe fields and knobs."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Sent:

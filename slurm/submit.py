@@ -132,7 +132,7 @@ def plan_selection(selection: Selection, missing: Todo, profile: Profile, cluste
 def run_of(job: Job, seconds: float | None) -> Run:
     """A run as the log names it."""
     spec = like(job)
-    return Run(
+    run = Run(
         key=key_of(job),
         suite=spec.suite,
         task=spec.task,
@@ -140,8 +140,11 @@ def run_of(job: Job, seconds: float | None) -> Run:
         seed=spec.seed,
         protocol=spec.protocol,
         seconds=seconds,
-        trials=[] if isinstance(job, RunSpec) else [trial.run_id for trial in job.trials],
     )
+    if isinstance(job, RunSpec):
+        return run
+    trials = [trial.run_id for trial in job.trials]
+    return dataclasses.replace(run, trials=trials, budget=job.budget, searched=list(job.space))
 
 
 def send(plan: Plan, setup: Setup, profile: Profile, cluster: Cluster, log: Log, tell: Tell) -> Submission:

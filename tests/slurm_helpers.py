@@ -42,7 +42,9 @@ def cluster_now():
     """What SLURM says of its jobs and nodes, for the message of a test that waited in vain."""
     if "SLURM_CONF" not in os.environ:
         return ""
-    return run_slurm("squeue", "-O", "jobid,partition,state,reason,nodelist,restartcnt") + run_slurm("sinfo", "-N", "-o", "%N %P %T %E")
+    return run_slurm("squeue", "-O", "jobid,partition,state,reason,nodelist,restartcnt") + run_slurm(
+        "sinfo", "-N", "-o", "%N %P %T %E"
+    )
 
 
 def standing(root):
@@ -52,7 +54,7 @@ def standing(root):
 
 def by_key(root):
     """The state of each run."""
-    return {state.place.run.key: state for state in states(root)[0]}
+    return {state.place.run_id: state for state in states(root)[0]}
 
 
 def ended(root):

@@ -1,8 +1,11 @@
 """Submission, state and retry on a mocked cluster: the option space, and what goes wrong in real ones."""
 
 import dataclasses
+import json
 import re
 import time
+from collections import Counter
+from datetime import UTC, datetime
 
 import pytest
 import tiny
@@ -10,13 +13,14 @@ from examples import make_record
 from fake_slurm import Fake
 from slurm_helpers import SMALL, by_key, send, standing
 
+from harness import lease, plan, status
 from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.store import Store
 from slurm import control, scheduler, submit
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
-from slurm.status import log_file, places
+from slurm.status import as_runs, log_file, places
 from slurm.submissions import Log
 from slurm.work import Batch
 
@@ -204,6 +208,93 @@ def test_what_would_fail_again_waits_for_retry(setup, fake):
     assert again.profile["mem"] == "64GB"
     assert todo(setup, seeds=2).held == 2
     assert control.retry(setup.root, {}, print) == 0
+
+
+def send_tuned(setup, **selection):
+    """Submit what is missing of a tuned selection; returns the submission and the finals."""
+    asked = tiny.selection(protocol="tuned", trials=2, **selection)
+    left = todo(setup, protocol="tuned", trials=2, **selection)
+    made = submit.make_plan(left.ready, left.blocked, lambda _: 1.0, one_each(), SLURM, 1000, left.after_jobs)
+    sent = submit.send(made, submit.absolute(setup), one_each(), SLURM, Log(setup.root), print)
+    return sent, plan.finals(asked)
+
+
+def shown(root):
+    """What `sctbench status` counts of a folder."""
+    runs = status.with_queue(status.of_folder(root), as_runs(root)[0], only=False)
+    return Counter((run.protocol, run.state) for run in runs)
+
+
+def test_what_runs_is_shown_with_its_time_left_and_what_waits_with_the_reason(setup, fake):
+    specs = tiny.specs(seeds=2)
+    first, second = send(setup, specs, one_each()).arrays[0].job_ids()
+    fake.change(first, queue="RUNNING")
+    fake.change(second, reason="QOSGrpCpuLimit")
+    progress = dict.fromkeys(status.PROGRESS_KEYS, 1)
+    with lease.acquire(Store(setup.root).folder(specs[0])) as held:
+        (held.path.parent / "progress.json").write_text(json.dumps(progress))
+        runs = status.with_queue(status.of_folder(setup.root), as_runs(setup.root)[0], only=False)
+    (queued, _), _ = as_runs(setup.root)
+    for run in (runs[0], queued):
+        assert (run.state, run.seed, run.progress, run.left) == ("running", 0, progress, "1:00:00")
+    assert status.waiting(runs) == [{"pending": 1, "reason": "QOSGrpCpuLimit"}]
+
+
+def test_a_run_that_is_tried_again_does_not_show_the_failure_of_before(setup, fake):
+    (spec,) = tiny.specs(seeds=1)
+    fake.change(send(setup, [spec]).arrays[0].job, queue="", accounts="FAILED")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made = make_record(spec=spec, status="failed", reason="no memory", failure=Failure(kind="memory"))
+    Store(setup.root).write(dataclasses.replace(made, environment={"finished": now}))
+    assert standing(setup.root) == {"failed": 1}
+    again = send(setup, [spec])
+    again.time = now
+    Log(setup.root).write(again)
+    assert standing(setup.root) == {"pending": 1}
+
+
+def test_when_all_is_complete_nobody_is_asked(setup, fake):
+    for spec in tiny.specs(seeds=2):
+        send(setup, [spec])
+        complete(setup, spec)
+    assert standing(setup.root) == {"complete": 2} and fake.calls("squeue") == []
+
+
+def test_what_was_cut_off_before_slurm_had_it_is_missing(setup, fake):
+    submission = send(setup, tiny.specs(seeds=1))
+    submission.arrays[0].job = ""
+    Log(setup.root).write(submission)
+    fake.set(jobs={})
+    assert standing(setup.root) == {"missing": 1}
+    assert len(todo(setup, seeds=1).ready) == 1
+
+
+def test_a_line_of_squeue_that_cannot_be_read_is_the_clusters_error(setup, fake):
+    send(setup, tiny.specs(seeds=1))
+    (fake.file.parent / "squeue").write_text("#!/bin/sh\necho 'CLUSTER: a'; echo '100|x'\n")
+    with pytest.raises(ClusterError, match=r"cannot be read: '100\|x'"):
+        todo(setup, seeds=1)
+    assert standing(setup.root) == {"unknown": 1}
+
+
+def test_a_final_run_is_counted_once_whatever_it_is_called(setup, fake):
+    sent, (final, other) = send_tuned(setup, seeds=2)
+    assert shown(setup.root) == {("validation", "pending"): 2, ("tuned", "pending"): 2}
+    for trial, accuracy in zip(final.trials, (1.0, 2.0), strict=True):
+        complete(setup, trial, metrics={"val": make_record(accuracy=accuracy).metrics["test"]})
+    first, second = (one.spec(Store(setup.root).read) for one in (final, other))
+    fake.change(sent.arrays[1].job_id(0), queue="RUNNING")
+    Store(setup.root).folder(first).mkdir()
+    (Store(setup.root).folder(first) / "progress.json").write_text("{}")
+    assert shown(setup.root) == {
+        ("validation", "complete"): 2,
+        ("tuned", "running"): 1,
+        ("tuned", "pending"): 1,
+    }
+    complete(setup, first)
+    assert by_key(setup.root)[second.run_id].state == "pending"
+    assert [s.place.run_id for s in control.cancel(setup.root, [second.run_id])] == [second.run_id]
+    assert shown(setup.root) == {("validation", "complete"): 2, ("tuned", "complete"): 1, ("tuned", "cancelled"): 1}
 
 
 def test_what_was_submitted_is_the_callable_itself(setup, fake):
