@@ -95,7 +95,7 @@ def submit(
         if dry_run:
             _tell_scripts(plan, profile, log, name)
             return
-        setup = setup_for(selection, out, Roots(data=root, lists=lists), "cuda" if profile.gpus else "cpu")
+        setup = setup_for(selection, out, Roots(data=root, lists=lists), profile.device)
         submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 
@@ -123,8 +123,8 @@ def _tell_todo(missing: Any, out: Path) -> None:
     )
     if missing.failed:
         errors.print(
-            f"{len(missing.failed)} failed in a way that they would fail again, and are left out: see `sctbench "
-            "status`; `sctbench retry --failed` submits them once more."
+            f"{len(missing.failed)} failed in a way that they would fail again, or wait for trials that did, and are "
+            "left out: see `sctbench status`; `sctbench retry --failed` submits what failed once more."
         )
 
 
@@ -209,8 +209,14 @@ def retry(
 
     if not failed:
         raise HarnessError("say what to retry: --failed. What is merely missing, `sctbench submit` submits")
-    _, flags, file = cluster
+    name, flags, file = cluster
+    if name == "local":
+        raise HarnessError("--cluster local: runs are tried again on the cluster they were on, leave it out")
     given = make_profile(flags, file).as_dict()
     changes = {key: given[key] for key in {*flags, *(file.values if file else {})}}
-    count = submit_again(out, changes, console.print)
+    count, problems = submit_again(out, changes, console.print)
     console.print(f"{count} run(s) submitted again.")
+    for problem in problems:
+        errors.print(f"not submitted: {problem}", highlight=False, markup=False)
+    if problems:
+        raise typer.Exit(1)

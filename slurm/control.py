@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from slurm.planning import key_of
 from slurm.profile import Profile
 from slurm.status import Place, State, states
 from slurm.submissions import Log, Submission
-from slurm.submit import Tell, make_plan, send
+from slurm.submit import Tell, held_keys, jobs_of_trials, make_plan, send
 from slurm.work import Batch
 
 
@@ -96,14 +97,21 @@ def batch_of(log: Log, place: Place) -> Batch:
     return work
 
 
-def retry(root: Path, changes: dict[str, Any], tell: Tell) -> int:
-    """Submit the runs that failed once more, each submission's with its own profile and `changes`; returns how many."""
-    log, count = _log(root), 0
+def retry(root: Path, changes: dict[str, Any], tell: Tell) -> tuple[int, list[str]]:
+    """Submit the runs that failed once more, each submission's with its own profile and `changes`.
+
+    Returns how many, and why other submissions' could not be.
+    """
+    log, count, problems = _log(root), 0, []
     with log.alone():
         failed = [state for state in _states(root) if state.state == "failed" and not state.live]
-        for name in sorted({state.place.submission.id for state in failed}):
-            count += _retry(log, [state.place for state in failed if state.place.submission.id == name], changes, tell)
-    return count
+        for name in sorted({state.place.submission.id for state in failed}):  # oldest first: trials before their finals
+            own = [state.place for state in failed if state.place.submission.id == name]
+            try:
+                count += _retry(log, own, changes, tell)
+            except HarnessError as error:
+                problems.append(f"{len(own)} run(s) of submission {name}: {error}")
+    return count, problems
 
 
 def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tell) -> int:
@@ -115,6 +123,8 @@ def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tel
     ready, blocked = [job for job in jobs if isinstance(job, RunSpec)], [j for j in jobs if not isinstance(j, RunSpec)]
     seconds = {place.run.key: place.run.seconds for place in failed}
     cluster = CLUSTERS[submission.cluster]
-    plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit())
-    send(plan, next(iter(batches.values())).setup, profile, cluster, log, tell)
+    after = jobs_of_trials(blocked, held_keys(log, cluster))
+    plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit(), after)
+    setup = dataclasses.replace(next(iter(batches.values())).setup, device=profile.device)
+    send(plan, setup, profile, cluster, log, tell)
     return len(jobs)

@@ -77,6 +77,11 @@ class Profile:
             if not holds:
                 raise HarnessError(f"{key}={getattr(self, key)!r} must be {requirement}")
 
+    @property
+    def device(self) -> str:
+        """What its jobs compute on."""
+        return "cuda" if self.gpus else "cpu"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
         return dataclasses.asdict(self) | {"setup": list(self.setup)}

@@ -12,8 +12,10 @@ import tiny
 from examples import make_record
 from fake_slurm import Fake
 from slurm_helpers import SMALL, by_key, send, standing
+from typer.testing import CliRunner
 
 from harness import lease, plan, status
+from harness.cli import app
 from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.store import Store
@@ -83,6 +85,33 @@ def test_a_refused_array_leaves_the_ones_before_it_submitted(setup, fake):
         send(setup, tiny.specs(seeds=5), one_each(), limit=3)
     left = todo(setup, seeds=5)
     assert (left.held, len(left.ready)) == (3, 2)
+
+
+def test_an_array_that_slurm_took_though_sbatch_timed_out_is_not_forgotten(setup, fake):
+    program = fake.file.parent / "sbatch"
+    late = program.read_text().replace("exec ", "") + "echo 'sbatch: error: Socket timed out' >&2; exit 1\n"
+    program.write_text(late)
+    with pytest.raises(ClusterError, match="Socket timed out"):
+        send(setup, tiny.specs(seeds=2), one_each())
+    assert (todo(setup, seeds=2).held, todo(setup, seeds=2).ready) == (2, [])
+    program.write_text(late + f"rm {fake.file.parent}/squeue\n")  # nor does the cluster say more
+    fake.set(jobs={})
+    with pytest.raises(ClusterError, match="Socket timed out"):
+        send(setup, tiny.specs(seeds=2), one_each())
+    assert [len(submission.arrays) for submission in Log(setup.root).read()] == [1, 1]
+
+
+def test_with_a_submission_that_cannot_be_read_nothing_is_submitted(setup, fake):
+    submission = send(setup, tiny.specs(seeds=2))
+    (setup.root / "slurm" / submission.id / "submission.json").write_text("torn")
+    with pytest.raises(ClusterError, match=rf"{submission.id}/submission\.json cannot be read"):
+        todo(setup, seeds=2)
+
+
+def test_runs_in_jobs_of_another_cluster_are_not_submitted_again(setup, fake):
+    send(setup, tiny.specs(seeds=2))
+    held = submit.held_keys(Log(setup.root), CLUSTERS["local"])
+    assert held == dict.fromkeys([spec.run_id for spec in tiny.specs(seeds=2)], "")
 
 
 def test_a_refused_job_for_the_tables_is_told_and_no_more(setup, fake, capsys):
@@ -203,11 +232,42 @@ def test_what_would_fail_again_waits_for_retry(setup, fake):
     complete(setup, specs[1], status="failed", reason="killed", failure=Failure(kind="killed"))
     left = todo(setup, seeds=2)
     assert (left.failed, left.ready) == ([specs[0]], [specs[1]])
-    assert control.retry(setup.root, {"mem": "64GB"}, print) == 2
+    assert control.retry(setup.root, {"mem": "64GB", "gpus": 1}, print) == (2, [])
     again = Log(setup.root).read()[-1]
     assert again.profile["mem"] == "64GB"
+    batch = control.batch_of(Log(setup.root), places(Log(setup.root))[specs[0].run_id])
+    assert (setup.device, batch.setup.device) == ("cpu", "cuda")
     assert todo(setup, seeds=2).held == 2
-    assert control.retry(setup.root, {}, print) == 0
+    assert control.retry(setup.root, {}, print) == (0, [])
+
+
+def test_a_submission_that_cannot_be_read_again_does_not_end_the_retry_of_others(setup, fake):
+    first, second = (send(setup, [spec]) for spec in tiny.specs(seeds=2))
+    for submission in (first, second):
+        fake.change(submission.arrays[0].job, queue="", accounts="FAILED")
+    for pickled in Log(setup.root).folder(first, first.arrays[0]).glob("*.pkl"):
+        pickled.write_bytes(b"torn")
+    done = CliRunner().invoke(app, ["retry", "--failed", "--out", str(setup.root)])
+    assert done.exit_code == 1 and "1 run(s) submitted again" in done.output
+    assert f"1 run(s) of submission {first.id}: job 100 cannot be read again" in done.output
+    assert standing(setup.root) == {"failed": 1, "pending": 1}
+
+
+def test_finals_that_are_tried_again_wait_for_trials_of_another_submission(setup, fake):
+    send_tuned(setup, seeds=1)
+    send_tuned(setup, seeds=2)
+    before = set(fake.jobs())
+    for job in before:
+        fake.change(job, queue="", accounts="NODE_FAIL")
+    assert control.retry(setup.root, {}, print) == (4, [])
+    again = {values["name"]: values["options"] for job, values in fake.jobs().items() if job not in before}
+    trials, first, _, second, _ = (again[name].get("dependency") for name in again)
+    assert trials is None and first == second and first.startswith("afterany:")
+
+
+def test_the_cluster_of_a_retry_is_that_of_before(setup):
+    done = CliRunner().invoke(app, ["retry", "--failed", "--cluster", "local", "--out", str(setup.root)])
+    assert "--cluster local" in str(done.exception)
 
 
 def send_tuned(setup, **selection):
@@ -275,6 +335,15 @@ def test_a_line_of_squeue_that_cannot_be_read_is_the_clusters_error(setup, fake)
     with pytest.raises(ClusterError, match=r"cannot be read: '100\|x'"):
         todo(setup, seeds=1)
     assert standing(setup.root) == {"unknown": 1}
+
+
+def test_a_final_that_lacks_a_trials_verdict_for_good_is_left_out(setup, fake):
+    (final,) = plan.finals(tiny.selection(protocol="tuned", trials=2))
+    for kind, left_out in {"data": [final.trials[0], final], "memory": [final.trials[0]], "disk_full": []}.items():
+        complete(setup, final.trials[0], status="failed", reason="why", failure=Failure(kind=kind))
+        left = todo(setup, protocol="tuned", trials=2)
+        assert left.failed == left_out
+        assert len(left.ready) + len(left.blocked) + len(left.failed) == 3
 
 
 def test_a_final_run_is_counted_once_whatever_it_is_called(setup, fake):
