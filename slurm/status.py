@@ -153,7 +153,7 @@ def _live(known: Iterable[Place]) -> tuple[dict[str, Live] | None, list[str]]:
         for cluster, by_name in arrays.items():
             found |= CLUSTERS[cluster].live(by_name.values())
     except ClusterError as error:
-        return None, [f"{error}: what follows is from the records alone"]
+        return None, [f"{error}. Without an answer only the records tell how runs stand"]
     return found, []
 
 

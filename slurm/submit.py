@@ -134,10 +134,12 @@ def make_plan(
 ) -> Plan:
     """Arrays of at most `limit` jobs for runs that can start, and for those that wait for them."""
     name = new_id()
-    stages = [planning.pack(runs, seconds, profile) for runs in (ready, blocked)]
-    parallel = profile.parallel
     if cluster.name == "local":  # nothing queues there: as many jobs as may run
-        stages, parallel = [planning.deal(jobs, parallel or 1) for jobs in stages], None
+        single = dataclasses.replace(profile, runs_per_job=1)
+        packed = [planning.pack(runs, seconds, single) for runs in (ready, blocked)]
+        stages, parallel = [planning.deal(jobs, profile.parallel or 1) for jobs in packed], None
+    else:
+        stages, parallel = [planning.pack(runs, seconds, profile) for runs in (ready, blocked)], profile.parallel
     arrays = planning.arrays(name, stages, parallel, limit, after_jobs)
     warnings = profile.warnings()
     if long := planning.too_long([*ready, *blocked], seconds, profile):
@@ -191,7 +193,8 @@ def send(plan: Plan, setup: Setup, profile: Profile, cluster: Cluster, log: Log,
     for array in plan.arrays:
         works = [Batch(setup=setup, jobs=job, code=submission.code) for job in array.jobs]
         _send_array(array, works, submission, profile, cluster, log)
-        tell(f"{len(array.jobs)} job(s) with {sum(map(len, array.jobs))} run(s): SLURM job {submission.arrays[-1].job}")
+        count, job = sum(map(len, array.jobs)), f"{cluster.job_word} {submission.arrays[-1].job}"
+        tell(f"{len(array.jobs)} job(s) with {count} run(s): {job}")
     _send_report(plan, setup, submission, profile, cluster, log, tell)
     return submission
 
@@ -244,7 +247,8 @@ def absolute(setup: Setup) -> Setup:
     )
 
 
-def expected_hours(runs: Iterable[Job], seconds: planning.Seconds) -> float | None:
-    """Estimated hours of all runs; None if one is not known."""
-    all_ = [seconds(run) for run in runs]
-    return None if None in all_ else sum(filter(None, all_)) / 3600
+def expected_hours(plan: Plan) -> float | None:
+    """Estimated hours of all jobs that do runs, start-up included; None if one is not known."""
+    all_ = [plan.seconds(run) for run in plan.runs()]
+    starts = planning.START_SECONDS * sum(len(array.jobs) for array in plan.arrays)
+    return None if None in all_ else (starts + sum(filter(None, all_))) / 3600
