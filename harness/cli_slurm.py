@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,9 @@ def read_profile(
     return "local" if cluster == "local" else "slurm", flags, file
 
 
+_NOT_LOCAL = ("partition", "account", "qos", "cpus", "mem", "constraint", "runs_per_job")
+"""Settings that processes of this machine do without."""
+
 takes_profile = takes_options("cluster", read_profile)
 """Give a command, in place of its parameter `cluster`, the options of `read_profile`."""
 
@@ -82,7 +86,9 @@ def submit(
 
     name, flags, file = cluster
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
-    with log.alone():
+    if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
+        errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
+    with nullcontext() if dry_run else log.alone():  # a dry run leaves no files
         missing = submission.todo(selection, Store(out), submission.held_keys(log, where))
         _tell_todo(missing, out)
         if not missing.ready and not missing.blocked:
@@ -90,12 +96,11 @@ def submit(
         plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
         for warning in plan.warnings:
             errors.print(f"warning: {warning}")
-        hours = submission.expected_hours(plan.runs(), plan.seconds)
-        _tell_plan(plan, profile, hours)
+        _tell_plan(plan, profile, submission.expected_hours(plan))
         if dry_run:
             _tell_scripts(plan, profile, log, name)
             return
-        setup = setup_for(selection, out, Roots(data=root, lists=lists), "cuda" if profile.gpus else "cpu")
+        setup = setup_for(selection, out, Roots(data=root, lists=lists), profile.device)
         submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 
@@ -123,12 +128,14 @@ def _tell_todo(missing: Any, out: Path) -> None:
     )
     if missing.failed:
         errors.print(
-            f"{len(missing.failed)} failed in a way that they would fail again, and are left out: see `sctbench "
-            "status`; `sctbench retry --failed` submits them once more."
+            f"{len(missing.failed)} failed in a way that they would fail again, or wait for trials that did, and are "
+            "left out: see `sctbench status`; `sctbench retry --failed` submits what failed once more."
         )
 
 
 def _tell_plan(plan: Any, profile: Any, hours: float | None) -> None:
+    from slurm.planning import rate
+
     rows = [
         {
             "array": array.name,
@@ -140,11 +147,11 @@ def _tell_plan(plan: Any, profile: Any, hours: float | None) -> None:
         for array in [*plan.arrays, plan.report]
     ]
     print_rows(rows, False)
-    kind, jobs = "GPU" if profile.gpus else "CPU", sum(len(array.jobs) for array in plan.arrays)
+    kind, jobs = "GPU" if profile.gpus else "job", sum(len(array.jobs) for array in plan.arrays)
     estimated = "?" if hours is None else f"{hours:.2g}"
     console.print(
-        f"Estimated {kind} hours: {estimated} of arithmetic and start-up; by the jobs' time limits at most "
-        f"{jobs * profile.time / 60:.3g}"
+        f"Estimated {kind} hours: {estimated}, start-up included, assuming {rate(profile) / 1e12:.3g} TFLOP/s. The "
+        f"jobs' time limits add up to {jobs * profile.time / 60:.3g}; a job that reaches its own queues up again."
     )
 
 
@@ -167,11 +174,12 @@ def logs(
 ) -> None:
     """Show the end of the log of the job that a run was in last."""
     from slurm.control import find
-    from slurm.status import log_file, tail
+    from slurm.status import log_file, places, tail
     from slurm.submissions import Log
 
     log = Log(out)
-    path = log_file(log, find(log, run))
+    known = places(log)
+    path = log_file(log, known[find(known, run)])
     console.print(f"{path}:", highlight=False)
     for line in tail(path, lines) or ["(nothing yet)"]:
         console.print(line, highlight=False, markup=False)
@@ -208,8 +216,14 @@ def retry(
 
     if not failed:
         raise HarnessError("say what to retry: --failed. What is merely missing, `sctbench submit` submits")
-    _, flags, file = cluster
+    name, flags, file = cluster
+    if name == "local":
+        raise HarnessError("--cluster local: runs are tried again on the cluster they were on, leave it out")
     given = make_profile(flags, file).as_dict()
     changes = {key: given[key] for key in {*flags, *(file.values if file else {})}}
-    count = submit_again(out, changes, console.print)
+    count, problems = submit_again(out, changes, console.print)
     console.print(f"{count} run(s) submitted again.")
+    for problem in problems:
+        errors.print(f"not submitted: {problem}", highlight=False, markup=False)
+    if problems:
+        raise typer.Exit(1)

@@ -16,6 +16,9 @@ from harness.terminal import JsonFlag, console, counting, errors, human_size, pr
 
 status_app = typer.Typer()
 
+RUNNING_SHOWN = 20
+"""Running runs that are listed without `--all`."""
+
 
 @functools.wraps(read_selection)
 def _read_part(**options: Any) -> Any:
@@ -36,7 +39,7 @@ def status(
     as_json: JsonFlag = False,
 ) -> None:
     """Show how runs stand, here and on a cluster: those that the options of `run` name, or all of the folder."""
-    from harness.status import KEYS, STATES, counts, failures
+    from harness.status import KEYS, STATES, counts, failures, waiting
 
     keys = words(by) or []
     if not keys or not set(keys) <= set(KEYS):
@@ -45,11 +48,14 @@ def status(
     if as_json:
         print(json.dumps([run.as_dict() for run in runs], indent=1))
         return
-    listed = [_row(run) for run in runs if all_runs or run.state == "running"]
-    for rows in (counts(runs, keys), listed, failures(runs)):
+    at_work = [run for run in runs if run.state == "running"]
+    listed = [_row(run) for run in (runs if all_runs else at_work[:RUNNING_SHOWN])]
+    for rows in (counts(runs, keys), listed, waiting(runs), failures(runs)):
         if rows:
             print_rows(rows, False)
             console.print()
+    if not all_runs and len(at_work) > RUNNING_SHOWN:
+        console.print(f"Of {len(at_work)} running ones {RUNNING_SHOWN} are listed; `--all` lists every run.\n")
     for run in runs:
         if "\n" in run.reason:  # the end of a job's log
             console.print(f"{run.run_id}: {run.reason}\n", highlight=False, markup=False)
@@ -95,7 +101,7 @@ def _row(run: Any) -> dict[str, Any]:
         row["loss"], row["accuracy"] = f"{at['loss']:.3f}", f"{at['accuracy']:.1f}"
     else:
         row |= {"epoch": "", "loss": "", "accuracy": ""}
-    return row | {"at it": run.holder}
+    return row | {"time left": run.left, "at it": run.holder}
 
 
 @status_app.command()

@@ -27,7 +27,8 @@ class FailureClass:
     """What it means, and what to do."""
 
     again: bool
-    """Whether doing the same run again may succeed with nothing changed, so that a scheduler may try by itself."""
+    """Whether the same run may succeed another time, because nothing is wrong with the run: `sctbench submit` and a job
+    that is queued again do it once more."""
 
     keeps_state: bool = False
     """Whether the training state is of use to the next try: the run itself was sound."""
@@ -52,14 +53,14 @@ _ALL = (
     FailureClass(
         name="disk_full",
         about="no space left: free some, the same command goes on",
-        again=False,
+        again=True,
         keeps_state=True,
         ends_all=True,
     ),
     FailureClass(
         name="read_only",
         about="the results folder cannot be written to: see its permissions, the same command goes on",
-        again=False,
+        again=True,
         keeps_state=True,
         ends_all=True,
     ),

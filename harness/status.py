@@ -39,13 +39,16 @@ class Run:
     """Failure class."""
 
     reason: str = ""
-    """Why it failed or cannot be used."""
+    """Why it failed, cannot be used, or waits."""
 
     holder: str = ""
     """Who is at it, or which job of a cluster will be."""
 
     progress: dict[str, Any] | None = None
     """Of a running one, as its `progress.json` has it."""
+
+    left: str = ""
+    """Time that a cluster leaves to the job of a running one, as SLURM writes it."""
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -74,7 +77,7 @@ def _run(place: Place, spec: RunSpec | None = None) -> Run:
         folder = Path(place.folder)
         held = lease.read(folder)
         if held and not lease.is_stale(held):
-            state, holder, progress = "running", str(held.holder or "unknown"), _progress(folder)
+            state, holder, progress = "running", str(held.holder or "unknown"), progress_of(folder)
         elif state == "missing" and (held or (folder / "state").is_dir()):
             state = "stopped"
     suite, task, method, run_id = place.names
@@ -94,9 +97,16 @@ def _run(place: Place, spec: RunSpec | None = None) -> Run:
     )
 
 
-def _progress(folder: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
-        return json.loads((folder / PROGRESS_NAME).read_text())
+PROGRESS_KEYS = ("epoch", "epochs", "step", "steps", "loss", "accuracy", "images_per_second")
+"""Numbers of a `progress.json`, see `harness.trainer.Progress`."""
+
+
+def progress_of(folder: Path) -> dict[str, Any] | None:
+    """How far the run in a folder is, in `PROGRESS_KEYS`; None if that is not known, or written by another version."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads((folder / PROGRESS_NAME).read_text())
+        if all(isinstance(found[key], int | float) for key in PROGRESS_KEYS):
+            return found
     return None
 
 
@@ -111,11 +121,14 @@ def with_queue(runs: Iterable[Run], queued: Iterable[Run], only: bool) -> list[R
 
 
 def _believed(run: Run, said: Run | None) -> Run:
-    if said is None or run.state in ("complete", "running", "bad") or said.state not in STATES:
+    if said is None or run.state in ("complete", "bad") or said.state not in STATES:
         return run
-    if run.state == "failed" and said.state not in ("pending", "running"):
+    seed, protocol = said.seed if run.seed is None else run.seed, run.protocol or said.protocol
+    if run.state == "running":
+        return replace(run, seed=seed, protocol=protocol, left=said.left)
+    if said.state == "missing" or (run.state == "failed" and said.state not in ("pending", "running")):
         return run
-    return replace(said, protocol=run.protocol, seed=run.seed)
+    return replace(said, seed=seed, protocol=protocol)
 
 
 def counts(runs: Iterable[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -127,6 +140,12 @@ def counts(runs: Iterable[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
         dict(zip(keys, group, strict=True)) | {"runs": sum(count.values())} | {state: count[state] for state in STATES}
         for group, count in groups.items()
     ]
+
+
+def waiting(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """A row for each reason that runs are still in a cluster's queue for, the most frequent first."""
+    found = Counter(run.reason for run in runs if run.state == "pending")
+    return [{"pending": count, "reason": reason} for reason, count in found.most_common()]
 
 
 def failures(runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -38,6 +38,9 @@ class Cluster(Protocol):
     name: str
     """As the log of submissions calls it."""
 
+    job_word: str
+    """What its ids are of, for the user."""
+
     def limit(self) -> int:
         """Jobs that one array may have."""
         ...
@@ -63,6 +66,7 @@ class Slurm:
     """The cluster that this machine is a login node of."""
 
     name = "slurm"
+    job_word = "SLURM job"
 
     def limit(self) -> int:
         """By the cluster's MaxArraySize."""
@@ -105,6 +109,7 @@ class Local:
     """This machine: all jobs of an array start at once."""
 
     name = "local"
+    job_word = "process"
 
     def limit(self) -> int:
         """There is none."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +15,56 @@ from harness.spec import RunSpec
 from slurm.clusters import CLUSTERS
 from slurm.planning import key_of
 from slurm.profile import Profile
-from slurm.status import Place, State, places, states
+from slurm.status import Place, State, states
 from slurm.submissions import Log, Submission
-from slurm.submit import Tell, make_plan, send
+from slurm.submit import Tell, held_keys, jobs_of_trials, make_plan, send
 from slurm.work import Batch
 
 
-def find(log: Log, key: str) -> Place:
-    """The run of that id, or of an id that begins so. `HarnessError` if none was submitted, or several are meant."""
-    known = places(log)
-    matches = [name for name in known if name.startswith(key)]
+def find(known: Iterable[str], key: str) -> str:
+    """The id of `known` that begins so. `HarnessError` if there is none, or several."""
+    matches = [run_id for run_id in known if run_id.startswith(key)]
     if len(matches) != 1:
-        problem = f"{len(matches)} runs begin so" if matches else "none is called so or begins so"
-        raise HarnessError(f"which run is {key!r} of {log.root}? {problem}; `sctbench status --all` lists them")
-    return known[matches[0]]
+        problem = f"{len(matches)} runs begin so" if matches else "none that was submitted is called so or begins so"
+        raise HarnessError(f"which run is {key!r}? {problem}; `sctbench status --all` lists them")
+    return matches[0]
+
+
+def _log(root: Path) -> Log:
+    """The log of a folder. `HarnessError` if nothing was ever submitted there."""
+    log = Log(root)
+    if not log.files():
+        raise HarnessError(f"nothing was ever submitted with the results folder {root}")
+    return log
+
+
+def _states(root: Path) -> list[State]:
+    """`states`, all of them known. `HarnessError` says why they are not."""
+    found, problems = states(root)
+    if any(state.state == "unknown" for state in found):
+        raise HarnessError("; ".join(problems))
+    return found
 
 
 def cancel(root: Path, keys: Sequence[str]) -> list[State]:
     """Cancel the jobs of those runs, or of all if none is named; returns the runs that were stopped by it.
 
-    The log remembers, for SLURM keeps no trace of an array's task that was still waiting.
+    The log remembers, for SLURM keeps no trace of an array's task that was still waiting. `HarnessError` if a named run
+    has ended: its job may be at others.
     """
-    log = Log(root)
+    log = _log(root)
     with log.alone():
-        wanted = {find(log, key).job for key in keys}
-        found, _ = states(root)
-        stopped = [s for s in found if s.live and s.state != "complete" and (not keys or s.place.job in wanted)]
+        found = {state.place.run_id: state for state in _states(root)}
+        named = [found[find(found, key)] for key in keys]
+        if ended := [f"{state.place.run_id} is {state.state}" for state in named if not state.waits_or_runs]:
+            raise HarnessError(f"only what waits or runs can be cancelled, and {', '.join(ended)}")
+        wanted = {state.place.job for state in named}
+        stopped = [s for s in found.values() if s.waits_or_runs and (not keys or s.place.job in wanted)]
         by_submission: dict[str, list[State]] = {}
         for state in stopped:
             by_submission.setdefault(state.place.submission.id, []).append(state)
-        for submission in log.read():
-            if submission.id in by_submission:
-                _cancel(log, submission, by_submission[submission.id], not keys)
+        for states_ in by_submission.values():
+            _cancel(log, states_[0].place.submission, states_, not keys)
     return stopped
 
 
@@ -60,8 +79,8 @@ def _cancel(log: Log, submission: Submission, stopped: Sequence[State], everythi
         ids += [array.job] if whole else [jobs[task] for task in tasks]
         if everything and not any(array.tasks):  # the job that would write the tables
             ids += jobs
-    log.write(submission)
     CLUSTERS[submission.cluster].cancel(ids)
+    log.write(submission)
 
 
 def batch_of(log: Log, place: Place) -> Batch:
@@ -78,17 +97,21 @@ def batch_of(log: Log, place: Place) -> Batch:
     return work
 
 
-def retry(root: Path, changes: dict[str, Any], tell: Tell) -> int:
-    """Submit the runs that failed once more, each submission's with its own profile and `changes`; returns how many."""
-    log, count = Log(root), 0
+def retry(root: Path, changes: dict[str, Any], tell: Tell) -> tuple[int, list[str]]:
+    """Submit the runs that failed once more, each submission's with its own profile and `changes`.
+
+    Returns how many, and why other submissions' could not be.
+    """
+    log, count, problems = _log(root), 0, []
     with log.alone():
-        found, problems = states(root)
-        if any(state.state == "unknown" for state in found):
-            raise HarnessError("; ".join(problems))
-        failed = [state for state in found if state.state == "failed" and not state.live]
-        for name in sorted({state.place.submission.id for state in failed}):
-            count += _retry(log, [state.place for state in failed if state.place.submission.id == name], changes, tell)
-    return count
+        failed = [state for state in _states(root) if state.state == "failed" and not state.live]
+        for name in sorted({state.place.submission.id for state in failed}):  # oldest first: trials before their finals
+            own = [state.place for state in failed if state.place.submission.id == name]
+            try:
+                count += _retry(log, own, changes, tell)
+            except HarnessError as error:
+                problems.append(f"{len(own)} run(s) of submission {name}: {error}")
+    return count, problems
 
 
 def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tell) -> int:
@@ -100,6 +123,8 @@ def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tel
     ready, blocked = [job for job in jobs if isinstance(job, RunSpec)], [j for j in jobs if not isinstance(j, RunSpec)]
     seconds = {place.run.key: place.run.seconds for place in failed}
     cluster = CLUSTERS[submission.cluster]
-    plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit())
-    send(plan, next(iter(batches.values())).setup, profile, cluster, log, tell)
+    after = jobs_of_trials(blocked, held_keys(log, cluster))
+    plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit(), after)
+    setup = dataclasses.replace(next(iter(batches.values())).setup, device=profile.device)
+    send(plan, setup, profile, cluster, log, tell)
     return len(jobs)

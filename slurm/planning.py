@@ -57,13 +57,17 @@ def key_of(job: Job) -> str:
     return "final-" + digest([*map(list, job.cell), job.budget, job.seed])[:12]
 
 
+def rate(profile: Profile) -> float:
+    """Operations a second that a run is assumed to do."""
+    return profile.tflops * 1e12 if profile.tflops else ASSUMED_RATE if profile.gpus else CORE_RATE
+
+
 def estimate(operations: Callable[[RunSpec], float | None], profile: Profile) -> Seconds:
     """Durations by a count of operations."""
-    rate = profile.tflops * 1e12 if profile.tflops else ASSUMED_RATE if profile.gpus else CORE_RATE
 
     def seconds(job: Job) -> float | None:
         count = operations(like(job))
-        return None if count is None else RUN_SECONDS + count / rate
+        return None if count is None else RUN_SECONDS + count / rate(profile)
 
     return seconds
 

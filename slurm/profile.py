@@ -19,6 +19,18 @@ SHORT_MINUTES = 10
 """Up to this limit submitit takes every preemption for a time-out."""
 
 
+OWN_OPTIONS = {
+    **{key: f"`{key}`" for key in ("partition", "account", "qos", "time", "mem", "constraint")},
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "`gpus`"),
+    "cpus-per-task": "`cpus`",
+    "array": "`parallel`",
+    "signal": "`signal_delay`",
+    **dict.fromkeys(("job-name", "dependency", "requeue", "no-requeue", "open-mode", "output", "error"), ""),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "clusters", "parsable", "test-only", "wait"), ""),
+}
+"""Options of sbatch that the harness depends on, by the profile's key for them if there is one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """What every job of a submission asks for; a profile file is this as YAML."""
@@ -59,7 +71,7 @@ class Profile:
     """Partition of the job that writes the tables at the end; `partition` if not given."""
 
     sbatch: Mapping[str, Any] = field(default_factory=dict)
-    """Further options of sbatch, by their long names."""
+    """Further options of sbatch, by their long names; none of `OWN_OPTIONS`."""
 
     def __post_init__(self) -> None:
         requirements = {
@@ -76,6 +88,15 @@ class Profile:
         for key, (holds, requirement) in requirements.items():
             if not holds:
                 raise HarnessError(f"{key}={getattr(self, key)!r} must be {requirement}")
+        for option in self.sbatch:
+            own = OWN_OPTIONS.get(str(option).replace("_", "-"))
+            if own is not None:
+                raise HarnessError(f"sbatch={option!r} is not free: {f'use {own}' if own else 'jobs depend on it'}")
+
+    @property
+    def device(self) -> str:
+        """What its jobs compute on."""
+        return "cuda" if self.gpus else "cpu"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""

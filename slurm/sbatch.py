@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 REPORT_MINUTES = 30
 """Time limit of the job that writes the tables."""
 
+REPORT_SIGNAL_SECONDS = 120
+"""Time before that limit at which it is told; it has no state to save."""
+
 
 def parameters(profile: Profile, array: Array, after: list[str]) -> dict[str, Any]:
     """Parameters of submitit's executor for an array that waits until the jobs with the ids `after` have ended."""
@@ -34,7 +37,7 @@ def parameters(profile: Profile, array: Array, after: list[str]) -> dict[str, An
         "mem": None if is_report else profile.mem,
         "constraint": None if is_report else profile.constraint,
         "setup": list(profile.setup) or None,
-        "signal_delay_s": profile.signal_delay,
+        "signal_delay_s": REPORT_SIGNAL_SECONDS if is_report else profile.signal_delay,
         "array_parallelism": array.parallel or max(1, len(array.jobs)),
         "dependency": "afterany:" + ":".join(after) if after else None,
         "stderr_to_stdout": True,

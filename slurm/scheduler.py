@@ -79,13 +79,20 @@ def live(names: Iterable[str]) -> dict[str, Live]:
     """Jobs of those names that wait or run, by id; an array's tasks each by their own."""
     found = {}
     for part in _sliced(names):
-        for line in call(
-            "squeue", "--noheader", "--array", f"--name={part}", "--format=%i|%j|%T|%r|%L|%N"
-        ).splitlines():
-            fields = [field.strip() for field in line.split("|")]
-            job = Live(**dict(zip(("id", "name", "state", "reason", "left", "node"), fields, strict=True)))
-            found[job.id] = job
+        text = call("squeue", "--noheader", "--array", f"--name={part}", "--format=%i|%j|%T|%r|%L|%N")
+        for line in text.splitlines():
+            if "|" in line:  # a federation's heading has none
+                job = _row(line)
+                found[job.id] = job
     return found
+
+
+def _row(line: str) -> Live:
+    try:
+        id_, name, state, reason, left, node = (field.strip() for field in line.split("|"))
+    except ValueError:
+        raise ClusterError(f"squeue gave a line that cannot be read: {line!r}") from None
+    return Live(id=id_, name=name, state=state, reason=reason, left=left, node=node)
 
 
 def ended(ids: Iterable[str]) -> dict[str, str]:

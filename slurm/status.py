@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.record import BadRecord, RunRecord
 from harness.status import Run as StatusRun
-from harness.store import PROGRESS_NAME, RECORD_NAME
+from harness.status import progress_of
+from harness.store import PROGRESS_NAME, RECORD_NAME, read_record
+from harness.tuning import Final
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
 from slurm.scheduler import Live
@@ -28,6 +30,8 @@ class Place:
     submission: Submission
     array: Sent
     task: int
+    run_id: str
+    """The run's key, or its id once its trials have decided it."""
 
     @property
     def job(self) -> str:
@@ -41,40 +45,77 @@ class State:
 
     place: Place
     state: str
-    """`complete`, `running`, `pending`, `failed`, `cancelled` or `unknown`."""
+    """`complete`, `running`, `pending`, `failed`, `cancelled`, `missing` (its submission was cut off) or `unknown`."""
 
     detail: str
     """Progress, why it waits, or why it failed."""
 
     live: Live | None = None
+    progress: dict[str, Any] | None = None
+    """Of a running one, as its `progress.json` has it."""
+
+    @property
+    def left(self) -> str:
+        """Time that its job has left, as SLURM writes it."""
+        return self.live.left if self.live and self.live.runs else ""
+
+    @property
+    def waits_or_runs(self) -> bool:
+        """Whether there is something to cancel."""
+        return self.state in ("pending", "running")
 
     def as_row(self) -> dict[str, Any]:
         """A line of a table."""
         run = self.place.run
-        left = self.live.left if self.live and self.live.runs else ""
         return {
-            "run": run.key,
+            "run": self.place.run_id,
             "task": run.task,
             "method": run.method,
             "seed": run.seed,
             "state": self.state,
             "job": self.place.job,
             "node": self.live.node if self.live else "",
-            "left": left,
+            "left": self.left,
             "detail": self.detail,
         }
 
 
-def places(log: Log) -> dict[str, Place]:
-    """The newest place of every run that was ever submitted."""
+Read = Callable[[Path], RunRecord | None]
+"""The valid record in a run's folder, or None."""
+
+
+def _record(folder: Path) -> RunRecord | None:
+    try:
+        return read_record(folder / RECORD_NAME)
+    except (OSError, BadRecord):
+        return None
+
+
+def places(log: Log, read: Read = _record) -> dict[str, Place]:
+    """The newest place of every run that was ever submitted, by run id."""
     found: dict[str, Place] = {}
     for submission in log.read():
-        runs = {run.key: run for run in submission.runs}
+        runs = {run.key: (run, _run_id(log, run, read)) for run in submission.runs}
         for array in submission.arrays:
             for task, keys in enumerate(array.tasks):
-                for key in keys:
-                    found[key] = Place(run=runs[key], submission=submission, array=array, task=task)
+                for run, run_id in map(runs.__getitem__, keys):
+                    found[run_id] = Place(run=run, submission=submission, array=array, task=task, run_id=run_id)
     return found
+
+
+def _folder(log: Log, run: Run, run_id: str) -> Path:
+    return log.root.parent / "runs" / run.suite / run.task / f"{run.method}-{run_id}"
+
+
+def _run_id(log: Log, run: Run, read: Read) -> str:
+    """The run's id; its key while the trials that decide it are not done."""
+    trials = {trial: record for trial in run.trials if (record := read(_folder(log, run, trial)))}
+    if not run.trials or len(trials) < len(run.trials):
+        return run.key
+    specs, space = tuple(record.spec for record in trials.values()), dict.fromkeys(run.searched, ())
+    final = Final(trials=specs, seed=run.seed, budget=run.budget, space=space)
+    spec = final.spec(lambda trial: trials[trial.run_id])
+    return spec.run_id if spec else run.key
 
 
 def log_file(log: Log, place: Place) -> Path:
@@ -84,10 +125,13 @@ def log_file(log: Log, place: Place) -> Path:
 
 def states(root: Path) -> tuple[list[State], list[str]]:
     """The state of every submitted run of a results folder, and what the user should know of how it was found."""
-    log = Log(root)
-    known = places(log)
-    live, problems = _live(known.values())
-    records = {key: _record(root, place.run) for key, place in known.items()}
+    log, read = Log(root), functools.cache(_record)
+    known = places(log, read)
+    records = {key: read(_folder(log, place.run, key)) for key, place in known.items()}
+    unfinished = [key for key, record in records.items() if record is None or record.status != "complete"]
+    live, problems = _live([known[key] for key in unfinished])
+    for key in unfinished:  # once more: what the cluster does not know any more may have ended well just now
+        records[key] = _record(_folder(log, known[key].run, key))
     open_ids: dict[str, set[str]] = {}
     for key, place in known.items():
         if records[key] is None and live is not None and place.job not in live:
@@ -96,48 +140,24 @@ def states(root: Path) -> tuple[list[State], list[str]]:
     for cluster, ids in open_ids.items():
         ended |= CLUSTERS[cluster].ended(ids - {""})
     problems += [f"{path} cannot be read and was passed over" for path in log.unreadable]
-    return [_state(root, log, place, records[key], live, ended) for key, place in known.items()], problems
+    return [_state(log, place, records[key], live, ended) for key, place in known.items()], problems
 
 
 def _live(known: Iterable[Place]) -> tuple[dict[str, Live] | None, list[str]]:
     """Live jobs of all clusters; None, with the reason, if a scheduler does not answer."""
     arrays: dict[str, dict[str, Sent]] = {}
-    for place in known:
-        arrays.setdefault(place.submission.cluster, {})[place.array.name] = place.array
+    for submission in {place.submission.id: place.submission for place in known}.values():
+        arrays.setdefault(submission.cluster, {}).update({array.name: array for array in submission.arrays})
     found: dict[str, Live] = {}
     try:
         for cluster, by_name in arrays.items():
             found |= CLUSTERS[cluster].live(by_name.values())
     except ClusterError as error:
-        return None, [f"{error}: what follows is from the records alone"]
+        return None, [f"{error}. Without an answer only the records tell how runs stand"]
     return found, []
 
 
-def run_folders(root: Path, run: Run) -> list[Path]:
-    """Folders that may be the run's; several where its trials decide which it is."""
-    folder = root / "runs" / run.suite / run.task
-    return sorted(folder.glob(f"{run.method}-*")) if run.trials else [folder / f"{run.method}-{run.key}"]
-
-
-def _record(root: Path, run: Run) -> RunRecord | None:
-    """The run's valid record."""
-    for folder in run_folders(root, run):
-        try:
-            record = RunRecord.from_json((folder / RECORD_NAME).read_text())
-        except (OSError, UnicodeDecodeError, BadRecord):
-            continue
-        if not run.trials or _decided_by(record, run):
-            return record
-    return None
-
-
-def _decided_by(record: RunRecord, run: Run) -> bool:
-    tuning = record.tuning
-    return tuning is not None and record.spec.seed == run.seed and [t.run_id for t in tuning.trials] == run.trials
-
-
 def _state(
-    root: Path,
     log: Log,
     place: Place,
     record: RunRecord | None,
@@ -150,11 +170,13 @@ def _state(
     job = live.get(place.job) if live else None
     failed = record is not None and _newer(record, place.submission)
     if job is not None and not failed:
-        return _alive(root, place, job)
+        return _alive(_folder(log, place.run, place.run_id), place, job)
     if record is not None and (failed or job is None):
         return State(place=place, state="failed", detail=record.reason, live=job)
     if live is None:
         return State(place=place, state="unknown", detail="")
+    if not place.job:
+        return State(place=place, state="missing", detail="its submission was cut off")
     if place.task in place.array.cancelled:
         return State(place=place, state="cancelled", detail="by `sctbench cancel`")
     said = ended.get(place.job, "")
@@ -165,24 +187,20 @@ def _state(
 
 def _newer(record: RunRecord, submission: Submission) -> bool:
     """Whether the record was written after the submission, so that it tells of it."""
-    return record.environment.get("finished", "") >= submission.time
+    return record.environment.get("finished", "") > submission.time  # whole seconds, and no job fails within one
 
 
-def _alive(root: Path, place: Place, job: Live) -> State:
+def _alive(folder: Path, place: Place, job: Live) -> State:
     if not job.runs:
         return State(place=place, state="pending", detail=job.reason, live=job)
-    for folder in run_folders(root, place.run) if not place.run.trials else []:
-        if (folder / PROGRESS_NAME).is_file():
-            return State(place=place, state="running", detail=progress(folder), live=job)
+    if (folder / PROGRESS_NAME).is_file():
+        at = progress_of(folder)
+        return State(place=place, state="running", detail=in_words(at) if at else "", live=job, progress=at)
     return State(place=place, state="pending", detail="its job runs; others are before it", live=job)
 
 
-def progress(folder: Path) -> str:
-    """How far a run is, in words."""
-    try:
-        at = json.loads((folder / PROGRESS_NAME).read_text())
-    except (OSError, ValueError):
-        return ""
+def in_words(at: dict[str, Any]) -> str:
+    """How far a run is."""
     return (
         f"epoch {at['epoch']}/{at['epochs']}, {100 * at['step'] // max(1, at['steps'])} %, loss {at['loss']:.3f}, "
         f"acc {at['accuracy']:.1f} %, {at['images_per_second']:.0f} img/s"
@@ -215,15 +233,17 @@ def as_runs(root: Path) -> tuple[list[StatusRun], list[str]]:
 def _as_run(state: State) -> StatusRun:
     run, live = state.place.run, state.live
     where = f" on {live.node}" if live and live.node else ""
-    over = state.state in ("failed", "cancelled")
+    over = state.state in ("failed", "cancelled", "missing")
     return StatusRun(
         suite=run.suite,
         task=run.task,
         method=run.method,
-        run_id=run.key,
+        run_id=state.place.run_id,
         state=state.state,
         protocol=run.protocol,
         seed=run.seed,
-        reason=state.detail if over else "",
+        reason="" if state.state == "running" else state.detail,
         holder="" if over or not state.place.job else f"job {state.place.job}{where}",
+        progress=state.progress,
+        left=state.left,
     )

@@ -38,6 +38,12 @@ class Run:
     trials: list[str] = field(default_factory=list)
     """Run ids of the trials that decide it."""
 
+    budget: int = 0
+    """Trials that were allowed."""
+
+    searched: list[str] = field(default_factory=list)
+    """What the trials search: recipe fields and knobs."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Sent:
@@ -113,10 +119,14 @@ class Log:
         text = json.dumps({"schema": SCHEMA, **asdict(submission)}, indent=1) + "\n"
         write_atomically(self.root / submission.id / FILE_NAME, lambda file: file.write(text.encode()))
 
+    def files(self) -> list[Path]:
+        """The submissions' files, oldest first."""
+        return sorted(self.root.glob(f"*/{FILE_NAME}"))
+
     def read(self) -> list[Submission]:
         """All submissions, oldest first; what cannot be read is passed over and kept in `unreadable`."""
         found = []
-        for path in sorted(self.root.glob(f"*/{FILE_NAME}")):
+        for path in self.files():
             try:
                 found.append(_parse(json.loads(path.read_text())))
             except (OSError, ValueError, TypeError, KeyError):

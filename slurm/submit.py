@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,10 +14,10 @@ from harness.plan import Selection
 from harness.spec import RunSpec
 from harness.stages import stage
 from harness.store import Store
-from harness.tuning import Job
+from harness.tuning import NO_VERDICT, Final, Job
 from harness.worker import Setup
 from slurm import planning
-from slurm.clusters import Cluster
+from slurm.clusters import CLUSTERS, Cluster
 from slurm.errors import ClusterError
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
@@ -33,12 +33,13 @@ class Todo:
     """What a selection still lacks, less what jobs have already."""
 
     ready: list[Job]
-    blocked: list[Job]
+    blocked: list[Final]
     held: int
     """Runs that wait or run in jobs submitted before."""
 
     failed: list[Job]
-    """Runs that failed in a way that they would fail again: only `sctbench retry --failed` submits them."""
+    """Runs that failed in a way that they would fail again, which only `sctbench retry --failed` submits, and finals
+    that cannot run without them."""
 
     complete: int
     after_jobs: list[str]
@@ -61,34 +62,59 @@ class Plan:
 
 
 def held_keys(log: Log, cluster: Cluster) -> dict[str, str]:
-    """Runs that live jobs hold, with the id of the job. `ClusterError` if the scheduler does not answer."""
-    arrays = [array for sub in log.read() if sub.cluster == cluster.name for array in sub.arrays]
-    live = cluster.live(arrays) if arrays else {}
-    return {
-        key: job
-        for array in arrays
-        for job, keys in zip(array.job_ids(), array.tasks, strict=False)
-        if job in live
-        for key in keys
-    }
+    """Runs that live jobs hold, with the id of the job; the id is empty if it is not one of this cluster.
+
+    `ClusterError` if it is not known: a scheduler does not answer, or a submission's file cannot be read.
+    """
+    by_cluster: dict[str, list[Sent]] = {}
+    for submission in log.read():
+        by_cluster.setdefault(submission.cluster, []).extend(submission.arrays)
+    if log.unreadable:
+        files = ", ".join(map(str, log.unreadable))
+        raise ClusterError(
+            f"{files} cannot be read, and names runs that are in jobs. Move it away when they have ended"
+        )
+    held: dict[str, str] = {}
+    for name, arrays in by_cluster.items():
+        try:
+            live = CLUSTERS[name].live(arrays)
+        except ClusterError as error:
+            raise ClusterError(f"which runs the jobs of cluster {name!r} hold is not known: {error}") from None
+        for array in arrays:
+            for job, keys in zip(array.job_ids(), array.tasks, strict=False):
+                if job in live:
+                    held |= dict.fromkeys(keys, job if name == cluster.name else "")
+    return held
+
+
+def jobs_of_trials(finals: Iterable[Final], held: Mapping[str, str]) -> list[str]:
+    """Ids of live jobs that hold trials of those finals."""
+    trials = {spec.run_id for final in finals for spec in final.trials}
+    return sorted({held[key].partition("_")[0] for key in trials if held.get(key)})
 
 
 def todo(selection: Selection, store: Store, held: dict[str, str]) -> Todo:
     """Sort a selection's runs by what is to be submitted."""
     stages = stage(selection, store.read)
     free = [job for job in stages.ready if key_of(job) not in held]
-    failed = [job for job in free if _would_fail_again(job, store)]
-    names = {key_of(job) for job in failed}
-    blocked = [final for final in stages.blocked if key_of(final) not in held]
-    trials = {spec.run_id for final in blocked for spec in final.trials}
+    failed = {key_of(job): job for job in free if _would_fail_again(job, store)}
+    waiting = [final for final in stages.blocked if key_of(final) not in held]
+    never = {key_of(final): final for final in waiting if _lacks_verdict(final, failed, store)}
+    blocked = [final for final in waiting if key_of(final) not in never]
     return Todo(
-        ready=[job for job in free if key_of(job) not in names],
-        blocked=list(blocked),
-        held=len(stages.ready) - len(free) + len(stages.blocked) - len(blocked),
-        failed=failed,
+        ready=[job for job in free if key_of(job) not in failed],
+        blocked=blocked,
+        held=len(stages.ready) - len(free) + len(stages.blocked) - len(waiting),
+        failed=[*failed.values(), *never.values()],
         complete=len(stages.settled),
-        after_jobs=sorted({held[key].partition("_")[0] for key in trials if key in held}),
+        after_jobs=jobs_of_trials(blocked, held),
     )
+
+
+def _lacks_verdict(final: Final, failed: Mapping[str, Job], store: Store) -> bool:
+    """Whether one of the final's trials failed for good in a way that says nothing of its setting."""
+    records = [store.read(trial) for trial in final.trials if trial.run_id in failed]
+    return any(record and record.failure and record.failure.kind in NO_VERDICT for record in records)
 
 
 def _would_fail_again(job: Job, store: Store) -> bool:
@@ -108,10 +134,12 @@ def make_plan(
 ) -> Plan:
     """Arrays of at most `limit` jobs for runs that can start, and for those that wait for them."""
     name = new_id()
-    stages = [planning.pack(runs, seconds, profile) for runs in (ready, blocked)]
-    parallel = profile.parallel
     if cluster.name == "local":  # nothing queues there: as many jobs as may run
-        stages, parallel = [planning.deal(jobs, parallel or 1) for jobs in stages], None
+        single = dataclasses.replace(profile, runs_per_job=1)
+        packed = [planning.pack(runs, seconds, single) for runs in (ready, blocked)]
+        stages, parallel = [planning.deal(jobs, profile.parallel or 1) for jobs in packed], None
+    else:
+        stages, parallel = [planning.pack(runs, seconds, profile) for runs in (ready, blocked)], profile.parallel
     arrays = planning.arrays(name, stages, parallel, limit, after_jobs)
     warnings = profile.warnings()
     if long := planning.too_long([*ready, *blocked], seconds, profile):
@@ -132,7 +160,7 @@ def plan_selection(selection: Selection, missing: Todo, profile: Profile, cluste
 def run_of(job: Job, seconds: float | None) -> Run:
     """A run as the log names it."""
     spec = like(job)
-    return Run(
+    run = Run(
         key=key_of(job),
         suite=spec.suite,
         task=spec.task,
@@ -140,8 +168,11 @@ def run_of(job: Job, seconds: float | None) -> Run:
         seed=spec.seed,
         protocol=spec.protocol,
         seconds=seconds,
-        trials=[] if isinstance(job, RunSpec) else [trial.run_id for trial in job.trials],
     )
+    if isinstance(job, RunSpec):
+        return run
+    trials = [trial.run_id for trial in job.trials]
+    return dataclasses.replace(run, trials=trials, budget=job.budget, searched=list(job.space))
 
 
 def send(plan: Plan, setup: Setup, profile: Profile, cluster: Cluster, log: Log, tell: Tell) -> Submission:
@@ -162,7 +193,8 @@ def send(plan: Plan, setup: Setup, profile: Profile, cluster: Cluster, log: Log,
     for array in plan.arrays:
         works = [Batch(setup=setup, jobs=job, code=submission.code) for job in array.jobs]
         _send_array(array, works, submission, profile, cluster, log)
-        tell(f"{len(array.jobs)} job(s) with {sum(map(len, array.jobs))} run(s): SLURM job {submission.arrays[-1].job}")
+        count, job = sum(map(len, array.jobs)), f"{cluster.job_word} {submission.arrays[-1].job}"
+        tell(f"{len(array.jobs)} job(s) with {count} run(s): {job}")
     _send_report(plan, setup, submission, profile, cluster, log, tell)
     return submission
 
@@ -178,10 +210,19 @@ def _send_array(
     try:
         sent.job = cluster.send(array, works, profile, log.folder(submission, sent), after)
     except ClusterError:
-        submission.arrays.remove(sent)
+        if not _may_be_there(sent, cluster):
+            submission.arrays.remove(sent)
         log.write(submission)
         raise
     log.write(submission)
+
+
+def _may_be_there(sent: Sent, cluster: Cluster) -> bool:
+    """Whether the cluster may have an array that it seemed to refuse: sbatch may time out after it was accepted."""
+    try:
+        return bool(cluster.live([sent]))
+    except ClusterError:
+        return True
 
 
 def _send_report(
@@ -206,7 +247,8 @@ def absolute(setup: Setup) -> Setup:
     )
 
 
-def expected_hours(runs: Iterable[Job], seconds: planning.Seconds) -> float | None:
-    """Estimated hours of all runs; None if one is not known."""
-    all_ = [seconds(run) for run in runs]
-    return None if None in all_ else sum(filter(None, all_)) / 3600
+def expected_hours(plan: Plan) -> float | None:
+    """Estimated hours of all jobs that do runs, start-up included; None if one is not known."""
+    all_ = [plan.seconds(run) for run in plan.runs()]
+    starts = planning.START_SECONDS * sum(len(array.jobs) for array in plan.arrays)
+    return None if None in all_ else (starts + sum(filter(None, all_))) / 3600

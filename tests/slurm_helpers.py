@@ -53,7 +53,7 @@ def standing(root):
 
 def by_key(root):
     """The state of each run."""
-    return {state.place.run.key: state for state in states(root)[0]}
+    return {state.place.run_id: state for state in states(root)[0]}
 
 
 def ended(root):

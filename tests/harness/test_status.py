@@ -7,7 +7,7 @@ import pytest
 from examples import make_record, make_spec
 from typer.testing import CliRunner
 
-from harness import clean, index, lease, status
+from harness import clean, cli_status, index, lease, status
 from harness.cli import app
 from harness.failures import Failure
 from harness.record import RunRecord
@@ -42,7 +42,15 @@ def store(tmp_path):
     bad.write_text(bad.read_text()[:200])
     dead_lease(store.folder(DEAD))
     with lease.acquire(store.folder(RUNNING)):
-        progress = {"epoch": 2, "epochs": 9, "loss": 1.5, "accuracy": 50.0}
+        progress = {
+            "epoch": 2,
+            "epochs": 9,
+            "step": 8,
+            "steps": 36,
+            "loss": 1.5,
+            "accuracy": 50,
+            "images_per_second": 9,
+        }
         (store.folder(RUNNING) / "progress.json").write_text(json.dumps(progress))
         yield store
 
@@ -61,6 +69,13 @@ def test_every_state_is_recognised(store):
 def test_without_a_selection_all_that_the_folder_holds_is_shown(store):
     states = {run.run_id: run.state for run in status.of_folder(store.root)}
     assert states == {run.run_id: run.state for run in status.of_specs(store.root, ALL) if run.state != "missing"}
+
+
+def test_a_progress_of_another_version_is_passed_over(store):
+    for text in ("{}", "[]", '{"epoch": "two"}', "torn"):
+        (store.folder(RUNNING) / "progress.json").write_text(text)
+        (run,) = status.of_specs(store.root, [RUNNING])
+        assert (run.state, run.progress) == ("running", None)
 
 
 def test_rows_add_up(store):
@@ -124,6 +139,13 @@ def run(*arguments):
     done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def test_of_many_running_ones_some_are_listed(store, monkeypatch):
+    monkeypatch.setattr(cli_status, "RUNNING_SHOWN", 0)
+    output = run("status", "--out", store.root)
+    assert "2/9" not in output and "Of 1 running ones 0 are listed" in output
+    assert "2/9" in run("status", "--out", store.root, "--all")
 
 
 def test_the_commands(store):

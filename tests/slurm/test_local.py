@@ -42,7 +42,9 @@ def test_the_commands_as_a_user_types_them(tmp_path):
     what = ["--suite", "demo", "--tasks", "digits", "--methods", "linear", "--recipe", "epochs=1", "--gpus", "0"]
     dry = sctbench("submit", *what, "--cluster", "local", "--dry-run", cwd=tmp_path)
     assert "1 to submit" in dry and "Nothing was submitted." in dry
-    sctbench("submit", *what, "--cluster", "local", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+    sent = sctbench("submit", *what, "--cluster", "local", "--mem", "1GB", cwd=tmp_path)
+    assert "these mean nothing: --mem" in sent and "run(s): process " in sent
     assert "0 to submit" in sctbench("submit", *what, "--cluster", "local", cwd=tmp_path)
     wait(lambda: (tmp_path / "results" / "report" / "index.html").is_file())
     assert "1 complete" in sctbench("status", cwd=tmp_path)

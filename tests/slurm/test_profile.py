@@ -55,6 +55,9 @@ def test_flags_beat_the_file(tmp_path):
         ("mem: lots\n", "mine.yaml:1: mem='lots' must be like 500MB or 32GB"),
         ("time: 2\n", "mine.yaml:1: time=2 must be at least 3 minutes"),
         ("time: 5\nsignal_delay: 300\n", "mine.yaml:2: signal_delay=300 must be from 30 seconds to the time limit"),
+        ("sbatch:\n  time: 5\n", "mine.yaml:1: sbatch='time' is not free: use `time`"),
+        ("cpus: 2\nsbatch: {gpus_per_node: 2}\n", "mine.yaml:2: sbatch='gpus_per_node' is not free: use `gpus`"),
+        ("sbatch: {job-name: mine}\n", "sbatch='job-name' is not free: jobs depend on it"),
         ("- a\n", "mine.yaml:1: a cluster profile is a mapping"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from slurm.planning import Array, report_array
-from slurm.profile import make_profile, read_file
+from slurm.profile import Profile, make_profile, read_file
 from slurm.sbatch import script
 
 HERE = Path(__file__).parent
@@ -24,3 +24,8 @@ def test_scripts_are_as_they_were(name):
     text = "\n".join(texts).replace(sys.executable, "python")
     golden = HERE / "golden" / f"{name}.sh"
     assert text == golden.read_text()
+
+
+def test_the_job_for_the_tables_has_its_own_limit_and_warning():
+    text = script(Profile(time=600, signal_delay=3600), report_array("sub", []), Path("/results"), [])
+    assert "--time=30\n" in text and "--signal=USR2@120\n" in text

@@ -1,21 +1,28 @@
 """Submission, state and retry on a mocked cluster: the option space, and what goes wrong in real ones."""
 
 import dataclasses
+import json
 import re
 import time
+from collections import Counter
+from datetime import UTC, datetime
 
 import pytest
 import tiny
 from examples import make_record
 from fake_slurm import Fake
 from slurm_helpers import SMALL, by_key, send, standing
+from typer.testing import CliRunner
 
+from harness import lease, plan, status
+from harness.cli import app
+from harness.errors import HarnessError
 from harness.failures import Failure
 from harness.store import Store
 from slurm import control, scheduler, submit
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
-from slurm.status import log_file, places
+from slurm.status import as_runs, log_file, places
 from slurm.submissions import Log
 from slurm.work import Batch
 
@@ -80,6 +87,33 @@ def test_a_refused_array_leaves_the_ones_before_it_submitted(setup, fake):
     assert (left.held, len(left.ready)) == (3, 2)
 
 
+def test_an_array_that_slurm_took_though_sbatch_timed_out_is_not_forgotten(setup, fake):
+    program = fake.file.parent / "sbatch"
+    late = program.read_text().replace("exec ", "") + "echo 'sbatch: error: Socket timed out' >&2; exit 1\n"
+    program.write_text(late)
+    with pytest.raises(ClusterError, match="Socket timed out"):
+        send(setup, tiny.specs(seeds=2), one_each())
+    assert (todo(setup, seeds=2).held, todo(setup, seeds=2).ready) == (2, [])
+    program.write_text(late + f"rm {fake.file.parent}/squeue\n")  # nor does the cluster say more
+    fake.set(jobs={})
+    with pytest.raises(ClusterError, match="Socket timed out"):
+        send(setup, tiny.specs(seeds=2), one_each())
+    assert [len(submission.arrays) for submission in Log(setup.root).read()] == [1, 1]
+
+
+def test_with_a_submission_that_cannot_be_read_nothing_is_submitted(setup, fake):
+    submission = send(setup, tiny.specs(seeds=2))
+    (setup.root / "slurm" / submission.id / "submission.json").write_text("torn")
+    with pytest.raises(ClusterError, match=rf"{submission.id}/submission\.json cannot be read"):
+        todo(setup, seeds=2)
+
+
+def test_runs_in_jobs_of_another_cluster_are_not_submitted_again(setup, fake):
+    send(setup, tiny.specs(seeds=2))
+    held = submit.held_keys(Log(setup.root), CLUSTERS["local"])
+    assert held == dict.fromkeys([spec.run_id for spec in tiny.specs(seeds=2)], "")
+
+
 def test_a_refused_job_for_the_tables_is_told_and_no_more(setup, fake, capsys):
     fake.set(refuse_after=1)
     send(setup, tiny.specs(seeds=2))
@@ -135,6 +169,51 @@ def test_cancel_all_takes_the_tables_along(setup, fake):
     assert not any(job["queue"] for job in fake.jobs().values())
 
 
+def test_a_submission_that_was_cut_off_is_cancelled(setup, fake):
+    submission = send(setup, tiny.specs(seeds=3), one_each())
+    for array in submission.arrays:
+        array.job = ""
+    Log(setup.root).write(submission)
+    first = tiny.specs(seeds=3)[0].run_id
+    assert [s.place.run.key for s in control.cancel(setup.root, [first])] == [first]
+    assert len(control.cancel(setup.root, [])) == 2
+    assert not any(job["queue"] for job in fake.jobs().values())
+
+
+def test_what_cannot_be_asked_of_or_was_never_submitted_is_not_cancelled(setup, fake):
+    for command in (control.cancel, lambda root, _: control.retry(root, {}, print)):
+        with pytest.raises(HarnessError, match="nothing was ever submitted"):
+            command(setup.root, [])
+    assert not setup.root.exists()
+    send(setup, tiny.specs(seeds=2))
+    fake.set(down=True)
+    with pytest.raises(HarnessError, match="Unable to contact"):
+        control.cancel(setup.root, [])
+
+
+def test_what_scancel_did_not_cancel_is_not_called_cancelled(setup, fake):
+    submission = send(setup, tiny.specs(seeds=1))
+    (fake.file.parent / "scancel").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ClusterError, match="scancel failed"):
+        control.cancel(setup.root, [])
+    fake.change(submission.arrays[0].job, queue="", accounts="OUT_OF_MEMORY")
+    assert standing(setup.root) == {"failed": 1}
+
+
+def test_a_run_that_has_ended_is_not_cancelled_for_its_job_is_at_others(setup, fake):
+    first, second = tiny.specs(seeds=2)
+    job = send(setup, [first, second]).arrays[0].job
+    fake.change(job, queue="RUNNING")
+    complete(setup, first)
+    with pytest.raises(HarnessError, match=f"{first.run_id} is complete"):
+        control.cancel(setup.root, [first.run_id])
+    complete(setup, first, status="failed", reason="no memory", failure=Failure(kind="memory"))
+    with pytest.raises(HarnessError, match=f"{first.run_id} is failed"):
+        control.cancel(setup.root, [first.run_id, second.run_id])
+    assert fake.jobs()[job]["queue"] == "RUNNING"
+    assert [s.place.run.key for s in control.cancel(setup.root, [second.run_id])] == [second.run_id]
+
+
 def test_the_end_of_the_log_tells_why(setup, fake):
     submission = send(setup, tiny.specs(seeds=1))
     fake.change(submission.arrays[0].job, queue="", accounts="OUT_OF_MEMORY")
@@ -153,11 +232,138 @@ def test_what_would_fail_again_waits_for_retry(setup, fake):
     complete(setup, specs[1], status="failed", reason="killed", failure=Failure(kind="killed"))
     left = todo(setup, seeds=2)
     assert (left.failed, left.ready) == ([specs[0]], [specs[1]])
-    assert control.retry(setup.root, {"mem": "64GB"}, print) == 2
+    assert control.retry(setup.root, {"mem": "64GB", "gpus": 1}, print) == (2, [])
     again = Log(setup.root).read()[-1]
     assert again.profile["mem"] == "64GB"
+    batch = control.batch_of(Log(setup.root), places(Log(setup.root))[specs[0].run_id])
+    assert (setup.device, batch.setup.device) == ("cpu", "cuda")
     assert todo(setup, seeds=2).held == 2
-    assert control.retry(setup.root, {}, print) == 0
+    assert control.retry(setup.root, {}, print) == (0, [])
+
+
+def test_a_submission_that_cannot_be_read_again_does_not_end_the_retry_of_others(setup, fake):
+    first, second = (send(setup, [spec]) for spec in tiny.specs(seeds=2))
+    for submission in (first, second):
+        fake.change(submission.arrays[0].job, queue="", accounts="FAILED")
+    for pickled in Log(setup.root).folder(first, first.arrays[0]).glob("*.pkl"):
+        pickled.write_bytes(b"torn")
+    done = CliRunner().invoke(app, ["retry", "--failed", "--out", str(setup.root)])
+    assert done.exit_code == 1 and "1 run(s) submitted again" in done.output
+    assert f"1 run(s) of submission {first.id}: job 100 cannot be read again" in done.output
+    assert standing(setup.root) == {"failed": 1, "pending": 1}
+
+
+def test_finals_that_are_tried_again_wait_for_trials_of_another_submission(setup, fake):
+    send_tuned(setup, seeds=1)
+    send_tuned(setup, seeds=2)
+    before = set(fake.jobs())
+    for job in before:
+        fake.change(job, queue="", accounts="NODE_FAIL")
+    assert control.retry(setup.root, {}, print) == (4, [])
+    again = {values["name"]: values["options"] for job, values in fake.jobs().items() if job not in before}
+    trials, first, _, second, _ = (again[name].get("dependency") for name in again)
+    assert trials is None and first == second and first.startswith("afterany:")
+
+
+def test_the_cluster_of_a_retry_is_that_of_before(setup):
+    done = CliRunner().invoke(app, ["retry", "--failed", "--cluster", "local", "--out", str(setup.root)])
+    assert "--cluster local" in str(done.exception)
+
+
+def send_tuned(setup, **selection):
+    """Submit what is missing of a tuned selection; returns the submission and the finals."""
+    asked = tiny.selection(protocol="tuned", trials=2, **selection)
+    left = todo(setup, protocol="tuned", trials=2, **selection)
+    made = submit.make_plan(left.ready, left.blocked, lambda _: 1.0, one_each(), SLURM, 1000, left.after_jobs)
+    sent = submit.send(made, submit.absolute(setup), one_each(), SLURM, Log(setup.root), print)
+    return sent, plan.finals(asked)
+
+
+def shown(root):
+    """What `sctbench status` counts of a folder."""
+    runs = status.with_queue(status.of_folder(root), as_runs(root)[0], only=False)
+    return Counter((run.protocol, run.state) for run in runs)
+
+
+def test_what_runs_is_shown_with_its_time_left_and_what_waits_with_the_reason(setup, fake):
+    specs = tiny.specs(seeds=2)
+    first, second = send(setup, specs, one_each()).arrays[0].job_ids()
+    fake.change(first, queue="RUNNING")
+    fake.change(second, reason="QOSGrpCpuLimit")
+    progress = dict.fromkeys(status.PROGRESS_KEYS, 1)
+    with lease.acquire(Store(setup.root).folder(specs[0])) as held:
+        (held.path.parent / "progress.json").write_text(json.dumps(progress))
+        runs = status.with_queue(status.of_folder(setup.root), as_runs(setup.root)[0], only=False)
+    (queued, _), _ = as_runs(setup.root)
+    for run in (runs[0], queued):
+        assert (run.state, run.seed, run.progress, run.left) == ("running", 0, progress, "1:00:00")
+    assert status.waiting(runs) == [{"pending": 1, "reason": "QOSGrpCpuLimit"}]
+
+
+def test_a_run_that_is_tried_again_does_not_show_the_failure_of_before(setup, fake):
+    (spec,) = tiny.specs(seeds=1)
+    fake.change(send(setup, [spec]).arrays[0].job, queue="", accounts="FAILED")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made = make_record(spec=spec, status="failed", reason="no memory", failure=Failure(kind="memory"))
+    Store(setup.root).write(dataclasses.replace(made, environment={"finished": now}))
+    assert standing(setup.root) == {"failed": 1}
+    again = send(setup, [spec])
+    again.time = now
+    Log(setup.root).write(again)
+    assert standing(setup.root) == {"pending": 1}
+
+
+def test_when_all_is_complete_nobody_is_asked(setup, fake):
+    for spec in tiny.specs(seeds=2):
+        send(setup, [spec])
+        complete(setup, spec)
+    assert standing(setup.root) == {"complete": 2} and fake.calls("squeue") == []
+
+
+def test_what_was_cut_off_before_slurm_had_it_is_missing(setup, fake):
+    submission = send(setup, tiny.specs(seeds=1))
+    submission.arrays[0].job = ""
+    Log(setup.root).write(submission)
+    fake.set(jobs={})
+    assert standing(setup.root) == {"missing": 1}
+    assert len(todo(setup, seeds=1).ready) == 1
+
+
+def test_a_line_of_squeue_that_cannot_be_read_is_the_clusters_error(setup, fake):
+    send(setup, tiny.specs(seeds=1))
+    (fake.file.parent / "squeue").write_text("#!/bin/sh\necho 'CLUSTER: a'; echo '100|x'\n")
+    with pytest.raises(ClusterError, match=r"cannot be read: '100\|x'"):
+        todo(setup, seeds=1)
+    assert standing(setup.root) == {"unknown": 1}
+
+
+def test_a_final_that_lacks_a_trials_verdict_for_good_is_left_out(setup, fake):
+    (final,) = plan.finals(tiny.selection(protocol="tuned", trials=2))
+    for kind, left_out in {"data": [final.trials[0], final], "memory": [final.trials[0]], "disk_full": []}.items():
+        complete(setup, final.trials[0], status="failed", reason="why", failure=Failure(kind=kind))
+        left = todo(setup, protocol="tuned", trials=2)
+        assert left.failed == left_out
+        assert len(left.ready) + len(left.blocked) + len(left.failed) == 3
+
+
+def test_a_final_run_is_counted_once_whatever_it_is_called(setup, fake):
+    sent, (final, other) = send_tuned(setup, seeds=2)
+    assert shown(setup.root) == {("validation", "pending"): 2, ("tuned", "pending"): 2}
+    for trial, accuracy in zip(final.trials, (1.0, 2.0), strict=True):
+        complete(setup, trial, metrics={"val": make_record(accuracy=accuracy).metrics["test"]})
+    first, second = (one.spec(Store(setup.root).read) for one in (final, other))
+    fake.change(sent.arrays[1].job_id(0), queue="RUNNING")
+    Store(setup.root).folder(first).mkdir()
+    (Store(setup.root).folder(first) / "progress.json").write_text("{}")
+    assert shown(setup.root) == {
+        ("validation", "complete"): 2,
+        ("tuned", "running"): 1,
+        ("tuned", "pending"): 1,
+    }
+    complete(setup, first)
+    assert by_key(setup.root)[second.run_id].state == "pending"
+    assert [s.place.run_id for s in control.cancel(setup.root, [second.run_id])] == [second.run_id]
+    assert shown(setup.root) == {("validation", "complete"): 2, ("tuned", "complete"): 1, ("tuned", "cancelled"): 1}
 
 
 def test_what_was_submitted_is_the_callable_itself(setup, fake):

@@ -233,7 +233,7 @@ def test_a_final_run_without_its_trials_says_so(setup, job, monkeypatch):
         job(Final(trials=tuple(tiny.specs(["linear"], protocol="validation")), seed=0, budget=1))
 
 
-@pytest.mark.parametrize(("kind", "tries"), [("diverged", 0), ("killed", 1)])
+@pytest.mark.parametrize(("kind", "tries"), [("diverged", 0), ("killed", 1), ("disk_full", 1)])
 def test_what_this_job_failed_at_is_not_tried_again_unless_it_may_succeed(setup, job, monkeypatch, kind, tries):
     (spec,) = tiny.specs(["linear"])
     where = {"slurm": {"job": JOB}}
