@@ -59,6 +59,7 @@ class Section:
     """One comparable set on the page."""
 
     name: str
+    title: str
     key: Mapping[str, Any]
     boards: list[Board]
     """The leaderboard first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,18 @@ from analysis.page import About, Picture, Section, to_html
 from analysis.published import measured_beside
 from analysis.render import to_terminal, write_table
 from analysis.runs import Read, Runs
-from analysis.tables import ALL_TABLES, Table, TableOptions, accuracy_tables, all_tables, weights_table
+from analysis.tables import (
+    ALL_TABLES,
+    WEIGHTS_TABLE,
+    Table,
+    TableOptions,
+    accuracy_tables,
+    all_tables,
+    weights_tables,
+)
+from analysis.tables.cells import set_title
 
 PAGE = "index.html"
-WEIGHTS_TABLE = "pretrained_minus_random"
 
 
 def write_report(
@@ -57,8 +66,15 @@ def write_report(
 
 
 def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
-    """Tables of a set: the one place that says which there are; the first is the page's leaderboard."""
-    return [*all_tables(chosen, options), *(weights_table(chosen, random) for random in _at_random(chosen, sets))]
+    """Tables of a set: the one place that says which there are; the first is the page's leaderboard.
+
+    `ValueError` if two have one name, for the files of one would overwrite those of the other.
+    """
+    tables = [*all_tables(chosen, options), *weights_tables(chosen, _at_random(chosen, sets))]
+    twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
+    if twice:
+        raise ValueError(f"several tables of {set_title(chosen)} are named {', '.join(twice)}")
+    return tables
 
 
 def _write_set(
@@ -71,10 +87,10 @@ def _write_set(
     base: str,
 ) -> tuple[Section, list[Path]]:
     """Tables and figures of one comparable set; the accuracy tables and what pretraining is worth are printed."""
-    printed = {*(table.name for table in accuracy_tables(chosen)), WEIGHTS_TABLE}
+    printed = {table.name for table in accuracy_tables(chosen)}
     paths = []
     for table in tables:
-        if table.name in printed:
+        if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
             to_terminal(table, console)
         paths += write_table(table, folder)
     paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
@@ -83,6 +99,7 @@ def _write_set(
     families = {name: facts.family for name, facts in about.items()}
     section = Section(
         name=folder.name,
+        title=set_title(chosen),
         key=chosen.key,
         boards=[make_board(chosen, table, families, base) for table in tables],
         tables=tables,

@@ -9,8 +9,9 @@ from analysis.tables.cells import Key, accuracy_cells, accuracy_matrix, label_or
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
-from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, target_order, task_table, weights_table
+from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, target_order, task_table
 from analysis.tables.tuning import tuning_table
+from analysis.tables.weights import WEIGHTS_TABLE, weights_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ __all__ = [
     "MARKS",
     "MEANS",
     "MISSING",
+    "WEIGHTS_TABLE",
     "Cell",
     "Column",
     "Key",
@@ -64,5 +66,5 @@ __all__ = [
     "target_order",
     "task_table",
     "tuning_table",
-    "weights_table",
+    "weights_tables",
 ]

@@ -69,6 +69,9 @@ class Column:
     target: str = ""
     """Data set that its values were scored on, where that is not the task's own."""
 
+    plain: bool = True
+    """Whether a value over several of them is their plain mean."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:

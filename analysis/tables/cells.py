@@ -103,7 +103,8 @@ def _budget(trials: int) -> str:
 
 
 def set_title(chosen: ComparableSet, what: str = "") -> str:
-    """`demo, protocol fixed, demo_vit (pretrained)`, with the kind of table behind it."""
+    """`demo, protocol fixed, demo_vit (pretrained)`, with what tells the set apart and the kind of table behind it."""
     key = chosen.key
     title = f"{key['suite']}, protocol {key['protocol']}, {key['backbone']} ({key['weights']})"
+    title += f", {chosen.apart}" if chosen.apart else ""
     return f"{title}: {what}" if what else title

@@ -1,7 +1,8 @@
-"""Accuracy tables: per task (VTAB style), few-shot, domain generalisation, and the worth of pretrained weights."""
+"""Accuracy tables: per task (VTAB style), few-shot, domain generalisation."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pandas as pd
@@ -66,7 +67,8 @@ def task_table(chosen: ComparableSet) -> Table:
     several = len(groups) > 1
     columns += [Column(name=name, group=MEANS, over=members) for name, members in groups.items() if several]
     whole = tasks_text(suite, len({task for task, _ in over}))
-    columns += [Column(name=name, group=MEANS, over=tuple(over)) for name in (whole, "groups")[: 1 + several]]
+    columns += [Column(name=whole, group=MEANS, over=tuple(over))]
+    columns += [Column(name="groups", group=MEANS, over=tuple(over), plain=False)] * several
     caption = _caption(chosen, len(over) < len(keys))
     table = Table(name="tasks", title=set_title(chosen), caption=caption, columns=[*columns, *TAIL])
     cells = accuracy_cells(chosen)
@@ -141,8 +143,8 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
         for t in targets
         if t not in whole
     ]
-    columns += [Column(name=name, group=f"{MEANS} targets") for name in (ways, "masked")]
-    columns += TAIL[1:]
+    columns += [Column(name=name, group=f"{MEANS} targets", plain=False, **source) for name in (ways, "masked")]
+    columns += [dataclasses.replace(column, **source) for column in TAIL[1:]]
     caption = (
         f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target alone. The "
         f"masked mean takes the masked value where there is one. {_caption(chosen)}"
@@ -176,25 +178,9 @@ def accuracy_tables(chosen: ComparableSet) -> list[Table]:
     rows = chosen.rows
     shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
     tables = [domain_table(chosen, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
+    if len(tables) > 1:
+        cells = [cell_name(task, shots).replace(" ", "_") for task, shots in shifted.itertuples(index=False)]
+        tables = [dataclasses.replace(t, name=f"{t.name}_{cell}") for t, cell in zip(tables, cells, strict=True)]
     if not tables and rows["shots"].nunique() > 1:
         return [few_shot_table(chosen)]
     return tables if len(tables) == 1 and rows["task"].nunique() == 1 else [*tables, task_table(chosen)]
-
-
-def weights_table(pretrained: ComparableSet, random: ComparableSet) -> Table:
-    """What the pretrained weights are worth: accuracy with them minus accuracy of the same model at random."""
-    keys = suite_cells(pretrained.key["suite"], pretrained.rows)
-    table = Table(
-        name="pretrained_minus_random",
-        title=f"{pretrained.key['suite']}: pretrained minus random weights",
-        caption="Difference of top-1 accuracies in points, same method, task, recipe and seeds; "
-        "positive means that the pretrained weights are better.",
-        columns=[Column(name=cell_name(*key), group=group, kind="points", best="") for key, group in keys.items()],
-    )
-    ours, theirs = accuracy_cells(pretrained), accuracy_cells(random)
-    for label in (label for label in ours if label in theirs):
-        pairs = [(ours[label].get(key, MISSING), theirs[label].get(key, MISSING)) for key in keys]
-        table.rows[label] = [
-            Cell(value=a.value - b.value) if a.is_number and b.is_number else MISSING for a, b in pairs
-        ]
-    return table

@@ -216,6 +216,40 @@ def test_settings_of_one_task_lead_to_the_runs_of_that_task():
     assert {row.method for row in board.rows} == {"sct"}
 
 
+def test_tables_of_one_kind_have_names_of_their_own_and_the_runs_of_their_shots(tmp_path):
+    low = dataclasses.replace(domain(accuracies=(9,) * 7), spec=dataclasses.replace(domain().spec, shots=1))
+    boards = boards_of([domain(), low])
+    assert [name for name in boards if name.startswith("domains")] == [
+        "domains_imagenet_16-shot",
+        "domains_imagenet_1-shot",
+    ]
+    for name, accuracy in (("16", 70.0), ("1", 9.0)):
+        board = boards[f"domains_imagenet_{name}-shot"]
+        keys = {key for heading in board.headings for key in heading.tasks}
+        assert keys == {f"imagenet {name}-shot"}
+        assert [run[2] for run in board.rows[0].runs[keys.pop()]] == [accuracy]
+
+
+def test_two_tables_of_one_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.report.all_tables", lambda chosen, _: [task_table(chosen)] * 2)
+    with pytest.raises(ValueError, match="named tasks"):
+        write_report(from_records(records()), tmp_path / "report", Console(quiet=True))
+
+
+def test_sets_that_differ_in_size_trials_or_checkpoint_have_titles_and_labels_of_their_own():
+    backbone = dataclasses.replace(make_spec().backbone, digest="cd" * 32)
+    given = records(protocol="tuned", trials=4) + records(protocol="tuned", trials=9, backbone=backbone)
+    given += records(protocol="tuned", trials=9, preprocessing="p") + records()
+    tables = [task_table(chosen) for chosen in comparable_sets(given)]
+    assert len({table.label for table in tables}) == len({table.title for table in tables}) == 4
+    assert tables[0].title == "demo, protocol fixed, demo_vit (pretrained)"
+    assert {t.title.removeprefix("demo, protocol tuned, demo_vit (pretrained), ") for t in tables[1:]} == {
+        "4 trials, checkpoint abababab, 56px-squash-bicubic-imagenet",
+        "9 trials, checkpoint cdcdcdcd, 56px-squash-bicubic-imagenet",
+        "9 trials, checkpoint abababab, p",
+    }
+
+
 def test_addresses_are_quoted():
     assert record_href("../runs", "s", "a b", "m#x", "12") == "../runs/s/a%20b/m%23x-12/record.json"
 
@@ -302,7 +336,7 @@ def test_browser_filters_by_text_and_by_family(page):
 @pytest.mark.browser
 def test_browser_switches_between_comparable_sets(page):
     options = page.find_elements("css selector", "#set option")
-    assert [o.text for o in options] == [f"demo, {p}, demo_vit (pretrained), 56 px" for p in ("fixed", "validation")]
+    assert [o.text for o in options] == [f"demo, protocol {p}, demo_vit (pretrained)" for p in ("fixed", "validation")]
     options[1].click()
     assert methods_shown(page) == ["LORA", "SCT"]
     assert page.execute_script("return location.hash") == "#demo-validation-demo_vit-pretrained-56px"
@@ -398,7 +432,7 @@ def page_of(chosen, given, folder):
     """The page of one set without figures, for these have tests of their own."""
     table = task_table(chosen)
     board = make_board(chosen, table, {}, "../runs")
-    section = Section(name="x", key=chosen.key, boards=[board], tables=[table])
+    section = Section(name="x", title="x", key=chosen.key, boards=[board], tables=[table])
     path = folder / "index.html"
     path.write_text(to_html([section], chosen.rows, set_aside=[], about={}, base="../runs", folder=folder))
     return path
