@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from analysis.unlike import CELL_KEYS, notes, set_aside_unlike
+from analysis.unlike import CELL_KEYS, LeftOut, notes, set_aside_unlike
 from harness.record import RunRecord
 from harness.spec import canonical_json
 from suites import SUITES
@@ -88,9 +88,8 @@ class ComparableSet:
     rows: pd.DataFrame
     """One row per run, complete or failed; `label` names the method, with its settings where a method has several."""
 
-    left_out: list[str]
-    """Run ids of records that differ from the others on the same task in data or in the trials behind them, with the
-    task and in what they differ."""
+    left_out: list[LeftOut]
+    """Runs that differ from the others on the same task in data or in the trials behind them."""
 
     notes: list[str]
     """What is not the same in all records, and may matter: code, precision."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from analysis.board import make_board
@@ -26,7 +27,7 @@ from analysis.tables import (
     all_tables,
     weights_tables,
 )
-from analysis.tables.cells import set_title
+from analysis.tables.cells import LEFT_OUT, set_title
 
 PAGE = "index.html"
 
@@ -95,6 +96,9 @@ def _write_set(
         paths += write_table(table, folder)
     paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
     chosen.rows.to_csv(paths[-1], index=False)
+    if chosen.left_out:
+        paths.append(folder / LEFT_OUT)
+        pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
     pictures, not_drawn = _write_figures(chosen, read, folder)
     families = {name: facts.family for name, facts in about.items()}
     section = Section(

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.tables.base import MEANS, Cell, Column, Table
 
 NO_VALUE = {"missing": "–", "failed": "failed"}
-BEHIND = ("*", "‡", "§")
+BEHIND = ("*", "≠", "‡", "§")
 """Notes that stand directly behind a value."""
 
 

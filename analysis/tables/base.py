@@ -15,6 +15,7 @@ MARKS = {
     "missing": "–: missing, no run, or a part of a mean is missing",
     "failed": "failed: no run of the cell succeeded",
     "*": "*: mean with a part that rests on fewer seeds or runs than others",
+    "≠": "≠: no seed in common, so the means are over each side's own",
     "‡": "‡: runs on several kinds of device, not comparable",
     "§": "§: nothing before the head is trained or random, so its features were computed once",
     "†": "†: the test split was looked at more than once or chose the result",

@@ -8,11 +8,16 @@ import pandas as pd
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
+from analysis.unlike import left_out_text
 from harness.protocol import PROTOCOLS
 from suites import SUITES
 
 Key = tuple[str, int]
 """(task, shots); shots is -1 where a suite has one training list."""
+
+
+LEFT_OUT = "left_out.csv"
+"""File of a report that names each run that was left out of a set."""
 
 
 def seed_count(rows: pd.DataFrame) -> int:
@@ -94,7 +99,7 @@ def set_caption(chosen: ComparableSet) -> str:
     if chosen.notes:
         caption += f" Not the same in all records: {'; '.join(chosen.notes)}."
     if chosen.left_out:
-        caption += f" Left out, for they differ from the others: {', '.join(chosen.left_out)}."
+        caption += f" Left out, for they differ from the others: {left_out_text(chosen.left_out)}; each in {LEFT_OUT}."
     return caption
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, only_set, records
+from table_records import cells, only_set, recipe, records
 from typer.testing import CliRunner
 
 from analysis.commands import compare
@@ -48,6 +48,23 @@ def test_differences_per_task_and_over_all_of_them():
 def test_one_seed_has_no_interval_per_task():
     (table,) = compare_in_sets([only_set(records() + records("lora"))], "sct", "lora")
     assert cells(table, "animals")["difference in points", "low"].note == "missing"
+
+
+def test_means_are_over_shared_seeds_as_their_interval_is():
+    given = [*two(), *records("sct", (90, 90, 90, 90, 90), seed=2)]
+    (table,) = compare_in_sets([only_set(given)], "sct", "lora")
+    row = cells(table, "photo_crops")
+    assert (row["", "SCT"].value, row["", "SCT"].note, row["difference in points", "mean"].value) == (12, "2/3", 2)
+    assert row["difference in points", "low"].value < 2 < row["difference in points", "high"].value
+    assert cells(table, "mean of 5 tasks")["", "SCT"].note == "*"
+    assert "SCT beats LORA on 3 of 5 tasks" in table.caption
+
+
+def test_without_a_shared_seed_the_means_of_all_are_marked():
+    (table,) = compare_in_sets([only_set(records() + records("lora", (9, 9, 9, 9, 9), seed=1))], "sct", "lora")
+    difference = cells(table, "photo_crops")["difference in points", "mean"]
+    assert (difference.value, difference.note) == (1, "≠")
+    assert "no seed in common" in table.full_caption
 
 
 def test_practically_equal_is_said_with_its_margin():
@@ -94,6 +111,20 @@ def test_two_folders(tmp_path):
     (table,) = compare(str(a), str(b), tmp_path, None, None, 1.0, QUIET)
     assert cells(table, "mean of 5 tasks")["difference in points", "mean"].value == pytest.approx(0.2)
     assert "SCT in" in table.caption
+
+
+def test_folders_pair_settings_and_name_what_is_not_compared():
+    ours = records("sct", config={"channels": 48}) + records("sct", config={"channels": 24}) + records("full")
+    theirs = (
+        records("sct", (11,) * 5, config={"channels": 48}) + records("lora") + records("full", recipe=recipe(lr=9.0))
+    )
+    stranger = dataclasses.replace(records("bitfit")[0], data=make_record(data="x").data)
+    (table,) = compare_folders(comparable_sets([*ours, stranger]), comparable_sets(theirs), ("a", "b"))
+    assert "SCT (channels=48) in a beats SCT (channels=48) in b" in table.caption
+    assert "SCT (channels=24): settings differ, channels 24 against 48" in table.caption
+    assert "FULL: settings differ, lr 0.001 against 9.0" in table.caption
+    assert "LORA: only in b" in table.caption
+    assert "1 run of BITFIT in a on photo_crops (pictures differ)" in table.caption
 
 
 def test_folders_with_other_data_or_conditions_are_refused():
