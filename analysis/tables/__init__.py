@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from analysis.frame import ComparableSet
 from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
 from analysis.tables.bias import bias_tables
-from analysis.tables.cells import Key, accuracy_cells, accuracy_matrix, label_order
+from analysis.tables.cells import Key, accuracy_cells, label_order
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
@@ -52,7 +52,6 @@ __all__ = [
     "ablation_axes",
     "ablation_table",
     "accuracy_cells",
-    "accuracy_matrix",
     "accuracy_tables",
     "all_tables",
     "bias_tables",

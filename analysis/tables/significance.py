@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 
-from analysis.frame import CELL_KEYS, NAN, ComparableSet, averaged, suite_cells
+from analysis.frame import CELL_KEYS, ComparableSet, averaged, suite_cells
 from analysis.statistics import (
     CONFIDENCE,
     average_ranks,
@@ -18,7 +20,7 @@ from analysis.statistics import (
     win_tie_loss,
 )
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import Key, accuracy_matrix, set_caption, set_title
+from analysis.tables.cells import Key, accuracy_cells, incomplete, set_caption, set_title
 
 MARGIN = 1.0
 """Points within which two methods count as practically equal."""
@@ -114,8 +116,8 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
     """
     keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    cells = accuracy_matrix(chosen).reindex(columns=pd.MultiIndex.from_tuples(keys), fill_value=NAN).astype(float)
-    values = cells.T.groupby(level=0, sort=False).mean().T.where(~cells.isna().T.groupby(level=0, sort=False).any().T)
+    cells = accuracy_cells(chosen)
+    values = _matrix(cells, keys)
     whole = values.dropna()
     if len(whole) < 2:
         return None
@@ -123,13 +125,28 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
     base = find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or whole.mean(axis=1).idxmax()
     rows = significance_rows(values, str(base), margin)
     intervals = _seed_cells(chosen, keys)
+
+    def starred(cell: Cell, label: str) -> Cell:
+        return dataclasses.replace(cell, note=incomplete(cells[label], keys)) if cell.is_number else cell
+
     return Table(
         name="significance",
         title=set_title(chosen, f"significance against {base}"),
         caption=f"{tests_caption(whole, str(base), margin)}{SEED_CAPTION} {set_caption(chosen)}",
         columns=[COLUMNS[0], *SEED_COLUMNS, *COLUMNS[1:]],
-        rows={label: [cells[0], *intervals[label], *cells[1:]] for label, cells in rows.items()},
+        rows={
+            label: [starred(mean, label), *intervals[label], starred(rank, label), *rest]
+            for label, (mean, rank, *rest) in rows.items()
+        },
     )
+
+
+def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
+    """Labels x tasks, means over numbers of shots where there are several; NaN where one of these is missing."""
+    columns = pd.MultiIndex.from_tuples(keys)
+    given = {label: [row.get(key, MISSING).value for key in keys] for label, row in cells.items()}
+    by_task = pd.DataFrame(given, index=columns).groupby(level=0, sort=False)
+    return by_task.mean().where(by_task.count().eq(by_task.size(), axis=0)).T
 
 
 SEED_CAPTION = (

@@ -21,8 +21,8 @@ from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell
 from analysis.tables.cells import (
     Key,
     accuracy_cells,
+    cost_cells,
     label_order,
-    mean_of_column,
     rank_cells,
     seed_count,
     set_caption,
@@ -39,17 +39,15 @@ TAIL = [
 ]
 """Columns behind the averages: average rank, trained parameters, seconds of a run."""
 
-TAIL_CAPTION = "rank: average rank over the columns among rows that have them all; params: trained parameters without "
-TAIL_CAPTION += "head; params+head: with it, mean over tasks; seconds: per run."
+RANK_CAPTION = "rank: average rank over the columns that the averages are over, among rows that have them all; "
+COST_CAPTION = "params: trained parameters without head; params+head: with it; seconds: of a run; these are means over "
+COST_CAPTION += "the complete runs of a column, then over the columns that the averages are over."
+COSTS = ["parameters", "parameters_with_head", "seconds"]
 
 
-def _tail(runs: pd.DataFrame, rank: Cell) -> list[Cell]:
-    return [rank, *(mean_of_column(runs, name) for name in ("parameters", "parameters_with_head", "seconds"))]
-
-
-def _caption(chosen: ComparableSet, others: bool = False) -> str:
-    """`others`: whether there are tasks that the suite does not have."""
-    text = f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {TAIL_CAPTION}"
+def _caption(chosen: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
+    """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have."""
+    text = f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {rank}{COST_CAPTION}"
     return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
@@ -69,15 +67,16 @@ def task_table(chosen: ComparableSet) -> Table:
     whole = tasks_text(suite, len({task for task, _ in over}))
     columns += [Column(name=whole, group=MEANS, over=tuple(over))]
     columns += [Column(name="groups", group=MEANS, over=tuple(over), plain=False)] * several
-    caption = _caption(chosen, len(over) < len(keys))
+    caption = _caption(chosen, others=len(over) < len(keys))
     table = Table(name="tasks", title=set_title(chosen), caption=caption, columns=[*columns, *TAIL])
     cells = accuracy_cells(chosen)
-    ranks = rank_cells(cells, list(over))
+    ranks, seeds = rank_cells(cells, list(over)), seed_count(chosen.rows)
     for label, runs in _by_label(chosen):
         row = {key: cells[label].get(key, MISSING) for key in keys}
         means = [mean_cell(row[key] for key in members) for members in groups.values()]
         averages = [*means, mean_cell(row[key] for key in over), mean_cell(means)] if several else means
-        table.rows[label] = [*row.values(), *averages, *_tail(runs, ranks[label])]
+        costs = cost_cells(runs, COSTS, list(over), seeds)
+        table.rows[label] = [*row.values(), *averages, ranks[label], *costs]
     return table
 
 
@@ -94,15 +93,19 @@ def few_shot_table(chosen: ComparableSet) -> Table:
     columns = [Column(name=str(s), group=task, over=((task, s),)) for task, s in keys]
     whole = f"{MEANS} {tasks_text(chosen.key['suite'], len(tasks)).replace('tasks', 'data sets')}"
     columns += [Column(name=str(s), group=whole, over=tuple((task, s) for task in tasks)) for s in shots]
-    columns += [Column(name="all", group=MEANS, over=tuple(keys)), *TAIL]
-    caption = f"Columns are training images per class. {_caption(chosen)}"
+    columns += [Column(name="all", group=MEANS, over=tuple(keys))]
+    columns += [dataclasses.replace(TAIL[0], name="rank over columns"), *TAIL[1:]]
+    caption = (
+        f"Columns are training images per class. {_caption(chosen, RANK_CAPTION.replace(':', ' over columns:', 1))}"
+    )
     table = Table(name="few_shot", title=set_title(chosen, "few-shot"), caption=caption, columns=columns)
     cells = accuracy_cells(chosen)
-    ranks = rank_cells(cells, keys)
+    ranks, seeds = rank_cells(cells, keys), seed_count(chosen.rows)
     for label, runs in _by_label(chosen):
         row = {key: cells[label].get(key, MISSING) for key in keys}
         means = [mean_cell(row[task, s] for task in tasks) for s in shots]
-        table.rows[label] = [*row.values(), *means, mean_cell(row.values()), *_tail(runs, ranks[label])]
+        costs = cost_cells(runs, COSTS, keys, seeds)
+        table.rows[label] = [*row.values(), *means, mean_cell(row.values()), ranks[label], *costs]
     return table
 
 
@@ -147,7 +150,7 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
     columns += [dataclasses.replace(column, **source) for column in TAIL[1:]]
     caption = (
         f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target alone. The "
-        f"masked mean takes the masked value where there is one. {_caption(chosen)}"
+        f"masked mean takes the masked value where there is one. {_caption(chosen, rank='')}"
     )
     title = set_title(chosen, f"domain generalisation from {cell_name(task, shots)}")
     table = Table(name="domains", title=title, caption=caption, columns=columns)
@@ -157,7 +160,7 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
         cells = _target_cells(runs, task, order, seed_count(rows))
         by_name = dict(zip(order, cells[1:], strict=True))
         means = [mean_cell(by_name[t] for t in names) for names in (whole, masked)]
-        table.rows[label] = [*cells, *means, *_tail(runs, MISSING)[1:]]
+        table.rows[label] = [*cells, *means, *cost_cells(runs, COSTS, [(task, shots)], seed_count(rows))]
     return table
 
 

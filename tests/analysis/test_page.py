@@ -210,6 +210,18 @@ def test_a_target_s_column_knows_the_target_s_accuracies():
     assert (heading.target, run[2], run[5][heading.target]) == ("imagenet-a/masked", 70.0, 12.0)
 
 
+def test_only_plain_means_of_accuracies_show_those_of_a_seed():
+    named = {"tasks": records(), "domains": [domain(), domain("lora")], "significance": records()}
+    shown = {
+        name: {(h.group, h.name) for h in boards_of(given)[name].headings if h.accuracy}
+        for name, given in named.items()
+    }
+    assert {("", "params"), ("", "seconds"), ("mean of", "groups")}.isdisjoint(shown["tasks"])
+    assert {("natural", "animals"), ("mean of", "natural"), ("mean of", "tasks")} <= shown["tasks"]
+    assert {group for group, _ in shown["domains"]} == {"source", "targets, 1000-way", "targets, masked"}
+    assert shown["significance"] == set()
+
+
 def test_settings_of_one_task_lead_to_the_runs_of_that_task():
     board = boards_of([r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)])["settings"]
     assert [list(row.runs) for row in board.rows] == [[TASKS[0]], [TASKS[1]]]
@@ -320,6 +332,23 @@ def test_browser_sorts_by_click_and_by_keyboard(page):
     assert methods_shown(page) == ["SCT", "LORA", "FULL", "<b>Evil</b>"]  # what has no value stays last
     header(page, "method").click()
     assert methods_shown(page) == ["<b>Evil</b>", "FULL", "LORA", "SCT"]
+
+
+@pytest.mark.browser
+def test_browser_sorts_texts_by_their_numbers_and_counts_the_board_that_is_sorted(browser, tmp_path):
+    rates = {"sct": 1e-3, "lora": 5e-4, "full": 0.01, "linear": 0.2}
+    given = [r for m, rate in rates.items() for r in records((m,), 1, recipe=recipe(lr=rate))]
+    page = write_report(from_records(given), tmp_path / "report", Console(quiet=True))[0]
+    look(browser)
+    browser.get(page.as_uri())
+    board = browser.find_element("css selector", ".board[data-board$='/settings']")
+    button = next(b for b in board.find_elements("css selector", ".sort") if b.text == "lr")
+    for order in (sorted(rates.values()), sorted(rates.values(), reverse=True)):
+        button.click()
+        column = int(button.get_attribute("data-column")) + 2
+        shown = [float(c.text) for c in board.find_elements("css selector", f"tbody td:nth-child({column})")]
+        assert shown == order
+    assert browser.find_element("id", "status").text == "4 of 4 rows, by lr, highest first"
 
 
 @pytest.mark.browser
