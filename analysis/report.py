@@ -25,6 +25,7 @@ from analysis.tables import (
     TableOptions,
     accuracy_tables,
     all_tables,
+    check_options,
     weights_tables,
 )
 from analysis.tables.cells import LEFT_OUT, set_title
@@ -44,12 +45,13 @@ def write_report(
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
     `suite`: only that one; `about`: title, family and paper by method. The runs are expected beside `folder`, which is
-    where the page's links point.
+    where the page's links point. `AnalysisError` where `options` name what no set has.
     """
     sets = [s for s in comparable_sets(runs.rows) if suite in (None, s.key["suite"])]
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
+    check_options(sets, options)
     methods = {name: About(**{k: str(facts[k]) for k in About.__slots__}) for name, facts in (about or {}).items()}
     base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
     paths: list[Path] = []

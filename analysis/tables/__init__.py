@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from analysis.frame import ComparableSet
+from analysis.errors import AnalysisError, suggestion
+from analysis.frame import OPENED_OFTEN, ComparableSet
 from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
 from analysis.tables.bias import bias_tables
 from analysis.tables.cells import Key, accuracy_cells, label_order
@@ -26,6 +27,19 @@ class TableOptions:
 
 
 ALL_TABLES = TableOptions()
+
+
+def check_options(sets: list[ComparableSet], options: TableOptions) -> None:
+    """`AnalysisError` for a reference or an axis that none of the sets has."""
+    names = {name for chosen in sets for column in ("label", "method") for name in chosen.rows[column]}
+    plain = {name.removesuffix(f" {OPENED_OFTEN}") for name in names}
+    if options.reference and options.reference.casefold() not in {name.casefold() for name in names | plain}:
+        raise AnalysisError(f"no method {options.reference!r}. {suggestion(options.reference, plain)}")
+    axes = {shown(axis) for chosen in sets for axis in ablation_axes(chosen)} if options.axes else set()
+    for axis in options.axes or ():
+        if axis not in axes:
+            found = suggestion(axis, axes)
+            raise AnalysisError(f"no method ran with two values of {axis!r} and all else equal. {found}")
 
 
 def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
@@ -55,6 +69,7 @@ __all__ = [
     "accuracy_tables",
     "all_tables",
     "bias_tables",
+    "check_options",
     "domain_table",
     "efficiency_table",
     "few_shot_table",

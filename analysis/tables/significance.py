@@ -121,7 +121,8 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
     whole = values.dropna()
     if len(whole) < 2:
         return None
-    names = chosen.rows.drop_duplicates("label").set_index("label")["method"].loc[whole.index]
+    everything = chosen.rows.drop_duplicates("label").set_index("label")["method"]
+    names = everything.loc[whole.index]
     base = find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or whole.mean(axis=1).idxmax()
     rows = significance_rows(values, str(base), margin)
     intervals = _seed_cells(chosen, keys)
@@ -132,13 +133,24 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
     return Table(
         name="significance",
         title=set_title(chosen, f"significance against {base}"),
-        caption=f"{tests_caption(whole, str(base), margin)}{SEED_CAPTION} {set_caption(chosen)}",
+        caption=f"{_unused(reference, everything, names)}{tests_caption(whole, str(base), margin)}{SEED_CAPTION} "
+        f"{set_caption(chosen)}",
         columns=[COLUMNS[0], *SEED_COLUMNS, *COLUMNS[1:]],
         rows={
             label: [starred(mean, label), *intervals[label], starred(rank, label), *rest]
             for label, (mean, rank, *rest) in rows.items()
         },
     )
+
+
+def _unused(reference: str | None, names: pd.Series, tested: pd.Series) -> str:
+    """Why the reference that was asked for is not the one; empty if it is."""
+    if reference is None or find_reference(tested, reference):
+        return ""
+    found = find_reference(names, reference)
+    same = [str(label) for label, name in names.items() if str(name).casefold() == reference.casefold()]
+    several = f"it stands for {', '.join(same)}" if same else "no method here is called so"
+    return f"Not against {reference!r}: {f'{found} lacks a task' if found else several}. "
 
 
 def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:

@@ -12,8 +12,10 @@ from analysis.commands import compare
 from analysis.comparison import CompareError, compare_folders, compare_in_sets, compare_methods
 from analysis.frame import comparable_sets
 from analysis.statistics import t_interval
+from analysis.tables import significance_table
 from harness.cli import app
 from harness.store import Store
+from suites import SUITES
 
 QUIET = Console(quiet=True)
 
@@ -169,3 +171,55 @@ def test_the_command_report_takes_a_reference_and_axes(tmp_path):
     assert "against LORA" in (folder / "significance.tex").read_text()
     assert (folder / "ablation_channels.tex").exists()
     assert make_spec().suite in folder.name
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "answer"),
+    [
+        ("--reference", "lora2", "Did you mean 'lora'"),
+        ("--ablation", "chanels", "Did you mean 'channels'"),
+        ("--suite", "dmeo", "Did you mean 'demo'"),
+        ("--suite", "nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_report_of_what_is_not_there_is_an_error(tmp_path, option, value, answer):
+    write(tmp_path, [r for c in (8, 16) for r in records(config={"channels": c})] + records("lora"))
+    done = run("report", "--out", tmp_path, option, value)
+    assert done.exit_code != 0
+    assert answer in done.output + str(done.exception)
+
+
+def test_a_reference_that_cannot_be_used_is_named_with_the_reason():
+    given = (
+        records()
+        + records("full")
+        + records("lora")[:4]
+        + records("ssf", config={"a": 1})
+        + records("ssf", config={"a": 2})
+    )
+    chosen = only_set(given)
+    assert significance_table(chosen, "full").caption.startswith("Tests are paired")
+    for name, why in (
+        ("lora", "LORA lacks a task"),
+        ("ssf", "it stands for SSF (a=1), SSF (a=2)"),
+        ("bitfit", "no method here"),
+    ):
+        assert f"Not against {name!r}: {why}" in significance_table(chosen, name).caption
+
+
+def test_a_report_of_a_suite_file_has_its_groups(tmp_path, monkeypatch):
+    monkeypatch.delitem(SUITES, "mine", raising=False)
+    file = tmp_path / "mine.yaml"
+    tasks = "".join(
+        f"  - {{name: {t}, group: {g}, num_classes: 2, train: 9}}\n" for t, g in (("moon", "night"), ("sun", "day"))
+    )
+    file.write_text(f"name: mine\ntitle: Mine\nabout: Two.\ntasks:\n{tasks}")
+    write(
+        tmp_path,
+        [make_record(spec=make_spec(suite="mine", task=t, method=m)) for t in ("moon", "sun") for m in ("sct", "lora")],
+    )
+    done = run("report", "--out", tmp_path, "--suite", file)
+    assert done.exit_code == 0, done.output
+    (table,) = (tmp_path / "report").glob("mine-*/tasks.csv")
+    assert {"night/moon", "day/sun", "mean of/night"} <= set(table.read_text().splitlines()[0].split(","))
+    del SUITES["mine"]
