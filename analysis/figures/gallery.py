@@ -42,7 +42,7 @@ def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None =
     """Every figure there is for this set. `published`: see `published_scatter`."""
     runs = run_frame(chosen)
     tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
-    yield from _costs(runs, list(tasks))
+    yield from _costs(runs, list(tasks), TARGETS_APART if (runs["targets"] != "{}").any() else "")
     yield Drawing(
         name="groups",
         caption="Mean accuracy per group of tasks; whiskers are one standard deviation over seeds.",
@@ -67,16 +67,20 @@ def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None =
     )
 
 
-def _costs(runs: pd.DataFrame, tasks: list[str]) -> Iterator[Drawing]:
-    for cost, text, further in (
+TARGETS_APART = " On the source alone: the targets have a figure of their own."
+
+
+def _costs(runs: pd.DataFrame, tasks: list[str], further: str) -> Iterator[Drawing]:
+    what = "Mean accuracy" if len(tasks) > 1 else f"Accuracy on {tasks[0]}"
+    for cost, text, also in (
         ("parameters", "trained parameters without head", ""),
         ("seconds", "seconds of a run, mean over tasks and seeds", ""),
         ("memory", "peak memory in training", ", on a device that reports its memory"),
     ):
         yield Drawing(
             name=f"accuracy_{cost}",
-            caption=f"Mean accuracy against {text}. The dashed line is the Pareto front: nothing cheaper is better.",
-            needs=f"two {WHOLE}{further}",
+            caption=f"{what} against {text}.{further} The dashed line is the Pareto front: nothing cheaper is better.",
+            needs=f"two {WHOLE}{also}",
             draw=lambda cost=cost: tradeoff(runs, tasks, cost),  # type: ignore[misc]
         )
 
@@ -116,7 +120,8 @@ def _of_training(runs: pd.DataFrame, read: Read) -> Iterator[Drawing]:
     )
     yield Drawing(
         name="channel_overlap",
-        caption="How many of the chosen channels two tasks share (Jaccard index, mean over the tuned places).",
+        caption="How many of the chosen channels two tasks share (Jaccard index, mean over the tuned places). "
+        "On the diagonal: two seeds of one task.",
         needs="records that name chosen channels (SCT) on two tasks",
         draw=lambda: channel_overlap(choices()),
     )

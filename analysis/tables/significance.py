@@ -110,7 +110,7 @@ def significance_rows(values: pd.DataFrame, reference: str, margin: float = MARG
 
 
 def significance_table(chosen: ComparableSet, reference: str | None = None, margin: float = MARGIN) -> Table | None:
-    """The table, sorted by average rank; None where fewer than two methods have all tasks.
+    """The table, sorted by average rank; None where fewer than two methods have all tasks, or there is one task.
 
     A task's value is its mean over numbers of shots, where there are several: they are no tasks of their own.
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
@@ -119,7 +119,7 @@ def significance_table(chosen: ComparableSet, reference: str | None = None, marg
     cells = accuracy_cells(chosen)
     values = _matrix(cells, keys)
     whole = values.dropna()
-    if len(whole) < 2:
+    if len(whole) < 2 or values.shape[1] < 2:
         return None
     everything = chosen.rows.drop_duplicates("label").set_index("label")["method"]
     names = everything.loc[whole.index]
