@@ -34,14 +34,6 @@ class Interval:
 NO_INTERVAL = Interval(float("nan"), float("nan"))
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation with ddof=1; the spread of fewer than two values is NaN, never 0."""
-    array = np.asarray(values, dtype=float)
-    if not len(array):
-        return float("nan"), float("nan")
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
-
-
 def bootstrap_interval(
     values: Sequence[float], confidence: float = CONFIDENCE, method: str = "BCa", seed: int = 0
 ) -> Interval:

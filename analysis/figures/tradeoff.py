@@ -68,7 +68,8 @@ def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | No
         _draw(axes, points, named, runs)
         _scale(axes, cost, points["cost"].to_numpy())
         axes.set_xlabel(AXES[cost])
-        axes.set_ylabel("mean accuracy over tasks (%)" if len(tasks) > 1 else f"accuracy, {tasks[0]} (%)")
+        shots = ", mean over shots" if runs["shots"].nunique() > 1 else ""
+        axes.set_ylabel("mean accuracy over tasks (%)" if len(tasks) > 1 else f"accuracy, {tasks[0]}{shots} (%)")
         if not named.all():
             text = f"named: the front, the {BEST} best and {DEFAULT_REFERENCE}; light dots: the others of {len(points)}"
             axes.set_title(text, loc="left", fontsize=7)

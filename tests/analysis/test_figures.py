@@ -9,7 +9,7 @@ import pytest
 from examples import make_record, make_spec
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from table_records import domain
+from table_records import domain, from_records
 
 from analysis.figures import drawings, published_scatter, save
 from analysis.figures.ablation import ablation, ablation_points, varied_fields
@@ -29,7 +29,6 @@ from analysis.figures.ranks import cliques, nemenyi_ranks
 from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
 from analysis.figures.tradeoff import pareto_front, tradeoff
 from analysis.frame import comparable_sets, suite_tasks
-from analysis.runs import from_records
 from analysis.tables import significance_table
 from harness.record import Epoch, Metrics
 from methods.registry import all_methods

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
-from table_records import TASKS, domain, few_shot, recipe
+from table_records import TASKS, domain, few_shot, from_records, recipe
 
 from analysis.board import make_board, record_href
 from analysis.frame import comparable_sets
 from analysis.page import About, Section, to_html
 from analysis.report import write_report
-from analysis.runs import from_records
 from analysis.tables import all_tables, task_table
 from harness.record import Epoch, RunRecord
 from harness.store import Rejected, Store
