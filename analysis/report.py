@@ -29,6 +29,7 @@ from analysis.tables import (
     weights_tables,
 )
 from analysis.tables.cells import LEFT_OUT, set_title
+from analysis.tables.significance import DEFAULT_REFERENCE
 
 PAGE = "index.html"
 
@@ -58,7 +59,7 @@ def write_report(
     sections = []
     for chosen, name in zip(sets, _names(sets), strict=True):
         tables = tables_of(chosen, sets, options)
-        section, written = _write_set(chosen, tables, runs.read, folder / name, console, methods, base)
+        section, written = _write_set(chosen, tables, runs.read, folder / name, console, methods, base, options)
         sections.append(section)
         paths += written
     page = folder / PAGE
@@ -88,6 +89,7 @@ def _write_set(
     console: Console,
     about: Mapping[str, About],
     base: str,
+    options: TableOptions,
 ) -> tuple[Section, list[Path]]:
     """Tables and figures of one comparable set; the accuracy tables and what pretraining is worth are printed."""
     printed = {table.name for table in accuracy_tables(chosen)}
@@ -101,7 +103,7 @@ def _write_set(
     if chosen.left_out:
         paths.append(folder / LEFT_OUT)
         pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
-    pictures, not_drawn = _write_figures(chosen, read, folder)
+    pictures, not_drawn = _write_figures(chosen, read, folder, options.reference or DEFAULT_REFERENCE)
     families = {name: facts.family for name, facts in about.items()}
     section = Section(
         name=folder.name,
@@ -116,11 +118,13 @@ def _write_set(
     return section, paths + [path for picture in pictures for path in picture.files]
 
 
-def _write_figures(chosen: ComparableSet, read: Read, folder: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
+def _write_figures(
+    chosen: ComparableSet, read: Read, folder: Path, reference: str
+) -> tuple[list[Picture], list[tuple[str, str]]]:
     """Figures that were drawn, and the others with what they need."""
     pictures: list[Picture] = []
     missing: list[tuple[str, str]] = []
-    for drawing in drawings(chosen, read, measured_beside(chosen)):
+    for drawing in drawings(chosen, read, measured_beside(chosen), reference):
         figure = drawing.draw()
         if figure is None:
             missing.append((drawing.name, drawing.needs))

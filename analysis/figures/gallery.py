@@ -20,6 +20,7 @@ from analysis.figures.tradeoff import tradeoff
 from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
 from analysis.runs import Read
 from analysis.tables import ablation_axes
+from analysis.tables.significance import DEFAULT_REFERENCE
 
 WHOLE = "methods that are complete on every task of the suite"
 
@@ -38,11 +39,14 @@ class Drawing:
     draw: Callable[[], Figure | None]
 
 
-def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None) -> Iterator[Drawing]:
-    """Every figure there is for this set. `published`: see `published_scatter`."""
+def drawings(
+    chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
+) -> Iterator[Drawing]:
+    """Every figure there is for this set. `published`: see `published_scatter`; `reference`: see `tradeoff`."""
     runs = run_frame(chosen)
     tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
-    yield from _costs(runs, list(tasks), TARGETS_APART if (runs["targets"] != "{}").any() else "")
+    further = TARGETS_APART if (runs["targets"] != "{}").any() else ""
+    yield from _costs(runs, list(tasks), further, reference)
     yield Drawing(
         name="groups",
         caption="Mean accuracy per group of tasks; whiskers are one standard deviation over seeds.",
@@ -70,7 +74,7 @@ def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None =
 TARGETS_APART = " On the source alone: the targets have a figure of their own."
 
 
-def _costs(runs: pd.DataFrame, tasks: list[str], further: str) -> Iterator[Drawing]:
+def _costs(runs: pd.DataFrame, tasks: list[str], further: str, reference: str) -> Iterator[Drawing]:
     what = "Mean accuracy" if len(tasks) > 1 else f"Accuracy on {tasks[0]}"
     for cost, text, also in (
         ("parameters", "trained parameters without head", ""),
@@ -81,7 +85,7 @@ def _costs(runs: pd.DataFrame, tasks: list[str], further: str) -> Iterator[Drawi
             name=f"accuracy_{cost}",
             caption=f"{what} against {text}.{further} The dashed line is the Pareto front: nothing cheaper is better.",
             needs=f"two {WHOLE}{also}",
-            draw=lambda cost=cost: tradeoff(runs, tasks, cost),  # type: ignore[misc]
+            draw=lambda cost=cost: tradeoff(runs, tasks, cost, reference),  # type: ignore[misc]
         )
 
 

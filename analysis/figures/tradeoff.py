@@ -52,8 +52,9 @@ def pareto_front(cost: Sequence[float], value: Sequence[float]) -> list[int]:
     return front
 
 
-def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | None:
-    """Mean accuracy over the tasks against a cost of `AXES`. None without two methods that have both."""
+def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str, reference: str = DEFAULT_REFERENCE) -> Figure | None:
+    """Mean accuracy over the tasks against a cost of `AXES`. None without two methods that have both. `reference`:
+    label or name of one that has its name in a crowd."""
     runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
     runs = runs[runs[cost].notna()]
     points = seed_means(runs) if len(runs) else pd.DataFrame()
@@ -64,14 +65,14 @@ def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | No
         many = len(points) >= MANY
         figure = Figure(figsize=(TWO_COLUMNS, 4.3) if many else (ONE_COLUMN, 2.8))
         axes = figure.subplots()
-        named = _named(points, runs)
+        named = _named(points, runs, reference)
         _draw(axes, points, named, runs)
         _scale(axes, cost, points["cost"].to_numpy())
         axes.set_xlabel(AXES[cost])
         shots = ", mean over shots" if runs["shots"].nunique() > 1 else ""
         axes.set_ylabel("mean accuracy over tasks (%)" if len(tasks) > 1 else f"accuracy, {tasks[0]}{shots} (%)")
         if not named.all():
-            text = f"named: the front, the {BEST} best and {DEFAULT_REFERENCE}; light dots: the others of {len(points)}"
+            text = f"named: the front, the {BEST} best and {reference}; light dots: the others of {len(points)}"
             axes.set_title(text, loc="left", fontsize=7)
         shown, looks = points[named], styles(runs)
         place_labels(
@@ -86,11 +87,11 @@ def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | No
     return figure
 
 
-def _named(points: pd.DataFrame, runs: pd.DataFrame) -> np.ndarray:
+def _named(points: pd.DataFrame, runs: pd.DataFrame, reference: str) -> np.ndarray:
     """Which points have a name and colours, bool [points]: all, or of too many the front, the best, the reference."""
     if len(points) <= CROWD:
         return np.ones(len(points), dtype=bool)
-    references = runs.loc[runs["method"] == DEFAULT_REFERENCE, "label"]
+    references = runs.loc[(runs["method"] == reference) | (runs["label"] == reference), "label"]
     named = points["label"].isin(references).to_numpy(copy=True)
     named[pareto_front(list(points["cost"]), list(points["mean"]))] = True
     named[:BEST] = True  # they come best first

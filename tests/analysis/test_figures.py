@@ -134,6 +134,8 @@ def test_of_too_many_methods_the_front_the_best_and_the_reference_are_named():
     names = {text.get_text() for text in figure.axes[0].texts}
     assert names >= {name.upper() for name in KNOWN[:5]}  # the front, and linear with it
     assert len(names) < 15
+    other = tradeoff(runs_of(crowd(40)), TASKS, "parameters", KNOWN[30])
+    assert {text.get_text() for text in other.axes[0].texts} - names == {KNOWN[30].upper()}
     assert "light dots: the others of 40" in figure.axes[0].get_title(loc="left")
     assert sum(len(line.get_xdata()) for line in figure.axes[0].lines if line.get_color() == "#bbbbbb") == 40 - len(
         names
