@@ -49,7 +49,7 @@ class Heading:
     """Data set that the values were scored on, where that is not the task's own."""
 
     accuracy: bool
-    """Whether the values are accuracies."""
+    """Whether a value is the plain mean of the accuracies of `tasks`, so that those of a seed say how it came about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ def _heading(column: Column, cells: list[Key]) -> Heading:
         ascending=column.best == "min" or column.kind != "percent",
         tasks=[cell_name(*key) for key in column.over or cells],
         target=column.target,
-        accuracy=column.kind == "percent",
+        accuracy=column.kind == "percent" and column.plain and bool(column.over),
     )
 
 

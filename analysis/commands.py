@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, suggestion
 from analysis.frame import ComparableSet, comparable_sets
 from analysis.published import load as load_published
 from analysis.published import significance, source, tables
 from analysis.render import to_terminal
 from analysis.runs import Runs, from_folder
-from analysis.tables import Table, bias_tables
+from analysis.tables import Table, TableOptions, bias_tables
 from analysis.verify import Verification, verify
+from suites import SUITES
 
 
 def load(root: Path, errors: Console) -> Runs:
@@ -36,6 +37,32 @@ def show(make: Callable[[], list[Table]], console: Console, errors: Console) -> 
         raise SystemExit(2) from None
     for table in made:
         to_terminal(table, console)
+
+
+def report(
+    root: Path,
+    suite: str | None,
+    options: TableOptions,
+    about: Mapping[str, Mapping[str, Any]],
+    console: Console,
+    errors: Console,
+) -> list[Path]:
+    """Write the report of the records below `root`; what was asked for and is nowhere ends the program."""
+    from analysis.report import write_report  # draws, and so takes long to load
+
+    runs = load(root, errors)
+    try:
+        _check_suite(suite, runs)
+        return write_report(runs, root / "report", console, suite, options, about=about)
+    except AnalysisError as error:
+        errors.print(f"error: {error}", highlight=False, markup=False)
+        raise SystemExit(2) from None
+
+
+def _check_suite(suite: str | None, runs: Runs) -> None:
+    known = {*SUITES, *(runs.rows["suite"] if len(runs.rows) else [])}
+    if suite is not None and suite not in known:
+        raise AnalysisError(f"no suite {suite!r}. {suggestion(suite, known)}")
 
 
 def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
-from analysis.statistics import Interval, bootstrap_interval, t_interval, verdict, wilcoxon, win_tie_loss
-from analysis.tables.base import Cell, Column, Table, number_cell
+from analysis.statistics import NO_INTERVAL, Interval, bootstrap_interval, t_interval, verdict, wilcoxon, win_tie_loss
+from analysis.tables.base import Cell, Column, Table, mean_cell, number_cell
 from analysis.tables.cells import Key, seed_count, set_caption, set_title
+from analysis.tables.pairs import settings_difference
 from analysis.tables.significance import MARGIN, find_reference
-from analysis.unlike import notes
+from analysis.unlike import LeftOut, notes
 
 
 class CompareError(AnalysisError):
@@ -25,13 +28,13 @@ class TaskPair:
 
     first: float
     second: float
-    """Means over the replicates that each of them has."""
+    """Means over the replicates that both have; where they share none, over those of each."""
 
     interval: Interval
     """Student's interval of first - second over the seeds that both have; unknown for fewer than two."""
 
     seeds: tuple[int, int, int]
-    """Number of replicates of the first, of the second, and shared."""
+    """Number of replicates behind the mean of the first, of the second, and shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ def compare_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, st
     for key in (key for key in order if key in ours and key in theirs):
         a, b = ours[key], theirs[key]
         shared = a.index.intersection(b.index)
-        interval = t_interval(list(a[shared] - b[shared]))
+        if len(shared):
+            a, b = a[shared], b[shared]
+        interval = t_interval(list(a - b)) if len(shared) else NO_INTERVAL
         pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b), len(shared)))
     if not pairs:
         tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
@@ -119,8 +124,9 @@ def comparison_table(comparison: Comparison, chosen: ComparableSet, margin: floa
     columns += [Column(name=n, group=group, kind="points", best="", digits=2) for n in ("mean", "low", "high")]
     columns += [Column(name="seeds shared", kind="integer", best="")]
     caption = (
-        f"{overall(comparison, margin)} low, high: 95 % interval, of a task by Student's t over paired seeds, of the "
-        f"mean by bootstrap over tasks (BCa, seeded). {set_caption(chosen)}"
+        f"{overall(comparison, margin)} Means are over the seeds that both have; low, high: 95 % interval, of a task "
+        "by Student's t over these seeds, missing where their differences are all the same, of the mean by bootstrap "
+        f"over tasks (BCa, seeded). {set_caption(chosen)}"
     )
     if comparison.lacking:
         caption += f" Not compared, for only one of the two has them: {', '.join(comparison.lacking)}."
@@ -134,7 +140,10 @@ def comparison_table(comparison: Comparison, chosen: ComparableSet, margin: floa
     seeds = seed_count(chosen.rows)
     for key, pair in comparison.pairs.items():
         table.rows[cell_name(*key)] = _pair_cells(pair, seeds)
-    table.rows[f"mean of {len(comparison.pairs)} tasks"] = _mean_cells(comparison)
+    means = [mean_cell(cells) for cells in list(zip(*table.rows.values(), strict=True))[:3]]
+    interval = bootstrap_interval(comparison.differences)
+    ends = [number_cell(interval.low), number_cell(interval.high)]
+    table.rows[f"mean of {len(comparison.pairs)} tasks"] = [*means, *ends, Cell(text="")]
     return table
 
 
@@ -142,14 +151,8 @@ def _pair_cells(pair: TaskPair, seeds: int) -> list[Cell]:
     notes = ["" if count == seeds else f"{count}/{seeds}" for count in pair.seeds[:2]]
     ends = [number_cell(pair.interval.low), number_cell(pair.interval.high)]
     values = [Cell(value=v, note=note) for v, note in zip((pair.first, pair.second), notes, strict=True)]
-    return [*values, Cell(value=pair.first - pair.second), *ends, Cell(value=float(pair.seeds[2]))]
-
-
-def _mean_cells(comparison: Comparison) -> list[Cell]:
-    pairs, differences = list(comparison.pairs.values()), comparison.differences
-    interval = bootstrap_interval(differences)
-    means = [sum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs], differences)]
-    return [*map(number_cell, means), number_cell(interval.low), number_cell(interval.high), Cell(text="")]
+    apart = "" if pair.seeds[2] else "≠"
+    return [*values, Cell(value=pair.first - pair.second, note=apart), *ends, Cell(value=float(pair.seeds[2]))]
 
 
 def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:
@@ -168,35 +171,68 @@ def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: 
 def compare_folders(
     first: list[ComparableSet], second: list[ComparableSet], names: tuple[str, str], margin: float = MARGIN
 ) -> list[Table]:
-    """One table per method that both folders hold under the same conditions; conditions are never mixed."""
-    tables = []
+    """One table per method that both folders hold with the same settings under the same conditions, which are never
+    mixed; what was not compared is said below the last one."""
     others = {tuple(other.key.values()): other for other in second}
-    for chosen in first:
-        other = others.get(tuple(chosen.key.values()))
-        labels = sorted(set(chosen.rows["label"]) & set(other.rows["label"])) if other else []
-        for label in labels:
-            assert other is not None
-            tables += _folder_table(chosen, other, label, names, margin)
+    pairs = [(one, others.pop(tuple(one.key.values()), None)) for one in first]
+    tables: list[Table] = []
+    reasons: list[str] = []
+    for chosen, other in pairs:
+        if other is None:
+            reasons.append(f"{set_title(chosen)}: only in {names[0]}")
+            continue
+        for made in _compare_sets(chosen, other, names, margin):
+            (tables if isinstance(made, Table) else reasons).append(made)  # type: ignore[arg-type]
+    reasons += [f"{set_title(other)}: only in {names[1]}" for other in others.values()]
     if not tables:
-        keys = [sorted({set_title(s) for s in side}) or ["no records"] for side in (first, second)]
         raise CompareError(
             f"{names[0]} and {names[1]} share no method and task under the same conditions: "
-            f"{'; '.join(keys[0])} against {'; '.join(keys[1])}"
+            f"{'; '.join(reasons) or 'no records'}"
+        )
+    if reasons:
+        tables[-1] = dataclasses.replace(
+            tables[-1], caption=f"{tables[-1].caption} Not compared: {'; '.join(reasons)}."
         )
     return tables
 
 
+def _compare_sets(
+    chosen: ComparableSet, other: ComparableSet, names: tuple[str, str], margin: float
+) -> Iterator[Table | str]:
+    """A table for each method and its settings, or the reason why there is none."""
+    rows, rest = chosen.rows, other.rows
+    for label, runs in rows.groupby("label", sort=False):
+        theirs = rest[rest["method"] == runs["method"].iloc[0]]
+        same = theirs[theirs["variant"].isin(runs["variant"])]
+        if theirs.empty:
+            yield f"{label}: only in {names[0]}"
+        elif same.empty:
+            differ = settings_difference(runs["variant"].iloc[0], list(theirs["variant"].unique()))
+            yield f"{label}: settings differ, {differ}"
+        else:
+            left_out = [*_named(chosen, names[0]), *_named(other, names[1])]
+            yield _folder_table(chosen, (runs, same), left_out, [f"{label} in {name}" for name in names], margin)
+    alone = rest[~rest["method"].isin(rows["method"])]
+    yield from (f"{label}: only in {names[1]}" for label in alone["label"].unique())
+
+
+def _named(chosen: ComparableSet, folder: str) -> list[LeftOut]:
+    return [run._replace(method=f"{run.method} in {folder}") for run in chosen.left_out]
+
+
 def _folder_table(
-    chosen: ComparableSet, other: ComparableSet, label: str, names: tuple[str, str], margin: float
-) -> list[Table]:
-    runs = [side.rows[side.rows["label"] == label] for side in (chosen, other)]
-    together = pd.concat(runs)
+    chosen: ComparableSet,
+    sides: tuple[pd.DataFrame, pd.DataFrame],
+    left_out: list[LeftOut],
+    titles: list[str],
+    margin: float,
+) -> Table | str:
+    together = pd.concat(sides)
     if together.dropna(subset="data").groupby([*CELL_KEYS, "split_seed"])["data"].nunique().gt(1).any():
-        raise CompareError(f"{label}: the folders hold runs on different data (fingerprints differ)")
-    both = ComparableSet(chosen.key, together, [], notes(together))
-    titles = (f"{label} in {names[0]}", f"{label} in {names[1]}")
+        return f"{titles[0]} and in the other folder: on different data (fingerprints differ)"
+    both = dataclasses.replace(chosen, rows=together, left_out=left_out, notes=notes(together))
     try:
-        comparison = compare_runs(runs[0], runs[1], titles, list(suite_cells(chosen.key["suite"], together)))
-    except CompareError:
-        return []
-    return [comparison_table(comparison, both, margin)]
+        order = list(suite_cells(chosen.key["suite"], together))
+        return comparison_table(compare_runs(*sides, (titles[0], titles[1]), order), both, margin)
+    except CompareError as error:
+        return str(error)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from analysis.unlike import CELL_KEYS, notes, set_aside_unlike
+from analysis.unlike import CELL_KEYS, LeftOut, notes, set_aside_unlike
 from harness.record import RunRecord
 from harness.spec import canonical_json
 from suites import SUITES
@@ -21,6 +21,15 @@ NAN = float("nan")
 
 SET_KEYS = ["suite", "protocol", "trials", "backbone", "weights", "weights_digest", "image_size", "preprocessing"]
 """Records that differ in one of these are never put in one table."""
+
+IN_TITLE = ["suite", "protocol", "backbone", "weights"]
+DISTINCT = {
+    "trials": "{} trials",
+    "image_size": "{} px",
+    "preprocessing": "{}",
+    "weights_digest": "checkpoint {:.8}",
+}
+"""The rest of `SET_KEYS`, and how a title says them where sets that it would not tell apart differ."""
 
 REPLICATE_KEYS = ["split_seed", "seed"]
 """What a cell is averaged over: draws of the training list, where a suite has several, and training seeds."""
@@ -79,12 +88,14 @@ class ComparableSet:
     rows: pd.DataFrame
     """One row per run, complete or failed; `label` names the method, with its settings where a method has several."""
 
-    left_out: list[str]
-    """Run ids of records that differ from the others on the same task in data or in the trials behind them, with the
-    task and in what they differ."""
+    left_out: list[LeftOut]
+    """Runs that differ from the others on the same task in data or in the trials behind them."""
 
     notes: list[str]
     """What is not the same in all records, and may matter: code, precision."""
+
+    apart: str = ""
+    """What tells the set from others of the same suite, protocol, backbone and weights; empty if there are none."""
 
 
 def selection_seconds(info: Any) -> float:
@@ -261,12 +272,24 @@ def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[Compara
     """Group records, or their frame; sets come in the order of suite, protocol and backbone."""
     frame = records if isinstance(records, pd.DataFrame) else frame_of(records)
     sets = []
+    apart = _apart(frame) if len(frame) else {}
     for values, group in frame.groupby(SET_KEYS) if len(frame) else []:
         key = dict(zip(SET_KEYS, values, strict=True))
         rows, left_out = set_aside_unlike(group)
         rows = rows.assign(label=_labels(rows, key["protocol"] in CHOSEN_PER_TASK))
-        sets.append(ComparableSet(key, rows, left_out, notes(rows)))
+        sets.append(ComparableSet(key, rows, left_out, notes(rows), apart[values]))
     return sets
+
+
+def _apart(frame: pd.DataFrame) -> dict[tuple[Any, ...], str]:
+    """By the values of `SET_KEYS`: those in which sets of one suite, protocol, backbone and weights differ, as text."""
+    found = {}
+    for _, alike in frame[SET_KEYS].drop_duplicates().groupby(IN_TITLE):
+        differ = [name for name in SET_KEYS if alike[name].nunique() > 1]
+        for values in alike.itertuples(index=False, name=None):
+            key = dict(zip(SET_KEYS, values, strict=True))
+            found[values] = ", ".join(DISTINCT[name].format(key[name]) for name in differ)
+    return found
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:

@@ -20,6 +20,7 @@ from analysis import render
 from analysis.board import Board, record_href
 from analysis.figures.style import small_png
 from analysis.tables import Table
+from analysis.unlike import LeftOut
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -59,6 +60,7 @@ class Section:
     """One comparable set on the page."""
 
     name: str
+    title: str
     key: Mapping[str, Any]
     boards: list[Board]
     """The leaderboard first."""
@@ -70,8 +72,7 @@ class Section:
     not_drawn: list[tuple[str, str]] = field(default_factory=list)
     """Figures that the records do not allow, and what they need."""
 
-    left_out: list[str] = field(default_factory=list)
-    """Records that were left out of the set."""
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
 def downloads(table: Table) -> list[tuple[str, str, str]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from analysis.board import make_board
@@ -16,10 +18,20 @@ from analysis.page import About, Picture, Section, to_html
 from analysis.published import measured_beside
 from analysis.render import to_terminal, write_table
 from analysis.runs import Read, Runs
-from analysis.tables import ALL_TABLES, Table, TableOptions, accuracy_tables, all_tables, weights_table
+from analysis.tables import (
+    ALL_TABLES,
+    WEIGHTS_TABLE,
+    Table,
+    TableOptions,
+    accuracy_tables,
+    all_tables,
+    check_options,
+    weights_tables,
+)
+from analysis.tables.cells import LEFT_OUT, set_title
+from analysis.tables.significance import DEFAULT_REFERENCE
 
 PAGE = "index.html"
-WEIGHTS_TABLE = "pretrained_minus_random"
 
 
 def write_report(
@@ -34,19 +46,20 @@ def write_report(
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
     `suite`: only that one; `about`: title, family and paper by method. The runs are expected beside `folder`, which is
-    where the page's links point.
+    where the page's links point. `AnalysisError` where `options` name what no set has.
     """
     sets = [s for s in comparable_sets(runs.rows) if suite in (None, s.key["suite"])]
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
+    check_options(sets, options)
     methods = {name: About(**{k: str(facts[k]) for k in About.__slots__}) for name, facts in (about or {}).items()}
     base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
     paths: list[Path] = []
     sections = []
     for chosen, name in zip(sets, _names(sets), strict=True):
         tables = tables_of(chosen, sets, options)
-        section, written = _write_set(chosen, tables, runs.read, folder / name, console, methods, base)
+        section, written = _write_set(chosen, tables, runs.read, folder / name, console, methods, base, options)
         sections.append(section)
         paths += written
     page = folder / PAGE
@@ -57,8 +70,15 @@ def write_report(
 
 
 def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
-    """Tables of a set: the one place that says which there are; the first is the page's leaderboard."""
-    return [*all_tables(chosen, options), *(weights_table(chosen, random) for random in _at_random(chosen, sets))]
+    """Tables of a set: the one place that says which there are; the first is the page's leaderboard.
+
+    `ValueError` if two have one name, for the files of one would overwrite those of the other.
+    """
+    tables = [*all_tables(chosen, options), *weights_tables(chosen, _at_random(chosen, sets))]
+    twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
+    if twice:
+        raise ValueError(f"several tables of {set_title(chosen)} are named {', '.join(twice)}")
+    return tables
 
 
 def _write_set(
@@ -69,20 +89,25 @@ def _write_set(
     console: Console,
     about: Mapping[str, About],
     base: str,
+    options: TableOptions,
 ) -> tuple[Section, list[Path]]:
     """Tables and figures of one comparable set; the accuracy tables and what pretraining is worth are printed."""
-    printed = {*(table.name for table in accuracy_tables(chosen)), WEIGHTS_TABLE}
+    printed = {table.name for table in accuracy_tables(chosen)}
     paths = []
     for table in tables:
-        if table.name in printed:
+        if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
             to_terminal(table, console)
         paths += write_table(table, folder)
     paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
     chosen.rows.to_csv(paths[-1], index=False)
-    pictures, not_drawn = _write_figures(chosen, read, folder)
+    if chosen.left_out:
+        paths.append(folder / LEFT_OUT)
+        pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
+    pictures, not_drawn = _write_figures(chosen, read, folder, options.reference or DEFAULT_REFERENCE)
     families = {name: facts.family for name, facts in about.items()}
     section = Section(
         name=folder.name,
+        title=set_title(chosen),
         key=chosen.key,
         boards=[make_board(chosen, table, families, base) for table in tables],
         tables=tables,
@@ -93,11 +118,13 @@ def _write_set(
     return section, paths + [path for picture in pictures for path in picture.files]
 
 
-def _write_figures(chosen: ComparableSet, read: Read, folder: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
+def _write_figures(
+    chosen: ComparableSet, read: Read, folder: Path, reference: str
+) -> tuple[list[Picture], list[tuple[str, str]]]:
     """Figures that were drawn, and the others with what they need."""
     pictures: list[Picture] = []
     missing: list[tuple[str, str]] = []
-    for drawing in drawings(chosen, read, measured_beside(chosen)):
+    for drawing in drawings(chosen, read, measured_beside(chosen), reference):
         figure = drawing.draw()
         if figure is None:
             missing.append((drawing.name, drawing.needs))

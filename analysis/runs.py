@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import index
-from analysis.frame import frame_of
 from harness.record import BadRecord, RunRecord
 from harness.store import Rejected
 
@@ -27,12 +26,6 @@ class Runs:
     read: Read
     rejected: list[Rejected] = field(default_factory=list)
     """Files that are no valid records."""
-
-
-def from_records(records: Iterable[RunRecord], rejected: Iterable[Rejected] = ()) -> Runs:
-    """Runs whose records are in memory."""
-    by_id = {record.spec.run_id: record for record in records}
-    return Runs(frame_of(by_id.values()), lambda rows: [by_id[name] for name in rows["run_id"]], list(rejected))
 
 
 def from_folder(root: Path) -> Runs:

@@ -34,14 +34,6 @@ class Interval:
 NO_INTERVAL = Interval(float("nan"), float("nan"))
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation with ddof=1; the spread of fewer than two values is NaN, never 0."""
-    array = np.asarray(values, dtype=float)
-    if not len(array):
-        return float("nan"), float("nan")
-    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
-
-
 def bootstrap_interval(
     values: Sequence[float], confidence: float = CONFIDENCE, method: str = "BCa", seed: int = 0
 ) -> Interval:
@@ -83,9 +75,12 @@ def seeds_interval(cells: Sequence[Sequence[float]], confidence: float = CONFIDE
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean: mean ± t(n-1) s / sqrt(n). For few values, e.g. paired differences of seeds."""
+    """Student's interval of the mean: mean ± t(n-1) s / sqrt(n). For few values, e.g. paired differences of seeds.
+
+    Unknown for fewer than two values, and for equal ones: that they show no spread does not say that there is none.
+    """
     array = np.asarray(values, dtype=float).round(DECIMALS)
-    if len(array) < 2:
+    if len(array) < 2 or np.ptp(array) == 0:
         return NO_INTERVAL
     half = stats.t.ppf((1 + confidence) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return Interval(float(array.mean() - half), float(array.mean() + half))

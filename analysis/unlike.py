@@ -10,7 +10,7 @@ not stand beside those of a laptop.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -27,8 +27,23 @@ MOST_NOTED = 4
 """States that a note spells out; of more it gives the number."""
 
 
-def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Keep what belongs together; of the others, run id, task, and in what they differ."""
+class LeftOut(NamedTuple):
+    """A run that must not stand beside the others."""
+
+    run_id: str
+    method: str
+    """Its title."""
+
+    task: str
+    reason: str
+    """In what it differs from the others."""
+
+    def __str__(self) -> str:
+        return f"{self.run_id} ({self.method} on {self.task}: {self.reason})"
+
+
+def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
+    """Keep what belongs together, and name the others."""
     left_out = []
     for keys, column, differ in (
         (LIST_KEYS, "data", _data_difference),
@@ -37,7 +52,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         usual = _usual(rows, keys, column)
         other = rows[column].notna() & (rows[column] != usual[column])
         for (_, run), (_, normal) in zip(rows[other].iterrows(), usual[other].iterrows(), strict=True):
-            left_out.append(f"{run['run_id']} ({run['task']}: {differ(run, normal)})")
+            left_out.append(LeftOut(run["run_id"], run["title"], run["task"], differ(run, normal)))
         rows = rows[~other]
     return rows, left_out
 
@@ -62,6 +77,22 @@ def _data_difference(run: Any, usual: Any) -> str:
     where = f" ({', '.join(counts)})" if counts else ""
     differ = {f"lists differ{where}": lists != usual_lists, "pictures differ": pictures != usual_pictures}
     return ", ".join(words for words, holds in differ.items() if holds)
+
+
+def left_out_text(left_out: list[LeftOut]) -> str:
+    """`3 runs of SCT on digits (pictures differ)` for each method and reason, or, of too many, how many there are."""
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for run in left_out:
+        tasks.setdefault((run.method, run.reason), []).append(run.task)
+    if len(tasks) > MOST_NOTED:
+        methods, names = {run.method for run in left_out}, [run.task for run in left_out]
+        return _runs_text(f"{len(methods)} methods" if len(methods) > 1 else methods.pop(), names)
+    return ", ".join(f"{_runs_text(method, names)} ({reason})" for (method, reason), names in tasks.items())
+
+
+def _runs_text(methods: str, tasks: list[str]) -> str:
+    where = tasks[0] if len(set(tasks)) == 1 else f"{len(set(tasks))} tasks"
+    return f"{len(tasks)} run{'s' * (len(tasks) > 1)} of {methods} on {where}"
 
 
 def notes(rows: pd.DataFrame) -> list[str]:

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from analysis.frame import REPLICATE_KEYS, ComparableSet
+from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name, parsed
 from analysis.published import FOLDER, PublishedError, Source
 from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
@@ -27,6 +27,9 @@ RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
     "widened by half a unit of its last digit; one seed gives no verdict."
 )
+
+OTHER_BACKBONE = "other backbone"
+"""Instead of a verdict, where the source has no number on the same one."""
 
 MEAN = "mean of the tasks"
 """Row that sums a method up, over the tasks that both have."""
@@ -93,35 +96,55 @@ def verify(chosen: ComparableSet, source: Source) -> Verification | None:
     )
     for label, own in runs.groupby("label", sort=False):
         theirs = quoted[quoted["own"] == own["method"].iloc[0]]
-        for name, printed in theirs.groupby("label", sort=False):
-            shown = str(label) if _plain(str(name)) == _plain(str(label)) else f"{label} (printed: {name})"
+        if theirs["same"].any():
+            theirs = theirs[theirs["same"]]
+        for (name, backbone, same), printed in theirs.groupby(["method", "backbone", "same"], sort=False):
+            name = name if same else f"{name} [{backbone}]"
+            shown = str(label) if _plain(name) == _plain(str(label)) else f"{label} (printed: {name})"
             table.rows.update({f"{shown}, {task}": cells for task, cells in _rows(own, printed).items()})
     return Verification(source=source.name, chosen=chosen, table=table, differences=differences) if table.rows else None
 
 
 def _quoted(chosen: ComparableSet, source: Source) -> tuple[pd.DataFrame, str]:
-    """The source's accuracies on the set's suite, one metric, with the own method that each stands for."""
+    """The source's accuracies on the set's suite, one metric; `own`: the own method that each stands for, `same`:
+    whether the backbone is the set's."""
     rows = source.rows[(source.rows["suite"] == chosen.key["suite"]) & (source.rows["part"] == "")]
     rows = rows[rows["dataset"] != "ALL"]
     base = str(rows["base"].iloc[0]) if len(rows) else ""
     titles = dict(zip(chosen.rows["title"], chosen.rows["method"], strict=True))
     rows = rows[rows["base"] == base]
-    return rows.assign(own=[own_name(name, titles) for name in rows["method"]]), base
+    names, ours = conditions()["backbones"], chosen.key
+    same = (rows["backbone"].map(names) == ours["backbone"]) & (ours["weights"] != "random")
+    return rows.assign(own=[own_name(name, titles) for name in rows["method"]], same=same), base
 
 
 def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, list[Cell]]:
-    """Cells by task, and of the mean over the tasks where there are several."""
-    first = printed.drop_duplicates("dataset")
-    values = {str(task): str(value) for task, value in zip(first["dataset"], first["value"], strict=True)}
-    runs_of = {str(task): runs for task, runs in own.groupby("task", sort=False) if task in values}
-    found = {task: _cells(runs["accuracy"], values[task], printed, runs) for task, runs in runs_of.items()}
+    """Cells by task or target and number of shots, and of the mean over them where there are several."""
+    masked = any("masked" in backbone for backbone in printed["backbone"])
+    scores = {str(cell): runs for cell, runs in _scores(own, masked).groupby("cell", sort=False)}
+    values: dict[str, str] = {}
+    for dataset, shots, value in zip(printed["dataset"], printed["shots"], printed["value"], strict=True):
+        values.setdefault(cell_name(dataset, int(shots)) if shots.isdigit() else dataset, value)
+    runs_of = {cell: scores[cell] for cell in values if cell in scores}
+    found = {cell: _cells(runs["accuracy"], values[cell], printed, runs) for cell, runs in runs_of.items()}
     if len(found) > 1:
         both = pd.concat(list(runs_of.values()))
-        means = both.pivot_table(index=REPLICATE_KEYS, columns="task", values="accuracy").dropna().mean(axis=1)
+        means = both.pivot_table(index=REPLICATE_KEYS, columns="cell", values="accuracy").dropna().mean(axis=1)
         digits = max(_decimals(values[task]) for task in runs_of)
         published = sum(float(values[task]) for task in runs_of) / len(runs_of)
         found[f"{MEAN} ({len(runs_of)})"] = _cells(means, f"{published:.{digits}f}", printed, both)
     return found
+
+
+def _scores(own: pd.DataFrame, masked: bool) -> pd.DataFrame:
+    """A row per run and set that it was scored on, named by `cell`; `masked`: among a target's own classes alone."""
+    scores = [own.assign(cell=[cell_name(task, shots) for task, shots in zip(own["task"], own["shots"], strict=True)])]
+    targets = pd.DataFrame([parsed(text) for text in own["targets"]], index=own.index)
+    for name in (name for name in targets if not str(name).endswith("/masked")):
+        column = f"{name}/masked" if masked and f"{name}/masked" in targets else name
+        cells = [cell_name(str(name), shots) for shots in own["shots"]]
+        scores.append(own.assign(cell=cells, accuracy=targets[column]).dropna(subset="accuracy"))
+    return pd.concat(scores)
 
 
 def _cells(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataFrame) -> list[Cell]:
@@ -131,7 +154,7 @@ def _cells(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataF
         Cell(value=mean, spread=spread),
         number_cell(len(measured)),
         number_cell(mean - float(text)),
-        Cell(text=verdict(measured, text)),
+        Cell(text=verdict(measured, text) if printed["same"].all() else OTHER_BACKBONE),
         Cell(text=str(printed["params_m"].iloc[0]) or "–"),
         number_cell(float(runs["parameters"].mean())),
     ]
@@ -193,7 +216,9 @@ def as_rows(found: list[Verification]) -> list[dict[str, Any]]:
 
 
 def summary(part: Verification) -> str:
-    """`vpetl: 31 of 57 cells inside, 26 outside`."""
+    """`vpetl: 57 cells, 31 inside, 26 outside; 19 of another backbone`."""
     verdicts = [cells[4].text for cell, cells in part.table.rows.items() if MEAN not in cell]
+    others = verdicts.count(OTHER_BACKBONE)
     counts = {name: verdicts.count(name) for name in ("inside", "outside", "one seed")}
-    return f"{part.source}: {len(verdicts)} cells, " + ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    parts = [f"{len(verdicts) - others} cells", *(f"{n} {name}" for name, n in counts.items() if n)]
+    return f"{part.source}: {', '.join(parts)}" + (f"; {others} of another backbone" if others else "")

@@ -41,22 +41,22 @@ def common(
 @app.command()
 def report(
     out: OutFolder = Path("results"),
-    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Only this suite; a file of your own: with its groups.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
     ] = None,
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
-    from analysis.commands import load
-    from analysis.report import write_report
+    from analysis.commands import report as write
     from analysis.tables import TableOptions
+    from harness.experiment import find_suite
     from methods.registry import all_methods
 
-    runs = load(out, errors)
+    name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
     options = TableOptions(reference, tuple(words(ablation) or ()) if ablation is not None else None)
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
-    paths = write_report(runs, out / "report", console, suite, options, about=about)
+    paths = write(out, name, options, about, console, errors)
     if paths:
         console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")

@@ -138,26 +138,6 @@ def vtab(methods=tuple(METHODS), seeds=3, **changes):
     ]
 
 
-def vtab_with_accidents():
-    """VTAB-1K as it lies on disk after a long week: holes, failures, other pictures, one seed, an unknown method."""
-    given = []
-    for one in vtab():
-        spec = one.spec
-        if spec.method == "vpt_deep" and spec.task in ("kitti", "dmlab"):
-            given += [failed(spec)] if spec.task == "dmlab" else []  # a cell without success, and one without a run
-        elif spec.method == "full" and spec.seed > 0:
-            continue  # one seed
-        elif (spec.method, spec.task, spec.seed) == ("lora", "svhn", 2):
-            given.append(failed(spec, "RuntimeError: loss is not finite at epoch 3, step 11"))
-        elif (spec.method, spec.task, spec.seed) == ("ssf", "cifar100", 1):
-            given.append(dataclasses.replace(one, data=dataclasses.replace(one.data, files="jpeg")))
-        else:
-            given.append(one)
-    given += vtab(("warp_drive",), seeds=1)
-    given += [record(spec_of("vtab1k", "moon_rocks", "sct"))]
-    return given
-
-
 def ablation(values=(12, 24, 48, 96, 192, 384), seeds=3):
     """SCT with several numbers of channels on three tasks of each group."""
     tasks = ("cifar100", "dtd", "svhn", "eurosat", "resisc45", "kitti", "dmlab", "clevr_count")

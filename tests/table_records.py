@@ -4,7 +4,8 @@ import dataclasses
 
 from examples import make_record, make_spec
 
-from analysis.frame import comparable_sets
+from analysis.frame import comparable_sets, frame_of
+from analysis.runs import Runs
 from harness.record import Cost, Metrics, Parameters, RunRecord
 from harness.spec import Recipe
 
@@ -14,6 +15,12 @@ TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
 def records(method="sct", accuracies=(10, 20, 30, 40, 50), seed=0, **changes):
     specs = [make_spec(task=task, method=method, seed=seed, **changes) for task in TASKS]
     return [make_record(spec=s, accuracy=float(a)) for s, a in zip(specs, accuracies, strict=False)]
+
+
+def from_records(given, rejected=()):
+    """`analysis.runs.Runs` of records that are in memory."""
+    by_id = {record.spec.run_id: record for record in given}
+    return Runs(frame_of(by_id.values()), lambda rows: [by_id[name] for name in rows["run_id"]], list(rejected))
 
 
 def only_set(given):

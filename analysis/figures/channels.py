@@ -47,9 +47,16 @@ def channel_heatmap(runs: pd.DataFrame) -> Figure | None:
         axes.set_yticks(range(0, len(share), step), [str(i + 1) for i in range(0, len(share), step)])
         axes.set_xlabel("channel")
         axes.set_ylabel("tuned place")
-        axes.set_title(f"{runs['label'].iloc[0]}: {len(runs)} runs on {runs['task'].nunique()} tasks", loc="left")
+        axes.set_title(
+            f"{runs['label'].iloc[0]}: {_count(len(runs), 'run')} on {_count(runs['task'].nunique(), 'task')}",
+            loc="left",
+        )
         figure.colorbar(image, ax=axes, label="runs that chose it (%)", pad=0.01, aspect=12)
     return figure
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def jaccard(one: Choice, other: Choice) -> float:
@@ -82,7 +89,8 @@ def channel_overlap(runs: pd.DataFrame) -> Figure | None:
     table = overlap_table(runs)
     counts = Counter(len(place) for choice in runs["channels"] for place in choice)
     chance = chance_jaccard(runs["channels"].iloc[0], channel_counts(list(runs["channels"])).shape[1])
-    between = table.to_numpy()[~np.eye(len(table), dtype=bool)]  # the diagonal, seeds of one task, is often near 1
+    diagonal = np.eye(len(table), dtype=bool)  # seeds of one task, often near 1: numbers alone, beyond the scale
+    between = table.to_numpy()[~diagonal]
     small = len(table) <= 8
     with paper():
         side = ONE_COLUMN if small else TWO_COLUMNS
@@ -91,6 +99,7 @@ def channel_overlap(runs: pd.DataFrame) -> Figure | None:
         sns.heatmap(
             table,
             ax=axes,
+            mask=diagonal,
             cmap="cividis",
             vmin=min(chance, np.nanmin(between)),
             vmax=np.nanmax(between),
@@ -101,6 +110,9 @@ def channel_overlap(runs: pd.DataFrame) -> Figure | None:
             linewidths=0.4,
             cbar_kws={"label": "Jaccard index of chosen channels"},
         )
+        for place, value in enumerate(np.diag(table)):
+            text = "" if np.isnan(value) else f"{value:.2f}"
+            axes.text(place + 0.5, place + 0.5, text, ha="center", va="center", fontsize=6.5 if small else 5.5)
         axes.set_title(
             f"{runs['label'].iloc[0]}, K = {counts.most_common(1)[0][0]}\nby chance {chance:.2f}", loc="left"
         )

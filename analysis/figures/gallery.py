@@ -20,6 +20,7 @@ from analysis.figures.tradeoff import tradeoff
 from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
 from analysis.runs import Read
 from analysis.tables import ablation_axes
+from analysis.tables.significance import DEFAULT_REFERENCE
 
 WHOLE = "methods that are complete on every task of the suite"
 
@@ -38,11 +39,14 @@ class Drawing:
     draw: Callable[[], Figure | None]
 
 
-def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None) -> Iterator[Drawing]:
-    """Every figure there is for this set. `published`: see `published_scatter`."""
+def drawings(
+    chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
+) -> Iterator[Drawing]:
+    """Every figure there is for this set. `published`: see `published_scatter`; `reference`: see `tradeoff`."""
     runs = run_frame(chosen)
     tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
-    yield from _costs(runs, list(tasks))
+    further = TARGETS_APART if (runs["targets"] != "{}").any() else ""
+    yield from _costs(runs, list(tasks), further, reference)
     yield Drawing(
         name="groups",
         caption="Mean accuracy per group of tasks; whiskers are one standard deviation over seeds.",
@@ -67,17 +71,21 @@ def drawings(chosen: ComparableSet, read: Read, published: pd.DataFrame | None =
     )
 
 
-def _costs(runs: pd.DataFrame, tasks: list[str]) -> Iterator[Drawing]:
-    for cost, text, further in (
+TARGETS_APART = " On the source alone: the targets have a figure of their own."
+
+
+def _costs(runs: pd.DataFrame, tasks: list[str], further: str, reference: str) -> Iterator[Drawing]:
+    what = "Mean accuracy" if len(tasks) > 1 else f"Accuracy on {tasks[0]}"
+    for cost, text, also in (
         ("parameters", "trained parameters without head", ""),
         ("seconds", "seconds of a run, mean over tasks and seeds", ""),
         ("memory", "peak memory in training", ", on a device that reports its memory"),
     ):
         yield Drawing(
             name=f"accuracy_{cost}",
-            caption=f"Mean accuracy against {text}. The dashed line is the Pareto front: nothing cheaper is better.",
-            needs=f"two {WHOLE}{further}",
-            draw=lambda cost=cost: tradeoff(runs, tasks, cost),  # type: ignore[misc]
+            caption=f"{what} against {text}.{further} The dashed line is the Pareto front: nothing cheaper is better.",
+            needs=f"two {WHOLE}{also}",
+            draw=lambda cost=cost: tradeoff(runs, tasks, cost, reference),  # type: ignore[misc]
         )
 
 
@@ -116,7 +124,8 @@ def _of_training(runs: pd.DataFrame, read: Read) -> Iterator[Drawing]:
     )
     yield Drawing(
         name="channel_overlap",
-        caption="How many of the chosen channels two tasks share (Jaccard index, mean over the tuned places).",
+        caption="How many of the chosen channels two tasks share (Jaccard index, mean over the tuned places). "
+        "On the diagonal: two seeds of one task.",
         needs="records that name chosen channels (SCT) on two tasks",
         draw=lambda: channel_overlap(choices()),
     )

@@ -46,6 +46,11 @@ def _candidate(point: Sequence[float], size: tuple[float, float], degrees: float
     return np.array([x0, y - size[1] * (1 - dy) / 2, x0 + size[0], y + size[1] * (1 + dy) / 2])
 
 
+def _distance(box: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Of each point [N, 2] from the box (x0, y0, x1, y1); 0 inside."""
+    return np.hypot(*np.maximum(np.maximum(box[:2] - points, points - box[2:]), 0).T)
+
+
 def place_labels(
     figure: Figure,
     axes: Axes,
@@ -53,17 +58,20 @@ def place_labels(
     points: np.ndarray,
     colours: Sequence[str],
     lines: np.ndarray | None = None,
+    unnamed: np.ndarray | None = None,
 ) -> None:
-    """Write each text near its point [N, 2], where the least lies already; far ones get a thin line to their point.
+    """Write each text near its point [N, 2], where the least lies already. One that is far, or nearer to another point
+    than to its own, gets a thin line to its own.
 
-    `lines`: horizontal and vertical lines to stay off, as [M, 4] of x0, y0, x1, y1 in data units. Call it last: it
-    freezes the layout, because positions on the paper are what it compares.
+    `lines`: horizontal and vertical lines to stay off, as [M, 4] of x0, y0, x1, y1 in data units; `unnamed`: further
+    points [K, 2]. Call it last: it freezes the layout, because positions on the paper are what it compares.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     scale = figure.dpi / 72
     pixels = axes.transData.transform(points)
-    marks = np.concatenate([pixels - 4 * scale, pixels + 4 * scale], axis=1)
+    every = pixels if unnamed is None else np.vstack([pixels, axes.transData.transform(unnamed.reshape(-1, 2))])
+    marks = np.concatenate([every - 4 * scale, every + 4 * scale], axis=1)
     taken = marks if lines is None else np.vstack([marks, _line_boxes(axes, lines, scale)])
     for index in np.argsort(-pixels[:, 1]):
         text = axes.annotate(texts[index], points[index], fontsize=7, color="#222222", xycoords="data")
@@ -79,6 +87,8 @@ def place_labels(
             key=lambda c: c[:2],
         )
         _, _, box, radius = best
+        others = np.delete(every, index, axis=0)
+        strayed = radius > RADII[0] or (_distance(box, others) <= _distance(box, pixels[[index]])).any()
         taken = np.vstack([taken, box])
         offset = (np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]) - pixels[index]) / scale
         axes.annotate(
@@ -90,5 +100,5 @@ def place_labels(
             va="center",
             fontsize=7,
             color="#222222",
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[index], "shrinkB": 3} if radius > 6 else None,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colours[index], "shrinkB": 3} if strayed else None,
         )

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures.data import SOURCE, best_labels, complete_labels, seed_means
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
-from analysis.frame import REPLICATE_KEYS
+from analysis.frame import CELL_KEYS, REPLICATE_KEYS, cell_name
 
 OVERALL = "mean"
 
@@ -43,14 +43,19 @@ def _spread_over_groups(runs: pd.DataFrame, tasks: Mapping[str, str]) -> pd.Seri
 
 
 def target_bars(runs: pd.DataFrame) -> Figure | None:
-    """Accuracy on each source and its targets; a masked score goes before the unmasked one. None without targets."""
+    """Accuracy on each source, at each number of shots, and on its targets, of scores rather the masked one. None
+    without targets."""
     panels = {}
-    for task, same in runs.groupby("task", sort=False):
+    several = len(runs[CELL_KEYS].drop_duplicates()) > 1
+    for (task, shots), same in runs.groupby(CELL_KEYS, sort=False):
+        cell = cell_name(str(task), int(str(shots)))
         splits = pd.DataFrame(list(same["splits"]), index=same.index)
         for name in (str(name) for name in splits if len(splits.columns) > 1 and f"{name}/masked" not in splits):
             scored = same.assign(value=splits[name]).dropna(subset="value").groupby("label")["value"]
             title = f"{task} ({SOURCE})" if name == SOURCE else name.replace("/masked", ", masked")
-            panels[title] = pd.DataFrame({"mean": scored.mean(), "spread": scored.std(ddof=1)})
+            panels[f"{title}\n{cell}" if several else title] = pd.DataFrame(
+                {"mean": scored.mean(), "spread": scored.std(ddof=1)}
+            )
     if not panels:
         return None
     everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from analysis.figures.data import complete_labels, seed_means
 from analysis.figures.labels import place_labels
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, paper, styles
+from analysis.tables.significance import DEFAULT_REFERENCE
 
 AXES = {
     "parameters": "trained parameters without head",
@@ -25,6 +26,12 @@ AXES = {
 FIRST_TICK = 1_000
 """Below this number of parameters the axis is linear, so that a method with none has a place."""
 
+CROWD = 30
+"""With more points than that, not all are named."""
+
+BEST = 8
+"""Of a crowd, so many of the most accurate are named."""
+
 MANY = 10
 """From this number of points on, the figure is two columns wide."""
 
@@ -35,16 +42,19 @@ def tick_text(value: float) -> str:
 
 
 def pareto_front(cost: Sequence[float], value: Sequence[float]) -> list[int]:
-    """Indices of the points that no other one beats in both (cheaper or equal, and better), by rising cost."""
+    """Indices of the points that no other one beats (cheaper and as good, or as cheap and better), by rising cost. Of
+    points that tie in both, all are there."""
     front: list[int] = []
     for index in sorted(range(len(cost)), key=lambda i: (cost[i], -value[i])):
-        if not front or value[index] > value[front[-1]]:
+        tied = front and (cost[index], value[index]) == (cost[front[-1]], value[front[-1]])
+        if not front or value[index] > value[front[-1]] or tied:
             front.append(index)
     return front
 
 
-def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | None:
-    """Mean accuracy over the tasks against a cost of `AXES`. None without two methods that have both."""
+def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str, reference: str = DEFAULT_REFERENCE) -> Figure | None:
+    """Mean accuracy over the tasks against a cost of `AXES`. None without two methods that have both. `reference`:
+    label or name of one that has its name in a crowd."""
     runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
     runs = runs[runs[cost].notna()]
     points = seed_means(runs) if len(runs) else pd.DataFrame()
@@ -55,38 +65,56 @@ def tradeoff(runs: pd.DataFrame, tasks: Sequence[str], cost: str) -> Figure | No
         many = len(points) >= MANY
         figure = Figure(figsize=(TWO_COLUMNS, 4.3) if many else (ONE_COLUMN, 2.8))
         axes = figure.subplots()
-        _draw(axes, points, runs)
+        named = _named(points, runs, reference)
+        _draw(axes, points, named, runs)
         _scale(axes, cost, points["cost"].to_numpy())
         axes.set_xlabel(AXES[cost])
-        axes.set_ylabel("mean accuracy over tasks (%)")
-        looks = styles(runs)
+        shots = ", mean over shots" if runs["shots"].nunique() > 1 else ""
+        axes.set_ylabel("mean accuracy over tasks (%)" if len(tasks) > 1 else f"accuracy, {tasks[0]}{shots} (%)")
+        if not named.all():
+            text = f"named: the front, the {BEST} best and {reference}; light dots: the others of {len(points)}"
+            axes.set_title(text, loc="left", fontsize=7)
+        shown, looks = points[named], styles(runs)
         place_labels(
             figure,
             axes,
-            list(points["label"]),
-            points[["cost", "mean"]].to_numpy(dtype=float),
-            [looks[label].colour for label in points["label"]],
-            _lines(points),
+            list(shown["label"]),
+            shown[["cost", "mean"]].to_numpy(dtype=float),
+            [looks[label].colour for label in shown["label"]],
+            _lines(points, named),
+            points.loc[~named, ["cost", "mean"]].to_numpy(dtype=float),
         )
     return figure
 
 
-def _lines(points: pd.DataFrame) -> np.ndarray:
+def _named(points: pd.DataFrame, runs: pd.DataFrame, reference: str) -> np.ndarray:
+    """Which points have a name and colours, bool [points]: all, or of too many the front, the best, the reference."""
+    if len(points) <= CROWD:
+        return np.ones(len(points), dtype=bool)
+    references = runs.loc[(runs["method"] == reference) | (runs["label"] == reference), "label"]
+    named = points["label"].isin(references).to_numpy(copy=True)
+    named[pareto_front(list(points["cost"]), list(points["mean"]))] = True
+    named[:BEST] = True  # they come best first
+    return named
+
+
+def _lines(points: pd.DataFrame, named: np.ndarray) -> np.ndarray:
     """Error bars and the steps of the front, which labels stay off: [M, 4] of x0, y0, x1, y1."""
     values = points[["cost", "mean", "spread"]].fillna(0).to_numpy(float)
-    bars = [(x, y - spread, x, y + spread) for x, y, spread in values]
+    bars = [(x, y - spread, x, y + spread) for x, y, spread in values[named]]
     front = values[pareto_front(list(points["cost"]), list(points["mean"]))]
     steps = [(a[0], a[1], b[0], a[1]) for a, b in itertools.pairwise(front)]
     rises = [(b[0], a[1], b[0], b[1]) for a, b in itertools.pairwise(front)]
     return np.array([*bars, *steps, *rises])
 
 
-def _draw(axes: Axes, points: pd.DataFrame, runs: pd.DataFrame) -> None:
+def _draw(axes: Axes, points: pd.DataFrame, named: np.ndarray, runs: pd.DataFrame) -> None:
     looks = styles(runs)
     front = points.iloc[pareto_front(list(points["cost"]), list(points["mean"]))]
     axes.step(front["cost"], front["mean"], where="post", color="#555555", lw=0.9, ls="--", zorder=1)
     values = points[["cost", "mean", "spread"]].to_numpy(float)
-    for label, (x, y, spread) in zip(points["label"], values, strict=True):
+    axes.plot(values[~named, 0], values[~named, 1], "o", color="#bbbbbb", ms=3.5, zorder=2)
+    for label, (x, y, spread) in zip(points["label"][named], values[named], strict=True):
         look = looks[label]
         axes.errorbar(
             [x],

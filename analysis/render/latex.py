@@ -25,6 +25,7 @@ SPECIAL = {
     "§": r"\S{}",
     "–": "--",
     "×": r"$\times$",
+    "≠": r"$\neq$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
 }
@@ -67,7 +68,8 @@ def _body(table: Table) -> list[str]:
     for label in table.rows:
         texts = zip(row_texts(table, label), marks, strict=True)
         cells = [emphasised(escape(text), label, m, r"\textbf{{}}", r"\underline{{}}") for text, m in texts]
-        lines.append(" & ".join([escape(label), *cells]) + r" \\")
+        guard = "{}" if label.startswith(("[", "*")) else ""  # or the command before it takes them for its own
+        lines.append(" & ".join([guard + escape(label), *cells]) + r" \\")
     return lines
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.tables.base import MEANS, Cell, Column, Table
 
 NO_VALUE = {"missing": "–", "failed": "failed"}
-BEHIND = ("*", "‡", "§")
+BEHIND = ("*", "≠", "‡", "§")
 """Notes that stand directly behind a value."""
 
 
@@ -73,7 +73,7 @@ def row_texts(table: Table, label: str) -> list[str]:
 
 def _printed(value: float, column: Column) -> float:
     """The value that ranks a cell: as printed, so that what looks equal is marked alike."""
-    return round(value, {"rank": 2, "p": 3}.get(column.kind, column.digits))
+    return float(f"{value:.{ {'rank': 2, 'p': 3}.get(column.kind, column.digits) }f}")
 
 
 def marked_rows(table: Table) -> list[tuple[set[str], set[str]]]:

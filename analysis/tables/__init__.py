@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
-from analysis.frame import ComparableSet
+from analysis.errors import AnalysisError, suggestion
+from analysis.frame import OPENED_OFTEN, ComparableSet
 from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
 from analysis.tables.bias import bias_tables
-from analysis.tables.cells import Key, accuracy_cells, accuracy_matrix, label_order
+from analysis.tables.cells import Key, accuracy_cells, label_order
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
-from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, target_order, task_table, weights_table
+from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, target_order, task_table
 from analysis.tables.tuning import tuning_table
+from analysis.tables.weights import WEIGHTS_TABLE, weights_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,19 @@ class TableOptions:
 
 
 ALL_TABLES = TableOptions()
+
+
+def check_options(sets: list[ComparableSet], options: TableOptions) -> None:
+    """`AnalysisError` for a reference or an axis that none of the sets has."""
+    names = {name for chosen in sets for column in ("label", "method") for name in chosen.rows[column]}
+    plain = {name.removesuffix(f" {OPENED_OFTEN}") for name in names}
+    if options.reference and options.reference.casefold() not in {name.casefold() for name in names | plain}:
+        raise AnalysisError(f"no method {options.reference!r}. {suggestion(options.reference, plain)}")
+    axes = {shown(axis) for chosen in sets for axis in ablation_axes(chosen)} if options.axes else set()
+    for axis in options.axes or ():
+        if axis not in axes:
+            found = suggestion(axis, axes)
+            raise AnalysisError(f"no method ran with two values of {axis!r} and all else equal. {found}")
 
 
 def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
@@ -42,6 +57,7 @@ __all__ = [
     "MARKS",
     "MEANS",
     "MISSING",
+    "WEIGHTS_TABLE",
     "Cell",
     "Column",
     "Key",
@@ -50,10 +66,10 @@ __all__ = [
     "ablation_axes",
     "ablation_table",
     "accuracy_cells",
-    "accuracy_matrix",
     "accuracy_tables",
     "all_tables",
     "bias_tables",
+    "check_options",
     "domain_table",
     "efficiency_table",
     "few_shot_table",
@@ -64,5 +80,5 @@ __all__ = [
     "target_order",
     "task_table",
     "tuning_table",
-    "weights_table",
+    "weights_tables",
 ]

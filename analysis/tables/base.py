@@ -14,7 +14,8 @@ MEANS = "mean of"
 MARKS = {
     "missing": "–: missing, no run, or a part of a mean is missing",
     "failed": "failed: no run of the cell succeeded",
-    "*": "*: mean with a part that rests on fewer seeds or runs than others",
+    "*": "*: with a part that rests on fewer seeds or runs than others, or, of a cost, on none",
+    "≠": "≠: no seed in common, so the means are over each side's own",
     "‡": "‡: runs on several kinds of device, not comparable",
     "§": "§: nothing before the head is trained or random, so its features were computed once",
     "†": "†: the test split was looked at more than once or chose the result",
@@ -69,6 +70,9 @@ class Column:
     target: str = ""
     """Data set that its values were scored on, where that is not the task's own."""
 
+    plain: bool = True
+    """Whether a value over several of them is their plain mean."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -108,8 +112,10 @@ class Table:
         if any("/" in note for note in notes):
             known.append("(k/n): k of n seeds are there")
         sentences = ["; ".join(known)] if known else []
-        if len(self.rows) > 1 and any(column.best for column in self.columns):
-            second = ", second best underlined" if len(self.rows) > 2 else ""
+        ranked = [index for index, column in enumerate(self.columns) if column.best]
+        values = max((sum(cells[i].is_number for cells in self.rows.values()) for i in ranked), default=0)
+        if values > 1:
+            second = ", second best underlined" if values > 2 else ""
             sentences.insert(0, f"Best of a column in bold{second}, as printed")
         return "".join(f"{sentence}. " for sentence in sentences).strip()
 

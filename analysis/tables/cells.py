@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
+from analysis.unlike import left_out_text
 from harness.protocol import PROTOCOLS
 from suites import SUITES
 
 Key = tuple[str, int]
 """(task, shots); shots is -1 where a suite has one training list."""
+
+
+LEFT_OUT = "left_out.csv"
+"""File of a report that names each run that was left out of a set."""
 
 
 def seed_count(rows: pd.DataFrame) -> int:
@@ -34,16 +41,15 @@ def accuracy_cells(chosen: ComparableSet) -> dict[str, dict[Key, Cell]]:
     return cells
 
 
-def accuracy_matrix(chosen: ComparableSet) -> pd.DataFrame:
-    """Means over seeds, labels x (task, shots), NaN where there is none. Columns are those that any row has."""
-    cells = accuracy_cells(chosen)
-    return pd.DataFrame({label: {key: cell.value for key, cell in row.items()} for label, row in cells.items()}).T
-
-
 def label_order(rows: pd.DataFrame) -> list[str]:
     """Row labels by number of trained parameters, then by name."""
     first = rows.groupby("label")["parameters"].max().astype(float).fillna(np.inf)
     return sorted(first.index, key=lambda label: (first[label], label))
+
+
+def incomplete(cells: dict[Key, Cell], keys: Iterable[Key]) -> str:
+    """`*` where one of the cells of a row is not all there."""
+    return "*" if any(cells.get(key, MISSING).note for key in keys) else ""
 
 
 def rank_cells(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> dict[str, Cell]:
@@ -51,13 +57,20 @@ def rank_cells(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> dict[str, 
     values = {label: [row.get(key, MISSING).value for key in keys] for label, row in cells.items()}
     whole = pd.DataFrame(values).T.dropna()
     ranks = average_ranks(whole) if len(whole) > 1 else pd.Series(dtype=float)
-    return {label: number_cell(float(ranks.get(label, np.nan))) for label in cells}
+    return {label: number_cell(float(ranks.get(label, np.nan)), incomplete(cells[label], keys)) for label in cells}
 
 
-def mean_of_column(runs: pd.DataFrame, column: str) -> Cell:
-    """Mean over complete runs, marked `*` where some of them lack the value; missing if all do."""
-    values = runs[runs["status"] == "complete"][column].astype(float)
-    return number_cell(float(values.mean()), "*" if values.isna().any() else "") if len(values) else MISSING
+def cost_cells(runs: pd.DataFrame, columns: list[str], keys: list[Key], seeds: int) -> list[Cell]:
+    """Means of the columns over complete runs of a cell, and then over the cells `keys`; missing if none has a value.
+
+    Marked `*` where a cell lacks runs or values.
+    """
+    complete = runs[runs["status"] == "complete"]
+    grouped = complete[columns].astype(float).groupby([complete[key] for key in CELL_KEYS])
+    cells = pd.MultiIndex.from_tuples(keys)
+    means, counts = grouped.mean().reindex(cells), grouped.count().reindex(cells)
+    notes = (counts.fillna(0) < seeds).any()
+    return [number_cell(float(means[name].mean()), "*" if notes[name] else "") for name in columns]
 
 
 def protocol_caption(name: str, suite: str) -> str:
@@ -94,7 +107,7 @@ def set_caption(chosen: ComparableSet) -> str:
     if chosen.notes:
         caption += f" Not the same in all records: {'; '.join(chosen.notes)}."
     if chosen.left_out:
-        caption += f" Left out, for they differ from the others: {', '.join(chosen.left_out)}."
+        caption += f" Left out, for they differ from the others: {left_out_text(chosen.left_out)}; each in {LEFT_OUT}."
     return caption
 
 
@@ -103,7 +116,8 @@ def _budget(trials: int) -> str:
 
 
 def set_title(chosen: ComparableSet, what: str = "") -> str:
-    """`demo, protocol fixed, demo_vit (pretrained)`, with the kind of table behind it."""
+    """`demo, protocol fixed, demo_vit (pretrained)`, with what tells the set apart and the kind of table behind it."""
     key = chosen.key
     title = f"{key['suite']}, protocol {key['protocol']}, {key['backbone']} ({key['weights']})"
+    title += f", {chosen.apart}" if chosen.apart else ""
     return f"{title}: {what}" if what else title

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.frame import ComparableSet
+from analysis.frame import ComparableSet, averaged, suite_cells
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import label_order, mean_of_column, set_caption, set_title
+from analysis.tables.cells import cost_cells, label_order, seed_count, set_caption, set_title
 
 MEANS_OF_RUNS = {
     "parameters_method": Column(name="params added", group="by role", kind="count", best=""),
@@ -29,7 +29,7 @@ MEANS_OF_RUNS = {
     "train_seconds": Column(name="train s", group="a run", kind="seconds", best=""),
     "evaluate_seconds": Column(name="evaluate s", group="a run", kind="seconds", best=""),
 }
-"""Columns of the frame that are averaged over complete runs, with their headers."""
+"""Columns of the frame that are averaged, with their headers."""
 
 TUNING = {
     "tuning_trials": Column(name="trials", group="tuning a cell", kind="rate", best=""),
@@ -59,17 +59,17 @@ OF_STEPS = ("images_per_second", "step_seconds")
 HOURS = {"cuda": "GPU hours", "cpu": "CPU hours"}
 
 CAPTION = (
-    "Means over complete runs. params: trained ones by role, and all of the model; FLOPs: one image's "
-    "forward pass, and with the backward pass in training, a multiply-add counts as two; stored: trained parameters "
-    "and added buffers, head included; ms: a forward pass of 1 or 64 images, merged: with the method folded into the "
-    "backbone, where it folds; memory: peak of the device's allocator in training, missing on CPU; process: peak of "
-    "the process's resident memory, libraries and pictures included; hours: all runs of the row together."
+    "Means over the complete runs of a task, then over the tasks. params: trained ones by role, and all of the model; "
+    "FLOPs: one image's forward pass, and with the backward pass in training, a multiply-add counts as two; stored: "
+    "trained parameters and added buffers, head included; ms: a forward pass of 1 or 64 images, merged: with the "
+    "method folded into the backbone, where it folds; memory: peak of the device's allocator in training, missing on "
+    "CPU; process: peak of the process's resident memory, libraries and pictures included; hours: sum of all runs of "
+    "the row."
 )
 
 
-def _measured(runs: pd.DataFrame, column: str) -> Cell:
-    """Mean of a column; marked where it rests on several kinds of device, or on steps of the head alone."""
-    cell = mean_of_column(runs, column)
+def _marked(cell: Cell, runs: pd.DataFrame, column: str) -> Cell:
+    """The mean of a column, marked where it rests on several kinds of device, or on steps of the head alone."""
     mixed = column in TIMED and runs["device"].nunique() > 1
     cached = column in OF_STEPS and bool((runs["cached_features"] == 1).any())
     note = "‡" if mixed else "§" if cached else ""
@@ -97,9 +97,12 @@ def efficiency_table(chosen: ComparableSet) -> Table:
         caption=f"{CAPTION} {set_caption(chosen)}",
         columns=columns,
     )
+    keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
+    seeds = seed_count(chosen.rows)
     groups = dict(list(chosen.rows.groupby("label")))
     for label in label_order(chosen.rows):
         runs = groups[label]
-        table.rows[label] = [_measured(runs, column) for column in means]
+        cells = cost_cells(runs, list(means), keys, seeds)
+        table.rows[label] = [_marked(cell, runs, column) for cell, column in zip(cells, means, strict=True)]
         table.rows[label] += [_hours(runs, device_type) for device_type in HOURS]
     return table

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 
-from analysis.frame import CELL_KEYS, NAN, ComparableSet, averaged, suite_cells
+from analysis.frame import CELL_KEYS, ComparableSet, averaged, suite_cells
 from analysis.statistics import (
     CONFIDENCE,
     average_ranks,
@@ -18,7 +20,7 @@ from analysis.statistics import (
     win_tie_loss,
 )
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import Key, accuracy_matrix, set_caption, set_title
+from analysis.tables.cells import Key, accuracy_cells, incomplete, set_caption, set_title
 
 MARGIN = 1.0
 """Points within which two methods count as practically equal."""
@@ -108,28 +110,55 @@ def significance_rows(values: pd.DataFrame, reference: str, margin: float = MARG
 
 
 def significance_table(chosen: ComparableSet, reference: str | None = None, margin: float = MARGIN) -> Table | None:
-    """The table, sorted by average rank; None where fewer than two methods have all tasks.
+    """The table, sorted by average rank; None where fewer than two methods have all tasks, or there is one task.
 
     A task's value is its mean over numbers of shots, where there are several: they are no tasks of their own.
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
     """
     keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    cells = accuracy_matrix(chosen).reindex(columns=pd.MultiIndex.from_tuples(keys), fill_value=NAN).astype(float)
-    values = cells.T.groupby(level=0, sort=False).mean().T.where(~cells.isna().T.groupby(level=0, sort=False).any().T)
+    cells = accuracy_cells(chosen)
+    values = _matrix(cells, keys)
     whole = values.dropna()
-    if len(whole) < 2:
+    if len(whole) < 2 or values.shape[1] < 2:
         return None
-    names = chosen.rows.drop_duplicates("label").set_index("label")["method"].loc[whole.index]
+    everything = chosen.rows.drop_duplicates("label").set_index("label")["method"]
+    names = everything.loc[whole.index]
     base = find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or whole.mean(axis=1).idxmax()
     rows = significance_rows(values, str(base), margin)
     intervals = _seed_cells(chosen, keys)
+
+    def starred(cell: Cell, label: str) -> Cell:
+        return dataclasses.replace(cell, note=incomplete(cells[label], keys)) if cell.is_number else cell
+
     return Table(
         name="significance",
         title=set_title(chosen, f"significance against {base}"),
-        caption=f"{tests_caption(whole, str(base), margin)}{SEED_CAPTION} {set_caption(chosen)}",
+        caption=f"{_unused(reference, everything, names)}{tests_caption(whole, str(base), margin)}{SEED_CAPTION} "
+        f"{set_caption(chosen)}",
         columns=[COLUMNS[0], *SEED_COLUMNS, *COLUMNS[1:]],
-        rows={label: [cells[0], *intervals[label], *cells[1:]] for label, cells in rows.items()},
+        rows={
+            label: [starred(mean, label), *intervals[label], starred(rank, label), *rest]
+            for label, (mean, rank, *rest) in rows.items()
+        },
     )
+
+
+def _unused(reference: str | None, names: pd.Series, tested: pd.Series) -> str:
+    """Why the reference that was asked for is not the one; empty if it is."""
+    if reference is None or find_reference(tested, reference):
+        return ""
+    found = find_reference(names, reference)
+    same = [str(label) for label, name in names.items() if str(name).casefold() == reference.casefold()]
+    several = f"it stands for {', '.join(same)}" if same else "no method here is called so"
+    return f"Not against {reference!r}: {f'{found} lacks a task' if found else several}. "
+
+
+def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
+    """Labels x tasks, means over numbers of shots where there are several; NaN where one of these is missing."""
+    columns = pd.MultiIndex.from_tuples(keys)
+    given = {label: [row.get(key, MISSING).value for key in keys] for label, row in cells.items()}
+    by_task = pd.DataFrame(given, index=columns).groupby(level=0, sort=False)
+    return by_task.mean().where(by_task.count().eq(by_task.size(), axis=0)).T
 
 
 SEED_CAPTION = (

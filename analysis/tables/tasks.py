@@ -1,7 +1,8 @@
-"""Accuracy tables: per task (VTAB style), few-shot, domain generalisation, and the worth of pretrained weights."""
+"""Accuracy tables: per task (VTAB style), few-shot, domain generalisation."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pandas as pd
@@ -20,8 +21,8 @@ from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell
 from analysis.tables.cells import (
     Key,
     accuracy_cells,
+    cost_cells,
     label_order,
-    mean_of_column,
     rank_cells,
     seed_count,
     set_caption,
@@ -38,17 +39,15 @@ TAIL = [
 ]
 """Columns behind the averages: average rank, trained parameters, seconds of a run."""
 
-TAIL_CAPTION = "rank: average rank over the columns among rows that have them all; params: trained parameters without "
-TAIL_CAPTION += "head; params+head: with it, mean over tasks; seconds: per run."
+RANK_CAPTION = "rank: average rank over the columns that the averages are over, among rows that have them all; "
+COST_CAPTION = "params: trained parameters without head; params+head: with it; seconds: of a run; these are means over "
+COST_CAPTION += "the complete runs of a column, then over the columns that the averages are over."
+COSTS = ["parameters", "parameters_with_head", "seconds"]
 
 
-def _tail(runs: pd.DataFrame, rank: Cell) -> list[Cell]:
-    return [rank, *(mean_of_column(runs, name) for name in ("parameters", "parameters_with_head", "seconds"))]
-
-
-def _caption(chosen: ComparableSet, others: bool = False) -> str:
-    """`others`: whether there are tasks that the suite does not have."""
-    text = f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {TAIL_CAPTION}"
+def _caption(chosen: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
+    """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have."""
+    text = f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {rank}{COST_CAPTION}"
     return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
@@ -66,16 +65,18 @@ def task_table(chosen: ComparableSet) -> Table:
     several = len(groups) > 1
     columns += [Column(name=name, group=MEANS, over=members) for name, members in groups.items() if several]
     whole = tasks_text(suite, len({task for task, _ in over}))
-    columns += [Column(name=name, group=MEANS, over=tuple(over)) for name in (whole, "groups")[: 1 + several]]
-    caption = _caption(chosen, len(over) < len(keys))
+    columns += [Column(name=whole, group=MEANS, over=tuple(over))]
+    columns += [Column(name="groups", group=MEANS, over=tuple(over), plain=False)] * several
+    caption = _caption(chosen, others=len(over) < len(keys))
     table = Table(name="tasks", title=set_title(chosen), caption=caption, columns=[*columns, *TAIL])
     cells = accuracy_cells(chosen)
-    ranks = rank_cells(cells, list(over))
+    ranks, seeds = rank_cells(cells, list(over)), seed_count(chosen.rows)
     for label, runs in _by_label(chosen):
         row = {key: cells[label].get(key, MISSING) for key in keys}
         means = [mean_cell(row[key] for key in members) for members in groups.values()]
         averages = [*means, mean_cell(row[key] for key in over), mean_cell(means)] if several else means
-        table.rows[label] = [*row.values(), *averages, *_tail(runs, ranks[label])]
+        costs = cost_cells(runs, COSTS, list(over), seeds)
+        table.rows[label] = [*row.values(), *averages, ranks[label], *costs]
     return table
 
 
@@ -92,15 +93,19 @@ def few_shot_table(chosen: ComparableSet) -> Table:
     columns = [Column(name=str(s), group=task, over=((task, s),)) for task, s in keys]
     whole = f"{MEANS} {tasks_text(chosen.key['suite'], len(tasks)).replace('tasks', 'data sets')}"
     columns += [Column(name=str(s), group=whole, over=tuple((task, s) for task in tasks)) for s in shots]
-    columns += [Column(name="all", group=MEANS, over=tuple(keys)), *TAIL]
-    caption = f"Columns are training images per class. {_caption(chosen)}"
+    columns += [Column(name="all", group=MEANS, over=tuple(keys))]
+    columns += [dataclasses.replace(TAIL[0], name="rank over columns"), *TAIL[1:]]
+    caption = (
+        f"Columns are training images per class. {_caption(chosen, RANK_CAPTION.replace(':', ' over columns:', 1))}"
+    )
     table = Table(name="few_shot", title=set_title(chosen, "few-shot"), caption=caption, columns=columns)
     cells = accuracy_cells(chosen)
-    ranks = rank_cells(cells, keys)
+    ranks, seeds = rank_cells(cells, keys), seed_count(chosen.rows)
     for label, runs in _by_label(chosen):
         row = {key: cells[label].get(key, MISSING) for key in keys}
         means = [mean_cell(row[task, s] for task in tasks) for s in shots]
-        table.rows[label] = [*row.values(), *means, mean_cell(row.values()), *_tail(runs, ranks[label])]
+        costs = cost_cells(runs, COSTS, keys, seeds)
+        table.rows[label] = [*row.values(), *means, mean_cell(row.values()), ranks[label], *costs]
     return table
 
 
@@ -141,11 +146,11 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
         for t in targets
         if t not in whole
     ]
-    columns += [Column(name=name, group=f"{MEANS} targets") for name in (ways, "masked")]
-    columns += TAIL[1:]
+    columns += [Column(name=name, group=f"{MEANS} targets", plain=False, **source) for name in (ways, "masked")]
+    columns += [dataclasses.replace(column, **source) for column in TAIL[1:]]
     caption = (
         f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target alone. The "
-        f"masked mean takes the masked value where there is one. {_caption(chosen)}"
+        f"masked mean takes the masked value where there is one. {_caption(chosen, rank='')}"
     )
     title = set_title(chosen, f"domain generalisation from {cell_name(task, shots)}")
     table = Table(name="domains", title=title, caption=caption, columns=columns)
@@ -155,7 +160,7 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
         cells = _target_cells(runs, task, order, seed_count(rows))
         by_name = dict(zip(order, cells[1:], strict=True))
         means = [mean_cell(by_name[t] for t in names) for names in (whole, masked)]
-        table.rows[label] = [*cells, *means, *_tail(runs, MISSING)[1:]]
+        table.rows[label] = [*cells, *means, *cost_cells(runs, COSTS, [(task, shots)], seed_count(rows))]
     return table
 
 
@@ -176,25 +181,9 @@ def accuracy_tables(chosen: ComparableSet) -> list[Table]:
     rows = chosen.rows
     shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
     tables = [domain_table(chosen, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
+    if len(tables) > 1:
+        cells = [cell_name(task, shots).replace(" ", "_") for task, shots in shifted.itertuples(index=False)]
+        tables = [dataclasses.replace(t, name=f"{t.name}_{cell}") for t, cell in zip(tables, cells, strict=True)]
     if not tables and rows["shots"].nunique() > 1:
         return [few_shot_table(chosen)]
     return tables if len(tables) == 1 and rows["task"].nunique() == 1 else [*tables, task_table(chosen)]
-
-
-def weights_table(pretrained: ComparableSet, random: ComparableSet) -> Table:
-    """What the pretrained weights are worth: accuracy with them minus accuracy of the same model at random."""
-    keys = suite_cells(pretrained.key["suite"], pretrained.rows)
-    table = Table(
-        name="pretrained_minus_random",
-        title=f"{pretrained.key['suite']}: pretrained minus random weights",
-        caption="Difference of top-1 accuracies in points, same method, task, recipe and seeds; "
-        "positive means that the pretrained weights are better.",
-        columns=[Column(name=cell_name(*key), group=group, kind="points", best="") for key, group in keys.items()],
-    )
-    ours, theirs = accuracy_cells(pretrained), accuracy_cells(random)
-    for label in (label for label in ours if label in theirs):
-        pairs = [(ours[label].get(key, MISSING), theirs[label].get(key, MISSING)) for key in keys]
-        table.rows[label] = [
-            Cell(value=a.value - b.value) if a.is_number and b.is_number else MISSING for a, b in pairs
-        ]
-    return table

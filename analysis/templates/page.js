@@ -33,29 +33,28 @@
     }
     report("");
   }
-  function report(text) {
-    const body = current().querySelector(".board tbody");
-    const shown = [...body.rows].filter((r) => !r.hidden).length;
-    $("status").textContent = `${shown} of ${body.rows.length} methods${text}`;
+  function report(text, table = current().querySelector(".board")) {
+    const rows = [...table.tBodies[0].rows], shown = rows.filter((r) => !r.hidden).length;
+    $("status").textContent = `${shown} of ${rows.length} ${"leader" in table.dataset ? "methods" : "rows"}${text}`;
   }
 
   function sort(button, descending) {
     const table = button.closest("table"), body = table.tBodies[0], column = Number(button.dataset.column) + 1;
     const sign = descending ? -1 : 1;
+    // Numbers come first, then texts, then what has no value, whichever way the column is sorted.
     const keyed = [...body.rows].map((row) => {
-      const cell = row.cells[column];
-      return { row, text: row.cells[0].firstChild.textContent, value: column && cell.dataset.v !== "" ? Number(cell.dataset.v) : null };
+      const label = row.cells[0].firstChild.textContent, cell = row.cells[column];
+      const text = column ? cell.textContent.trim() : label, number = Number((column && cell.dataset.v) || text);
+      const place = ["", "–", "failed"].includes(text) ? 2 : Number.isNaN(number) || !column ? 1 : 0;
+      return { row, label, text, number, place };
     });
-    keyed.sort((a, b) => {
-      if (!column) return sign * a.text.localeCompare(b.text);
-      if (a.value === null || b.value === null) return (a.value === null) - (b.value === null);
-      return sign * (a.value - b.value) || a.text.localeCompare(b.text);
-    });
+    keyed.sort((a, b) => a.place - b.place || sign * (a.place ? a.text.localeCompare(b.text) : a.number - b.number) || a.label.localeCompare(b.label));
     body.append(...keyed.map((k) => k.row));
     for (const head of table.querySelectorAll("th[aria-sort]")) head.setAttribute("aria-sort", "none");
     button.closest("th").setAttribute("aria-sort", descending ? "descending" : "ascending");
     rove(body);
-    report(`, by ${button.textContent}, ${descending ? "highest" : column ? "lowest" : "A"} first`);
+    const ends = keyed.length && keyed[0].place === 0 ? ["lowest", "highest"] : ["A", "Z"];
+    report(`, by ${button.textContent}, ${ends[Number(descending)]} first`, table);
   }
   function onSort(button) {
     const now = button.closest("th").getAttribute("aria-sort");
@@ -104,8 +103,9 @@
   function tipText(link) {
     const { row, tasks, name, target, own } = behind(link);
     const runs = tasks.flatMap((t) => t.runs);
-    const head = `${row.label}, ${name}\n`, what = own ? "" : "accuracy ";
-    if (tasks.length === 1) return head + runs.slice(0, 12).map((r) => `${seedText(r)}: ${what}${valueText(r, target)}`).join("\n") + (runs.length > 12 ? `\nand ${runs.length - 12} more` : "");
+    const head = `${row.label}, ${name}\n`;
+    if (!own) return head + `${runs.length} run${runs.length === 1 ? "" : "s"}`;
+    if (tasks.length === 1) return head + runs.slice(0, 12).map((r) => `${seedText(r)}: ${valueText(r, target)}`).join("\n") + (runs.length > 12 ? `\nand ${runs.length - 12} more` : "");
     const seeds = [...new Set(runs.map(seedText))];
     const lines = seeds.slice(0, 12).map((seed) => {
       const values = tasks.map((t) => t.runs.find((r) => seedText(r) === seed && r[2] !== null)).filter(Boolean).map((r) => r[2]);

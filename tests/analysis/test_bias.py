@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from examples import make_record
 from rich.console import Console
 from table_records import TASKS, cells, metrics, records
 
@@ -50,6 +51,20 @@ def test_a_task_that_is_missing_under_one_protocol_makes_no_mean():
     assert not row["specialized", "digits"].is_number
     assert not row["mean of", "tasks"].is_number
     assert not row["over tasks", "mean within a run"].is_number
+
+
+def test_runs_are_paired_by_settings_seed_and_data_and_the_others_are_named():
+    more = records("sct", (90,) * 5, seed=1) + records("lora", (0,) * 5, config={"rank": 4})
+    sct = oracle("sct", (52,) * 5, (51,) * 5, config={"channels": 48})
+    lora = oracle("lora", (51,) * 5, (50,) * 5, config={"rank": 8})
+    fixed = records("sct", (50,) * 5) + records("sct", (10,) * 5, config={"channels": 24}) + more
+    (table,) = bias_tables(comparable_sets([*fixed, *sct, *lora]))
+    assert {label: [c.value for c in row[:5]] for label, row in table.rows.items()} == {"SCT (channels=48)": [2] * 5}
+    assert {cell.note for cell in table.rows["SCT (channels=48)"][:6]} == {"1/2", "*"}
+    assert "settings differ: rank 8 against 4" in table.caption
+    elsewhere = [dataclasses.replace(r, data=make_record(data="x").data) for r in sct]
+    with pytest.raises(AnalysisError, match=r"oracle: SCT † \(5 runs, on other data\)"):
+        bias_tables(comparable_sets(records("sct") + elsewhere))
 
 
 def test_sets_that_differ_in_more_than_the_protocol_are_not_compared():

@@ -5,15 +5,17 @@ import dataclasses
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, only_set, records
+from table_records import cells, only_set, recipe, records
 from typer.testing import CliRunner
 
 from analysis.commands import compare
 from analysis.comparison import CompareError, compare_folders, compare_in_sets, compare_methods
 from analysis.frame import comparable_sets
 from analysis.statistics import t_interval
+from analysis.tables import significance_table
 from harness.cli import app
 from harness.store import Store
+from suites import SUITES
 
 QUIET = Console(quiet=True)
 
@@ -48,6 +50,23 @@ def test_differences_per_task_and_over_all_of_them():
 def test_one_seed_has_no_interval_per_task():
     (table,) = compare_in_sets([only_set(records() + records("lora"))], "sct", "lora")
     assert cells(table, "animals")["difference in points", "low"].note == "missing"
+
+
+def test_means_are_over_shared_seeds_as_their_interval_is():
+    given = [*two(), *records("sct", (90, 90, 90, 90, 90), seed=2)]
+    (table,) = compare_in_sets([only_set(given)], "sct", "lora")
+    row = cells(table, "photo_crops")
+    assert (row["", "SCT"].value, row["", "SCT"].note, row["difference in points", "mean"].value) == (12, "2/3", 2)
+    assert row["difference in points", "low"].value < 2 < row["difference in points", "high"].value
+    assert cells(table, "mean of 5 tasks")["", "SCT"].note == "*"
+    assert "SCT beats LORA on 3 of 5 tasks" in table.caption
+
+
+def test_without_a_shared_seed_the_means_of_all_are_marked():
+    (table,) = compare_in_sets([only_set(records() + records("lora", (9, 9, 9, 9, 9), seed=1))], "sct", "lora")
+    difference = cells(table, "photo_crops")["difference in points", "mean"]
+    assert (difference.value, difference.note) == (1, "≠")
+    assert "no seed in common" in table.full_caption
 
 
 def test_practically_equal_is_said_with_its_margin():
@@ -96,6 +115,20 @@ def test_two_folders(tmp_path):
     assert "SCT in" in table.caption
 
 
+def test_folders_pair_settings_and_name_what_is_not_compared():
+    ours = records("sct", config={"channels": 48}) + records("sct", config={"channels": 24}) + records("full")
+    theirs = (
+        records("sct", (11,) * 5, config={"channels": 48}) + records("lora") + records("full", recipe=recipe(lr=9.0))
+    )
+    stranger = dataclasses.replace(records("bitfit")[0], data=make_record(data="x").data)
+    (table,) = compare_folders(comparable_sets([*ours, stranger]), comparable_sets(theirs), ("a", "b"))
+    assert "SCT (channels=48) in a beats SCT (channels=48) in b" in table.caption
+    assert "SCT (channels=24): settings differ, channels 24 against 48" in table.caption
+    assert "FULL: settings differ, lr 0.001 against 9.0" in table.caption
+    assert "LORA: only in b" in table.caption
+    assert "1 run of BITFIT in a on photo_crops (pictures differ)" in table.caption
+
+
 def test_folders_with_other_data_or_conditions_are_refused():
     ours = comparable_sets(records())
     other = comparable_sets([dataclasses.replace(r, data=make_record(data="x").data) for r in records()])
@@ -138,3 +171,55 @@ def test_the_command_report_takes_a_reference_and_axes(tmp_path):
     assert "against LORA" in (folder / "significance.tex").read_text()
     assert (folder / "ablation_channels.tex").exists()
     assert make_spec().suite in folder.name
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "answer"),
+    [
+        ("--reference", "lora2", "Did you mean 'lora'"),
+        ("--ablation", "chanels", "Did you mean 'channels'"),
+        ("--suite", "dmeo", "Did you mean 'demo'"),
+        ("--suite", "nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_report_of_what_is_not_there_is_an_error(tmp_path, option, value, answer):
+    write(tmp_path, [r for c in (8, 16) for r in records(config={"channels": c})] + records("lora"))
+    done = run("report", "--out", tmp_path, option, value)
+    assert done.exit_code != 0
+    assert answer in done.output + str(done.exception)
+
+
+def test_a_reference_that_cannot_be_used_is_named_with_the_reason():
+    given = (
+        records()
+        + records("full")
+        + records("lora")[:4]
+        + records("ssf", config={"a": 1})
+        + records("ssf", config={"a": 2})
+    )
+    chosen = only_set(given)
+    assert significance_table(chosen, "full").caption.startswith("Tests are paired")
+    for name, why in (
+        ("lora", "LORA lacks a task"),
+        ("ssf", "it stands for SSF (a=1), SSF (a=2)"),
+        ("bitfit", "no method here"),
+    ):
+        assert f"Not against {name!r}: {why}" in significance_table(chosen, name).caption
+
+
+def test_a_report_of_a_suite_file_has_its_groups(tmp_path, monkeypatch):
+    monkeypatch.delitem(SUITES, "mine", raising=False)
+    file = tmp_path / "mine.yaml"
+    tasks = "".join(
+        f"  - {{name: {t}, group: {g}, num_classes: 2, train: 9}}\n" for t, g in (("moon", "night"), ("sun", "day"))
+    )
+    file.write_text(f"name: mine\ntitle: Mine\nabout: Two.\ntasks:\n{tasks}")
+    write(
+        tmp_path,
+        [make_record(spec=make_spec(suite="mine", task=t, method=m)) for t in ("moon", "sun") for m in ("sct", "lora")],
+    )
+    done = run("report", "--out", tmp_path, "--suite", file)
+    assert done.exit_code == 0, done.output
+    (table,) = (tmp_path / "report").glob("mine-*/tasks.csv")
+    assert {"night/moon", "day/sun", "mean of/night"} <= set(table.read_text().splitlines()[0].split(","))
+    del SUITES["mine"]

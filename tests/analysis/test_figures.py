@@ -8,19 +8,28 @@ import pandas as pd
 import pytest
 from examples import make_record, make_spec
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from table_records import domain, from_records
 
 from analysis.figures import drawings, published_scatter, save
 from analysis.figures.ablation import ablation, ablation_points, varied_fields
-from analysis.figures.channels import chance_jaccard, channel_counts, jaccard, overlap_table
+from analysis.figures.channels import (
+    chance_jaccard,
+    channel_counts,
+    channel_heatmap,
+    channel_overlap,
+    jaccard,
+    overlap_table,
+)
 from analysis.figures.data import complete_labels, read_whole, run_frame, seed_means
-from analysis.figures.labels import _overlap
+from analysis.figures.labels import _distance, _overlap
 from analysis.figures.learning import curve_points, learning_curves, with_curves
 from analysis.figures.panels import few_shot_curves, group_bars, target_bars
 from analysis.figures.ranks import cliques, nemenyi_ranks
 from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
 from analysis.figures.tradeoff import pareto_front, tradeoff
 from analysis.frame import comparable_sets, suite_tasks
-from analysis.runs import from_records
+from analysis.tables import significance_table
 from harness.record import Epoch, Metrics
 from methods.registry import all_methods
 
@@ -80,7 +89,8 @@ def test_colours_can_be_read_on_white():
 
 def test_pareto_front():
     assert pareto_front([1, 2, 3, 3, 4], [10, 9, 20, 21, 21]) == [0, 3]
-    assert pareto_front([5, 5], [1, 1]) == [0]
+    assert pareto_front([5, 5], [1, 1]) == [0, 1]  # ties in both stay
+    assert pareto_front([1, 1, 2], [5, 5, 5]) == [0, 1]
 
 
 def test_means_over_tasks_with_spread_over_seeds():
@@ -95,20 +105,41 @@ def test_a_method_without_a_task_is_in_no_figure_of_means():
     assert "FULL" not in texts(tradeoff(runs, TASKS, "parameters"))
 
 
-def test_labels_of_a_crowded_trade_off_do_not_overlap():
-    given = [r for i, name in enumerate(KNOWN[:24]) for r in records(name, accuracies=[50 + i % 5] * 5)]
-    given = [
+def crowd(count):
+    """So many methods whose accuracies fall into five levels, each with a few more parameters than the one before."""
+    given = [r for i, name in enumerate(KNOWN[:count]) for r in records(name, accuracies=[50 + i % 5] * 5)]
+    return [
         dataclasses.replace(
             r, parameters=dataclasses.replace(r.parameters, method=1000 + 137 * KNOWN.index(r.spec.method))
         )
         for r in given
     ]
-    figure = tradeoff(runs_of(given), TASKS, "parameters")
+
+
+def test_labels_of_a_crowded_trade_off_do_not_overlap():
+    figure = tradeoff(runs_of(crowd(24)), TASKS, "parameters")
     figure.draw_without_rendering()
-    boxes = [t.get_window_extent().extents for t in figure.axes[0].texts]
+    boxes = [Text.get_window_extent(t).extents for t in figure.axes[0].texts]
     shared = [_overlap(box, np.array([*boxes[:i], *boxes[i + 1 :]])) for i, box in enumerate(boxes)]
     assert len(boxes) == 24
     assert sum(value > 5 for value in shared) == 0
+    points = figure.axes[0].transData.transform([t.xy for t in figure.axes[0].texts])
+    for i, (text, box) in enumerate(zip(figure.axes[0].texts, boxes, strict=True)):
+        distances = _distance(box, points)
+        assert text.arrow_patch or distances[i] < np.delete(distances, i).min(), text.get_text()
+
+
+def test_of_too_many_methods_the_front_the_best_and_the_reference_are_named():
+    figure = tradeoff(runs_of(crowd(40)), TASKS, "parameters")
+    names = {text.get_text() for text in figure.axes[0].texts}
+    assert names >= {name.upper() for name in KNOWN[:5]}  # the front, and linear with it
+    assert len(names) < 15
+    other = tradeoff(runs_of(crowd(40)), TASKS, "parameters", KNOWN[30])
+    assert {text.get_text() for text in other.axes[0].texts} - names == {KNOWN[30].upper()}
+    assert "light dots: the others of 40" in figure.axes[0].get_title(loc="left")
+    assert sum(len(line.get_xdata()) for line in figure.axes[0].lines if line.get_color() == "#bbbbbb") == 40 - len(
+        names
+    )
 
 
 def test_group_bars_hold_group_means_and_their_mean():
@@ -151,6 +182,12 @@ def test_channel_overlap():
     table = overlap_table(whole_runs_of([digits, animals]))
     assert table.loc["animals", "digits"] == pytest.approx(1 / 3)
     assert np.isnan(table.loc["digits", "digits"])
+    again = make_record(spec=make_spec(task="digits", seed=1), method_info={"channels": [[0, 1]]})
+    runs = whole_runs_of([digits, animals, again])
+    shown = channel_overlap(runs).axes[0]
+    assert "1.00" in {text.get_text() for text in shown.texts}
+    assert len(shown.collections[0].get_array().compressed()) == 2  # the diagonal has no colour of the scale
+    assert "1 run on 1 task" in channel_heatmap(whole_runs_of([digits])).axes[0].get_title(loc="left")
 
 
 def test_ablation_of_any_field():
@@ -208,6 +245,24 @@ def test_targets_of_domain_generalisation():
     assert [axes.get_title() for axes in figure.axes] == ["imagenet (source)", "imagenet-a, masked"]
     assert {" 70.0", " 12.5"} <= set(texts(figure))
     assert target_bars(runs_of(records())) is None
+    low = {name: dataclasses.replace(value, accuracy=value.accuracy - 4) for name, value in scored.items()}
+    few = make_record(spec=dataclasses.replace(spec, shots=1), metrics=low)
+    figure = target_bars(runs_of([make_record(spec=spec, metrics=scored), few]))
+    titles = [
+        f"{name}\nimagenet {shots}-shot" for shots in (1, 16) for name in ("imagenet (source)", "imagenet-a, masked")
+    ]
+    assert sorted(axes.get_title() for axes in figure.axes) == sorted(titles)
+    assert {" 70.0", " 12.5", " 66.0", " 8.5"} <= set(texts(figure))
+
+
+def test_one_task_is_named_and_makes_no_test():
+    given = [domain(), domain("lora", accuracies=(71, 61, 31, 11, 13, 26, 30))]
+    assert tradeoff(runs_of(given), ["imagenet"], "parameters").axes[0].get_ylabel() == "accuracy, imagenet (%)"
+    (chosen,) = comparable_sets(given)
+    assert significance_table(chosen) is None
+    captions = {d.name: d.caption for d in drawings(chosen, from_records(given).read)}
+    assert captions["accuracy_seconds"].startswith("Accuracy on imagenet against seconds")
+    assert "On the source alone" in captions["accuracy_seconds"]
 
 
 def test_published_against_measured(tmp_path):

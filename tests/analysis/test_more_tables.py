@@ -7,7 +7,7 @@ from examples import make_record, make_spec
 from table_records import TASKS, cells, costed, domain, failed, few_shot, only_set, recipe, records, with_holes
 
 from analysis.frame import comparable_sets
-from analysis.render import to_markdown
+from analysis.render import marked_rows, to_markdown
 from analysis.tables import (
     TableOptions,
     ablation_axes,
@@ -90,6 +90,46 @@ def test_a_row_with_holes_has_no_rank_and_does_not_count_in_that_of_others():
     lora = next(label for label in table.rows if label.startswith("LoRA"))
     assert cells(table, lora)["", "rank"].note == "missing"
     assert cells(table, "SCT")["", "rank"].value == 1
+
+
+def test_costs_are_means_over_the_tasks_of_the_averages_and_marked_where_some_are_missing():
+    sct = [costed(r, train_seconds=s) for r, s in zip(records(), (9, 19, 29, 39, 49), strict=True)]
+    again = costed(records(seed=1)[0], train_seconds=19)  # a cell's runs are averaged first
+    unknown = costed(make_record(spec=make_spec(task="zebra")), train_seconds=999)
+    given = [*sct, again, unknown, *[costed(r, train_seconds=9) for r in records("lora")[:2]]]
+    for table, name in (
+        (task_table(only_set(given)), ("", "seconds")),
+        (efficiency_table(only_set(given)), ("a run", "train s")),
+    ):
+        attach_and_evaluate = 1 if name[0] == "" else 0
+        assert cells(table, "SCT")[name].value == pytest.approx((14 + 19 + 29 + 39 + 49) / 5 + attach_and_evaluate)
+        assert cells(table, "LORA")[name].note == "*"
+    whole = task_table(only_set([*sct, *records("lora")]))
+    assert cells(whole, "SCT")["", "seconds"].note == ""
+
+
+def test_means_and_ranks_over_fewer_seeds_are_marked():
+    chosen = only_set(records() + records(seed=1) + records("lora", (9, 9, 9, 9, 9)))
+    table = significance_table(chosen)
+    assert [[cells(table, label)["", name].note for name in ("mean", "rank")] for label in ("SCT", "LORA")] == [
+        ["", ""],
+        ["*", "*"],
+    ]
+    assert "rests on fewer seeds" in table.full_caption
+    assert [cells(task_table(chosen), label)["", "rank"].note for label in ("SCT", "LORA")] == ["", "*"]
+
+
+def test_best_is_what_is_printed_best():
+    given = [domain(m, (value, 60, 30, 10, 12, 25, 29)) for m, value in (("sct", 60.35), ("lora", 60.4), ("linear", 1))]
+    assert marked_rows(by_name(given)["domains"])[0] == ({"SCT", "LORA"}, {"LINEAR"})
+
+
+def test_captions_explain_no_rank_and_no_best_that_the_table_lacks():
+    assert "rank" not in by_name([domain(), domain("lora")])["domains"].caption
+    assert (
+        "Best of"
+        not in task_table(only_set([failed(task=t, method=m) for t in TASKS for m in ("sct", "lora")])).full_caption
+    )
 
 
 def test_efficiency_shows_what_there_is():

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
-from table_records import TASKS, domain, few_shot, recipe
+from table_records import TASKS, domain, few_shot, from_records, recipe
 
 from analysis.board import make_board, record_href
 from analysis.frame import comparable_sets
 from analysis.page import About, Section, to_html
 from analysis.report import write_report
-from analysis.runs import from_records
 from analysis.tables import all_tables, task_table
 from harness.record import Epoch, RunRecord
 from harness.store import Rejected, Store
@@ -210,10 +209,56 @@ def test_a_target_s_column_knows_the_target_s_accuracies():
     assert (heading.target, run[2], run[5][heading.target]) == ("imagenet-a/masked", 70.0, 12.0)
 
 
+def test_only_plain_means_of_accuracies_show_those_of_a_seed():
+    named = {"tasks": records(), "domains": [domain(), domain("lora")], "significance": records()}
+    shown = {
+        name: {(h.group, h.name) for h in boards_of(given)[name].headings if h.accuracy}
+        for name, given in named.items()
+    }
+    assert {("", "params"), ("", "seconds"), ("mean of", "groups")}.isdisjoint(shown["tasks"])
+    assert {("natural", "animals"), ("mean of", "natural"), ("mean of", "tasks")} <= shown["tasks"]
+    assert {group for group, _ in shown["domains"]} == {"source", "targets, 1000-way", "targets, masked"}
+    assert shown["significance"] == set()
+
+
 def test_settings_of_one_task_lead_to_the_runs_of_that_task():
     board = boards_of([r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)])["settings"]
     assert [list(row.runs) for row in board.rows] == [[TASKS[0]], [TASKS[1]]]
     assert {row.method for row in board.rows} == {"sct"}
+
+
+def test_tables_of_one_kind_have_names_of_their_own_and_the_runs_of_their_shots(tmp_path):
+    low = dataclasses.replace(domain(accuracies=(9,) * 7), spec=dataclasses.replace(domain().spec, shots=1))
+    boards = boards_of([domain(), low])
+    assert [name for name in boards if name.startswith("domains")] == [
+        "domains_imagenet_16-shot",
+        "domains_imagenet_1-shot",
+    ]
+    for name, accuracy in (("16", 70.0), ("1", 9.0)):
+        board = boards[f"domains_imagenet_{name}-shot"]
+        keys = {key for heading in board.headings for key in heading.tasks}
+        assert keys == {f"imagenet {name}-shot"}
+        assert [run[2] for run in board.rows[0].runs[keys.pop()]] == [accuracy]
+
+
+def test_two_tables_of_one_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.report.all_tables", lambda chosen, _: [task_table(chosen)] * 2)
+    with pytest.raises(ValueError, match="named tasks"):
+        write_report(from_records(records()), tmp_path / "report", Console(quiet=True))
+
+
+def test_sets_that_differ_in_size_trials_or_checkpoint_have_titles_and_labels_of_their_own():
+    backbone = dataclasses.replace(make_spec().backbone, digest="cd" * 32)
+    given = records(protocol="tuned", trials=4) + records(protocol="tuned", trials=9, backbone=backbone)
+    given += records(protocol="tuned", trials=9, preprocessing="p") + records()
+    tables = [task_table(chosen) for chosen in comparable_sets(given)]
+    assert len({table.label for table in tables}) == len({table.title for table in tables}) == 4
+    assert tables[0].title == "demo, protocol fixed, demo_vit (pretrained)"
+    assert {t.title.removeprefix("demo, protocol tuned, demo_vit (pretrained), ") for t in tables[1:]} == {
+        "4 trials, checkpoint abababab, 56px-squash-bicubic-imagenet",
+        "9 trials, checkpoint cdcdcdcd, 56px-squash-bicubic-imagenet",
+        "9 trials, checkpoint abababab, p",
+    }
 
 
 def test_addresses_are_quoted():
@@ -289,6 +334,23 @@ def test_browser_sorts_by_click_and_by_keyboard(page):
 
 
 @pytest.mark.browser
+def test_browser_sorts_texts_by_their_numbers_and_counts_the_board_that_is_sorted(browser, tmp_path):
+    rates = {"sct": 1e-3, "lora": 5e-4, "full": 0.01, "linear": 0.2}
+    given = [r for m, rate in rates.items() for r in records((m,), 1, recipe=recipe(lr=rate))]
+    page = write_report(from_records(given), tmp_path / "report", Console(quiet=True))[0]
+    look(browser)
+    browser.get(page.as_uri())
+    board = browser.find_element("css selector", ".board[data-board$='/settings']")
+    button = next(b for b in board.find_elements("css selector", ".sort") if b.text == "lr")
+    for order in (sorted(rates.values()), sorted(rates.values(), reverse=True)):
+        button.click()
+        column = int(button.get_attribute("data-column")) + 2
+        shown = [float(c.text) for c in board.find_elements("css selector", f"tbody td:nth-child({column})")]
+        assert shown == order
+    assert browser.find_element("id", "status").text == "4 of 4 rows, by lr, highest first"
+
+
+@pytest.mark.browser
 def test_browser_filters_by_text_and_by_family(page):
     page.find_element("id", "filter").send_keys("lo")
     assert methods_shown(page) == ["LORA"]
@@ -302,7 +364,7 @@ def test_browser_filters_by_text_and_by_family(page):
 @pytest.mark.browser
 def test_browser_switches_between_comparable_sets(page):
     options = page.find_elements("css selector", "#set option")
-    assert [o.text for o in options] == [f"demo, {p}, demo_vit (pretrained), 56 px" for p in ("fixed", "validation")]
+    assert [o.text for o in options] == [f"demo, protocol {p}, demo_vit (pretrained)" for p in ("fixed", "validation")]
     options[1].click()
     assert methods_shown(page) == ["LORA", "SCT"]
     assert page.execute_script("return location.hash") == "#demo-validation-demo_vit-pretrained-56px"
@@ -398,7 +460,7 @@ def page_of(chosen, given, folder):
     """The page of one set without figures, for these have tests of their own."""
     table = task_table(chosen)
     board = make_board(chosen, table, {}, "../runs")
-    section = Section(name="x", key=chosen.key, boards=[board], tables=[table])
+    section = Section(name="x", title="x", key=chosen.key, boards=[board], tables=[table])
     path = folder / "index.html"
     path.write_text(to_html([section], chosen.rows, set_aside=[], about={}, base="../runs", folder=folder))
     return path

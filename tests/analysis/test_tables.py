@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, only_set, records
+from table_records import cells, only_set, recipe, records
 
 from analysis.frame import comparable_sets
 from analysis.render import count_text, to_csv, to_markdown, to_terminal
-from analysis.tables import task_table, weights_table
+from analysis.tables import task_table, weights_tables
 from harness.record import RunRecord
 
 
@@ -70,14 +70,30 @@ def test_a_record_on_other_data_is_left_out_and_named():
     stranger = make_record(spec=make_spec(task="digits", method="lora"), data="other pixels")
     table = task_table(only_set([*records(), *records("full"), stranger]))
     assert "LORA" not in table.rows
-    assert stranger.spec.run_id in table.caption
+    assert "1 run of LORA on digits (pictures differ)" in table.caption
 
 
 def test_pretrained_minus_random():
     random = dataclasses.replace(make_spec().backbone, weights="random", digest="")
     sets = comparable_sets(records() + records(accuracies=(5, 25, 30, 30, 30), backbone=random))
-    table = weights_table(*sorted(sets, key=lambda s: s.key["weights"]))
+    pretrained, at_random = sorted(sets, key=lambda s: s.key["weights"])
+    (table,) = weights_tables(pretrained, [at_random])
     assert [cell.value for cell in table.rows["SCT"]] == [5, -5, 0, 10, 20]
+
+
+def test_pretrained_minus_random_pairs_runs_of_the_same_settings_and_names_the_others():
+    random = [dataclasses.replace(make_spec().backbone, weights="random", digest=d * 32) for d in ("cd", "ef")]
+    others = records(accuracies=(5, 25, 30, 30, 30), backbone=random[0], recipe=recipe(epochs=7))
+    ours, *randoms = comparable_sets(
+        records() + records(accuracies=(9,) * 5, seed=1) + others + records(backbone=random[1])
+    )
+    unpaired, paired = weights_tables(ours, randoms)
+    assert (unpaired.name, paired.name) == ("pretrained_minus_random_cdcdcdcd", "pretrained_minus_random_efefefef")
+    assert unpaired.label != paired.label
+    assert not unpaired.rows
+    assert "SCT (10 runs, settings differ: epochs 2 against 7)" in unpaired.caption
+    assert [(cell.value, cell.note) for cell in paired.rows["SCT"]] == [(0, "1/2")] * 5
+    assert "pretrained: SCT (5 runs, no complete run of the task and seed under random)" in paired.caption
 
 
 def test_csv_holds_full_precision():

@@ -25,21 +25,30 @@ def stranger(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lists": "m"}, "digits: lists differ)"),
-        ({"files": "e"}, "digits: pictures differ)"),
+        ({"lists": "m"}, "lists differ"),
+        ({"files": "e"}, "pictures differ"),
         (
             {"lists": "m", "files": "e", "sizes": {"train": 200, "val": 40, "test": 600}},
-            "digits: lists differ (train 200 instead of 160, val 40 instead of 0), pictures differ)",
+            "lists differ (train 200 instead of 160, val 40 instead of 0), pictures differ",
         ),
     ],
 )
 def test_other_data_are_left_out_and_the_caption_says_what_differs(changes, words):
     other = stranger(**changes)
     chosen = only_set([*on_data(records()), *on_data(records("full")), other])
-    assert chosen.left_out == [f"{other.spec.run_id} ({words}"]
+    assert chosen.left_out == [(other.spec.run_id, "LORA", "digits", words)]
     table = task_table(chosen)
     assert "LORA" not in table.rows
-    assert chosen.left_out[0] in table.caption
+    assert f"1 run of LORA on digits ({words})" in table.caption
+
+
+def test_many_runs_that_are_left_out_make_a_short_caption():
+    other = [r for s in range(60) for r in on_data(records("lora", seed=s), files="e")]
+    usual = [r for s in range(61) for r in on_data(records(seed=s))]
+    caption = task_table(only_set(usual + other)).caption
+    assert "300 runs of LORA on 5 tasks (pictures differ); each in left_out.csv" in caption
+    kinds = [on_data(records(name), files="e")[0] for name in "abcdef"]
+    assert "6 runs of 6 methods on photo_crops; each in left_out.csv" in task_table(only_set(usual + kinds)).caption
 
 
 @pytest.mark.parametrize(
@@ -82,5 +91,5 @@ def tuned(accuracy, seed):
 def test_seeds_of_one_cell_that_other_trials_decided_are_left_out():
     given = [tuned(50.0, 0), tuned(50.0, 1), tuned(60.0, 2)]
     chosen = only_set(given)
-    assert chosen.left_out == [f"{given[2].spec.run_id} (digits: settings chosen by other trials)"]
+    assert chosen.left_out == [(given[2].spec.run_id, "SCT", "digits", "settings chosen by other trials")]
     assert len(chosen.rows) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, only_set
+from table_records import cells, domain, only_set
 from typer.testing import CliRunner
 
 from analysis import commands, published
@@ -101,6 +101,61 @@ def test_cells_are_compared_one_by_one_and_the_mean_over_the_same_tasks():
     assert "prediction interval" in to_markdown(part.table)
 
 
+def test_few_shot_numbers_are_found_by_data_set_and_shots():
+    given = [
+        make_record(
+            spec=make_spec(
+                suite="fewshot", task="food101", method="lora", shots=shots, split_seed=s, backbone=ORIGINAL
+            ),
+            accuracy=10.0 * shots + s,
+            method_title="LoRA",
+        )
+        for shots in (1, 16)
+        for s in range(3)
+    ]
+    source = published.source("petl_vit_issue_11")
+    printed = source.rows[(source.rows["method"] == "LoRA") & (source.rows["dataset"] == "food101")].set_index("shots")
+    rows = verify(only_set(given), source).table.rows
+    assert list(rows) == ["LoRA, food101 1-shot", "LoRA, food101 16-shot", "LoRA, mean of the tasks (2)"]
+    for shots, row in zip(("1", "16"), rows.values(), strict=False):
+        assert (row[0].value, row[1].value) == (float(printed.loc[shots, "value"]), 10 * int(shots) + 1)
+
+
+def test_targets_of_domain_generalisation_and_full_data_are_found():
+    given = [dataclasses.replace(domain("full", split_seed=s, backbone=ORIGINAL), method_title="Full") for s in (0, 1)]
+    rows = verify(only_set(given), published.source("pace")).table.rows
+    sets = ("imagenet", "imagenetv2", "imagenet-sketch", "imagenet-a", "imagenet-r")
+    values = zip(sets, (70, 60, 30, 10, 25), strict=True)
+    assert {name: row[1].value for name, row in list(rows.items())[:5]} == {f"Full, {n} 16-shot": v for n, v in values}
+    tasks = {task.name: [80.0, 81.0] for task in SUITES["fgvc"].tasks}
+    birds = verify(only_set(measured(tasks, "lora", "LoRA", suite="fgvc")), published.source("vpetl"))
+    assert len(birds.table.rows) == len(tasks) + 1
+
+
+def test_every_suite_and_data_set_of_the_published_numbers_is_one_of_ours():
+    names = {s.name: {n for t in s.tasks for n in (t.name, *(g.name for g in t.targets))} for s in SUITES.values()}
+    for source in published.load().values():
+        single = source.rows[source.rows["part"] == ""]
+        for suite, dataset in single[["suite", "dataset"]].drop_duplicates().itertuples(index=False):
+            if suite == "cifar100_1k_lossless":  # of one source, beside its VTAB-1K
+                continue
+            assert dataset in {*names[suite], "ALL"}, (source.name, suite, dataset)
+
+
+def test_numbers_of_another_backbone_are_named_and_not_counted():
+    source = published.source("pace")
+
+    def against(backbone):
+        given = [dataclasses.replace(domain("full", seed=s, backbone=backbone), method_title="Full") for s in (0, 1)]
+        return verify(only_set(given), source)
+
+    assert {row.split(",")[0] for row in against(ORIGINAL).table.rows} == {"Full"}
+    other = against(dataclasses.replace(ORIGINAL, name="swin_base_patch4_window7_224.ms_in22k"))
+    printed = {f"Full (printed: Full [{backbone}])" for backbone in ("ViT-B/16 in21k", "Swin-B in21k")}
+    assert {row.split(",")[0] for row in other.table.rows} == printed
+    assert summary(other) == "pace: 0 cells; 10 of another backbone"
+
+
 def test_conditions_that_differ_are_named():
     chosen = only_set(measured({"cifar100": [75.0, 76.0]}, protocol="fixed"))
     text = "; ".join(verify(chosen, published.source("vpetl")).differences)
@@ -152,13 +207,13 @@ def test_runs_on_a_miniature_of_the_suite_are_verified_by_the_command(tmp_path, 
     for spec in expand(select(flags)):
         Store(tmp_path / "out").write(run(spec, torch.device("cpu"), Roots(data=tmp_path / "data")))
     shown = CliRunner().invoke(app, ["verify", "--source", "vpetl", "--out", str(tmp_path / "out")]).stdout
-    assert "SCT, oxford_iiit_pet" in shown
+    assert "SCT (printed: SCT [ViT-B/16 in21k]), oxford_iiit_pet" in shown
     assert "backbone published: ViT-B/16 in21k, here: test_vit (random weights)" in " ".join(shown.split())
-    assert "vpetl: 2 cells" in shown
+    assert "vpetl: 0 cells; 2 of another backbone" in " ".join(shown.split())
     found = CliRunner().invoke(app, ["verify", "--source", "vpetl", "--out", str(tmp_path / "out"), "--json"]).stdout
     rows = json.loads(found)
     assert {row["cell"] for row in rows} == {
-        "Linear (printed: Linear probing), oxford_iiit_pet",
-        "SCT, oxford_iiit_pet",
+        "Linear (printed: Linear probing [ViT-B/16 in21k]), oxford_iiit_pet",
+        "SCT (printed: SCT [ViT-B/16 in21k]), oxford_iiit_pet",
     }
-    assert all(row["seeds"] == 2 and row["verdict"] in ("inside", "outside") for row in rows)
+    assert all(row["seeds"] == 2 and row["verdict"] == "other backbone" for row in rows)

@@ -1,0 +1,86 @@
+"""Runs of two sets, one by one: the same method, settings, task, seeds and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame import CELL_KEYS, REPLICATE_KEYS, differing_keys, parsed
+from analysis.tables.base import Cell
+from analysis.tables.cells import Key, seed_count
+from analysis.unlike import MOST_NOTED
+
+RUN_KEYS = ["method", "variant", *CELL_KEYS, *REPLICATE_KEYS]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What two sets have in common."""
+
+    runs: pd.DataFrame
+    """A row per pair: `label` as in the second set, task, shots, accuracies `first` and `second`, and `last`, that of
+    the first's last epoch where it was not the one that counts."""
+
+    seeds: int
+    """Replicates that occur in either set."""
+
+    alone: str
+    """A sentence about the runs without a partner; empty if there are none."""
+
+    def cells(self, first: str = "first", second: str = "second") -> dict[str, dict[Key, Cell]]:
+        """Mean difference by label and cell, over the pairs that there are; the note says how many of the seeds."""
+        gained = self.runs[first] - self.runs[second]
+        found: dict[str, dict[Key, Cell]] = {}
+        for values in gained.groupby([self.runs[k] for k in ("label", *CELL_KEYS)]).agg(["mean", "count"]).itertuples():
+            (label, task, shots), mean, count = values
+            note = "" if count == self.seeds else f"{count}/{self.seeds}"
+            if count:
+                found.setdefault(label, {})[task, int(shots)] = Cell(value=mean, note=note)
+        return found
+
+
+def pair_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -> Pairs:
+    """Complete runs of both, joined on `RUN_KEYS` and the data's fingerprint."""
+    ours, theirs = (side[(side["status"] == "complete") & side["accuracy"].notna()] for side in (first, second))
+    keys = [*RUN_KEYS, "data"]
+    both = ours.merge(theirs[[*keys, "label", "accuracy"]], on=keys, suffixes=("_first", ""))
+    runs = both.rename(columns={"accuracy_first": "first", "accuracy": "second", "last_accuracy": "last"})
+    left = [*_alone(ours, theirs, names), *_alone(theirs, ours, names[::-1])]
+    seeds = seed_count(pd.concat([ours, theirs]))
+    return Pairs(runs, seeds, f"Without a partner: {'; '.join(left)}." if left else "")
+
+
+def _alone(own: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> Iterator[str]:
+    """`fixed: SCT, LoRA (3 runs, no run of the method under oracle)`, a text per reason."""
+    keys = [*RUN_KEYS, "data"]
+    lonely = own.merge(other[keys].drop_duplicates(), on=keys, how="left", indicator=True)
+    lonely = lonely[lonely["_merge"] == "left_only"].drop(columns="_merge")
+    parts = [runs.assign(why=_reasons(runs, other, names[1])) for _, runs in lonely.groupby(["label", "variant"])]
+    for why, runs in pd.concat(parts).groupby("why", sort=False) if parts else []:
+        labels = list(dict.fromkeys(runs["label"]))
+        named = ", ".join(labels) if len(labels) <= MOST_NOTED else f"{len(labels)} methods"
+        yield f"{names[0]}: {named} ({len(runs)} run{'s' * (len(runs) > 1)}, {why})"
+
+
+def _reasons(runs: pd.DataFrame, other: pd.DataFrame, name: str) -> np.ndarray | str:
+    """Why the other set has no partner for each of these runs of one method and variant."""
+    theirs = other[other["method"] == runs["method"].iloc[0]]
+    if theirs.empty:
+        return f"no complete run of the method under {name}"
+    variants = list(theirs["variant"].unique())
+    if runs["variant"].iloc[0] not in variants:
+        return f"settings differ: {settings_difference(runs['variant'].iloc[0], variants)}"
+    known = runs[RUN_KEYS].merge(theirs[RUN_KEYS].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
+    return np.where(known, "on other data", f"no complete run of the task and seed under {name}")
+
+
+def settings_difference(own: str, others: list[str]) -> str:
+    """`epochs 20 against 2`, of two variants (JSON texts), or of one and several."""
+    differ = {
+        key: (parsed(own).get(key), list(dict.fromkeys(str(parsed(text).get(key)) for text in others)))
+        for key in differing_keys([own, *others])
+    }
+    return ", ".join(f"{k.removeprefix('recipe.')} {a} against {' and '.join(b)}" for k, (a, b) in differ.items())
