@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from methods.base import HIGH_RATES, check
+from methods.base import HIGH_RATES, Context, check
+from methods.layers import change_layer
 from methods.peft_library.common import (
+    ADAPTER,
     LayersConfig,
     PeftMethod,
     RankConfig,
@@ -239,10 +242,30 @@ class Bone(PeftMethod):
         return MissConfig(r=self.config.rank, init_weights="bat", target_modules=block_layers(self.config.targets))
 
 
+class ImageRouter:
+    """Mixed into peft's Lily layer, which routes a whole batch as one: here every image has a mixture of its own, so
+    that its logits are its own, too. On Swin, where qkv and proj see windows, every window."""
+
+    base_layer: nn.Module
+    lily_A: nn.ModuleDict
+    lily_B: nn.ModuleDict
+    lily_router: nn.ModuleDict
+    scaling: dict[str, float]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [images, ..., in] to [images, ..., out]."""
+        up: Any = self.lily_B[ADAPTER].weight
+        h = self.lily_A[ADAPTER](x)
+        shares = self.lily_router[ADAPTER](h).softmax(-1).flatten(1, -2).mean(1)
+        mixed = torch.einsum("ne,ero->nro", shares, up.unflatten(0, (-1, h.shape[-1])))
+        y = self.base_layer(x)
+        return y + self.scaling[ADAPTER] * torch.einsum("n...r,nro->n...o", h, mixed).to(y.dtype)
+
+
 class Lily(PeftMethod):
     """LoRA with a down-projection per layer, and a few up-projections shared by all layers of one shape, mixed by a
-    router per layer: r (in + e) per layer and e r out per shape, for e up-projections. Mixing depends on the input, so
-    it cannot be merged."""
+    router per layer for each image: r (in + e) per layer and e r out per shape, for e up-projections. Mixing depends on
+    the input, so it cannot be merged."""
 
     name = "lily"
     title = "Lily"
@@ -274,6 +297,15 @@ class Lily(PeftMethod):
 
         c = self.config
         return LilyConfig(r=c.rank, num_B=c.experts, target_modules=block_layers(c.targets))
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        from peft.tuners.lily import LilyLayer
+
+        tuner = super().inject(backbone, config, context)
+        for layer in backbone.modules():
+            if isinstance(layer, LilyLayer):
+                change_layer(layer, ImageRouter)
+        return tuner
 
 
 class C3A(PeftMethod):
