@@ -70,7 +70,7 @@ class SCT(Method):
 
         selection: str = "class_aware"
         """How channels are chosen: `class_aware` (the paper), `l2` (no classes), `random`, `lowest` (the least
-        salient), `gradient` (feature times gradient), or `fixed` (given in `indices`)."""
+        salient), `gradient` (feature times gradient, prefix tokens included), or `fixed` (given in `indices`)."""
 
         indices: tuple[tuple[int, ...], ...] = ()
         """For `fixed`: the channels, one tuple per tuned block (for qkv two: queries, values)."""
@@ -158,4 +158,5 @@ class SCT(Method):
                 fold_into(layer)
 
         info = {"channels": [indices.tolist() for indices in chosen], "selection_seconds": seconds}
-        return Attachment(info=info, merge=merge if layers else None)
+        foldable = bool(layers) and all(layer.bias is not None for layer in layers)
+        return Attachment(info=info, merge=merge if foldable else None)
