@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import HIGH_RATES, check
+from methods.base import HIGH_RATES, Attachment, Context, check
 from methods.blocks import blocks, width
 from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
 
@@ -39,7 +39,9 @@ class OFT(PeftMethod):
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import OFTConfig
 
-        return OFTConfig(r=0, oft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
+        b, layers = self.config.block, block_layers(self.config.targets)
+        # peft's default is the first terms of a series, which training soon takes away from any rotation.
+        return OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=layers)
 
 
 class BOFT(PeftMethod):
@@ -234,3 +236,7 @@ class BEFT(PeftMethod):
         from peft import BeftConfig
 
         return BeftConfig(target_modules=block_layers(self.config.targets))
+
+    def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
+        foldable = all(layer.bias is not None for layer in self.layers(backbone))
+        return super().attachment(backbone, tuner, context) if foldable else Attachment()

@@ -151,3 +151,15 @@ def test_mica_trains_a_between_the_smallest_directions_of_the_weight():
     up = layer.lora_B["default"].weight
     assert torch.allclose(up @ up.T, left @ left.T, atol=1e-4)
     assert not any(".lora_B." in name for name in attached.trained())
+
+
+def test_oft_stays_a_rotation():
+    from peft.tuners.oft.layer import OFTRotationModule
+
+    attached = attach(PEFT["oft"])
+    train(attached, steps=20, lr=0.05)
+    rotations = [m.get_weight().detach() for m in attached.model.modules() if isinstance(m, OFTRotationModule)]
+    assert len(rotations) == 3
+    for r in rotations:
+        assert float((r @ r.T - torch.eye(len(r))).abs().max()) < 1e-5
+        assert float((r - torch.eye(len(r))).abs().max()) > 0.1
