@@ -163,3 +163,11 @@ def test_oft_stays_a_rotation():
     for r in rotations:
         assert float((r @ r.T - torch.eye(len(r))).abs().max()) < 1e-5
         assert float((r - torch.eye(len(r))).abs().max()) > 0.1
+
+
+def test_lora_of_the_noah_release_redraws_both_factors():
+    model = small_vit()
+    PEFT["lora"].configure({"variant": "noah_release", "dropout": 0.1}).attach(model, make_context())
+    factors = Attached(model, None, 0.0, frozenset()).trained().values()
+    assert all(0.015 < float(factor.detach().std()) < 0.025 for factor in factors)
+    assert model.blocks[0].attn.qkv.scaling == {"default": 1.0}
