@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Context
+from methods.base import Context, check
 from methods.peft_library.common import ADAPTER
 from methods.peft_library.lora import LoraTuner, lora_layers
 
@@ -71,6 +71,11 @@ class LoRAGA(LoraTuner):
     title = "LoRA-GA"
     paper = "Wang et al., LoRA-GA, NeurIPS 2024, arXiv 2407.05000"
     recipe = {"lr": 2e-3}
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        most = min(layer.in_features, layer.out_features) // 2  # A and B take different singular vectors
+        check(self.config.rank <= most, "rank", self.config.rank, f"at most half the smaller side of a layer, {most}")
+        return super().per_layer(layer)
 
     def options(self) -> Mapping[str, Any]:
         from peft import LoraGAConfig

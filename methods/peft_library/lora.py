@@ -274,6 +274,8 @@ class KaSA(LoraTuner):
         return {"kasa_config": KasaConfig(beta=self.config.beta, gamma=self.config.gamma)}
 
     def per_layer(self, layer: nn.Linear) -> int:
+        most = min(layer.in_features, layer.out_features) - 1
+        check(self.config.rank <= most, "rank", self.config.rank, f"below the smaller side of a layer: at most {most}")
         return super().per_layer(layer) + int(self.config.rank)
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:

@@ -197,7 +197,9 @@ class DEFT(PeftMethod):
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * (layer.in_features + layer.out_features))
+        r, out = self.config.rank, layer.out_features
+        check(r <= out, "rank", r, f"at most the output width of the tuned layers, {out}")
+        return int(r * (layer.in_features + out))
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import DeftConfig
@@ -215,7 +217,9 @@ class MiSS(PeftMethod):
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * layer.out_features)
+        r, width = self.config.rank, layer.in_features
+        check(r <= width, "rank", r, f"at most the input width of the tuned layers, {width}")
+        return int(r * layer.out_features)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import MissConfig
@@ -282,7 +286,7 @@ class Lily(PeftMethod):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(self.experts >= 1, "experts", self.experts, "at least 1")
+            check(self.experts >= 2, "experts", self.experts, "at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + self.config.experts))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from methods.base import HIGH_RATES, Attachment, Context, check
-from methods.blocks import blocks, width
+from methods.blocks import blocks
 from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
 
 
@@ -119,6 +119,10 @@ class PSOFT(PeftMethod):
         rank: int = 16
         """Dimension r of the principal subspace; at most the smaller side of the layers."""
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.rank >= 2, "rank", self.rank, "at least 2: a line has no rotation")
+
     def per_layer(self, layer: nn.Linear) -> int:
         r = self.config.rank
         check_rank(r, layer)
@@ -212,7 +216,7 @@ class LNTuning(PeftMethod):
         """LN-Tuning has nothing to configure."""
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(4 * width(block) for block in blocks(backbone))
+        return sum(p.numel() for b in blocks(backbone) for norm in (b.norm1, b.norm2) for p in norm.parameters())
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import LNTuningConfig

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from timm.layers import SwiGLU
 from typer.testing import CliRunner
 
 from harness.backbones import skeleton
@@ -84,11 +85,44 @@ def test_wrong_values_are_refused_by_name(name):
         ("c3a", {"parts": 5}),
         ("vblora", {"length": 7}),
         ("road", {"group": 10}),
+        ("lora_ga", {"rank": 17}),
+        ("adalora", {"init_rank": 33}),
+        ("kasa", {"rank": 32}),
+        ("miss", {"rank": 33}),
+        ("shira", {"rank": 25}),
+        ("supertuning", {"sparsity": 0.9999}),
+        ("deft", {"rank": 97}),
+        ("adamss", {"clusters": 97}),
+        ("lily", {"experts": 1}),
+        ("vera", {"start": 0.0}),
+        ("pvera", {"start": float("nan")}),
+        ("vblora", {"top": 1}),
+        ("psoft", {"rank": 1}),
+        ("lora", {"targets": ("qkv", "qkv")}),
     ],
 )
-def test_what_does_not_divide_is_refused_before_training(name, values):
-    with pytest.raises(MethodError, match=next(iter(values))):
-        PEFT[name].configure(values).attach(small_vit(), make_context())
+def test_what_does_not_fit_is_refused_when_runs_are_planned(name, values):
+    with pytest.raises(MethodError, match=f"{next(iter(values))}="):
+        PEFT[name].configure(values).expected_parameters(small_vit())
+
+
+def test_the_order_of_targets_makes_no_other_run():
+    assert PEFT["lora"].configure({"targets": ("fc1", "qkv")}).config == PEFT["lora"].Config(targets=("qkv", "fc1"))
+
+
+def test_layers_that_a_backbone_lacks_are_refused_by_name():
+    with pytest.raises(MethodError, match="targets=.*no fc1"):
+        PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(small_vit(mlp_layer=SwiGLU))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("frod", {"sparsity": 1e-9}), ("deft", {"rank": 96}), ("adamss", {"clusters": 96})]
+)
+def test_formula_holds_at_the_bounds(name, values):
+    model, method = small_vit(), PEFT[name].configure(values)
+    expected = method.expected_parameters(model)
+    method.attach(model, make_context())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
