@@ -7,11 +7,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from timm.layers import RmsNorm
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
 from methods.base import MethodError
 from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
+
+NORMS = (nn.LayerNorm, RmsNorm)
+"""Norms over channels; of these, RmsNorm has no bias."""
 
 
 def body_layers(backbone: Any, kinds: type | tuple[type, ...]) -> list[Any]:

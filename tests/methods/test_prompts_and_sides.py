@@ -7,6 +7,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import SwiGLUPacked
 from torch.nn import functional
 
 from methods.base import MethodError
@@ -237,6 +238,21 @@ def test_lst_starts_as_a_slice_of_the_backbone():
     kept = half.blocks[0].mlp.fc1.weight[:, channels]
     strongest = kept.square().sum(1).topk(64).indices.sort().values
     assert torch.equal(ladder.steps[0].mlp.fc1.weight, kept[strongest])
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "field"),
+    [
+        ({"mlp_ratio": 2.0}, {"reduction": 1}, "reduction=1 must be at least 2"),
+        ({"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}, {}, "init="),
+    ],
+)
+def test_lst_starts_at_random_where_there_is_no_slice(shape, settings, field):
+    with pytest.raises(MethodError, match=field):
+        get("lst").configure(settings).expected_parameters(small_vit(**shape))
+    model = small_vit(**shape)
+    attach("lst", model, init="random", **settings)
+    assert model(batch()[0]).isfinite().all()
 
 
 @pytest.mark.parametrize("make", [small_vit, small_swin])
