@@ -13,6 +13,7 @@ from harness.cli import app
 from methods.base import MethodError
 from methods.peft_library.adalora import AdaLoRA
 from methods.peft_library.common import PeftMethod
+from methods.peft_library.data_driven import random_batches
 from methods.registry import all_methods, get
 from methods.testbed import Attached, attach, batch, make_context, separable, small_model, small_vit, train
 
@@ -133,6 +134,15 @@ def test_the_start_depends_on_the_training_images(name):
         PEFT[name]().attach(model, make_context(*batch(16, seed=seed)))
         starts.append(Attached(model, None, 0.0, frozenset()).trained())
     assert any(not torch.equal(starts[0][n], starts[1][n]) for n in starts[0])
+
+
+def test_starts_see_images_of_the_whole_training_split():
+    images, labels = torch.arange(300).float()[:, None], torch.arange(300) // 100
+    batches = random_batches(make_context(images, labels))
+    assert [len(y) for _, y in batches] == [32] * 8
+    seen, classes = (torch.cat(each) for each in zip(*batches, strict=True))
+    assert len(seen.unique()) == 256 and torch.equal(classes, seen[:, 0].long() // 100)
+    assert all(len(y.unique()) == 3 for _, y in batches)
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
