@@ -112,7 +112,7 @@ def test_the_order_of_targets_makes_no_other_run():
 
 
 def test_layers_that_a_backbone_lacks_are_refused_by_name():
-    with pytest.raises(MethodError, match="targets=.*no fc1"):
+    with pytest.raises(MethodError, match=r"targets=.*no fc1"):
         PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(small_vit(mlp_layer=SwiGLU))
 
 
