@@ -152,11 +152,12 @@ class SCT(Method):
             scale, keep = (c.scale if c.scaling == kind else 1.0 for kind in ("output", "input"))
             site.plug(SalientChannels(indices + site.offset, linear, scale, keep))
         layers = list(dict.fromkeys(site.layer for site in sites if site.layer is not None))
+        if any(layer.bias is None for layer in layers):
+            layers = []  # the modules' biases would have no place
 
         def merge() -> None:
             for layer in layers:
                 fold_into(layer)
 
         info = {"channels": [indices.tolist() for indices in chosen], "selection_seconds": seconds}
-        foldable = bool(layers) and all(layer.bias is not None for layer in layers)
-        return Attachment(info=info, merge=merge if foldable else None)
+        return Attachment(info=info, merge=merge if layers else None)
