@@ -93,7 +93,7 @@ class ARC(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank
-        widths = [width(b) for b in blocks(backbone)]
+        widths = [block_linears(b)["qkv"].in_features for b in blocks(backbone)]
         return sum(2 * d * r for d in set(widths)) + sum(2 * (r + d) for d in widths)
 
     def coefficients(self, mlp: bool, context: Context) -> Tensor:

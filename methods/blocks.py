@@ -173,7 +173,8 @@ def require_vit(backbone: nn.Module, method: str) -> Any:
 def new_linear(
     inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True
 ) -> nn.Linear:
-    """A linear layer with weight trunc_normal(std) (zero for std 0) drawn from `generator`, and bias zero."""
+    """A linear layer of weight trunc_normal(std), cut at -2 and 2 as in timm (zero for std 0) drawn from `generator`,
+    and bias zero."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # leaves the global generator alone
     with torch.no_grad():
         if std > 0:

@@ -10,8 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, MethodError, check
+from methods.base import Attachment, Context, Method, check
 from methods.blocks import require_vit
+
+TUNERS = ("lora", "rslora", "dora", "pissa", "olora", "lora_fa")
+"""Parts that wrap a layer, of which peft takes one; what they wrap is still called, with all that it holds."""
+
+ORDER = (
+    *("bitfit", "norm_tuning"),  # train what is in the untouched model
+    "sct",  # looks at the features of the untouched model
+    *("lora_qv", "fact_tt", "fact_tk", "hydra", "arc", "consolidator"),  # change layers
+    *("adapter_pfeiffer", "adapter_houlsby", "adapter_plus", "adaptformer", "bi_adaptformer", "compacter"),
+    *("convpass", "lorand", "mona", "repadapter"),  # with those above, stand beside or behind layers
+    *TUNERS,
+    *("vpt_shallow", "vpt_deep", "prefix_tuning", "mlp_head"),
+)
+"""What may be a part, in the order in which parts are attached."""
 
 
 def joined_penalty(penalties: list[Callable[[], Tensor]]) -> Callable[[], Tensor] | None:
@@ -29,22 +43,6 @@ def one_after_the_other(actions: list[Any]) -> Callable[..., None] | None:
     return run if actions else None
 
 
-def merge_all(merges: list[Callable[[], None]]) -> None:
-    """Merge every part, last attached first. A part that refuses because another one still sits in the layer that it
-    folds into gets its turn after that one. Raises the `MethodError` of a part that refuses to the end."""
-    waiting = merges[::-1]
-    while waiting:
-        refused: list[Callable[[], None]] = []
-        for merge in waiting:
-            try:
-                merge()
-            except MethodError:
-                if len(refused) == len(waiting) - 1:
-                    raise
-                refused.append(merge)
-        waiting = refused
-
-
 def load_states(attachments: list[Attachment], states: list[Any]) -> None:
     """Give each part its own state back."""
     for attachment, state in zip(attachments, states, strict=True):
@@ -53,11 +51,10 @@ def load_states(attachments: list[Attachment], states: list[Any]) -> None:
 
 
 class Compose(Method):
-    """Attaches `parts` one after the other, each with its default settings; the parameters are the sum of theirs.
+    """Attaches `parts`, each with its default settings; the parameters are the sum of theirs.
 
     The default is all of NOAH's sub-modules at full size, 543,840 parameters on ViT-B; NOAH itself searches per block
-    for a subset (0.43M). It merges if all parts do. Counting assumes that no parameter belongs to
-    two parts. With parts that serve Swin it serves Swin, too.
+    for a subset (0.43M). Parts share layers, so there is no merging. With parts that serve Swin it serves Swin, too.
     """
 
     name = "compose"
@@ -71,27 +68,23 @@ class Compose(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         parts: tuple[str, ...] = ("adapter_pfeiffer", "lora", "vpt_deep")
-        """Names of registered methods, in the order in which they are attached."""
+        """Names of the parts, of those in `ORDER`, which is the order in which they are attached."""
 
         def __post_init__(self) -> None:
-            from methods.registry import get
-
-            parts = self.parts
-            distinct = not isinstance(parts, str) and len(parts) > 0 and len(set(parts)) == len(parts)
-            check(
-                distinct and "compose" not in parts, "parts", parts, "a list of distinct methods, none of them compose"
-            )
-            for part in parts:
-                get(part)
+            distinct = len(self.parts) > 0 and len(set(self.parts)) == len(self.parts)
+            known = set(self.parts) <= set(ORDER)
+            check(distinct and known, "parts", self.parts, f"distinct methods of {', '.join(ORDER)}")
+            tuners = [part for part in self.parts if part in TUNERS]
+            check(len(tuners) <= 1, "parts", self.parts, f"with at most one of {', '.join(TUNERS)}")
 
     def can_serve(self, kind: str) -> bool:
         return all(method.can_serve(kind) for method in self.methods())
 
     def methods(self) -> list[Method]:
-        """The parts, configured."""
+        """The parts, configured, in the order in which they are attached."""
         from methods.registry import get
 
-        return [get(part)() for part in self.config.parts]
+        return [get(part)() for part in sorted(self.config.parts, key=ORDER.index)]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(method.expected_parameters(backbone) for method in self.methods())
@@ -99,7 +92,7 @@ class Compose(Method):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         attachments: list[Attachment] = []
         trained: list[nn.Parameter] = []
-        parts = self.methods()
+        parts, expected = self.methods(), self.expected_parameters(backbone)
         for method in parts:
             if not method.can_serve("swin"):
                 require_vit(backbone, method.name)
@@ -110,10 +103,11 @@ class Compose(Method):
         # Injecting a tuner of the peft package freezes what earlier parts had turned on.
         for parameter in trained:
             parameter.requires_grad_(True)
-        merges = [a.merge for a in attachments if a.merge is not None]
+        found = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+        alone = f"parts that train {expected} parameters together as they do alone, not {found}"
+        check(found == expected, "parts", self.config.parts, alone)
         return Attachment(
-            info={part: a.info for part, a in zip(self.config.parts, attachments, strict=True)},
-            merge=(lambda: merge_all(merges)) if len(merges) == len(attachments) else None,
+            info={method.name: a.info for method, a in zip(parts, attachments, strict=True)},
             penalty=joined_penalty([a.penalty for a in attachments if a.penalty is not None]),
             after_step=one_after_the_other([a.after_step for a in attachments if a.after_step is not None]),
             state=lambda: [a.state() if a.state is not None else None for a in attachments],

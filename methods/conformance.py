@@ -208,6 +208,17 @@ def check_learns(method: type[Method], kind: str) -> None:
     require(after < before, f"the loss went from {before:.4f} to {after:.4f} in five steps at lr {attached.lr}")
 
 
+def check_alone(method: type[Method]) -> None:
+    """An image alone gets the logits that it has in a batch, whatever values training gives the parameters."""
+    attached, noise = attach(method), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in attached.trained().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
+        together = attached.logits()
+        gap = relative_gap(attached.model(testbed.batch()[0][:1]), together[:1])
+    require(gap <= 1e-4, f"an image's logits move by {gap:.1e} (relative) with the other images of its batch")
+
+
 @on_every_kind
 def check_state(method: type[Method], kind: str) -> None:
     """Trained parameters and added buffers restore the function on a model attached anew with the same seed."""
@@ -358,6 +369,7 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
     "gradients": check_gradients,
     "frozen": check_frozen,
     "learns": check_learns,
+    "alone": check_alone,
     "state": check_state,
     "merge": check_merge,
     "isolation": check_isolation,

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, plug_layer, unplug_layer
-
-LAYERS = (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))
-"""The linear layers of a block."""
+from methods.layers import block_linears
 
 
 class GroupedConnection(nn.Module):
@@ -67,7 +65,8 @@ class Consolidator(Method):
         ViT-B."""
 
         drop_path: float = 0.0
-        """Probability of leaving out a connection for a sample, the paper's way to enlarge its capacity."""
+        """Probability of leaving out a connection for a sample, the paper's way to enlarge its capacity; beside Swin's
+        attention layers, which see windows, for a window."""
 
         def __post_init__(self) -> None:
             check(self.groups is None or self.groups >= 1, "groups", self.groups, "at least 1")
@@ -77,8 +76,7 @@ class Consolidator(Method):
         """Every linear layer of every block with its number of groups. Raises `MethodError` if that does not divide."""
         result = []
         for block in blocks(backbone):
-            for part, name in LAYERS:
-                layer = getattr(getattr(block, part), name)
+            for layer in block_linears(block).values():
                 groups = block.attn.proj.out_features // 2 if self.config.groups is None else self.config.groups
                 fits = layer.in_features % groups == 0 and layer.out_features % groups == 0
                 check(fits, "groups", groups, f"a divisor of {layer.in_features} and {layer.out_features}")

@@ -10,8 +10,8 @@ from torch import nn
 
 from methods.base import Attachment, Context, Method
 from methods.bitfit import biases
-from methods.blocks import blocks, plug_layer, width
-from methods.layers import block_linears, body_layers
+from methods.blocks import blocks, plug_layer
+from methods.layers import NORMS, block_linears, body_layers
 from methods.ssf import ScaleShift, fold_scale_shift
 
 
@@ -29,16 +29,20 @@ class DiffFit(Method):
 
     def pretrained(self, backbone: nn.Module) -> list[nn.Parameter]:
         """The pretrained parameters that are trained: all biases, and the weights of the norms."""
-        return biases(backbone) + [norm.weight for norm in body_layers(backbone, nn.LayerNorm)]
+        return biases(backbone) + [norm.weight for norm in body_layers(backbone, NORMS)]
+
+    def scaled(self, backbone: nn.Module) -> list[Any]:
+        """The last layer of each branch, where its factor acts: LayerScale behind it is a product per channel too."""
+        return [block_linears(b)[name] for b in blocks(backbone) for name in ("proj", "fc2")]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(p.numel() for p in self.pretrained(backbone)) + sum(2 * width(b) for b in blocks(backbone))
+        scales = sum(layer.out_features for layer in self.scaled(backbone))
+        return sum(p.numel() for p in self.pretrained(backbone)) + scales
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         for parameter in self.pretrained(backbone):
             parameter.requires_grad_(True)
-        # The last layer of a branch is where its factor acts: LayerScale behind it is a product per channel too.
-        last: list[Any] = [block_linears(b)[name] for b in blocks(backbone) for name in ("proj", "fc2")]
+        last = self.scaled(backbone)
         for layer in last:
             plug_layer(layer, "output", ScaleShift(torch.ones(layer.out_features), None))
         return Attachment(merge=partial(fold_scale_shift, last))

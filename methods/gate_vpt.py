@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, check
+from methods.base import Attachment, Context, MethodError, check
 from methods.blocks import blocks, plug, plug_layer, require_vit, width
 from methods.vpt import InsertPrompts, RemovePrompts, VPTDeep
 
@@ -83,11 +83,14 @@ class GateVPT(VPTDeep):
             check(abs(self.gate_logit) <= 20, "gate_logit", self.gate_logit, "between -20 and 20")
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        found = blocks(backbone)
+        found = blocks(require_vit(backbone, self.name))
+        if not all(isinstance(block.attn.q_norm, nn.Identity) for block in found):
+            raise MethodError("the norm of the queries would undo the temperature: blocks with qk_norm are not served")
         return self.config.tokens * width(found[0]) + 2 * len(found) - 1
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_vit(backbone, self.name)
+        self.expected_parameters(vit)  # refuses blocks with qk_norm
         c, found, prefix = self.config, blocks(vit), vit.num_prefix_tokens
         plug(found[0], "input", InsertPrompts(self.new_prompts(vit, context), prefix, c.dropout))
         for block in found[:-1]:

@@ -90,4 +90,5 @@ class Hydra(Method):
             change_layer(layer, HydraLayer)
             layer.parallel_branch = branch(inputs, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight)
             layer.sequential_branch = branch(outputs, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight)
-        return Attachment(merge=partial(fold_hydra, layers))
+        foldable = all(layer.bias is not None for layer in layers)
+        return Attachment(merge=partial(fold_hydra, layers) if foldable else None)

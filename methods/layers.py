@@ -7,11 +7,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from timm.layers import RmsNorm
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
 from methods.base import MethodError
 from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
+
+NORMS = (nn.LayerNorm, RmsNorm)
+"""Norms over channels; of these, RmsNorm has no bias."""
 
 
 def body_layers(backbone: Any, kinds: type | tuple[type, ...]) -> list[Any]:
@@ -98,14 +102,17 @@ def absorb(layer: Any) -> None:
     """Set weight (and bias) of a linear layer to the affine map that its present forward computes.
 
     The map is read off its values at zero and at the unit vectors. What changes the forward must then be removed.
+    Raises `MethodError` if it has an offset and the layer no bias that could take it.
     """
     layer.eval()  # no dropout
     weight = layer.weight
     offset = layer(weight.new_zeros(1, layer.in_features))
     product = layer(torch.eye(layer.in_features, device=weight.device, dtype=weight.dtype)) - offset
-    weight.copy_(product.T)
     if layer.bias is not None:
         layer.bias.copy_(offset[0])
+    elif bool(offset.any()):
+        raise MethodError("an offset cannot be folded into a layer without bias")
+    weight.copy_(product.T)
 
 
 def fold_linears(layers: Iterable[Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, plug_layer, require_vit, width
+from methods.layers import block_linears
 from methods.tape import Record, Tape, last_norm
 
 TEMPERATURE = 0.1
@@ -54,7 +55,8 @@ def prune_into(side: Any, source: Any, channels: Tensor) -> None:
             to.bias.copy_(origin.bias[outputs])
     for to, origin in ((side.norm1, source.norm1), (side.norm2, source.norm2)):
         to.weight.copy_(origin.weight[channels])
-        to.bias.copy_(origin.bias[channels])
+        if getattr(origin, "bias", None) is not None:
+            to.bias.copy_(origin.bias[channels])
 
 
 class Ladder(nn.Module):
@@ -126,6 +128,11 @@ class LST(Method):
         d, heads = width(block), block.attn.num_heads
         w = d // r
         check(w * r == d and w >= heads and w % heads == 0, "reduction", r, f"{d} / (n * {heads})")
+        if self.config.init == "pruned":
+            for linears in map(block_linears, blocks(backbone)):
+                inner, hidden = linears["fc1"].out_features, linears["fc2"].in_features
+                check(inner == hidden, "init", "pruned", "'random' where fc1 feeds a gate")
+                check(4 * w <= hidden, "reduction", r, f"at least {4 * d / hidden:g}, to cut side blocks out of these")
         return w
 
     def expected_parameters(self, backbone: nn.Module) -> int:

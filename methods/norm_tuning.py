@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from methods.base import HIGH_RATES, Attachment, Context, Method
-from methods.layers import body_layers
+from methods.base import HIGH_RATES, Attachment, Context, Method, MethodError
+from methods.layers import NORMS, body_layers
 
 
 class NormTuning(Method):
-    """Trains weight and bias of every LayerNorm: 4 * d per ViT block and 2 * d for the final norm."""
+    """Trains weight and bias of every norm: 4 * d per ViT block and 2 * d for the final norm, half of that where norms
+    (RmsNorm) have no bias."""
 
     name = "norm_tuning"
     title = "Norm tuning"
@@ -19,8 +20,11 @@ class NormTuning(Method):
     search_space = HIGH_RATES
 
     def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
-        """Weights and biases of the norms outside the head."""
-        return [p for norm in body_layers(backbone, nn.LayerNorm) for p in norm.parameters()]
+        """Weights and biases of the norms outside the head. Raises `MethodError` if there are none."""
+        found = [p for norm in body_layers(backbone, NORMS) for p in norm.parameters()]
+        if not found:
+            raise MethodError("this backbone has no norms with weights")
+        return found
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(p.numel() for p in self.parameters(backbone))

@@ -119,6 +119,7 @@ class RepAdapter(Method):
                 fold(adapter, layer)
                 unplug(block, slot, adapter)
 
-        foldable = all(getattr(getattr(b, part), name).bias is not None for b, _, part, name, _ in adapted)
+        behind = [getattr(getattr(block, part), name, None) for block, _, part, name, _ in adapted]
+        foldable = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in behind)
         exact = foldable and not any(pads_windows(block) for block, *_ in adapted)
         return Attachment(merge=merge if exact else None)

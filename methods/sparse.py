@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from methods.base import MethodError
 from methods.blocks import SlottedLayer
 from methods.layers import change_layer, fold_linears, restore_layer
 
@@ -107,9 +108,12 @@ _MIXINS: dict[type, type] = {nn.Linear: SparseLinear, nn.LayerNorm: SparseNorm, 
 def train_weights(layer: Any, name: str, indices: Tensor) -> None:
     """Train the weights at the flat `indices` of the layer's parameter `name` (`weight` or `bias`).
 
-    Comes before anything is plugged into the layer with `plug_layer`.
+    Comes before anything is plugged into the layer with `plug_layer`. Raises `MethodError` where another method has
+    changed the layer, whose forward would be lost.
     """
     if not isinstance(layer, SparseLayer):
+        if isinstance(layer, SlottedLayer) or hasattr(layer, "plain"):
+            raise MethodError(f"{type(layer).__name__} is changed by another method: its weights cannot be trained")
         change_layer(layer, next(mixin for kind, mixin in _MIXINS.items() if isinstance(layer, kind)))
         layer.sparse = nn.ModuleDict()
     layer.sparse[name] = SparseUpdate(indices).to(layer.weight)

@@ -115,7 +115,16 @@ class SPTLoRA(Method):
 
     def expected_parameters(self, backbone: Any) -> int:
         head = {id(p) for p in backbone.get_classifier().parameters()}
-        return round(self.config.share * sum(p.numel() for p in backbone.parameters() if id(p) not in head))
+        share, total = self.config.share, sum(p.numel() for p in backbone.parameters() if id(p) not in head)
+        budget, most = round(share * total), self.most(backbone)
+        check(1 <= budget <= most, "share", share, f"such that 1 to {most} of {total} parameters are trained")
+        return budget
+
+    def most(self, backbone: nn.Module) -> int:
+        """How many parameters there are when every weight is sensitive: matrices are LoRAs then where these count."""
+        rank, threshold = self.config.rank, self.config.threshold
+        sizes = [(getattr(s.layer, s.name)[slice(*s.rows)].numel(), s.lora) for s in segments(backbone, rank)]
+        return sum(lora if lora is not None and n >= threshold * lora else n for n, lora in sizes)
 
     def sensitivities(self, backbone: nn.Module, found: Sequence[Segment], context: Context) -> list[Tensor]:
         """Flat sensitivities of each segment's weights, on the whole training split."""

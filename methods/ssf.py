@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import plug_layer, unplug_layer
-from methods.layers import body_layers
+from methods.layers import NORMS, body_layers
 
 
 class ScaleShift(nn.Module):
@@ -31,13 +31,18 @@ class ScaleShift(nn.Module):
         return y if self.shift is None else y + self.shift.view(self.shape)
 
 
+def has_bias(layer: nn.Module) -> bool:
+    """Whether the layer has a bias, which a norm may lack even by name."""
+    return getattr(layer, "bias", None) is not None
+
+
 @torch.no_grad()
 def fold_scale_shift(layers: Iterable[Any]) -> None:
     """Fold the one `ScaleShift` at the output of each layer into the layer's weight and bias."""
     for layer in layers:
         (module,) = layer.slots["output"]
         layer.weight.mul_(module.scale.view(-1, *(1,) * (layer.weight.dim() - 1)))
-        if layer.bias is not None:
+        if has_bias(layer):
             layer.bias.copy_(layer.bias * module.scale + (0 if module.shift is None else module.shift))
         unplug_layer(layer)
 
@@ -46,7 +51,7 @@ class SSF(Method):
     """gamma * y + beta after every linear, norm and patch-embedding layer: twice their summed output widths,
     22 * d per ViT block (d, 3d, d, d, 4d, d outputs) and 4 * d outside the blocks.
 
-    A layer without bias (Swin's patch merging) gets a scale only: it could not take a shift in when merged.
+    A layer without bias (Swin's patch merging, RmsNorm) gets a scale only: it could not take a shift in when merged.
     """
 
     name = "ssf"
@@ -68,16 +73,16 @@ class SSF(Method):
 
     def layers(self, backbone: nn.Module) -> list[Any]:
         """The layers whose outputs are scaled and shifted."""
-        return body_layers(backbone, (nn.Linear, nn.LayerNorm, nn.Conv2d))
+        return body_layers(backbone, (nn.Linear, *NORMS, nn.Conv2d))
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(layer.weight.shape[0] * (1 if layer.bias is None else 2) for layer in self.layers(backbone))
+        return sum(layer.weight.shape[0] * (2 if has_bias(layer) else 1) for layer in self.layers(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         layers = self.layers(backbone)
         for layer in layers:
             noise = self.config.init_std * torch.randn(2, layer.weight.shape[0], generator=context.generator)
             trailing = 2 if isinstance(layer, nn.Conv2d) else 0
-            shift = None if layer.bias is None else noise[1].clone()
+            shift = noise[1].clone() if has_bias(layer) else None
             plug_layer(layer, "output", ScaleShift(1 + noise[0], shift, trailing))
         return Attachment(merge=partial(fold_scale_shift, layers))

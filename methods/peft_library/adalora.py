@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, check
-from methods.peft_library.common import ADAPTER, LayersConfig, PeftMethod, block_layers, merge_into_base
+from methods.peft_library.common import (
+    ADAPTER,
+    LayersConfig,
+    PeftMethod,
+    block_layers,
+    check_rank,
+    merge_into_base,
+)
 
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What peft's allocator knows of each weight: its importance, and running means of that and of its uncertainty."""
@@ -60,6 +67,7 @@ class AdaLoRA(PeftMethod):
             check(self.interval >= 1, "interval", self.interval, "at least 1")
 
     def per_layer(self, layer: nn.Linear) -> int:
+        check_rank(self.config.init_rank, layer, "init_rank")
         return int(self.config.init_rank * (layer.in_features + layer.out_features + 1))
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:

@@ -29,8 +29,10 @@ class LayersConfig:
     """Which linear layers of each block are tuned: any of qkv, proj, fc1, fc2."""
 
     def __post_init__(self) -> None:
-        known = bool(self.targets) and set(self.targets) <= set(TARGETS)
-        check(known, "targets", self.targets, f"some of {TARGETS}")
+        distinct = len(self.targets) > 0 and len(set(self.targets)) == len(self.targets)
+        check(distinct and set(self.targets) <= set(TARGETS), "targets", self.targets, f"some of {TARGETS}, each once")
+        # In one order, so that runs that differ in the order alone are one.
+        object.__setattr__(self, "targets", tuple(target for target in TARGETS if target in self.targets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +68,17 @@ def quiet() -> Iterator[None]:
 
 
 def linear_layers(block: Any, targets: tuple[str, ...]) -> list[nn.Linear]:
-    """The linear layers of a block that `targets` names."""
+    """The linear layers of a block that `targets` names. Raises `MethodError` if it lacks one."""
     where = {"qkv": block.attn, "proj": block.attn, "fc1": block.mlp, "fc2": block.mlp}
+    for target in targets:
+        check(hasattr(where[target], target), "targets", targets, f"layers of the backbone, which has no {target}")
     return [getattr(where[target], target) for target in targets]
 
 
-def check_rank(rank: int, layer: nn.Linear) -> None:
+def check_rank(rank: int, layer: nn.Linear, field_name: str = "rank") -> None:
     """Raise `MethodError` unless the layer's weight has this many singular values."""
     narrow = min(layer.in_features, layer.out_features)
-    check(rank <= narrow, "rank", rank, f"at most the smaller side of the tuned layers, {narrow}")
+    check(rank <= narrow, field_name, rank, f"at most the smaller side of the tuned layers, {narrow}")
 
 
 def check_divides(field_name: str, value: int, layer: nn.Linear) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.base import Context
+from methods.base import Context, check
 from methods.peft_library.common import ADAPTER
 from methods.peft_library.lora import LoraTuner, lora_layers
 
@@ -20,9 +20,15 @@ BATCHES = 8
 """Calibration batches that are used at most: the starts converge long before."""
 
 
-def first_batches(context: Context) -> list[tuple[Tensor, Tensor]]:
-    """The first images [B, 3, H, W] and labels [B] of the training split."""
-    return [batch for batch, _ in zip(context.calibration(BATCH), range(BATCHES), strict=False)]
+def random_batches(context: Context) -> list[tuple[Tensor, Tensor]]:
+    """Images [B, 3, H, W] and labels [B] drawn from the whole training split, whose lists may go class by class."""
+    total = sum(len(labels) for _, labels in context.calibration(BATCH))
+    order = torch.randperm(total, generator=context.generator)[: BATCH * BATCHES]
+    chosen = torch.zeros(total, dtype=torch.bool).index_fill(0, order, True).split(BATCH)
+    parts = [(x[mask], y[mask]) for (x, y), mask in zip(context.calibration(BATCH), chosen, strict=True)]
+    places = order.argsort().argsort()  # of the drawn ones among the chosen, which lie in the split's order
+    images, labels = (torch.cat(tensors)[places] for tensors in zip(*parts, strict=True))
+    return list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
 
 
 class EVA(LoraTuner):
@@ -47,7 +53,7 @@ class EVA(LoraTuner):
         def directions() -> dict[str, Tensor]:
             return get_eva_state_dict(
                 backbone,
-                [batch for batch, _ in first_batches(context)],
+                [images for images, _ in random_batches(context)],
                 config,
                 forward_fn=lambda model, batch: model.forward_features(batch),
                 prepare_model_inputs_fn=None,
@@ -72,6 +78,11 @@ class LoRAGA(LoraTuner):
     paper = "Wang et al., LoRA-GA, NeurIPS 2024, arXiv 2407.05000"
     recipe = {"lr": 2e-3}
 
+    def per_layer(self, layer: nn.Linear) -> int:
+        most = min(layer.in_features, layer.out_features) // 2  # A and B take different singular vectors
+        check(self.config.rank <= most, "rank", self.config.rank, f"at most half the smaller side of a layer, {most}")
+        return super().per_layer(layer)
+
     def options(self) -> Mapping[str, Any]:
         from peft import LoraGAConfig
 
@@ -82,7 +93,7 @@ class LoRAGA(LoraTuner):
 
         def train_step() -> None:
             with torch.enable_grad():
-                for images, labels in first_batches(context):
+                for images, labels in random_batches(context):
                     cross_entropy(backbone(images), labels).backward()
 
         def gradients() -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from methods.peft_library.common import (
     merge_into_base,
 )
 
+VARIANTS = ("paper", "noah_release")
+
 
 class LoraTuner(PeftMethod):
     """Low-rank update alpha/r * B A of linear layers. Subclasses say in `options` what is special about them."""
@@ -57,6 +59,25 @@ class LoRA(LoraTuner):
     name = "lora"
     title = "LoRA"
     paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LoraTuner.Config):
+        """Knobs of LoRA."""
+
+        variant: str = "paper"
+        """`paper`: A random, B zero. `noah_release`: as NOAH's code ends up, A and B both of std 0.02, so that training
+        does not start at the pretrained function; its runs have a dropout of 0.1."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        tuner = super().inject(backbone, config, context)
+        for layer in lora_layers(backbone).values() if self.config.variant == "noah_release" else ():
+            for factor in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
+                nn.init.trunc_normal_(factor, std=0.02)
+        return tuner
 
 
 class RsLoRA(LoraTuner):
@@ -253,6 +274,8 @@ class KaSA(LoraTuner):
         return {"kasa_config": KasaConfig(beta=self.config.beta, gamma=self.config.gamma)}
 
     def per_layer(self, layer: nn.Linear) -> int:
+        most = min(layer.in_features, layer.out_features) - 1
+        check(self.config.rank <= most, "rank", self.config.rank, f"below the smaller side of a layer: at most {most}")
         return super().per_layer(layer) + int(self.config.rank)
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:

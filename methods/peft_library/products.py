@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from methods.base import HIGH_RATES, check
+from methods.base import HIGH_RATES, Context, check
+from methods.layers import change_layer
 from methods.peft_library.common import (
+    ADAPTER,
     LayersConfig,
     PeftMethod,
     RankConfig,
@@ -194,7 +197,9 @@ class DEFT(PeftMethod):
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * (layer.in_features + layer.out_features))
+        r, out = self.config.rank, layer.out_features
+        check(r <= out, "rank", r, f"at most the output width of the tuned layers, {out}")
+        return int(r * (layer.in_features + out))
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import DeftConfig
@@ -212,7 +217,9 @@ class MiSS(PeftMethod):
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * layer.out_features)
+        r, width = self.config.rank, layer.in_features
+        check(r <= width, "rank", r, f"at most the input width of the tuned layers, {width}")
+        return int(r * layer.out_features)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import MissConfig
@@ -239,10 +246,30 @@ class Bone(PeftMethod):
         return MissConfig(r=self.config.rank, init_weights="bat", target_modules=block_layers(self.config.targets))
 
 
+class ImageRouter:
+    """Mixed into peft's Lily layer, which routes a whole batch as one: here every image has a mixture of its own, so
+    that its logits are its own, too. On Swin, where qkv and proj see windows, every window."""
+
+    base_layer: nn.Module
+    lily_A: nn.ModuleDict
+    lily_B: nn.ModuleDict
+    lily_router: nn.ModuleDict
+    scaling: dict[str, float]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [images, ..., in] to [images, ..., out]."""
+        up: Any = self.lily_B[ADAPTER].weight
+        h = self.lily_A[ADAPTER](x)
+        shares = self.lily_router[ADAPTER](h).softmax(-1).flatten(1, -2).mean(1)
+        mixed = torch.einsum("ne,ero->nro", shares, up.unflatten(0, (-1, h.shape[-1])))
+        y = self.base_layer(x)
+        return y + self.scaling[ADAPTER] * torch.einsum("n...r,nro->n...o", h, mixed).to(y.dtype)
+
+
 class Lily(PeftMethod):
     """LoRA with a down-projection per layer, and a few up-projections shared by all layers of one shape, mixed by a
-    router per layer: r (in + e) per layer and e r out per shape, for e up-projections. Mixing depends on the input, so
-    it cannot be merged."""
+    router per layer for each image: r (in + e) per layer and e r out per shape, for e up-projections. Mixing depends on
+    the input, so it cannot be merged."""
 
     name = "lily"
     title = "Lily"
@@ -259,7 +286,7 @@ class Lily(PeftMethod):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(self.experts >= 1, "experts", self.experts, "at least 1")
+            check(self.experts >= 2, "experts", self.experts, "at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + self.config.experts))
@@ -274,6 +301,15 @@ class Lily(PeftMethod):
 
         c = self.config
         return LilyConfig(r=c.rank, num_B=c.experts, target_modules=block_layers(c.targets))
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        from peft.tuners.lily import LilyLayer
+
+        tuner = super().inject(backbone, config, context)
+        for layer in backbone.modules():
+            if isinstance(layer, LilyLayer):
+                change_layer(layer, ImageRouter)
+        return tuner
 
 
 class C3A(PeftMethod):

@@ -27,7 +27,11 @@ class SharedBasisConfig(RankConfig):
     """Rank r of the shared random factors."""
 
     start: float = 0.1
-    """Start of the scales inside the rank space."""
+    """Start of the scales inside the rank space; the other scales start at zero, so this one must not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(math.isfinite(self.start) and self.start != 0, "start", self.start, "finite and not zero")
 
 
 class VeRA(PeftMethod):
@@ -129,13 +133,13 @@ class VBLoRA(PeftMethod):
         ViT-B, as published."""
 
         top: int = 2
-        """Number of bank vectors that are mixed."""
+        """Number of bank vectors that are mixed; the weight of a single one would be 1 whatever is learnt."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.vectors >= 2, "vectors", self.vectors, "at least 2")
             check(self.length is None or self.length >= 1, "length", self.length, "at least 1")
-            check(1 <= self.top <= self.vectors, "top", self.top, "between 1 and vectors")
+            check(2 <= self.top <= self.vectors, "top", self.top, "between 2 and vectors")
 
     def length(self, backbone: nn.Module) -> int:
         """The length v that is used on this backbone. Raises `MethodError` if it does not divide a width."""
@@ -311,7 +315,10 @@ class SHiRA(PeftMethod):
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * (layer.in_features + layer.out_features))
+        each, entries = layer.in_features + layer.out_features, layer.weight.numel()
+        fits = self.config.rank * each <= entries
+        check(fits, "rank", self.config.rank, f"at most {entries // each}: a tuned layer has {entries} entries")
+        return int(self.config.rank * each)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import ShiraConfig
@@ -341,7 +348,10 @@ class SuperTuning(PeftMethod):
             check(0 <= self.sparsity < 1, "sparsity", self.sparsity, "in [0, 1)")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(layer.weight.numel() * (1 - self.config.sparsity))
+        entries = layer.weight.numel()
+        count = int(entries * (1 - self.config.sparsity))
+        check(count >= 1, "sparsity", self.config.sparsity, f"low enough to leave one of {entries} entries")
+        return count
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import SupertuningConfig

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from methods.base import HIGH_RATES, check
-from methods.blocks import blocks, width
+from methods.base import HIGH_RATES, Attachment, Context, check
+from methods.blocks import blocks
 from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
 
 
@@ -39,7 +39,9 @@ class OFT(PeftMethod):
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import OFTConfig
 
-        return OFTConfig(r=0, oft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
+        b, layers = self.config.block, block_layers(self.config.targets)
+        # peft's default is the first terms of a series, which training soon takes away from any rotation.
+        return OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=layers)
 
 
 class BOFT(PeftMethod):
@@ -116,6 +118,10 @@ class PSOFT(PeftMethod):
 
         rank: int = 16
         """Dimension r of the principal subspace; at most the smaller side of the layers."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check(self.rank >= 2, "rank", self.rank, "at least 2: a line has no rotation")
 
     def per_layer(self, layer: nn.Linear) -> int:
         r = self.config.rank
@@ -210,7 +216,7 @@ class LNTuning(PeftMethod):
         """LN-Tuning has nothing to configure."""
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(4 * width(block) for block in blocks(backbone))
+        return sum(p.numel() for b in blocks(backbone) for norm in (b.norm1, b.norm2) for p in norm.parameters())
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import LNTuningConfig
@@ -234,3 +240,7 @@ class BEFT(PeftMethod):
         from peft import BeftConfig
 
         return BeftConfig(target_modules=block_layers(self.config.targets))
+
+    def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
+        foldable = all(layer.bias is not None for layer in self.layers(backbone))
+        return super().attachment(backbone, tuner, context) if foldable else Attachment()

@@ -35,8 +35,10 @@ class AdaMSS(PeftMethod):
             check(self.clusters >= 1, "clusters", self.clusters, "at least 1")
 
     def per_layer(self, layer: nn.Linear) -> int:
+        k, out = self.config.clusters, layer.out_features
         check_rank(self.config.rank, layer)
-        return int(self.config.clusters * self.config.rank + layer.out_features)
+        check(k <= out, "clusters", k, f"at most the output width of the tuned layers, {out}")
+        return int(k * self.config.rank + out)
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import AdamssConfig
@@ -48,7 +50,8 @@ class AdaMSS(PeftMethod):
 
 class FRoD(PeftMethod):
     """All layers of one name share a basis from their joint decomposition; each trains the diagonal in it and a share s
-    of the other entries, at random places: in + s in^2. The layers must be equal in shape, which Swin's are not."""
+    of the other entries, at least one, at random places: in + max(1, s in^2). The layers must be equal in shape, which
+    Swin's are not."""
 
     name = "frod"
     title = "FRoD"
@@ -68,7 +71,7 @@ class FRoD(PeftMethod):
             check(0 < self.sparsity <= 0.5, "sparsity", self.sparsity, "above 0 and at most 0.5")
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return layer.in_features + int(layer.in_features**2 * self.config.sparsity)
+        return layer.in_features + max(1, int(layer.in_features**2 * self.config.sparsity))
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         from peft import FrodConfig

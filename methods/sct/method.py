@@ -70,7 +70,7 @@ class SCT(Method):
 
         selection: str = "class_aware"
         """How channels are chosen: `class_aware` (the paper), `l2` (no classes), `random`, `lowest` (the least
-        salient), `gradient` (feature times gradient), or `fixed` (given in `indices`)."""
+        salient), `gradient` (feature times gradient, prefix tokens included), or `fixed` (given in `indices`)."""
 
         indices: tuple[tuple[int, ...], ...] = ()
         """For `fixed`: the channels, one tuple per tuned block (for qkv two: queries, values)."""
@@ -153,6 +153,8 @@ class SCT(Method):
             scale, keep = (c.scale if c.scaling == kind else 1.0 for kind in ("output", "input"))
             site.plug(SalientChannels(indices + site.offset, linear, scale, keep))
         layers = list(dict.fromkeys(site.layer for site in sites if site.layer is not None))
+        if any(layer.bias is None for layer in layers):
+            layers = []  # the modules' biases would have no place
 
         def merge() -> None:
             for layer in layers:

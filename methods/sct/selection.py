@@ -52,14 +52,10 @@ class Tap:
         return int(self.columns.stop - self.columns.start)
 
 
-def _sums_for(backbone: Any, taps: Sequence[Tap], num_classes: int) -> ClassSums:
-    device = next(backbone.parameters()).device
-    return ClassSums(num_classes, [tap.width for tap in taps], int(getattr(backbone, "num_prefix_tokens", 0)), device)
-
-
 def feature_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_classes: int) -> ClassSums:
     """Sums of squares of the features at the taps, from one pass of the frozen backbone over `batches`."""
-    sums = _sums_for(backbone, taps, num_classes)
+    prefix, device = int(getattr(backbone, "num_prefix_tokens", 0)), next(backbone.parameters()).device
+    sums = ClassSums(num_classes, [tap.width for tap in taps], prefix, device)
     with ExitStack() as stack, torch.no_grad():
         for i, tap in enumerate(taps):
             stack.callback(tap.listen(partial(sums.add, i, tap.columns)).remove)
@@ -72,15 +68,16 @@ def feature_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_class
 def saliency_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_classes: int) -> ClassSums:
     """Like `feature_sums` for feature times gradient of the cross-entropy, the first-order change of the loss when a
     channel is removed (Molchanov et al., ICLR 2017, eq. 7, here as a norm over positions). The head is the fresh one.
+    All tokens count: where the head reads the class token, no other token of the last block has a gradient.
     """
-    sums = _sums_for(backbone, taps, num_classes)
+    sums = ClassSums(num_classes, [tap.width for tap in taps], 0, next(backbone.parameters()).device)
     heard: list[Tensor] = []
     with ExitStack() as stack, torch.enable_grad():
         for tap in taps:
             stack.callback(tap.listen(heard.append).remove)
         for images, labels in batches:
             heard.clear()
-            loss = cross_entropy(backbone(images.requires_grad_(True)), labels, reduction="sum")
+            loss = cross_entropy(backbone(images.detach().requires_grad_(True)), labels, reduction="sum")
             gradients = torch.autograd.grad(loss, heard)
             sums.start_batch(labels)
             for i, (tap, features, gradient) in enumerate(zip(taps, heard, gradients, strict=True)):
@@ -101,12 +98,15 @@ def top_channels(scores: Tensor, count: int) -> Tensor:
 def score(
     rule: str, backbone: Any, taps: Sequence[Tap], batches: Batches, num_classes: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Scores [d] of each tap by the rule of that name: `class_aware`, `l2`, `random`, `lowest` or `gradient`."""
+    """Scores [d] of each tap by the rule of that name: `class_aware`, `l2`, `random`, `lowest` or `gradient`. Raises
+    `MethodError` if a tap's are all equal."""
     if rule == "random":
         return [torch.rand(tap.width, generator=generator) for tap in taps]
-    if rule == "gradient":
-        return saliency_sums(backbone, taps, batches, num_classes).l2()
-    sums = feature_sums(backbone, taps, batches, num_classes)
-    if rule == "l2":
-        return sums.l2()
-    return [-s if rule == "lowest" else s for s in sums.class_aware()]
+    measure = saliency_sums if rule == "gradient" else feature_sums
+    sums = measure(backbone, taps, batches, num_classes)
+    scores = sums.l2() if rule in ("gradient", "l2") else sums.class_aware()
+    if any(bool((s == s[0]).all()) for s in scores):
+        raise MethodError(
+            f"selection={rule!r} tells no channels of this backbone apart: all scores of a block are equal"
+        )
+    return [-s for s in scores] if rule == "lowest" else scores

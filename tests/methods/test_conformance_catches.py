@@ -95,6 +95,17 @@ def fresh(block):
     return nn.Linear(width(block), width(block))
 
 
+class MixesImages(Good):
+    """Adds the mean over the batch."""
+
+    def attach(self, backbone, context):
+        for block in blocks(backbone):
+            mixer = new_linear(width(block), width(block), context.generator, bias=False)
+            mixer.register_forward_pre_hook(lambda _, inputs: inputs[0] - inputs[0].mean(0, keepdim=True))
+            plug(block, "attention_output", mixer)
+        return Attachment()
+
+
 class ViTOnlyInSilence(Good):
     """Says that it serves ViT only, and attaches to Swin without a word."""
 
@@ -110,6 +121,7 @@ CASES = {
     (Unused, "gradients"): "extra",
     (MovesFrozen, "frozen"): "norm1.weight",
     (MergesWrongly, "merge"): "in merge",
+    (MixesImages, "alone"): "with the other images of its batch",
     (ViTOnlyInSilence, "backbones"): "did not raise MethodError",
 }
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from timm.layers import SwiGLU
 from typer.testing import CliRunner
 
 from harness.backbones import skeleton
@@ -12,6 +13,7 @@ from harness.cli import app
 from methods.base import MethodError
 from methods.peft_library.adalora import AdaLoRA
 from methods.peft_library.common import PeftMethod
+from methods.peft_library.data_driven import random_batches
 from methods.registry import all_methods, get
 from methods.testbed import Attached, attach, batch, make_context, separable, small_model, small_vit, train
 
@@ -84,11 +86,44 @@ def test_wrong_values_are_refused_by_name(name):
         ("c3a", {"parts": 5}),
         ("vblora", {"length": 7}),
         ("road", {"group": 10}),
+        ("lora_ga", {"rank": 17}),
+        ("adalora", {"init_rank": 33}),
+        ("kasa", {"rank": 32}),
+        ("miss", {"rank": 33}),
+        ("shira", {"rank": 25}),
+        ("supertuning", {"sparsity": 0.9999}),
+        ("deft", {"rank": 97}),
+        ("adamss", {"clusters": 97}),
+        ("lily", {"experts": 1}),
+        ("vera", {"start": 0.0}),
+        ("pvera", {"start": float("nan")}),
+        ("vblora", {"top": 1}),
+        ("psoft", {"rank": 1}),
+        ("lora", {"targets": ("qkv", "qkv")}),
     ],
 )
-def test_what_does_not_divide_is_refused_before_training(name, values):
-    with pytest.raises(MethodError, match=next(iter(values))):
-        PEFT[name].configure(values).attach(small_vit(), make_context())
+def test_what_does_not_fit_is_refused_when_runs_are_planned(name, values):
+    with pytest.raises(MethodError, match=f"{next(iter(values))}="):
+        PEFT[name].configure(values).expected_parameters(small_vit())
+
+
+def test_the_order_of_targets_makes_no_other_run():
+    assert PEFT["lora"].configure({"targets": ("fc1", "qkv")}).config == PEFT["lora"].Config(targets=("qkv", "fc1"))
+
+
+def test_layers_that_a_backbone_lacks_are_refused_by_name():
+    with pytest.raises(MethodError, match=r"targets=.*no fc1"):
+        PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(small_vit(mlp_layer=SwiGLU))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("frod", {"sparsity": 1e-9}), ("deft", {"rank": 96}), ("adamss", {"clusters": 96})]
+)
+def test_formula_holds_at_the_bounds(name, values):
+    model, method = small_vit(), PEFT[name].configure(values)
+    expected = method.expected_parameters(model)
+    method.attach(model, make_context())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
@@ -99,6 +134,15 @@ def test_the_start_depends_on_the_training_images(name):
         PEFT[name]().attach(model, make_context(*batch(16, seed=seed)))
         starts.append(Attached(model, None, 0.0, frozenset()).trained())
     assert any(not torch.equal(starts[0][n], starts[1][n]) for n in starts[0])
+
+
+def test_starts_see_images_of_the_whole_training_split():
+    images, labels = torch.arange(300).float()[:, None], torch.arange(300) // 100
+    batches = random_batches(make_context(images, labels))
+    assert [len(y) for _, y in batches] == [32] * 8
+    seen, classes = (torch.cat(each) for each in zip(*batches, strict=True))
+    assert len(seen.unique()) == 256 and torch.equal(classes, seen[:, 0].long() // 100)
+    assert all(len(y.unique()) == 3 for _, y in batches)
 
 
 @pytest.mark.parametrize("name", ["eva", "lora_ga"])
@@ -151,3 +195,23 @@ def test_mica_trains_a_between_the_smallest_directions_of_the_weight():
     up = layer.lora_B["default"].weight
     assert torch.allclose(up @ up.T, left @ left.T, atol=1e-4)
     assert not any(".lora_B." in name for name in attached.trained())
+
+
+def test_oft_stays_a_rotation():
+    from peft.tuners.oft.layer import OFTRotationModule
+
+    attached = attach(PEFT["oft"])
+    train(attached, steps=20, lr=0.05)
+    rotations = [m.get_weight().detach() for m in attached.model.modules() if isinstance(m, OFTRotationModule)]
+    assert len(rotations) == 3
+    for r in rotations:
+        assert float((r @ r.T - torch.eye(len(r))).abs().max()) < 1e-5
+        assert float((r - torch.eye(len(r))).abs().max()) > 0.1
+
+
+def test_lora_of_the_noah_release_redraws_both_factors():
+    model = small_vit()
+    PEFT["lora"].configure({"variant": "noah_release", "dropout": 0.1}).attach(model, make_context())
+    factors = Attached(model, None, 0.0, frozenset()).trained().values()
+    assert all(0.015 < float(factor.detach().std()) < 0.025 for factor in factors)
+    assert model.blocks[0].attn.qkv.scaling == {"default": 1.0}

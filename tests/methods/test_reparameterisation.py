@@ -10,7 +10,8 @@ from method_checks import MODELS, attach, close, count, logits, shape_of, train,
 
 from methods import registry
 from methods.base import MethodError
-from methods.blocks import blocks
+from methods.blocks import blocks, plug_layer
+from methods.layers import fold_linears
 
 # In the comment, what the method's paper or released code says; all without head.
 VIT_B = {
@@ -196,6 +197,20 @@ def test_mlp_head_sits_behind_pooling():
 def test_bad_config_is_refused(name, field, value):
     with pytest.raises(MethodError, match=field):
         registry.get(name).configure({field: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("hydra", {}), ("beft", {}), ("sct", {"mode": "qkv"}), ("sct", {"mode": "mlp"})]
+)
+def test_no_merge_where_layers_have_no_bias_to_take_an_offset(name, config):
+    assert attach(name, small_vit(qkv_bias=False, proj_bias=False), **config)[1].merge is None
+
+
+def test_an_offset_is_never_lost():
+    layer = torch.nn.Linear(3, 2, bias=False)
+    plug_layer(layer, "output", torch.nn.Linear(2, 2))
+    with pytest.raises(MethodError, match="offset"):
+        fold_linears([layer])
 
 
 def test_copy_and_autocast():

@@ -174,9 +174,23 @@ def test_gradient_saliency_is_feature_times_gradient(vit):
     rest = vit.blocks[1:](middle + block.mlp(block.norm2(middle)))
     logits = vit.forward_head(vit.norm(rest))
     (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), middle)
-    expected = (middle * gradient)[:, 1:].double().square().sum(dim=(0, 1)).sqrt().detach()
+    expected = (middle * gradient).double().square().sum(dim=(0, 1)).sqrt().detach()
     ours = saliency_sums(vit, [tap], zip(images.split(3), labels.split(3), strict=True), CLASSES).l2()[0]
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["attn", "mlp", "qkv"])
+def test_gradient_rule_tells_the_channels_of_the_last_block_apart(vit, context, mode):
+    images = next(context.calibration(8))[0]
+    chosen = sct(mode=mode, selection="gradient", channels=6).attach(vit, context).info["channels"]
+    assert all(indices != [0, 1, 2, 3, 4, 5] for indices in chosen)  # what equal scores give
+    assert not images.requires_grad
+
+
+def test_scores_that_are_all_equal_are_refused(vit, context):
+    vit.head.weight.zero_()
+    with pytest.raises(MethodError, match="selection='gradient'"):
+        sct(selection="gradient").attach(vit, context)
 
 
 @pytest.mark.parametrize("selection", ["class_aware", "l2", "random", "lowest", "gradient"])

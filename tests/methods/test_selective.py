@@ -1,6 +1,7 @@
 """Methods that train a part of the pretrained weights: which part, counts, and what stays bit-identical."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -168,10 +169,23 @@ def test_bad_config_is_refused(name, field, value):
         registry.get(name).configure({field: value})
 
 
-def test_impossible_for_the_backbone():
-    for name, field, value in [("partial", "blocks", 4), ("gps", "connections", 33), ("spt_lora", "share", 0.99)]:
-        with pytest.raises(MethodError, match=field):
-            attach(name, **{field: value})
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("partial", "blocks", 4),
+        ("gps", "connections", 33),
+        ("spt_lora", "share", 0.99),
+        ("spt_lora", "share", 1e-9),
+    ],
+)
+def test_impossible_for_the_backbone(name, field, value):
+    with pytest.raises(MethodError, match=f"{field}="):
+        registry.get(name).configure({field: value}).expected_parameters(small_vit())
+
+
+def test_norms_without_weights_are_refused():
+    with pytest.raises(MethodError, match="no norms with weights"):
+        attach("norm_tuning", small_vit(norm_layer=partial(torch.nn.LayerNorm, elementwise_affine=False)))
 
 
 def test_partial_trains_the_end():
