@@ -86,7 +86,7 @@ class TaskData:
         looks: int = 1,
     ) -> None:
         """`looks`: how often the test split may be opened."""
-        self.task, self.preprocessing = task, preprocessing
+        self.suite, self.task, self.preprocessing = suite, task, preprocessing
         self.test_looks = 0
         self._looks = looks
         roots = build_if_bundled(suite, task, roots or Roots())
@@ -114,13 +114,22 @@ class TaskData:
 
     def fingerprint(self) -> Fingerprint:
         """Digests of all lists and of a sample of all pictures."""
-        lists, files, sizes = hashlib.sha256(), hashlib.sha256(), {}
+        files = hashlib.sha256()
         for split, source in self._sources.items():
-            entries = self.entries(split)
-            sizes[split] = len(entries)
-            lists.update(f"{split}:{arrays.list_digest(entries)}\n".encode())
-            files.update(f"{split}:{arrays.sample_digest(source, entries)}\n".encode())
-        return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes)
+            files.update(f"{split}:{arrays.sample_digest(source, self.entries(split))}\n".encode())
+        return Fingerprint(lists=self.lists_digest(), files=files.hexdigest(), sizes=self.sizes())
+
+    def lists_digest(self) -> str:
+        """Digest of all lists and of what the suite makes of them. No picture is looked at."""
+        masked = [target.name for target in self.task.targets if target.masked]
+        sha = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
+        for split in self._sources:
+            sha.update(f"{split}:{arrays.list_digest(self.entries(split))}\n".encode())
+        return sha.hexdigest()
+
+    def sizes(self) -> dict[str, int]:
+        """Images per split."""
+        return {split: len(self.entries(split)) for split in self._sources}
 
     def guard(self, trained_on: str) -> Door:
         """The door in front of every split but the one that is trained on; `train` and `val` lie within `trainval`."""

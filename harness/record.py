@@ -129,7 +129,8 @@ class Fingerprint:
     """What the data were, for the record."""
 
     lists: str
-    """sha256 over the task's lists, names and labels."""
+    """sha256 over the task's lists, names and labels, and over what the suite makes of them: number of classes, final
+    split, masked targets."""
 
     files: str
     """sha256 over the bytes of 16 pictures per list, evenly spaced."""

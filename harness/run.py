@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from harness.failures import Failure
 from harness.lists import Roots
 from harness.prepared import Prepared
 from harness.preprocessing import Preprocessing
-from harness.record import Cost, Metrics, RunRecord, Tuning
+from harness.record import Cost, Fingerprint, Metrics, RunRecord, Tuning
 from harness.resume import Keeper
 from harness.spec import RunSpec
 from harness.trainer import Report, Trainer, images_per_epoch
@@ -40,14 +40,17 @@ def find_task(spec: RunSpec) -> tuple[Suite, Task]:
     return suite, suite.task(spec.task)
 
 
-def identity(spec: RunSpec, device: torch.device) -> dict[str, Any]:
+def identity(spec: RunSpec, device: torch.device, data: Fingerprint, trained_on: str) -> dict[str, Any]:
     """What a training state must have been made with for this run to go on from it exactly."""
-    source = inspect.getsourcefile(registry.get(spec.method))
+    source = inspect.getsourcefile(registry.get(spec.method))  # one of the user's own lies outside of our sources
     return {
         "run_id": spec.run_id,
         "device": device.type,
         "precision": devices.precision_in_use(spec.recipe.precision, device),
+        "code": environment.source_digest(),
         "method_code": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+        "data": asdict(data),
+        "trained_on": trained_on,
     }
 
 
@@ -138,6 +141,9 @@ def run(
         suite, task, preprocessing, roots, spec.shots, spec.split_seed, looks=rule.looks(spec.recipe.epochs)
     )
     split = suite.final_split if rule.final else "train"
+    fingerprint = data.fingerprint()
+    if keep:
+        keep.states.must_match(identity(spec, device, fingerprint, split))
     train = data.train(split).to(device)
     looked_at = _looked_at(rule, data, split, curve)
     memory = PeakMemory(device)
@@ -166,7 +172,7 @@ def run(
         weights=weights,
         parameters=trained.prepared.parameters,
         cost=cost,
-        data=data.fingerprint(),
+        data=fingerprint,
         test_looks=scored.looks,
         method_info=trained.prepared.attachment.info,
         tuning=tuning,

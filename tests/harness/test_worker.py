@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 
+import layouts
 import pytest
 import tiny
 import torch
@@ -14,6 +15,7 @@ from harness.errors import Interrupted
 from harness.resume import Stop
 from harness.store import Store
 from harness.worker import Busy, do
+from suites import SUITES
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,30 @@ def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, 
     assert record.environment["resumed_at_steps"] == [step]
     assert tiny.lasting(record) == tiny.lasting(undisturbed)
     assert files(setup, spec) == ["record.json"]
+
+
+@pytest.mark.parametrize("change", ["a label", "a picture", "the classes", "the code"])
+def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup, tmp_path, monkeypatch, capfd, change):
+    (spec,) = tiny.specs(["linear"])
+    setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
+    with pytest.raises(Interrupted, match="test"):
+        do(spec, setup, stop_at(4))
+    worker._STOP.reason = ""
+    folder = tmp_path / "data" / "first"
+    if change == "a label":
+        list_file = folder / "train800val200.txt"
+        list_file.write_text(list_file.read_text().replace("000000.png 0", "000000.png 1"))
+    if change == "a picture":
+        layouts.random_picture(folder / "images" / "train" / "000000.png")
+    if change == "the classes":
+        more = dataclasses.replace(tiny.SUITE.tasks[0], num_classes=4)
+        monkeypatch.setitem(SUITES, "tiny", dataclasses.replace(tiny.SUITE, tasks=(more,)))
+    if change == "the code":
+        monkeypatch.setattr(run.environment, "source_digest", lambda: "other")
+    record = do(spec, setup)
+    assert record.environment["resumed_at_steps"] == []
+    assert "not used, made with other " + ("code\n" if change == "the code" else "data\n") in capfd.readouterr().err
+    assert tiny.lasting(record) == tiny.lasting(do(spec, dataclasses.replace(setup, root=tmp_path / "undisturbed")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
