@@ -15,7 +15,7 @@ from harness import arrays
 from harness.door import Door, check_open
 from harness.errors import DataError, HarnessError
 from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
-from harness.paths import cache_folder
+from harness.paths import cache_folder, writing_cache
 from harness.preprocessing import Preprocessing
 from harness.record import Fingerprint
 from suites.base import Suite, Task
@@ -51,8 +51,9 @@ def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
     root = cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
     folder = root / task.name
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        task.build(folder)
+        with writing_cache():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            task.build(folder)
     return replace(roots, data=root, lists=root)
 
 
@@ -152,6 +153,16 @@ class TaskData:
         load = _load_split if split in TRAINED_ON else _load_split.__wrapped__
         return load(f"{self._label}-{split}", self._sources[split], self.entries(split), self.preprocessing)
 
+    def decode(self, split: str) -> None:
+        """Make the array of a split that will be scored, of `test` with all further test sets, and give nothing away:
+        a picture that is missing shows before the training and not behind it."""
+        for name in self._tested if split == "test" else (split,):
+            arrays.build(f"{self._label}-{name}", self._sources[name], self.entries(name), self.preprocessing)
+
+    @property
+    def _tested(self) -> tuple[str, ...]:
+        return "test", *(target.name for target in self.task.targets)
+
     def has(self, split: str) -> bool:
         """Whether the task has a list of this name."""
         return split in self._sources
@@ -171,4 +182,4 @@ class TaskData:
             raise HarnessError(f"the test split of {self.task.name!r} {allowed}")
         check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
-        return {split: self._load(split) for split in ("test", *(target.name for target in self.task.targets))}
+        return {split: self._load(split) for split in self._tested}

@@ -47,7 +47,12 @@ _ALL = (
         keeps_state=True,
     ),
     FailureClass(name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False),
-    FailureClass(name="data", about="lists or pictures are missing or damaged: see `sctbench data check`", again=False),
+    FailureClass(
+        name="data",
+        about="lists or pictures are missing or damaged: see `sctbench data check`",
+        again=False,
+        keeps_state=True,
+    ),
     FailureClass(name="config", about="method, backbone and settings do not go together", again=False),
     FailureClass(
         name="disk_full",

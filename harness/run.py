@@ -146,6 +146,9 @@ def run(
         keep.states.must_match(identity(spec, device, fingerprint, split))
     train = data.train(split).to(device)
     looked_at = _looked_at(rule, data, split, curve)
+    data.decode(rule.report_split)
+    if looked_at and not rule.every_epoch:
+        data.decode("val")
     memory = PeakMemory(device)
     with data.guard(split).shut():
         trained = _train(spec, train, task, preprocessing, looked_at, report, keep)

@@ -85,6 +85,24 @@ def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, 
     assert files(setup, spec) == ["record.json"]
 
 
+def test_a_missing_test_picture_shows_before_the_training_and_costs_no_state(setup, tmp_path):
+    (spec,) = tiny.specs(["linear"])
+    setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
+    picture = tmp_path / "data/first/images/test/000011.png"  # not in the sample
+    content, steps = picture.read_bytes(), []
+    picture.unlink()
+    record = do(spec, setup, steps.append)
+    assert (record.failure.kind, steps) == ("data", [])
+    assert "test/000011.png: listed, but there is no such file" in record.reason
+    layouts.random_picture(picture)
+    with pytest.raises(Interrupted, match="test"):
+        do(spec, setup, stop_at(4))
+    worker._STOP.reason = ""
+    picture.write_bytes(content[:40])
+    assert do(spec, setup).failure.kind == "data"
+    assert "state/000000004.safetensors" in files(setup, spec)
+
+
 @pytest.mark.parametrize("change", ["a label", "a picture", "the classes", "the code"])
 def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup, tmp_path, monkeypatch, capfd, change):
     (spec,) = tiny.specs(["linear"])
