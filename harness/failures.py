@@ -11,10 +11,10 @@ from suites.base import SuiteError
 
 
 class Diverged(RuntimeError):
-    """The training loss is not a finite number any more."""
+    """The training loss, or what was trained, is not finite any more."""
 
-    def __init__(self, step: int, epoch: int) -> None:
-        super().__init__(f"the training loss is not a finite number any more since step {step} (epoch {epoch})")
+    def __init__(self, step: int, epoch: int, what: str = "the training loss") -> None:
+        super().__init__(f"{what} is not a finite number any more since step {step} (epoch {epoch})")
         self.step = step
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.cost import PeakMemory, of_inference, state_bytes, state_digest
 from harness.data import Split, TaskData
 from harness.door import ajar
 from harness.errors import HarnessError, Interrupted
-from harness.failures import Failure
+from harness.failures import Diverged, Failure
 from harness.lists import Roots
 from harness.prepared import Prepared
 from harness.preprocessing import Preprocessing
@@ -153,6 +154,7 @@ def run(
     with data.guard(split).shut():
         trained = _train(spec, train, task, preprocessing, looked_at, report, keep)
     peak = memory.allocated()
+    _check_finite(trained)
     scored = _score(rule, data, trained, task, preprocessing)
     resident, state = memory.resident(), trained.prepared.trained_state()
     weights, stored = state_digest(state), state_bytes(state)  # before the measurements, which merge the model
@@ -183,6 +185,18 @@ def run(
     )
 
 
+def _check_finite(trained: _Trained, metrics: Mapping[str, Metrics] | None = None) -> None:
+    """Raise `Diverged` if a trained tensor or a loss of `metrics` is not finite: no training loss has seen the last
+    update."""
+    if metrics is None:
+        values = [bool(p.isfinite().all()) for p in trained.prepared.model.parameters() if p.requires_grad]
+    else:
+        values = [math.isfinite(one.loss) for one in metrics.values()]
+    if not all(values):
+        what = "a trained tensor" if metrics is None else "the loss on held-out data"
+        raise Diverged(trained.trainer.step, trained.trainer.recipe.epochs, what)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
     """What a trained model is worth."""
@@ -203,6 +217,7 @@ def _score(
     start = time.perf_counter()
     held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
     metrics = evaluation.evaluate(trained.prepared.model, held_out, task, preprocessing, trained.trainer.precision)
+    _check_finite(trained, metrics)
     return _Scored(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.test_looks)
 
 
@@ -239,7 +254,9 @@ def attempt(
 ) -> RunRecord:
     """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
-        return run(spec, device, roots, report, keep, tuning, curve)
+        record = run(spec, device, roots, report, keep, tuning, curve)
+        record.to_json()  # what JSON has no number for is this run's failure and not its process's end
+        return record
     except Interrupted:
         raise
     except Exception as error:  # a defect in a method must not stop the other runs

@@ -179,6 +179,30 @@ def test_a_loss_that_is_not_finite_fails_at_the_right_step(setup, monkeypatch):
     assert "since step 6 (epoch 2)" in record.reason
 
 
+@pytest.mark.parametrize(("lr", "message"), [(1e37, "the loss on held-out data"), (float("inf"), "a trained tensor")])
+def test_divergence_in_the_last_update_is_no_result(setup, monkeypatch, lr, message):
+    (spec,) = tiny.specs(["linear"], epochs=1, batch_size=100)
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_: lr)
+    record = do(spec, setup)
+    assert (record.failure.kind, record.failure.step) == ("diverged", 1)
+    assert record.reason == f"{message} is not a finite number any more since step 1 (epoch 1)"
+
+
+def test_a_number_that_no_record_can_hold_fails_the_run_alone(setup, monkeypatch):
+    (spec,) = tiny.specs(["linear"])
+    monkeypatch.setattr(
+        run,
+        "_measured",
+        lambda *_: (
+            {"forward_flops": float("nan")}
+            | dict.fromkeys(("attach_seconds", "train_seconds", "train_images_per_second"), 1.0)
+        ),
+    )
+    record = do(spec, setup)
+    assert (record.status, record.failure.kind) == ("failed", "unexpected")
+    assert Store(setup.root).read(spec).status == "failed"
+
+
 def test_a_bad_record_is_moved_away_before_the_run_is_done_again(setup):
     (spec,) = tiny.specs(["linear"])
     store, first = Store(setup.root), do(spec, setup)
