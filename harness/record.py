@@ -138,6 +138,11 @@ class Fingerprint:
     sizes: dict[str, int]
     """Images per split."""
 
+    @property
+    def digest(self) -> str:
+        """Both digests as one text."""
+        return f"{self.lists}/{self.files}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
@@ -157,6 +162,9 @@ class Trial:
 
     reason: str = ""
     """Why it failed."""
+
+    data: str = ""
+    """Digests of the data it was tried on, `Fingerprint.digest`; empty where they are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from harness import environment, evaluation, failures, protocol
 from harness.cost import PeakMemory, of_inference, state_bytes, state_digest
 from harness.data import Split, TaskData
 from harness.door import ajar
-from harness.errors import HarnessError, Interrupted
+from harness.errors import DataError, HarnessError, Interrupted
 from harness.failures import Diverged, Failure
 from harness.lists import Roots
 from harness.prepared import Prepared
@@ -143,6 +143,8 @@ def run(
     )
     split = suite.final_split if rule.final else "train"
     fingerprint = data.fingerprint()
+    if tuning:
+        _check_trials(tuning, fingerprint)
     if keep:
         keep.states.must_match(identity(spec, device, fingerprint, split))
     train = data.train(split).to(device)
@@ -241,6 +243,16 @@ def _check_tuning(rule: protocol.Protocol, tuning: Tuning | None) -> None:
         raise HarnessError(f"a run of the protocol {rule.name!r} needs the trials that chose its settings")
     if tuning.chosen is None:
         raise HarnessError(f"all {len(tuning.trials)} trials failed, the first: {tuning.trials[0].reason}")
+
+
+def _check_trials(tuning: Tuning, data: Fingerprint) -> None:
+    """`DataError` for trials that were tried on other data than the run has."""
+    other = [trial.run_id for trial in tuning.trials if trial.data and trial.data != data.digest]
+    if other:
+        raise DataError(
+            f"{len(other)} of {len(tuning.trials)} trials were tried on other lists or pictures than there are now: "
+            f"take another --out, or delete their folders: {', '.join(other)}"
+        )
 
 
 def attempt(
