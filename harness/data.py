@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,7 +13,7 @@ from torch import Tensor
 from harness import arrays
 from harness.door import Door, check_open
 from harness.errors import DataError, HarnessError
-from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
+from harness.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
 from harness.paths import cache_folder, writing_cache
 from harness.preprocessing import Preprocessing
 from harness.record import Fingerprint
@@ -62,9 +61,13 @@ TRAINED_ON = ("train", "trainval")
 no later run finds them in memory."""
 
 
+_DISJOINT: set[tuple[object, ...]] = set()
+"""Lists that this process has found to share no picture where they may not, as they were then."""
+
+
 @lru_cache(maxsize=32)
-def _entries(source: ListFile, num_classes: int, changed: int) -> tuple[Entry, ...]:
-    return tuple(read_list(source.path, num_classes))
+def _entries(source: ListFile, num_classes: int, changed: tuple[int, ...]) -> tuple[Entry, ...]:
+    return tuple(read_list(source.path, num_classes, numbered_with=source.numbered_with))
 
 
 @lru_cache(maxsize=16)
@@ -85,6 +88,7 @@ class TaskData:
         shots: int | None = None,
         split_seed: int | None = None,
         looks: int = 1,
+        val_is_scored: bool = False,
     ) -> None:
         """`looks`: how often the test split may be opened."""
         self.suite, self.task, self.preprocessing = suite, task, preprocessing
@@ -94,7 +98,7 @@ class TaskData:
         self._sources = locate_lists(suite, task, roots, shots, split_seed)
         self._sources |= {target.name: locate_target(suite, target, roots) for target in task.targets}
         self._label = f"{suite.name}-{task.name}"
-        self._refuse_overlap()
+        self._refuse_overlaps(val_is_scored)
 
     def entries(self, split: str) -> tuple[Entry, ...]:
         """Names and labels of a split."""
@@ -102,16 +106,20 @@ class TaskData:
         if not source.path.is_file():
             raise DataError(f"{source.path}: no such list file")
         read = _entries if split in TRAINED_ON else _entries.__wrapped__
-        return read(source, self.task.num_classes, source.path.stat().st_mtime_ns)
+        return read(source, self.task.num_classes, source.changed)
 
-    def _refuse_overlap(self) -> None:
-        """No picture of the test split may be trained on or validated on."""
-        test = {entry.name for entry in self.entries("test")}
-        for split in set(self._sources) & {"train", "val", "trainval"}:
-            for entry in self.entries(split):
-                if entry.name in test and self._sources[split].folder == self._sources["test"].folder:
-                    where = f"{self._sources[split].path}:{entry.line}"
-                    raise DataError(f"{where}: {entry.name} is also in {self._sources['test'].path}")
+    def _refuse_overlaps(self, val_is_scored: bool) -> None:
+        """No picture that is scored may be trained on, and none of the test splits validated on."""
+        key = tuple((source, source.changed) for source in self._sources.values()), val_is_scored
+        if key in _DISJOINT:
+            return
+        files = {split: by_file(source, self.entries(split)) for split, source in self._sources.items()}
+        for one, other in disjoint(files):
+            same = next((path for path in files[one] if path in files[other]), None)
+            if same and ((one, other) != ("train", "val") or val_is_scored):
+                places = [f"{self._sources[split].path}:{files[split][same].line}" for split in (one, other)]
+                raise DataError(f"{places[0]}: {files[one][same].name} is also in {places[1]}")
+        _DISJOINT.add(key)
 
     def fingerprint(self) -> Fingerprint:
         """Digests of all lists and of a sample of all pictures."""
@@ -145,8 +153,7 @@ class TaskData:
 
     def _pictures(self, splits: list[str]) -> set[str]:
         """Real paths of the pictures that these lists name."""
-        named = ((self._sources[split].folder, entry.name) for split in splits for entry in self.entries(split))
-        return {os.path.realpath(folder / name) for folder, name in named}
+        return {path for split in splits for path in by_file(self._sources[split], self.entries(split))}
 
     def _load(self, split: str) -> Split:
         check_open(f"split {split!r} of {self.task.name!r}")

@@ -138,10 +138,17 @@ def run(
     _check_tuning(rule, tuning)
     suite, task = find_task(spec)
     preprocessing = Preprocessing.from_id(spec.preprocessing)
-    data = TaskData(
-        suite, task, preprocessing, roots, spec.shots, spec.split_seed, looks=rule.looks(spec.recipe.epochs)
-    )
     split = suite.final_split if rule.final else "train"
+    data = TaskData(
+        suite,
+        task,
+        preprocessing,
+        roots,
+        spec.shots,
+        spec.split_seed,
+        looks=rule.looks(spec.recipe.epochs),
+        val_is_scored=rule.report_split == "val" or (curve and split == "train"),
+    )
     fingerprint = data.fingerprint()
     if tuning:
         _check_trials(tuning, fingerprint)
