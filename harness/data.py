@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from harness.errors import DataError, HarnessError
 from harness.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
 from harness.paths import cache_folder, writing_cache
 from harness.preprocessing import Preprocessing
-from harness.record import Fingerprint
+from harness.record import Fingerprint, RunRecord
 from suites.base import Suite, Task
 
 
@@ -47,13 +50,24 @@ def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
     """
     if task.build is None or roots.data is not None:
         return roots
-    root = cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
+    root = _bundled(suite)
     folder = root / task.name
     if not folder.is_dir():
         with writing_cache():
             folder.parent.mkdir(parents=True, exist_ok=True)
             task.build(folder)
     return replace(roots, data=root, lists=root)
+
+
+def is_there(suite: Suite, task: Task, roots: Roots) -> bool:
+    """Whether the task's data can be looked at now, without building or asking for them."""
+    if roots.data is not None:
+        return True
+    return task.build is not None and (_bundled(suite) / task.name).is_dir()
+
+
+def _bundled(suite: Suite) -> Path:
+    return cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
 
 
 TRAINED_ON = ("train", "trainval")
@@ -122,23 +136,16 @@ class TaskData:
         _DISJOINT.add(key)
 
     def fingerprint(self) -> Fingerprint:
-        """Digests of all lists and of a sample of all pictures."""
-        files = hashlib.sha256()
-        for split, source in self._sources.items():
-            files.update(f"{split}:{arrays.sample_digest(source, self.entries(split))}\n".encode())
-        return Fingerprint(lists=self.lists_digest(), files=files.hexdigest(), sizes=self.sizes())
-
-    def lists_digest(self) -> str:
-        """Digest of all lists and of what the suite makes of them. No picture is looked at."""
+        """Digests of all lists, with what the suite makes of them, and of a sample of all pictures."""
         masked = [target.name for target in self.task.targets if target.masked]
-        sha = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
-        for split in self._sources:
-            sha.update(f"{split}:{arrays.list_digest(self.entries(split))}\n".encode())
-        return sha.hexdigest()
-
-    def sizes(self) -> dict[str, int]:
-        """Images per split."""
-        return {split: len(self.entries(split)) for split in self._sources}
+        lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
+        files, sizes = hashlib.sha256(), {}
+        for split, source in self._sources.items():
+            entries = self.entries(split)
+            sizes[split] = len(entries)
+            lists.update(f"{split}:{arrays.list_digest(entries)}\n".encode())
+            files.update(f"{split}:{arrays.sample_digest(source, entries)}\n".encode())
+        return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes)
 
     def guard(self, trained_on: str) -> Door:
         """The door in front of every split but the one that is trained on; `train` and `val` lie within `trainval`."""
@@ -190,3 +197,27 @@ class TaskData:
         check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
         return {split: self._load(split) for split in self._tested}
+
+
+def done_on_other_data(
+    suite: Suite, records: Iterable[RunRecord], roots: Roots, preprocessing: Preprocessing
+) -> Iterator[str]:
+    """A line for each task and way in which complete runs were done on other data than there are now, where these can
+    be looked at."""
+    now: dict[tuple[str, int | None, int | None], Fingerprint | None] = {}
+    found: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        spec = record.spec
+        key = spec.task, spec.shots, spec.split_seed
+        if key not in now:
+            now[key] = None
+            with suppress(HarnessError):
+                task = suite.task(spec.task)
+                if is_there(suite, task, roots):
+                    data = TaskData(suite, task, preprocessing, roots, spec.shots, spec.split_seed)
+                    now[key] = data.fingerprint()
+        today = now[key]
+        if today and record.data and (difference := record.data.differs_from(today)):
+            found[spec.task, difference] += 1
+    for (name, difference), count in found.items():
+        yield f"{count} complete run(s) of {name} were done on other data than there are now ({difference})"

@@ -143,6 +143,17 @@ class Fingerprint:
         """Both digests as one text."""
         return f"{self.lists}/{self.files}"
 
+    def differs_from(self, now: Fingerprint) -> str:
+        """`lists differ (train 160 instead of 200)` or `pictures differ`; empty if nothing does."""
+        if self.lists == now.lists:
+            return "pictures differ" if self.files != now.files else ""
+        counts = [
+            f"{split} {self.sizes.get(split, 0)} instead of {now.sizes.get(split, 0)}"
+            for split in dict.fromkeys([*now.sizes, *self.sizes])
+            if self.sizes.get(split) != now.sizes.get(split)
+        ]
+        return f"lists differ ({', '.join(counts)})" if counts else "labels, names, classes or final split differ"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:

@@ -1,5 +1,6 @@
 """List files, decoding, cached arrays, fingerprints and the one look at the test split."""
 
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from examples import make_record, make_spec
 from PIL import Image
 
 from harness import arrays, data
@@ -65,6 +67,25 @@ def test_second_reading_comes_from_the_cache(folder, monkeypatch):
     forget()
     monkeypatch.setattr(Preprocessing, "decode", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(toy(folder).train("train").images, first)
+
+
+def test_complete_runs_on_other_data_are_named(folder):
+    before = toy(folder)
+    record = dataclasses.replace(make_record(spec=make_spec(task="toy")), data=before.fingerprint())
+    bare = dataclasses.replace(record, data=None)
+
+    def told(**changes):
+        suite = dataclasses.replace(before.suite, tasks=(dataclasses.replace(before.task, **changes),))
+        return list(data.done_on_other_data(suite, [record, record, bare], Roots(data=folder.parent), HALF))
+
+    assert told() == []
+    first = "2 complete run(s) of toy were done on other data than there are now "
+    assert told(num_classes=4) == [first + "(labels, names, classes or final split differ)"]
+    Image.new("RGB", (40, 40)).save(folder / "images/test/0.png")
+    assert told() == [first + "(pictures differ)"]
+    with (folder / "val200.txt").open("a") as file:
+        file.write("images/val/0.png 1\n")
+    assert told() == [first + "(lists differ (val 3 instead of 4))"]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:128] + bytes(len(b) - 128), lambda b: b[: len(b) // 2], lambda _: b""])
