@@ -11,7 +11,7 @@ import typer
 
 from harness.cli_options import DataFolder, ListFolder, ShotCounts, SuiteName, TaskNames
 from harness.errors import HarnessError
-from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, shot_words, words
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, shot_words, task_words
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, convert and tidy up data.")
 cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that runs keep on disk.")
@@ -39,7 +39,7 @@ def check_data(
         report = check(
             find_suite(_given(suite, "--suite")),
             Roots(data=root, lists=lists),
-            tuple(words(tasks) or ()),
+            tuple(task_words(tasks) or ()),
             tuple(shot_words(shots) or ()),
             deep,
             advance,
@@ -101,7 +101,9 @@ def export_data(
     target = Path(_given(str(to) if to else None, "--to"))
     chosen, roots = PictureFormat(name=picture_format, quality=quality), Roots(data=root, lists=lists)
     with counting("pictures") as advance:
-        count = export(find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(words(tasks) or ()), advance)
+        count = export(
+            find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(task_words(tasks) or ()), advance
+        )
     console.print(f"{count} pictures written below {target}")
 
 
@@ -125,7 +127,7 @@ def prepare_data(
         print_rows(sources(), as_json)
         return
     folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
-    for name, note in prepare(folder, target, tuple(words(tasks) or ())):
+    for name, note in prepare(folder, target, tuple(task_words(tasks) or ())):
         console.print(f"{target / name}: {note}")
 
 

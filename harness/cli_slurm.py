@@ -154,7 +154,7 @@ def _tell_scripts(plan: Any, profile: Any, log: Any, cluster: str) -> None:
     for array in [*plan.arrays, plan.report] if cluster == "slurm" else []:
         after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
         folder = log.root.absolute() / plan.name / array.name.rpartition(".")[2]
-        console.print(f"\n[bold]{array.name}[/bold]")
+        console.print(f"\n[bold]{array.name}[/bold]", markup=True)
         console.print(script(profile, array, folder, after), highlight=False, markup=False)
     console.print("Nothing was submitted.")
 

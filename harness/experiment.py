@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,21 @@ def find_suite(name: str) -> Suite:
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """`name` or `file.py:Class`, with any `:key=value` behind; values are YAML scalars, `+` joins a list."""
     parts = text.split(":")
-    settings = dict(part.partition("=")[::2] for part in parts if "=" in part)
     name = ":".join(part for part in parts if "=" not in part)
-    return name, {key: _scalar(value) for key, value in settings.items()}
+    return name, parse_settings([part for part in parts if "=" in part])
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """The settings in `key=value` texts. `HarnessError` for one without `=` and for a key that is given twice."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise HarnessError(f"{text!r} is no setting: write key=value, several with commas between them")
+        if key in settings:
+            raise HarnessError(f"{key!r} is given twice")
+        settings[key] = _scalar(value)
+    return settings
 
 
 def _scalar(text: str) -> Any:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from command import sctbench
 
 from harness.errors import USER_ERRORS
 from harness.experiment import parse_method, read_file, select
@@ -119,6 +120,21 @@ def test_methods_on_the_command_line():
     assert parse_method("a/b.py:Mine:scale=0.5") == ("a/b.py:Mine", {"scale": 0.5})
     assert parse_method("lora:targets=qkv+proj") == ("lora", {"targets": ["qkv", "proj"]})
     assert parse_method("x:flag=true:lr=1e+1") == ("x", {"flag": True, "lr": 10.0})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--recipe", "epochs", "'epochs' is no setting: write key=value"),
+        ("--recipe", "epochs:1", "'epochs:1' is no setting"),
+        ("--recipe", "lr=1e-3,epochs=1,epochs=100", "'epochs' is given twice"),
+        ("--methods", "lora:rank=4:rank=8", "'rank' is given twice"),
+        ("--tasks", ",", "--tasks ,: names nothing"),
+    ],
+)
+def test_nothing_that_is_written_on_the_command_line_is_dropped(tmp_path, option, value, message):
+    given = {"--suite": "demo", "--methods": "linear"} | {option: value}
+    assert message in sctbench("plan", *(word for pair in given.items() for word in pair), cwd=tmp_path, ok=False)
 
 
 def test_recipe_layers_win_from_left_to_right():

@@ -128,6 +128,11 @@ def test_a_run_that_was_completed_after_the_look_is_kept(store):
     assert store.complete(FAILED)
 
 
+def test_brackets_in_a_reason_are_shown_as_they_are(store):
+    store.write(RunRecord(spec=MISSING, method_title="L", status="failed", reason="no [/new]/digits [a list]"))
+    assert "no [/new]/digits [a list]" in run("status", "--out", store.root)
+
+
 def run(*arguments):
     done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
