@@ -90,11 +90,22 @@ def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | 
         file = _checkpoint(name, weights)
         digest, weights = embedded.sha256_of(file), weights if weights == "pretrained" else file.name
         _FILES[digest] = file
-    spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=image_size or native_size(name))
+    spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=fitting_size(name, image_size))
     if digest in _FILES:
         # On the meta device, so that a file that does not fit is answered here and not in every run.
         checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, 0, spec.image_size), weights, name)
     return spec
+
+
+def fitting_size(name: str, asked: int | None) -> int:
+    """The image size asked for, or the native one. `HarnessError` if patches do not fill it."""
+    native = native_size(name)
+    if asked is None or asked == native:
+        return native
+    side = skeleton(name, 0).patch_embed.patch_size[0]
+    if asked < side or asked % side:
+        raise HarnessError(f"image_size={asked} must be a multiple of {side}, the side of a patch of {name!r}")
+    return asked
 
 
 def _checkpoint(name: str, weights: str) -> Path:

@@ -86,7 +86,9 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
 @data_app.command("export")
 def export_data(
     suite: SuiteName = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder to write; its tasks may not be there yet.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+    ] = None,
     picture_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
     quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 if not given.")] = None,
     root: DataFolder = None,
@@ -111,7 +113,9 @@ def export_data(
 def prepare_data(
     suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
     source: Annotated[Path | None, typer.Option("--from", help="Folder with one folder per task.")] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder to write; its tasks may not be there yet.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+    ] = None,
     tasks: TaskNames = None,
     show: Annotated[
         bool, typer.Option("--list", help="List what each task is made from, and which cannot be.")

@@ -88,6 +88,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness import arrays, local
     from harness import device as devices
     from harness.data import done_on_other_data
+    from harness.lists import check_roots
     from harness.overview import overview, totals
     from harness.progress import Display
     from harness.stages import stage
@@ -107,6 +108,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
         errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
     if not to_do:
         return
+    check_roots(selection.suite, selection.tasks, roots)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(devices.choose(device_name), jobs)

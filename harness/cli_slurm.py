@@ -72,7 +72,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
-    from harness.lists import Roots
+    from harness.lists import Roots, check_roots
     from harness.store import Store
     from harness.worker import setup_for
     from slurm import submit as submission
@@ -81,6 +81,8 @@ def submit(
     from slurm.submissions import Log
 
     name, flags, file = cluster
+    if not dry_run:
+        check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
     with log.alone():
         missing = submission.todo(selection, Store(out), submission.held_keys(log, where))

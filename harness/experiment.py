@@ -118,9 +118,13 @@ def _method_choice(item: Any) -> plan.MethodChoice:
     return plan.choose_method(name, settings)
 
 
+MOST_SEEDS = 10_000
+"""More are a slip of the finger."""
+
+
 def _seeds(value: int | list[int]) -> tuple[int, ...]:
-    seeds = range(value) if isinstance(value, int) else value
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+    seeds = range(min(value, MOST_SEEDS + 1)) if isinstance(value, int) else value
+    if not 0 < len(seeds) <= MOST_SEEDS or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise HarnessError(f"seeds={value!r} must be a number of seeds or a list of seeds")
     return tuple(seeds)
 
@@ -164,7 +168,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
         if not values.get(key):
             raise HarnessError(f"say which {key}: --{key} on the command line, or `{key}:` in an experiment file")
     for key, value in values.items():
-        if not isinstance(value, _TYPES[key]):
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
             raise HarnessError(f"{blame(key)}{key}={value!r} must be {' or '.join(t.__name__ for t in _TYPES[key])}")
     asked = Experiment(**values)
     with _Blame(blame("suite")):
@@ -175,13 +179,17 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     with _Blame(blame("seeds")):
         seeds = _seeds(asked.seeds)
     with _Blame(blame("protocol")):
-        protocol.get(asked.protocol)
+        plan.check_lists(suite, tasks, asked.protocol)
     with _Blame(blame("trials")):
         trials = _trials(asked)
     with _Blame(blame("recipe")):
         plan.make_recipe(suite.recipe, asked.recipe)
     with _Blame(blame("shots")):
         shots = plan.check_shots(suite, tuple(asked.shots))
+    with _Blame(blame("backbone")):
+        backbones.check_name(asked.backbone, list(backbones.EMBEDDED))
+    with _Blame(blame("image_size")):
+        backbones.fitting_size(asked.backbone, asked.image_size)
     with _Blame(blame("weights" if asked.weights != "pretrained" else "backbone")):
         backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
     preprocessing = _preprocessing(asked, backbone, blame)

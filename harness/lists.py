@@ -155,6 +155,12 @@ def _subfolder(images: Path, task: Task, file: Path) -> Path:
     return images / task.subfolders[found.index(max(found))]
 
 
+def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
+    """`HarnessError` if tasks that are not built from packages have no folder to be in."""
+    if roots.data is not None or any(suite.task(name).build is None for name in tasks):
+        _data_root(suite, roots)
+
+
 def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
     """The list of a further test set on the user's disk."""
     data = _data_root(suite, roots)
