@@ -1,7 +1,9 @@
 """Decode once: a split's pictures become one uint8 array on disk, which runs map into memory.
 
-An array's name holds a digest of the list, of a sample of the pictures' bytes and of the preprocessing, so a changed
-list, picture or size makes a new array. Several processes may ask for the same array: one builds it, the others wait.
+An array's name holds a digest of the list, of all pictures' sizes and times, of the bytes of some of them and of the
+preprocessing, so a changed list, picture or size makes a new array. Several processes may ask for the same array: one
+builds it, the others wait. The file ends with its checksum, which each process compares once: a damaged array is built
+anew.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.errors import DataError
+from harness.lease import lies_at
 from harness.lists import Entry, ListFile
-from harness.paths import cache_folder
+from harness.paths import cache_folder, writing_cache
 from harness.preprocessing import Preprocessing
 from harness.terminal import Advance
 
@@ -41,10 +47,23 @@ def list_digest(entries: Sequence[Entry]) -> str:
 
 def sample_digest(source: ListFile, entries: Sequence[Entry]) -> str:
     """sha256 over the bytes of `SAMPLE` pictures, evenly spaced over the list."""
-    sha, step = hashlib.sha256(), max(1, len(entries) // SAMPLE)
-    for entry in entries[::step][:SAMPLE]:
-        path = source.folder / entry.name
-        sha.update(path.read_bytes() if path.is_file() else b"missing")
+    sha, count = hashlib.sha256(), min(SAMPLE, len(entries))
+    for number in range(count):
+        path = source.folder / entries[number * len(entries) // count].name
+        try:
+            sha.update(path.read_bytes() if path.is_file() else b"missing")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return sha.hexdigest()
+
+
+def _stamps_digest(source: ListFile, entries: Sequence[Entry]) -> str:
+    """sha256 over size and modification time of all pictures: 0.1 s for 20,000 on a local disk."""
+    sha = hashlib.sha256()
+    for entry in entries:
+        with suppress(OSError):
+            status = os.stat(f"{source.folder}/{entry.name}")  # noqa: PTH116 (twice as fast)
+            sha.update(f"{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return sha.hexdigest()
 
 
@@ -55,7 +74,8 @@ def array_bytes(count: int, preprocessing: Preprocessing) -> int:
 
 def array_path(label: str, source: ListFile, entries: Sequence[Entry], preprocessing: Preprocessing) -> Path:
     """Where the array of this list lies; `label` makes the name readable."""
-    key = "".join((list_digest(entries), sample_digest(source, entries), preprocessing.pixels_id))
+    digests = list_digest(entries), sample_digest(source, entries), _stamps_digest(source, entries)
+    key = "".join((*digests, preprocessing.pixels_id))
     name = f"{label}-{preprocessing.pixels_id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     return folder() / name
 
@@ -68,37 +88,92 @@ def load(
     advance: Advance | None = None,
 ) -> np.ndarray:
     """Pixels uint8 [N, size, size, 3] of a list's pictures in order, built if need be, mapped copy-on-write."""
+    return np.load(build(label, source, entries, preprocessing, advance), mmap_mode="c")
+
+
+def build(
+    label: str,
+    source: ListFile,
+    entries: Sequence[Entry],
+    preprocessing: Preprocessing,
+    advance: Advance | None = None,
+) -> Path:
+    """The file of the array, which is there and whole afterwards."""
     path = array_path(label, source, entries, preprocessing)
-    if not path.is_file():
-        with _lock(path):
-            if not path.is_file():  # another process may have built it while this one waited
-                _build(path, [source.folder / entry.name for entry in entries], preprocessing, advance)
-    return np.load(path, mmap_mode="c")
+    if not _is_whole(path):
+        with writing_cache(), _lock(path):
+            if not _is_whole(path):  # another process may have built it while this one waited
+                _decode(path, [source.folder / entry.name for entry in entries], preprocessing, advance)
+    return path
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold the array's lock; the system frees it if this process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    lock = path.with_suffix(".lock")
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if lies_at(lock, file.fileno()):  # else `clear` has deleted it meanwhile
+                yield
+                return
 
 
-def _build(path: Path, pictures: list[Path], preprocessing: Preprocessing, advance: Advance | None) -> None:
+def _decode(path: Path, pictures: list[Path], preprocessing: Preprocessing, advance: Advance | None) -> None:
     """Decode on all cores into a temporary file, then rename it."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     size = preprocessing.image_size
-    array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(pictures), size, size, 3))
-    with temporary.open("rb+") as file:  # a full disk is an error here, and no bus error when a page is written
-        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for index, pixels in enumerate(pool.map(preprocessing.decode, pictures)):
-            array[index] = pixels
-            if advance and (index % 100 == 99 or index + 1 == len(pictures)):
-                advance(index + 1, len(pictures))
-    array.flush()
-    temporary.replace(path)
+    try:
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(pictures), size, size, 3))
+        with temporary.open("rb+") as file:  # a full disk is an error here, and no bus error when a page is written
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for index, pixels in enumerate(pool.map(preprocessing.decode, pictures)):
+                array[index] = pixels
+                if advance and (index % 100 == 99 or index + 1 == len(pictures)):
+                    advance(index + 1, len(pictures))
+        array.flush()
+        with temporary.open("ab") as file:
+            file.write(_checksum(temporary, temporary.stat().st_size))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+CHECKSUM_BYTES = 4
+"""At the end of the file, behind the array."""
+
+CHUNK = 1 << 20
+
+_WHOLE: set[tuple[str, int, int, int]] = set()
+"""Files that this process has found whole: path, inode, size and time."""
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the array is there as it was written. Each process reads it once for that, at 1.4 GB/s or more."""
+    try:
+        status = path.stat()
+        stamp = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+        if stamp not in _WHOLE:
+            size = max(0, status.st_size - CHECKSUM_BYTES)
+            with path.open("rb") as file:
+                file.seek(size)
+                if file.read() != _checksum(path, size):
+                    return False
+            _WHOLE.add(stamp)
+    except OSError:
+        return False
+    return True
+
+
+def _checksum(path: Path, size: int) -> bytes:
+    """CRC-32 of the first `size` bytes: it guards against damage, not against malice."""
+    crc = 0
+    with path.open("rb") as file:
+        while size and (chunk := file.read(min(CHUNK, size))):
+            crc, size = zlib.crc32(chunk, crc), size - len(chunk)
+    return crc.to_bytes(CHECKSUM_BYTES, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +196,16 @@ def clear() -> int:
     What another process is building at the moment stays: it would lose its lock, and a second builder its array.
     """
     freed = 0
-    for lock in {path.with_suffix(".lock") for path in folder().glob("*") if path.suffix in SUFFIXES}:
+    for lock in {_lock_of(path) for path in folder().glob("*") if path.suffix in SUFFIXES}:
         with lock.open("w") as file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in (lock.with_suffix(".npy"), lock.with_suffix(".tmp"), lock):
+            leftovers = [path for path in folder().glob("*.tmp") if _lock_of(path) == lock]
+            for path in (lock.with_suffix(".npy"), *leftovers, lock) if lies_at(lock, file.fileno()) else ():
                 freed += path.stat().st_size if path.is_file() else 0
                 path.unlink(missing_ok=True)
     return freed
+
+
+def _lock_of(path: Path) -> Path:
+    """The lock of an array, `x.npy`, or of one in the making, `x.<process>.tmp`."""
+    return (path.with_suffix("") if path.suffix == ".tmp" else path).with_suffix(".lock")

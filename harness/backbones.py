@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,22 @@ def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | 
         file = _checkpoint(name, weights)
         digest, weights = embedded.sha256_of(file), weights if weights == "pretrained" else file.name
         _FILES[digest] = file
-    spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=image_size or native_size(name))
+    spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=fitting_size(name, image_size))
     if digest in _FILES:
         # On the meta device, so that a file that does not fit is answered here and not in every run.
         checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, 0, spec.image_size), weights, name)
     return spec
+
+
+def fitting_size(name: str, asked: int | None) -> int:
+    """The image size asked for, or the native one. `HarnessError` if patches do not fill it."""
+    native = native_size(name)
+    if asked is None or asked == native:
+        return native
+    side = skeleton(name, 0).patch_embed.patch_size[0]
+    if asked < side or asked % side:
+        raise HarnessError(f"image_size={asked} must be a multiple of {side}, the side of a patch of {name!r}")
+    return asked
 
 
 def _checkpoint(name: str, weights: str) -> Path:
@@ -165,6 +176,13 @@ def _verified(spec: BackboneSpec) -> Path:
     return file
 
 
+@lru_cache(maxsize=1)
+def _fitted(spec: BackboneSpec) -> dict[str, Tensor]:
+    """The checkpoint's weights under the model's names. A process keeps those it used last, which its runs share."""
+    state = checkpoints.read(_verified(spec))
+    return checkpoints.fit(state, skeleton(spec.name, 0, spec.image_size), spec.weights, spec.name)
+
+
 def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
     """The model with its weights and a head of `num_classes` (trunc_normal 0.02, bias zero), frozen, in eval mode.
 
@@ -181,8 +199,7 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
         model.load_state_dict(_embedded_state(model.pos_embed.shape[1], len(model.blocks)), strict=True)
     else:
         model = _create(spec, drop_path_rate=drop_path)
-        state = checkpoints.read(_verified(spec))
-        model.load_state_dict(checkpoints.fit(state, model, spec.weights, spec.name), strict=True)
+        model.load_state_dict(_fitted(spec), strict=True)
     model.reset_classifier(num_classes)
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):

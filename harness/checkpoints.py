@@ -45,11 +45,13 @@ def read(file: Path) -> State:
     """
     readers: dict[str, Callable[[Path], Any]] = {".npz": _read_npz, ".safetensors": load_file}
     try:
-        state = _unwrap(readers.get(file.suffix, _read_torch)(file))
+        state = _unwrap(readers.get(file.suffix.lower(), _read_torch)(file))
     except (
         OSError,
         EOFError,
         RuntimeError,
+        AttributeError,
+        TypeError,
         ValueError,
         KeyError,
         BadZipFile,
@@ -149,10 +151,11 @@ def fit(state: State, model: Any, file: str, name: str) -> State:
     Position embeddings and Swin's relative positions are resized to the model's image size, as timm does for its own
     checkpoints, whichever form the file has. `HarnessError` lists how file and model differ otherwise.
     """
-    if "Transformer/encoder_norm/scale" in state:
-        state = from_google(state)
-    patches = state.get("patch_embed.proj.weight")
+    patches = None
     try:
+        if "Transformer/encoder_norm/scale" in state:
+            state = from_google(state)
+        patches = state.get("patch_embed.proj.weight")
         fitted = _timm_filter(state, model)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         fitted = state  # of another architecture: the differences below say so
@@ -163,6 +166,9 @@ def fit(state: State, model: Any, file: str, name: str) -> State:
     problem = difference(shapes_of(fitted), shapes_of(model.state_dict()))
     if problem:
         raise HarnessError(f"{file} does not fit backbone {name!r}: {problem}")
+    broken = [key for key, tensor in fitted.items() if not (tensor.is_floating_point() and tensor.isfinite().all())]
+    if broken:
+        raise HarnessError(f"{file}: {len(broken)} tensors hold NaN, infinity or whole numbers ({_first(broken)})")
     return fitted
 
 

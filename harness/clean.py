@@ -54,7 +54,8 @@ def _size(path: Path) -> int:
 
 
 def remove(found: list[Litter]) -> list[Litter]:
-    """Delete, folder by folder under its lease; returns what was deleted. What somebody has taken meanwhile stays."""
+    """Delete, folder by folder under its lease; returns what was deleted. What somebody has taken meanwhile stays, and
+    what a record written meanwhile makes worth keeping."""
     folders: dict[Path, list[Litter]] = {}
     for item in found:
         folders.setdefault(item.path.parent, []).append(item)
@@ -62,12 +63,14 @@ def remove(found: list[Litter]) -> list[Litter]:
     for folder, items in folders.items():
         try:
             with lease.acquire(folder):  # takes over a stale one, and leaves none
-                for item in items:
+                now = {(item.path, item.what) for item in _litter(index.look(folder), failed=True)}
+                gone = [item for item in items if item.path.name == LEASE_NAME or (item.path, item.what) in now]
+                for item in gone:
                     if item.path.name != LEASE_NAME:
                         _delete(item.path)
         except lease.Taken:
             continue
-        deleted += items
+        deleted += gone
     return deleted
 
 

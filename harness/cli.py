@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from harness.cli_bench import bench
 from harness.cli_checks import checks_app
@@ -149,5 +150,5 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True)
         raise SystemExit(2) from None

@@ -11,7 +11,7 @@ import typer
 
 from harness.cli_options import DataFolder, ListFolder, ShotCounts, SuiteName, TaskNames
 from harness.errors import HarnessError
-from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, shot_words, words
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, shot_words, task_words
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, convert and tidy up data.")
 cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that runs keep on disk.")
@@ -39,7 +39,7 @@ def check_data(
         report = check(
             find_suite(_given(suite, "--suite")),
             Roots(data=root, lists=lists),
-            tuple(words(tasks) or ()),
+            tuple(task_words(tasks) or ()),
             tuple(shot_words(shots) or ()),
             deep,
             advance,
@@ -86,7 +86,9 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
 @data_app.command("export")
 def export_data(
     suite: SuiteName = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder to write; its tasks may not be there yet.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+    ] = None,
     picture_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
     quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 if not given.")] = None,
     root: DataFolder = None,
@@ -101,7 +103,9 @@ def export_data(
     target = Path(_given(str(to) if to else None, "--to"))
     chosen, roots = PictureFormat(name=picture_format, quality=quality), Roots(data=root, lists=lists)
     with counting("pictures") as advance:
-        count = export(find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(words(tasks) or ()), advance)
+        count = export(
+            find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(task_words(tasks) or ()), advance
+        )
     console.print(f"{count} pictures written below {target}")
 
 
@@ -109,7 +113,9 @@ def export_data(
 def prepare_data(
     suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
     source: Annotated[Path | None, typer.Option("--from", help="Folder with one folder per task.")] = None,
-    to: Annotated[Path | None, typer.Option("--to", help="Folder to write; its tasks may not be there yet.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+    ] = None,
     tasks: TaskNames = None,
     show: Annotated[
         bool, typer.Option("--list", help="List what each task is made from, and which cannot be.")
@@ -125,7 +131,7 @@ def prepare_data(
         print_rows(sources(), as_json)
         return
     folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
-    for name, note in prepare(folder, target, tuple(words(tasks) or ())):
+    for name, note in prepare(folder, target, tuple(task_words(tasks) or ())):
         console.print(f"{target / name}: {note}")
 
 

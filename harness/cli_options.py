@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.terminal import shot_words, words
+from harness.terminal import shot_words, task_words, words
 
 DataFolder = Annotated[Path | None, typer.Option("--root", help="Folder of the images, where you bring them.")]
 ListFolder = Annotated[Path | None, typer.Option("--lists", help="Folder of the lists, if not that of the images.")]
-OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
+OutFolder = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of the results.")]
 SuiteName = Annotated[str | None, typer.Option("--suite", help="Suite, see `sctbench suites`.")]
 TaskNames = Annotated[str | None, typer.Option("--tasks", help="Tasks of the suite; all if not given.")]
 ShotCounts = Annotated[
@@ -49,11 +49,11 @@ def read_selection(
     """The `plan.Selection` that the options and the experiment file ask for."""
     from harness import experiment as experiments
 
-    fields = experiments.parse_method(":".join(words(recipe) or []))[1] if recipe is not None else None
+    fields = experiments.parse_settings(words(recipe) or []) if recipe is not None else None
     given: dict[str, Any] = {
         "suite": suite,
         "methods": words(methods),
-        "tasks": words(tasks),
+        "tasks": task_words(tasks),
         "seeds": seeds,
         "protocol": protocol,
         "trials": trials,

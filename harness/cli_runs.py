@@ -87,18 +87,28 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
     from harness import arrays, local
     from harness import device as devices
+    from harness.data import done_on_other_data
+    from harness.lists import check_roots
     from harness.overview import overview, totals
     from harness.progress import Display
     from harness.stages import stage
     from harness.store import Store
     from harness.worker import setup_for
 
-    store = Store(out)
-    stages = stage(selection, store.read)
+    store, found = Store(out), dict[str, Any]()
+
+    def read(spec: Any) -> Any:
+        return found.setdefault(spec.run_id, store.read(spec))
+
+    stages = stage(selection, read)
     to_do = len(stages.ready) + len(stages.blocked)
     console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
+    settled = [record for spec in stages.settled if (record := found.get(spec.run_id))]
+    for warning in done_on_other_data(selection.suite, settled, roots, selection.preprocessing):
+        errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
     if not to_do:
         return
+    check_roots(selection.suite, selection.tasks, roots)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(devices.choose(device_name), jobs)

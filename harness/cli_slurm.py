@@ -76,7 +76,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
-    from harness.lists import Roots
+    from harness.lists import Roots, check_roots
     from harness.store import Store
     from harness.worker import setup_for
     from slurm import submit as submission
@@ -85,6 +85,8 @@ def submit(
     from slurm.submissions import Log
 
     name, flags, file = cluster
+    if not dry_run:
+        check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
         errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
@@ -161,7 +163,7 @@ def _tell_scripts(plan: Any, profile: Any, log: Any, cluster: str) -> None:
     for array in [*plan.arrays, plan.report] if cluster == "slurm" else []:
         after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
         folder = log.root.absolute() / plan.name / array.name.rpartition(".")[2]
-        console.print(f"\n[bold]{array.name}[/bold]")
+        console.print(f"\n[bold]{array.name}[/bold]", markup=True)
         console.print(script(profile, array, folder, after), highlight=False, markup=False)
     console.print("Nothing was submitted.")
 

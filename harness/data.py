@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,10 +16,10 @@ from torch import Tensor
 from harness import arrays
 from harness.door import Door, check_open
 from harness.errors import DataError, HarnessError
-from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
-from harness.paths import cache_folder
+from harness.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
+from harness.paths import cache_folder, writing_cache
 from harness.preprocessing import Preprocessing
-from harness.record import Fingerprint
+from harness.record import Fingerprint, RunRecord
 from suites.base import Suite, Task
 
 
@@ -50,12 +52,24 @@ def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
     """
     if task.build is None or roots.data is not None:
         return roots
-    root = cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
+    root = _bundled(suite)
     folder = root / task.name
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        task.build(folder)
+        with writing_cache():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            task.build(folder)
     return replace(roots, data=root, lists=root)
+
+
+def is_there(suite: Suite, task: Task, roots: Roots) -> bool:
+    """Whether the task's data can be looked at now, without building or asking for them."""
+    if roots.data is not None:
+        return True
+    return task.build is not None and (_bundled(suite) / task.name).is_dir()
+
+
+def _bundled(suite: Suite) -> Path:
+    return cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
 
 
 TRAINED_ON = ("train", "trainval")
@@ -63,9 +77,13 @@ TRAINED_ON = ("train", "trainval")
 no later run finds them in memory."""
 
 
+_DISJOINT: set[tuple[object, ...]] = set()
+"""Lists that this process has found to share no picture where they may not, as they were then."""
+
+
 @lru_cache(maxsize=32)
-def _entries(source: ListFile, num_classes: int, changed: int) -> tuple[Entry, ...]:
-    return tuple(read_list(source.path, num_classes))
+def _entries(source: ListFile, num_classes: int, changed: tuple[int, ...]) -> tuple[Entry, ...]:
+    return tuple(read_list(source.path, num_classes, numbered_with=source.numbered_with))
 
 
 @lru_cache(maxsize=16)
@@ -86,16 +104,17 @@ class TaskData:
         shots: int | None = None,
         split_seed: int | None = None,
         looks: int = 1,
+        val_is_scored: bool = False,
     ) -> None:
         """`looks`: how often the test split may be opened."""
-        self.task, self.preprocessing = task, preprocessing
+        self.suite, self.task, self.preprocessing = suite, task, preprocessing
         self.test_looks = 0
         self._looks = looks
         roots = build_if_bundled(suite, task, roots or Roots())
         self._sources = locate_lists(suite, task, roots, shots, split_seed)
         self._sources |= {target.name: locate_target(suite, target, roots) for target in task.targets}
         self._label = f"{suite.name}-{task.name}"
-        self._refuse_overlap()
+        self._refuse_overlaps(val_is_scored)
 
     def entries(self, split: str) -> tuple[Entry, ...]:
         """Names and labels of a split."""
@@ -103,20 +122,26 @@ class TaskData:
         if not source.path.is_file():
             raise DataError(f"{source.path}: no such list file")
         read = _entries if split in TRAINED_ON else _entries.__wrapped__
-        return read(source, self.task.num_classes, source.path.stat().st_mtime_ns)
+        return read(source, self.task.num_classes, source.changed)
 
-    def _refuse_overlap(self) -> None:
-        """No picture of the test split may be trained on or validated on."""
-        test = {entry.name for entry in self.entries("test")}
-        for split in set(self._sources) & {"train", "val", "trainval"}:
-            for entry in self.entries(split):
-                if entry.name in test and self._sources[split].folder == self._sources["test"].folder:
-                    where = f"{self._sources[split].path}:{entry.line}"
-                    raise DataError(f"{where}: {entry.name} is also in {self._sources['test'].path}")
+    def _refuse_overlaps(self, val_is_scored: bool) -> None:
+        """No picture that is scored may be trained on, and none of the test splits validated on."""
+        key = tuple((source, source.changed) for source in self._sources.values()), val_is_scored
+        if key in _DISJOINT:
+            return
+        files = {split: by_file(source, self.entries(split)) for split, source in self._sources.items()}
+        for one, other in disjoint(files):
+            same = next((path for path in files[one] if path in files[other]), None)
+            if same and ((one, other) != ("train", "val") or val_is_scored):
+                places = [f"{self._sources[split].path}:{files[split][same].line}" for split in (one, other)]
+                raise DataError(f"{places[0]}: {files[one][same].name} is also in {places[1]}")
+        _DISJOINT.add(key)
 
     def fingerprint(self) -> Fingerprint:
-        """Digests of all lists and of a sample of all pictures."""
-        lists, files, sizes = hashlib.sha256(), hashlib.sha256(), {}
+        """Digests of all lists, with what the suite makes of them, and of a sample of all pictures."""
+        masked = [target.name for target in self.task.targets if target.masked]
+        lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
+        files, sizes = hashlib.sha256(), {}
         for split, source in self._sources.items():
             entries = self.entries(split)
             sizes[split] = len(entries)
@@ -137,13 +162,22 @@ class TaskData:
 
     def _pictures(self, splits: list[str]) -> set[str]:
         """Real paths of the pictures that these lists name."""
-        named = ((self._sources[split].folder, entry.name) for split in splits for entry in self.entries(split))
-        return {os.path.realpath(folder / name) for folder, name in named}
+        return {path for split in splits for path in by_file(self._sources[split], self.entries(split))}
 
     def _load(self, split: str) -> Split:
         check_open(f"split {split!r} of {self.task.name!r}")
         load = _load_split if split in TRAINED_ON else _load_split.__wrapped__
         return load(f"{self._label}-{split}", self._sources[split], self.entries(split), self.preprocessing)
+
+    def decode(self, split: str) -> None:
+        """Make the array of a split that will be scored, of `test` with all further test sets, and give nothing away:
+        a picture that is missing shows before the training and not behind it."""
+        for name in self._tested if split == "test" else (split,):
+            arrays.build(f"{self._label}-{name}", self._sources[name], self.entries(name), self.preprocessing)
+
+    @property
+    def _tested(self) -> tuple[str, ...]:
+        return "test", *(target.name for target in self.task.targets)
 
     def has(self, split: str) -> bool:
         """Whether the task has a list of this name."""
@@ -164,4 +198,28 @@ class TaskData:
             raise HarnessError(f"the test split of {self.task.name!r} {allowed}")
         check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
-        return {split: self._load(split) for split in ("test", *(target.name for target in self.task.targets))}
+        return {split: self._load(split) for split in self._tested}
+
+
+def done_on_other_data(
+    suite: Suite, records: Iterable[RunRecord], roots: Roots, preprocessing: Preprocessing
+) -> Iterator[str]:
+    """A line for each task and way in which complete runs were done on other data than there are now, where these can
+    be looked at."""
+    now: dict[tuple[str, int | None, int | None], Fingerprint | None] = {}
+    found: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        spec = record.spec
+        key = spec.task, spec.shots, spec.split_seed
+        if key not in now:
+            now[key] = None
+            with suppress(HarnessError):
+                task = suite.task(spec.task)
+                if is_there(suite, task, roots):
+                    data = TaskData(suite, task, preprocessing, roots, spec.shots, spec.split_seed)
+                    now[key] = data.fingerprint()
+        today = now[key]
+        if today and record.data and (difference := record.data.differs_from(today)):
+            found[spec.task, difference] += 1
+    for (name, difference), count in found.items():
+        yield f"{count} complete run(s) of {name} were done on other data than there are now ({difference})"

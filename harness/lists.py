@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from harness.errors import DataError, HarnessError
@@ -29,6 +32,15 @@ class ListFile:
     folder: Path
     """Names in the list are relative to it."""
 
+    numbered_with: tuple[Path, ...] = ()
+    """JSON lists of the same task: class ids are numbered over all of them."""
+
+    @property
+    def changed(self) -> tuple[int, ...]:
+        """Times and sizes of the files that decide the entries."""
+        found = [path.stat() for path in (self.path, *self.numbered_with) if path.is_file()]
+        return tuple(number for status in found for number in (status.st_mtime_ns, status.st_size))
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -43,6 +55,8 @@ class Entry:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
 
@@ -56,26 +70,43 @@ def _text_entries(path: Path) -> list[tuple[int, str, str]]:
     return entries
 
 
-def _json_entries(path: Path) -> list[tuple[int, str, str]]:
-    """VPT's form: a mapping of picture to class id; the ids in use are renumbered from 0 in ascending order."""
+def _json_classes(path: Path) -> dict[str, int]:
+    """VPT's form: a mapping of picture to class id."""
     try:
-        classes = json.loads(_text(path))
-        order = {value: index for index, value in enumerate(sorted(set(classes.values())))}
-        return [(n, name, str(order[value])) for n, (name, value) in enumerate(classes.items(), start=1)]
-    except (ValueError, AttributeError, TypeError) as error:
+        classes: dict[str, int] = json.loads(_text(path))
+        return dict(classes.items())
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON mapping of pictures to classes ({error})") from None
 
 
-def read_list(path: Path, num_classes: int, problems: list[str] | None = None) -> list[Entry]:
+def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[tuple[int, str, str]]:
+    """The ids in use, in this list and `others`, are numbered from 0 in ascending order. `DataError` if they are not as
+    many as there are classes: then nobody knows which number an id stands for."""
+    classes = _json_classes(path)
+    lists = [classes, *(_json_classes(other) for other in others if other != path and other.is_file())]
+    try:
+        ids = sorted({value for one in lists for value in one.values()})
+    except TypeError as error:
+        raise DataError(f"{path}: not a JSON mapping of pictures to classes ({error})") from None
+    if len(ids) != num_classes:
+        raise DataError(f"{path}: {len(ids)} class ids in the task's JSON lists, where it has {num_classes} classes")
+    order = {value: str(index) for index, value in enumerate(ids)}
+    return [(n, name, order[value]) for n, (name, value) in enumerate(classes.items(), start=1)]
+
+
+def read_list(
+    path: Path, num_classes: int, problems: list[str] | None = None, numbered_with: Iterable[Path] = ()
+) -> list[Entry]:
     """Entries of one list: lines `relative/path with spaces.jpg 7`, or VPT's JSON.
 
     A bad line raises `HarnessError` with file:line, or, if `problems` is given, adds its message there and is left out.
+    `numbered_with`: see `ListFile`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such list file")
     found: list[str] = []
-    entries = []
-    for number, name, label in _json_entries(path) if path.suffix == ".json" else _text_entries(path):
+    entries, is_json = [], path.suffix == ".json"
+    for number, name, label in _json_entries(path, numbered_with, num_classes) if is_json else _text_entries(path):
         if name and label.isdecimal() and int(label) < num_classes:
             entries.append(Entry(name, int(label), number))
         else:
@@ -110,17 +141,24 @@ def locate_lists(
         lists = _first_existing(roots.lists or data, suite, task.list_folders, f"the lists of {task.name!r}")
     fill = {"shots": shots, "split_seed": split_seed}
     files = {split: lists / name.format(**fill) for split, name in task.lists.items()}
-    return {split: ListFile(file, _subfolder(images, task, file)) for split, file in files.items()}
+    numbered = tuple(file for file in files.values() if file.suffix == ".json")
+    return {split: ListFile(file, _subfolder(images, task, file), numbered) for split, file in files.items()}
 
 
 def _subfolder(images: Path, task: Task, file: Path) -> Path:
     """The folder that the names in a list are relative to: that which holds most of a sample of them."""
     if len(task.subfolders) == 1 or not file.is_file():
         return images / task.subfolders[0]
-    entries = read_list(file, task.num_classes, problems=[])
-    sample = entries[:: max(1, len(entries) // 16)]
-    found = [sum((images / sub / entry.name).is_file() for entry in sample) for sub in task.subfolders]
+    rows = list(_json_classes(file)) if file.suffix == ".json" else [name for _, name, _ in _text_entries(file)]
+    sample = rows[:: max(1, len(rows) // 16)]
+    found = [sum((images / sub / name).is_file() for name in sample) for sub in task.subfolders]
     return images / task.subfolders[found.index(max(found))]
+
+
+def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
+    """`HarnessError` if tasks that are not built from packages have no folder to be in."""
+    if roots.data is not None or any(suite.task(name).build is None for name in tasks):
+        _data_root(suite, roots)
 
 
 def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
@@ -139,3 +177,27 @@ def _data_root(suite: Suite, roots: Roots) -> Path:
     if not roots.data.is_dir():
         raise HarnessError(f"--root {roots.data}: no such folder")
     return roots.data
+
+
+def disjoint(splits: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of splits that may have no picture in common: what is trained on, val, and all that is tested on."""
+    rank = {"train": 0, "trainval": 0, "val": 1}
+    return [
+        (one, other)
+        for one, other in product(splits, splits)
+        if rank.get(one, 2) < rank.get(other, 2) and (one, other) != ("trainval", "val")
+    ]
+
+
+def by_file(source: ListFile, entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The entries by `os.path.realpath` of their pictures: the same file has the same, however it is written or linked.
+    Folders are looked at once, which makes it four times as fast."""
+    folders: dict[str, str] = {}
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        head, _, tail = entry.name.rpartition("/")
+        if head not in folders:
+            folders[head] = os.path.realpath(source.folder / head)
+        path = f"{folders[head]}/{tail}"
+        found[os.path.realpath(path) if tail == ".." or os.path.islink(path) else path] = entry  # noqa: PTH114
+    return found

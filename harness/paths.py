@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from harness.errors import HarnessError
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+"""Errors of a folder that cannot be written to, or that is a file."""
 
 
 def cache_folder() -> Path:
@@ -14,6 +21,20 @@ def cache_folder() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sctbench"
+
+
+@contextmanager
+def writing_cache() -> Iterator[None]:
+    """Inside, `HarnessError` names the cache if it cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise HarnessError(
+            f"the cache {cache_folder()} cannot be written to ({error.strerror}): see its permissions, or name another "
+            "with `sctbench --cache-dir DIR ...`"
+        ) from None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

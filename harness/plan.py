@@ -6,6 +6,7 @@ Under `tuned` the list holds the trials, and `finals` the runs that they decide;
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,11 +63,13 @@ def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
     own = {f.name for f in dataclasses.fields(method.Config)}
     for key in settings:
         if key not in own | RECIPE_KEYS:
-            raise HarnessError(
-                f"method {method.name!r} has no setting {key!r}. {did_you_mean(key, [*own, *RECIPE_KEYS])}"
-            )
+            known = [*own, *RECIPE_KEYS]
+            raise HarnessError(f"method {method.name!r} has no setting {key!r}. {did_you_mean(str(key), known)}")
     configured = method.configure({key: value for key, value in settings.items() if key in own}).config
     config = {key: getattr(configured, key) for key in settings if key in own}
+    for key, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HarnessError(f"method {method.name!r}: {key}={value!r} must be a finite number")
     return MethodChoice(method=method, config=config, recipe={k: v for k, v in settings.items() if k not in own})
 
 
@@ -76,12 +79,14 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     for layer in layers:
         for key, value in layer.items():
             if key not in RECIPE_KEYS:
-                raise HarnessError(f"the recipe has no field {key!r}. {did_you_mean(key, list(RECIPE_KEYS))}")
+                raise HarnessError(f"the recipe has no field {key!r}. {did_you_mean(str(key), list(RECIPE_KEYS))}")
             default = getattr(Recipe(), key)
-            if isinstance(default, float) and isinstance(value, int):
+            if isinstance(default, float) and type(value) is int:
                 value = float(value)
             if type(value) is not type(default):
                 raise HarnessError(f"recipe {key}={value!r} must be of type {type(default).__name__}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise HarnessError(f"recipe {key}={value!r} must be a finite number")
             merged[key] = value
     if "epochs" in merged and "warmup_epochs" not in merged:  # a short training keeps the default share of warm-up
         merged["warmup_epochs"] = merged["epochs"] // 10
@@ -93,8 +98,19 @@ def task_names(suite: Suite, tasks: tuple[str, ...]) -> tuple[str, ...]:
     known = [task.name for task in suite.tasks]
     for name in tasks:
         if name not in known:
-            raise HarnessError(f"suite {suite.name!r} has no task {name!r}. {did_you_mean(name, known)}")
+            raise HarnessError(f"suite {suite.name!r} has no task {name!r}. {did_you_mean(str(name), known)}")
     return tasks or tuple(known)
+
+
+def check_lists(suite: Suite, tasks: tuple[str, ...], protocol: str) -> None:
+    """`HarnessError` if the protocol is unknown, or needs a list that one of the tasks does not have."""
+    rule = protocols.get(protocol)
+    trained_on = suite.final_split if rule.final else "train"
+    for task in (suite.task(name) for name in tasks):
+        for split in (trained_on, rule.report_split, *(("train", "val") if rule.tunes else ())):
+            if split not in task.lists:
+                what = f"task {task.name!r} of suite {suite.name!r} has no {split} split"
+                raise HarnessError(f"{what}, which protocol {protocol!r} needs")
 
 
 def check_shots(suite: Suite, shots: tuple[int, ...]) -> tuple[int, ...]:
@@ -170,10 +186,8 @@ def _spec(selection: Selection, cell: _Cell, protocol: str, seed: int) -> RunSpe
 
 
 def _trials(selection: Selection, cell: _Cell, space: Mapping[str, tuple[Any, ...]]) -> tuple[RunSpec, ...]:
-    """The runs that decide a cell's settings. `HarnessError` if its task has no val split."""
-    choice, task = cell.choice, selection.suite.task(cell.task)
-    if not {"train", "val"} <= set(task.lists):
-        raise HarnessError(f"task {task.name!r} of suite {selection.suite.name!r} has no val split to tune on")
+    """The runs that decide a cell's settings."""
+    choice = cell.choice
     default = tuning.setting(_spec(selection, cell, "validation", tuning.SEED), tuple(space))
     own = {f.name for f in dataclasses.fields(choice.method.Config)}
     specs = []

@@ -19,13 +19,13 @@ def describe(spec: RunSpec) -> str:
 
 
 def result_line(record: RunRecord) -> str:
-    """One line on a finished run."""
+    """One line on a finished run, with markup."""
     if record.status != "complete":
         kind = record.failure.kind if record.failure else ""
-        return f"[red]{describe(record.spec)}  FAILED  {kind}: {escape(record.reason)}[/red]"
+        return f"[red]{escape(describe(record.spec))}  FAILED  {kind}: {escape(record.reason)}[/red]"
     (split, metrics), cost = next(iter(record.metrics.items())), record.cost
     seconds = f"{cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds:6.1f} s" if cost else ""
-    return f"{describe(record.spec)}  {split} {metrics.accuracy:5.1f} %  {seconds}"
+    return f"{escape(describe(record.spec))}  {split} {metrics.accuracy:5.1f} %  {seconds}"
 
 
 class Display:
@@ -85,4 +85,5 @@ class Display:
         if record.spec.run_id in self._lines:
             self.bars.remove_task(self._lines.pop(record.spec.run_id))  # type: ignore[arg-type]
         self.bars.update(self._overall, completed=self.done)
-        self.console.print(f"[{self.done:>{len(str(self.total))}}/{self.total}] {result_line(record)}", highlight=False)
+        line = f"[{self.done:>{len(str(self.total))}}/{self.total}] {result_line(record)}"
+        self.console.print(line, highlight=False, markup=True)

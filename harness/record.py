@@ -129,13 +129,30 @@ class Fingerprint:
     """What the data were, for the record."""
 
     lists: str
-    """sha256 over the task's lists, names and labels."""
+    """sha256 over the task's lists, names and labels, and over what the suite makes of them: number of classes, final
+    split, masked targets."""
 
     files: str
     """sha256 over the bytes of 16 pictures per list, evenly spaced."""
 
     sizes: dict[str, int]
     """Images per split."""
+
+    @property
+    def digest(self) -> str:
+        """Both digests as one text."""
+        return f"{self.lists}/{self.files}"
+
+    def differs_from(self, now: Fingerprint) -> str:
+        """`lists differ (train 160 instead of 200)` or `pictures differ`; empty if nothing does."""
+        if self.lists == now.lists:
+            return "pictures differ" if self.files != now.files else ""
+        counts = [
+            f"{split} {self.sizes.get(split, 0)} instead of {now.sizes.get(split, 0)}"
+            for split in dict.fromkeys([*now.sizes, *self.sizes])
+            if self.sizes.get(split) != now.sizes.get(split)
+        ]
+        return f"lists differ ({', '.join(counts)})" if counts else "labels, names, classes or final split differ"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +173,9 @@ class Trial:
 
     reason: str = ""
     """Why it failed."""
+
+    data: str = ""
+    """Digests of the data it was tried on, `Fingerprint.digest`; empty where they are not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,18 +255,25 @@ class RunRecord:
         """Read a document. Raises `BadRecord` if it is torn, altered, of another schema, or not a record at all."""
         try:
             body = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRecord(f"torn: {error}") from None
         if not isinstance(body, dict) or "digest" not in body:
             raise BadRecord("not a run record")
-        if body.pop("digest") != digest(body):
+        if body.pop("digest") != _digest(body):
             raise BadRecord("altered: its digest does not fit its content")
-        if body.pop("schema") != SCHEMA:
+        if body.pop("schema", None) != SCHEMA:
             raise BadRecord(f"written by another version (schema is not {SCHEMA})", whole=True)
         try:
             return cls(**_parts(body))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadRecord(f"written by another version ({type(error).__name__}: {error})", whole=True) from None
+
+
+def _digest(body: dict[str, Any]) -> str:
+    try:
+        return digest(body)
+    except ValueError:  # NaN, which no record holds
+        return ""
 
 
 def _parts(body: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Exact resumption: the state of a training on disk, so that a run killed anywhere ends as an undisturbed one would.
 
 A state is one file, `state/<step>.safetensors` in the run's folder, put in place by a rename. The two newest are kept;
-one that is torn, altered, or of another run is not used, and the one before it is. With none, the run starts anew.
+one that is torn, altered, or made by another run, on other data or with other code is not used, and the one before it
+is. With none, the run starts anew.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,10 +54,14 @@ class Stop:
 class States:
     """The training states in one run's folder."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder / "state"
+        self.identity: dict[str, Any] = {"format": FORMAT}
+        """What a state must have been made with to be of use."""
+
+    def must_match(self, identity: dict[str, Any]) -> None:
+        """From now on only states are used that were made with just this: run, device, data, code."""
         self.identity = {"format": FORMAT, **identity}
-        """What a state must have been made with to be of use: run id, device type, precision, the method's code."""
 
     def _files(self) -> list[Path]:
         """Newest last."""
@@ -73,10 +79,17 @@ class States:
         for path in reversed(self._files()):
             with suppress(OSError, tensor_files.BadTensorFile):
                 state = tensor_files.decode(path, device)
-                if isinstance(state, dict) and state.get("identity") == self.identity:
+                other = self._differences(state)
+                if not other:
                     return state
+                print(f"{path}: not used, made with other {', '.join(other)}", file=sys.stderr, flush=True)
             path.unlink(missing_ok=True)
         return None
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        """What a state was made with that is not so now."""
+        found = state.get("identity", {})
+        return [key for key in {**found, **self.identity} if found.get(key) != self.identity.get(key)]
 
     def remove(self) -> None:
         """Delete all states."""

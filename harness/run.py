@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from harness import environment, evaluation, failures, protocol
 from harness.cost import PeakMemory, of_inference, state_bytes, state_digest
 from harness.data import Split, TaskData
 from harness.door import ajar
-from harness.errors import HarnessError, Interrupted
-from harness.failures import Failure
+from harness.errors import DataError, HarnessError, Interrupted
+from harness.failures import Diverged, Failure
 from harness.lists import Roots
 from harness.prepared import Prepared
 from harness.preprocessing import Preprocessing
-from harness.record import Cost, Metrics, RunRecord, Tuning
+from harness.record import Cost, Fingerprint, Metrics, RunRecord, Tuning
 from harness.resume import Keeper
 from harness.spec import RunSpec
 from harness.trainer import Report, Trainer, images_per_epoch
@@ -40,14 +41,17 @@ def find_task(spec: RunSpec) -> tuple[Suite, Task]:
     return suite, suite.task(spec.task)
 
 
-def identity(spec: RunSpec, device: torch.device) -> dict[str, Any]:
+def identity(spec: RunSpec, device: torch.device, data: Fingerprint, trained_on: str) -> dict[str, Any]:
     """What a training state must have been made with for this run to go on from it exactly."""
-    source = inspect.getsourcefile(registry.get(spec.method))
+    source = inspect.getsourcefile(registry.get(spec.method))  # one of the user's own lies outside of our sources
     return {
         "run_id": spec.run_id,
         "device": device.type,
         "precision": devices.precision_in_use(spec.recipe.precision, device),
+        "code": environment.source_digest(),
         "method_code": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+        "data": asdict(data),
+        "trained_on": trained_on,
     }
 
 
@@ -134,16 +138,32 @@ def run(
     _check_tuning(rule, tuning)
     suite, task = find_task(spec)
     preprocessing = Preprocessing.from_id(spec.preprocessing)
-    data = TaskData(
-        suite, task, preprocessing, roots, spec.shots, spec.split_seed, looks=rule.looks(spec.recipe.epochs)
-    )
     split = suite.final_split if rule.final else "train"
+    data = TaskData(
+        suite,
+        task,
+        preprocessing,
+        roots,
+        spec.shots,
+        spec.split_seed,
+        looks=rule.looks(spec.recipe.epochs),
+        val_is_scored=rule.report_split == "val" or (curve and split == "train"),
+    )
+    fingerprint = data.fingerprint()
+    if tuning:
+        _check_trials(tuning, fingerprint)
+    if keep:
+        keep.states.must_match(identity(spec, device, fingerprint, split))
     train = data.train(split).to(device)
     looked_at = _looked_at(rule, data, split, curve)
+    data.decode(rule.report_split)
+    if looked_at and not rule.every_epoch:
+        data.decode("val")
     memory = PeakMemory(device)
     with data.guard(split).shut():
         trained = _train(spec, train, task, preprocessing, looked_at, report, keep)
     peak = memory.allocated()
+    _check_finite(trained)
     scored = _score(rule, data, trained, task, preprocessing)
     resident, state = memory.resident(), trained.prepared.trained_state()
     weights, stored = state_digest(state), state_bytes(state)  # before the measurements, which merge the model
@@ -166,12 +186,24 @@ def run(
         weights=weights,
         parameters=trained.prepared.parameters,
         cost=cost,
-        data=data.fingerprint(),
+        data=fingerprint,
         test_looks=scored.looks,
         method_info=trained.prepared.attachment.info,
         tuning=tuning,
         environment=environment.describe(device, trained.trainer.precision) | {"resumed_at_steps": trained.resumed},
     )
+
+
+def _check_finite(trained: _Trained, metrics: Mapping[str, Metrics] | None = None) -> None:
+    """Raise `Diverged` if a trained tensor or a loss of `metrics` is not finite: no training loss has seen the last
+    update."""
+    if metrics is None:
+        values = [bool(p.isfinite().all()) for p in trained.prepared.model.parameters() if p.requires_grad]
+    else:
+        values = [math.isfinite(one.loss) for one in metrics.values()]
+    if not all(values):
+        what = "a trained tensor" if metrics is None else "the loss on held-out data"
+        raise Diverged(trained.trainer.step, trained.trainer.recipe.epochs, what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +226,7 @@ def _score(
     start = time.perf_counter()
     held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
     metrics = evaluation.evaluate(trained.prepared.model, held_out, task, preprocessing, trained.trainer.precision)
+    _check_finite(trained, metrics)
     return _Scored(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.test_looks)
 
 
@@ -219,6 +252,16 @@ def _check_tuning(rule: protocol.Protocol, tuning: Tuning | None) -> None:
         raise HarnessError(f"all {len(tuning.trials)} trials failed, the first: {tuning.trials[0].reason}")
 
 
+def _check_trials(tuning: Tuning, data: Fingerprint) -> None:
+    """`DataError` for trials that were tried on other data than the run has."""
+    other = [trial.run_id for trial in tuning.trials if trial.data and trial.data != data.digest]
+    if other:
+        raise DataError(
+            f"{len(other)} of {len(tuning.trials)} trials were tried on other lists or pictures than there are now: "
+            f"take another --out, or delete their folders: {', '.join(other)}"
+        )
+
+
 def attempt(
     spec: RunSpec,
     device: torch.device,
@@ -230,7 +273,9 @@ def attempt(
 ) -> RunRecord:
     """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
-        return run(spec, device, roots, report, keep, tuning, curve)
+        record = run(spec, device, roots, report, keep, tuning, curve)
+        record.to_json()  # what JSON has no number for is this run's failure and not its process's end
+        return record
     except Interrupted:
         raise
     except Exception as error:  # a defect in a method must not stop the other runs

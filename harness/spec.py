@@ -166,5 +166,8 @@ class RunSpec:
 
     @property
     def run_id(self) -> str:
-        """Twelve hex digits that stand for the whole spec."""
-        return digest(self.as_dict())[:12]
+        """Twelve hex digits that stand for the whole spec. A checkpoint with a digest may have any file name."""
+        values = self.as_dict()
+        if self.backbone.digest:
+            values["backbone"]["weights"] = "pretrained"
+        return digest(values)[:12]

@@ -63,10 +63,6 @@ class Store:
         record = self.read(spec)
         return record if record is not None and record.status == "complete" else None
 
-    def is_complete(self, spec: RunSpec) -> bool:
-        """Whether the run has a valid record of success."""
-        return self.complete(spec) is not None
-
     def clear_place(self, spec: RunSpec) -> None:
         """Make the run's folder fit for a new record; only for the holder of its lease.
 

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True)
+from harness.errors import HarnessError
+
+console = Console(soft_wrap=True, markup=False)  # paths and reasons may hold brackets
+errors = Console(stderr=True, soft_wrap=True, markup=False)
 
 WIDE = 10_000
 """Width of a table that goes to a file or a pipe."""
@@ -27,6 +29,14 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a 
 def words(text: str | None) -> list[str] | None:
     """The parts of `a,b,c`; None if there is no text."""
     return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
+
+
+def task_words(text: str | None) -> list[str] | None:
+    """The parts of `--tasks a,b,c`. `HarnessError` for none: that would stand for all of them."""
+    tasks = words(text)
+    if tasks == []:
+        raise HarnessError(f"--tasks {text}: names nothing; leave it out for all tasks")
+    return tasks
 
 
 def shot_words(text: str | None) -> list[Any] | None:
@@ -49,7 +59,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in texts:
         table.add_row(*row.values())
     shown = Console()
-    (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False)
+    (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False, markup=False)
 
 
 def _cell(value: Any) -> str:

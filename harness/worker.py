@@ -23,7 +23,7 @@ from harness.lists import Roots
 from harness.plan import Selection
 from harness.record import RunRecord, Tuning
 from harness.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
-from harness.run import attempt, failed_record, identity
+from harness.run import attempt, failed_record
 from harness.spec import RunSpec
 from harness.store import PROGRESS_NAME, Store
 from harness.trainer import Progress, Report
@@ -142,7 +142,7 @@ def _do_alone(
     except HarnessError as error:
         return failed_record(spec, *failures.describe(error))
     device, folder = torch.device(setup.device), store.folder(spec)
-    states = States(folder, identity(spec, device))
+    states = States(folder)
     keeper = Keeper(states, _STOP, held.check, setup.save_every)
     listen = _progress_to(folder, report)
     record = _write(store, held, attempt(spec, device, setup.data, listen, keeper, tuning, setup.curve))

@@ -19,8 +19,6 @@ from suites.folders import Split, write_vtab
 SPLIT_SEED = 0
 """Seed of every split and crop of the demo suites."""
 
-LoadArrays = Callable[[], tuple[np.ndarray, np.ndarray]]
-
 
 def task_rng(task: str) -> np.random.Generator:
     """Random numbers of a task's splits, the same on every machine."""

@@ -8,7 +8,9 @@ that all tasks share. Lists of a task's `targets` default to `val_meta.list`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+import string
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,61 @@ from suites.yaml_lines import YamlFile
 
 SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite)))
 SPLITS = ("train", "val", "test")
+ALL_SPLITS = (*SPLITS, "trainval")
+FINAL_SPLITS = ("train", "trainval")
+PLACEHOLDERS = ("shots", "split_seed")
 TASK_KEYS = {f.name for f in dataclasses.fields(Task)} - {"build"} | {*SPLITS, "images"}
 TARGET_KEYS = {f.name for f in dataclasses.fields(Target)}
 
 
-def _texts(value: Any, key: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise SuiteError(f"{key}={value!r} must be a list of texts")
-    return tuple(value)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    """Names become names of folders and of metrics."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w.-]+", value)) and value not in (".", "..")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _are(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(holds, value)) and len(set(value)) == len(value)
+
+
+def _by_split(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and set(value) <= {*ALL_SPLITS} and all(map(holds, value.values()))
+
+
+_TEXT, _TEXTS = (_is_text, "a text"), (_are(_is_text), "a list of different texts")
+_COUNT, _LIST = (_is_count, "a positive whole number"), (lambda value: isinstance(value, list), "a list")
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_name, "a text of letters, digits, `_`, `-` and `.`"),
+    **dict.fromkeys(("title", "about", "group", "images", "list_file"), _TEXT),
+    **dict.fromkeys(("folders", "list_folders", "subfolders"), _TEXTS),
+    **dict.fromkeys(("num_classes", "version", "size", *SPLITS), _COUNT),
+    **dict.fromkeys(("tasks", "targets"), _LIST),
+    **dict.fromkeys(("defaults", "recipe"), (_is_mapping, "a mapping")),
+    "sizes": (_by_split(_is_count), f"a mapping of {', '.join(ALL_SPLITS)} to positive whole numbers"),
+    "lists": (_by_split(_is_text), f"a mapping of {', '.join(ALL_SPLITS)} to texts"),
+    "masked": (lambda value: isinstance(value, bool), "true or false"),
+    "final_split": (lambda value: value in FINAL_SPLITS, " or ".join(FINAL_SPLITS)),
+    "shots": (_are(_is_count), "a list of different positive whole numbers"),
+    "split_seeds": (_are(lambda value: type(value) is int and value >= 0), "a list of different whole numbers"),
+}
+"""What the value of each key must be: a test, and its words."""
+
+
+def _check(key: str, value: Any) -> None:
+    holds, words = _KINDS[key]
+    if not holds(value):
+        raise SuiteError(f"{key}={value!r} must be {words}")
 
 
 def _check_keys(values: Any, known: set[str], needed: set[str], what: str) -> None:
@@ -32,17 +81,16 @@ def _check_keys(values: Any, known: set[str], needed: set[str], what: str) -> No
         raise SuiteError(f"{what} must be a mapping, not {values!r}")
     unknown, missing = set(values) - known, needed - set(values)
     if unknown or missing:
-        problem = f"unknown key {sorted(unknown)[0]!r}" if unknown else f"no {sorted(missing)[0]!r}"
+        problem = f"unknown key {min(map(str, unknown))!r}" if unknown else f"no {min(missing)!r}"
         raise SuiteError(f"{what} {values.get('name', '')!r} has {problem}; its keys are {', '.join(sorted(known))}")
+    for key, value in values.items():
+        _check(key, value)
 
 
 def _target(values: Any) -> Target:
     _check_keys(values, TARGET_KEYS, {"name", "folders"}, "target")
-    fields = {"list_file": "val_meta.list", **values}
-    for key in ("folders", "list_folders"):
-        if key in fields:
-            fields[key] = _texts(fields[key], key)
-    return Target(**fields)
+    lists = {key: tuple(values[key]) for key in ("folders", "list_folders") if key in values}
+    return Target(**{"list_file": "val_meta.list", **values, **lists})
 
 
 def _task(values: Any, defaults: Mapping[str, Any]) -> Task:
@@ -50,32 +98,55 @@ def _task(values: Any, defaults: Mapping[str, Any]) -> Task:
     fields = {**defaults, **values}
     _check_keys(fields, TASK_KEYS, {"name", "group", "num_classes"}, "task")
     short = {split: fields.pop(split) for split in SPLITS if split in fields}
-    sizes = {**defaults.get("sizes", {}), **values.get("sizes", {}), **short}
-    counts = {"num_classes": fields["num_classes"], **sizes}
-    for key, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise SuiteError(f"task {fields['name']!r}: {key}={count!r} must be a positive whole number")
-    folders = _texts(fields.get("folders", [fields["name"]]), "folders")
+    fields["sizes"] = {**defaults.get("sizes", {}), **values.get("sizes", {}), **short}
+    folders = tuple(fields.get("folders", [fields["name"]]))
     images = fields.pop("images", None)
-    lists = _texts(fields["list_folders"], "list_folders") if "list_folders" in fields else ()
-    fields |= {"sizes": sizes, "list_folders": lists or (folders if images else ())}
+    fields["list_folders"] = tuple(fields.get("list_folders", ())) or (folders if images else ())
     fields["folders"] = tuple(f"{folder}/{images}" for folder in folders) if images else folders
-    fields["subfolders"] = _texts(fields.get("subfolders", [""]), "subfolders")
+    fields["subfolders"] = tuple(fields.get("subfolders", [""]))
     fields["targets"] = tuple(_target(target) for target in fields.get("targets", []))
+    names = [*ALL_SPLITS, *(target.name for target in fields["targets"])]
+    for name in names:
+        if names.count(name) > 1:
+            raise SuiteError(f"task {fields['name']!r}: a target is named {name!r}, as a split or another target is")
     return Task(**fields)
+
+
+def _check_lists(task: Task, shots: bool, split_seeds: bool) -> None:
+    """Names of lists hold a placeholder for what the suite has several of, and no other."""
+    found = set()
+    for split, text in task.lists.items():
+        try:
+            found |= {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            raise SuiteError(f"task {task.name!r}: list {split}={text!r}: {error}") from None
+    has = dict(zip(PLACEHOLDERS, (shots, split_seeds), strict=True))
+    for name in sorted(found | set(PLACEHOLDERS)):
+        if (name in found) != has.get(name, False):
+            problem = "a list is named by" if name in found else "no list is named by"
+            raise SuiteError(
+                f"task {task.name!r}: {problem} {{{name}}}, of which the suite has {_NUMBER[name in found]}"
+            )
+
+
+_NUMBER = {True: "none", False: "some"}
 
 
 def load_suite(path: Path) -> Suite:
     """The suite in a YAML file. `SuiteError` names file, line and key of what is wrong."""
     file = YamlFile(path, SUITE_KEYS, "a suite")
-    values = dict(file.values)
+    values = {"name": path.stem, "title": path.stem, "about": "", **file.values}
+    for key, value in values.items():
+        with file.blamed(key):
+            _check(key, value)
     defaults = values.pop("defaults", {})
+    with file.blamed("defaults"):
+        _check_keys(defaults, TASK_KEYS, set(), "defaults")
     tasks = []
-    for index, task in enumerate(values.get("tasks") or []):
-        try:
+    for index, task in enumerate(values.get("tasks", [])):
+        with file.blamed("tasks", index):
             tasks.append(_task(task, defaults))
-        except SuiteError as error:
-            raise SuiteError(f"{file.where('tasks', index)}: {error}") from None
+            _check_lists(tasks[-1], bool(values.get("shots")), bool(values.get("split_seeds")))
     if not tasks:
         raise SuiteError(f"{file.where('tasks')}: a suite needs a list of tasks")
     names = [task.name for task in tasks]
@@ -85,7 +156,4 @@ def load_suite(path: Path) -> Suite:
     values["tasks"] = tuple(tasks)
     for key in ("folders", "shots", "split_seeds"):
         values[key] = tuple(values.get(key, ()))
-    for key in ("name", "title"):
-        values.setdefault(key, path.stem)
-    values.setdefault("about", "")
     return Suite(**values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ class YamlFile:
         """Read `path`, a mapping with no keys but `keys`; `what` names such a file in errors ("an experiment")."""
         self.path = path
         try:
-            loader = _Loader(path.read_text())
+            text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise SuiteError(f"{path}: cannot be read ({error})") from None
-        loader.name = str(path)
         try:
+            loader = _Loader(text)
+            loader.name = str(path)
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 raise SuiteError(f"{path}:1: {what} is a mapping with the keys {', '.join(keys)}")
@@ -49,16 +51,31 @@ class YamlFile:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise SuiteError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise SuiteError(f"{path}:{line}: not valid YAML: a control character") from None
+        except SuiteError:
+            raise
+        except (ValueError, RecursionError) as error:  # a date in the thirteenth month, nested too deep
+            raise SuiteError(f"{path}: not valid YAML: {error}") from None
         self._nodes = {key.value: (key, value) for key, value in node.value}
         for key in self.values:
             if key not in keys:
                 close = difflib.get_close_matches(str(key), keys, n=1, cutoff=0.5)
                 hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(keys)}."
-                raise SuiteError(f"{self.where(key)}: unknown key {key!r}. {hint}")
+                raise SuiteError(f"{self.where(str(key))}: unknown key {key!r}. {hint}")
 
     def text(self, key: str) -> str:
         """The plain value of a key as it is written, before YAML makes a number of it."""
         return str(self._nodes[key][1].value)
+
+    @contextmanager
+    def blamed(self, key: str, item: int | None = None) -> Iterator[None]:
+        """Inside, a `SuiteError` is given `file:line: ` of a key, or of the item of the list under it."""
+        try:
+            yield
+        except SuiteError as error:
+            raise SuiteError(f"{self.where(key, item)}: {error}") from None
 
     def where(self, key: str, item: int | None = None) -> str:
         """`file:line` of a key, or of the item of the list under it."""

@@ -50,12 +50,12 @@ def to_terminal(table: Table, console: Console) -> None:
     if not console.is_terminal and not console.quiet:
         console = Console(file=console.file, width=UNLIMITED)
     grid = _grid(table)
-    console.print(f"\n[bold]{escape(table.title)}[/bold]", highlight=False)
+    console.print(f"\n[bold]{escape(table.title)}[/bold]", highlight=False, markup=True)
     for part in _chunks(grid, console.width):
         shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1))
         for index in (0, *part):
             shown.add_column(grid[0][index], no_wrap=True, justify="right" if index else "left")
         for row in grid[1:]:
             shown.add_row(*(row[index] for index in (0, *part)))
-        console.print(shown)
-    console.print(escape(table.full_caption), style="dim", soft_wrap=False, highlight=False)
+        console.print(shown, markup=True)
+    console.print(table.full_caption, style="dim", soft_wrap=False, highlight=False, markup=False)

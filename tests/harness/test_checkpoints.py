@@ -16,6 +16,8 @@ from harness.errors import HarnessError
 from harness.spec import BackboneSpec
 
 TINY = "vit_tiny_patch16_224"
+GOOGLE_NORM = "Transformer/encoder_norm/scale"
+GOOGLE_QUERY = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/"
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 
 
@@ -246,6 +248,42 @@ def test_a_bare_array_or_pickle_is_no_npz(tmp_path):
     for name in ("bare.npz", "pickle.npz"):
         with pytest.raises(HarnessError, match=f"{name}: damaged, or not a checkpoint"):
             checkpoints.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.pth", {1: torch.zeros(2)}, "damaged, or not a checkpoint"),
+        ("mine.npz", {"a": np.array(["x"])}, "damaged, or not a checkpoint"),
+        ("mine.npz", {GOOGLE_NORM: np.zeros(3), GOOGLE_QUERY + "foo": np.zeros((3, 3))}, "does not fit"),
+        ("mine.npz", {GOOGLE_NORM: np.zeros(3), GOOGLE_QUERY + "kernel": np.zeros(())}, "does not fit"),
+        ("mine.pth", lambda key, tensor: tensor.to(torch.int8), "hold NaN, infinity or whole numbers"),
+        ("mine.pth", lambda key, tensor: tensor * float("nan"), "150 tensors hold NaN"),
+        ("mine.pth", lambda key, tensor: tensor / 0 if key == "norm.bias" else tensor, r"\(norm\.bias\)"),
+    ],
+)
+def test_odd_contents_are_answered_in_words(tmp_path, name, content, message):
+    if callable(content):
+        content = {key: content(key, tensor) for key, tensor in random_model().state_dict().items()}
+    np.savez(tmp_path / name, **content) if name.endswith("npz") else torch.save(content, tmp_path / name)
+    with pytest.raises(HarnessError, match=message):
+        backbones.resolve(TINY, str(tmp_path / name), 64)
+
+
+def test_an_ending_in_capitals_is_known(tmp_path):
+    save_file(random_model().state_dict(), tmp_path / "A.SAFETENSORS")
+    assert backbones.resolve(TINY, str(tmp_path / "A.SAFETENSORS"), 64).weights == "A.SAFETENSORS"
+
+
+def test_runs_of_one_process_share_the_weights_that_were_used_last(tmp_path, monkeypatch):
+    file, reads = tmp_path / "mine.safetensors", []
+    save_file(random_model().state_dict(), file)
+    spec = backbones.resolve(TINY, str(file), 64)
+    monkeypatch.setattr(checkpoints, "read", lambda path, read=checkpoints.read: reads.append(path) or read(path))
+    one, other = (backbones.build(spec, num_classes=2) for _ in range(2))
+    assert reads == [file]
+    torch.nn.init.zeros_(one.norm.bias)
+    assert other.norm.bias.any() and backbones.build(spec, num_classes=2).norm.bias.any()
 
 
 def test_a_file_that_changes_between_plan_and_run_is_refused(tmp_path):

@@ -1,16 +1,20 @@
 """List files, decoding, cached arrays, fingerprints and the one look at the test split."""
 
+import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from examples import make_record, make_spec
 from PIL import Image
 
 from harness import arrays, data
 from harness.data import TaskData
 from harness.errors import HarnessError
-from harness.lists import Entry, Roots, read_list
+from harness.lists import Entry, ListFile, Roots, read_list
 from harness.preprocessing import Preprocessing
 from suites.base import VTAB_LISTS, Suite, Task
 
@@ -63,6 +67,68 @@ def test_second_reading_comes_from_the_cache(folder, monkeypatch):
     forget()
     monkeypatch.setattr(Preprocessing, "decode", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(toy(folder).train("train").images, first)
+
+
+def test_complete_runs_on_other_data_are_named(folder):
+    before = toy(folder)
+    record = dataclasses.replace(make_record(spec=make_spec(task="toy")), data=before.fingerprint())
+    bare = dataclasses.replace(record, data=None)
+
+    def told(**changes):
+        suite = dataclasses.replace(before.suite, tasks=(dataclasses.replace(before.task, **changes),))
+        return list(data.done_on_other_data(suite, [record, record, bare], Roots(data=folder.parent), HALF))
+
+    assert told() == []
+    first = "2 complete run(s) of toy were done on other data than there are now "
+    assert told(num_classes=4) == [first + "(labels, names, classes or final split differ)"]
+    Image.new("RGB", (40, 40)).save(folder / "images/test/0.png")
+    assert told() == [first + "(pictures differ)"]
+    with (folder / "val200.txt").open("a") as file:
+        file.write("images/val/0.png 1\n")
+    assert told() == [first + "(lists differ (val 3 instead of 4))"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:128] + bytes(len(b) - 128), lambda b: b[: len(b) // 2], lambda _: b""])
+def test_a_damaged_array_is_built_anew(folder, damage):
+    pixels = toy(folder).open_test()["test"].images.clone()
+    (array,) = arrays.cached()
+    array.path.write_bytes(damage(array.path.read_bytes()))
+    assert torch.equal(toy(folder).open_test()["test"].images, pixels)
+
+
+def test_a_whole_array_is_compared_with_its_checksum_once(folder, monkeypatch):
+    toy(folder).open_test()
+    toy(folder).open_test()
+    monkeypatch.setattr(arrays, "_checksum", lambda *_: pytest.fail("read again"))
+    toy(folder).open_test()
+
+
+def test_any_picture_that_changes_makes_a_new_array(folder):
+    """All of them are seen, not those alone whose bytes the fingerprint samples."""
+    lines = (folder / "test.txt").read_text().splitlines() * 9
+    (folder / "test.txt").write_text("\n".join(sorted(lines)))
+    toy(folder).open_test()
+    for number in range(9):
+        Image.new("RGB", (40, 40)).save(folder / f"images/test/{number}.png")
+        toy(folder).open_test()
+    assert len(arrays.cached()) == 10
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 32, 100])
+def test_the_sample_of_pictures_is_evenly_spaced(folder, monkeypatch, count):
+    seen = []
+    monkeypatch.setattr(Path, "read_bytes", lambda self: seen.append(int(self.name)) or b"")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    arrays.sample_digest(ListFile(folder, folder), [Entry(str(i), 0, i) for i in range(count)])
+    assert len(seen) == len(set(seen)) == min(16, count)
+    assert max(np.diff([*seen, count])) <= -(-count // 16)
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(HarnessError, match=r"the cache .*/file cannot be written to .*--cache-dir"):
+        toy(folder).open_test()
 
 
 def test_fingerprint_sees_lists_and_pixels(folder):
@@ -153,6 +219,21 @@ def test_clearing_leaves_an_array_that_is_being_built(folder):
     with arrays._lock(array.path):
         assert arrays.clear() == 0
         assert array.path.is_file()
-    array.path.with_suffix(".tmp").write_bytes(bytes(5))  # a builder was killed
+    array.path.with_suffix(".123-ab.tmp").write_bytes(bytes(5))  # a builder was killed
     assert arrays.clear() == array.bytes + 5
     assert list(arrays.folder().iterdir()) == []
+
+
+def test_clearing_leaves_builders_apart(folder):
+    """One that has opened the lock file when it is deleted does not believe that it holds the lock."""
+    path, entered = arrays.folder() / "toy-test.npy", []
+
+    def builder():
+        with arrays._lock(path):
+            entered.append(path.with_suffix(".lock").is_file())
+
+    with ThreadPoolExecutor(1) as pool, arrays._lock(path):
+        pool.submit(builder)
+        time.sleep(0.2)
+        path.with_suffix(".lock").unlink()  # as `clear` does that holds the lock
+    assert entered == [True]

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.data import TaskData
 from harness.data_check import check, picture_problem
 from harness.errors import HarnessError
 from harness.experiment import select
@@ -21,6 +22,7 @@ from harness.preprocessing import Preprocessing
 from suites import SUITES
 
 TASK = "svhn"
+SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture
@@ -138,6 +140,48 @@ def test_the_same_picture_in_two_splits(folder):
     assert any(text.startswith("val200.txt:3: images/val/000002.png is also in test.txt:6") for text in found)
 
 
+LEAKS = {
+    "another spelling": lambda folder: "./images/../images/test/000000.png",
+    "a link": lambda folder: link(folder / "linked.png", folder / "images/test/000000.png"),
+    "a linked folder": lambda folder: link(folder / "elsewhere", folder / "images/test") + "/000000.png",
+}
+
+
+def link(new, old):
+    new.symlink_to(old)
+    return new.name
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_the_same_picture_under_another_name(folder, leak):
+    name = LEAKS[leak](folder)
+    rewrite(folder, "train800val200.txt", lambda lines: [f"{name} 0", *lines[1:]])
+    (text,) = problems(folder)
+    assert text == f"train800val200.txt:1: {name} is also in test.txt:1"
+    with pytest.raises(HarnessError, match=f"{name} is also in .*test.txt:1"):
+        TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
+
+
+def test_a_further_test_set_may_hold_no_training_picture(tmp_path):
+    layouts.imagenet(tmp_path / "data", tmp_path / "noah")
+    target = dataclasses.replace(layouts.DG.tasks[0].targets[0], folders=("imagenet/images/train",), name="again")
+    suite = dataclasses.replace(layouts.DG, tasks=(dataclasses.replace(layouts.DG.tasks[0], targets=(target,)),))
+    train = next(tmp_path.rglob("train_meta.list.num_shot_16.seed_0"))
+    next(tmp_path.rglob("imagenetv2/annotations/val_meta.list")).write_text(train.read_text())
+    roots = Roots(data=tmp_path / "data", lists=tmp_path / "noah")
+    assert "is also in" in check(suite, roots).problems[0].text
+    with pytest.raises(HarnessError, match="is also in"):
+        TaskData(suite, suite.tasks[0], SMALL, roots, 16, 0)
+
+
+def test_val_may_hold_training_pictures_only_where_it_is_not_scored(folder):
+    rewrite(folder, "val200.txt", lambda lines: ["images/train/000000.png 0", *lines[1:]])
+    data = layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent)
+    TaskData(*data)
+    with pytest.raises(HarnessError, match=r"train800\.txt:1: .* is also in .*val200\.txt:1"):
+        TaskData(*data, val_is_scored=True)
+
+
 def test_a_picture_listed_twice_is_a_warning_and_two_labels_are_an_error(folder):
     rewrite(folder, "val200.txt", lambda lines: [lines[0], lines[0], "images/val/000000.png 2"])
     report = check(layouts.VTAB, Roots(data=folder.parent), (TASK,))
@@ -153,12 +197,28 @@ def test_classes_without_pictures(folder):
     assert "no picture of 2 of 3 classes, first class 1" in report.problems[0].text
 
 
-def test_a_class_missing_from_a_json_list_is_an_error(tmp_path):
+@pytest.mark.parametrize(("split", "warnings"), [("test", 1), ("val", 0)])
+def test_a_class_missing_from_one_json_list_shifts_no_label(tmp_path, split, warnings):
     layouts.fgvc(tmp_path, "cub", "images")
-    values = json.loads((tmp_path / "cub/test.json").read_text())
-    (tmp_path / "cub/test.json").write_text(json.dumps({name: 21 if i == 11 else i for name, i in values.items()}))
-    (problem,) = check(layouts.FGVC, Roots(data=tmp_path), ("cub",)).problems
-    assert problem.severity == "error" and "labels behind a missing one are wrong" in problem.text
+    file = tmp_path / f"cub/{split}.json"
+    values = {name: 21 if i == 11 else i for name, i in json.loads(file.read_text()).items()}
+    file.write_text(json.dumps(values))
+    report = check(layouts.FGVC, Roots(data=tmp_path), ("cub",))
+    assert (report.errors, len(report.problems)) == (0, warnings)
+    row = next(row for row in report.rows if row.split == split)
+    assert [entry.label for entry in row.entries] == [(i - 1) // 10 for i in values.values()]
+    data = TaskData(layouts.FGVC, layouts.FGVC.task("cub"), SMALL, Roots(data=tmp_path))
+    assert list(data.entries(split)) == row.entries
+
+
+def test_json_lists_with_more_or_fewer_ids_than_classes_are_refused_by_all(tmp_path):
+    layouts.fgvc(tmp_path, "cub", "images")
+    file = tmp_path / "cub/test.json"
+    file.write_text(file.read_text().replace("21", "22"))
+    message = "test.json: 4 class ids in the task's JSON lists, where it has 3 classes"
+    assert message in check(layouts.FGVC, Roots(data=tmp_path), ("cub",)).problems[-1].text
+    with pytest.raises(HarnessError, match=r"4 class ids in the task's JSON lists"):
+        TaskData(layouts.FGVC, layouts.FGVC.task("cub"), SMALL, Roots(data=tmp_path))
 
 
 def test_pets_one_shot_lists_name_each_picture_twice(tmp_path):

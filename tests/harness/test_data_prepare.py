@@ -268,6 +268,15 @@ def test_without_the_package_datasets_the_message_says_what_to_install(tmp_path,
         list(prepare(tmp_path / "old", tmp_path / "new"))
 
 
+def test_a_damaged_archive_is_named(tmp_path):
+    for task, file in (("svhn", "train_32x32.mat"), ("cifar100", "train"), ("clevr_count", "CLEVR_train_scenes.json")):
+        folder = tmp_path / task / task
+        folder.mkdir(parents=True)
+        (folder / file).write_bytes(b"garbage" * 99)
+        with pytest.raises(HarnessError, match=f"/{task}: {task} cannot be made of it"):
+            list(prepare(tmp_path / task, tmp_path / "new"))
+
+
 def test_the_command(tmp_path):
     make_svhn(tmp_path / "svhn")
     arguments = ["data", "prepare", "vtab1k", "--from", str(tmp_path), "--to", str(tmp_path / "new")]

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from command import sctbench
 
+from harness import experiment
 from harness.errors import USER_ERRORS
 from harness.experiment import parse_method, read_file, select
 from harness.plan import expand, make_recipe
+from suites import load_suite
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "suites" / "experiments").glob("*.yaml"))
 FLAGS = {"suite": "demo", "methods": ["linear"]}
@@ -83,6 +86,22 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
         ("suite: demo\nsuite: demo\n", 2, "key 'suite' is given twice"),
         ("suite: [demo\n", 2, "not valid YAML"),
         ("- demo\n", 1, "an experiment is a mapping"),
+        ("suite: demo\nmethods: [linear]\nseeds: yes\n", 3, "seeds=True must be int or list"),
+        ("suite: demo\nmethods: [linear]\nseeds: [true]\n", 3, "seeds=[True] must be"),
+        ("suite: demo\nmethods: [linear]\nseeds: 99999999999999\n", 3, "seeds=99999999999999 must be"),
+        ("suite: demo\nmethods: [linear]\ntasks: [[a]]\n", 3, "has no task ['a']"),
+        ("suite: demo\nmethods: [linear]\nshots: [[a]]\n", 3, "has no shots=['a']"),
+        ("suite: demo\nmethods: [linear]\nrecipe: {lr: .inf}\n", 3, "recipe lr=inf must be a finite number"),
+        ("suite: demo\nmethods: [linear]\nrecipe: {lr: .nan}\n", 3, "recipe lr=nan must be a finite number"),
+        ("suite: demo\nmethods: [linear]\nrecipe: {lr: yes}\n", 3, "recipe lr=True must be of type float"),
+        ("suite: demo\nmethods: [linear]\nrecipe: {1: 2}\n", 3, "the recipe has no field 1"),
+        ("suite: demo\nmethods: [{name: lora, alpha: .inf}]\n", 2, "alpha=inf must be a finite number"),
+        ("suite: demo\nmethods: [{name: lora, 1: 2}]\n", 2, "has no setting 1"),
+        ("suite: demo\nmethods: [linear]\nimage_size: 50\n", 3, "image_size=50 must be a multiple of 14"),
+        ("suite: demo\nmethods: [linear]\nimage_size: 0\n", 3, "image_size=0 must be a multiple of 14"),
+        ("suite: demo\nmethods: [linear]\nimage_size: yes\n", 3, "image_size=True must be int"),
+        ("suite: demo\nmethods: [linear]\n1: 2\n", 3, "unknown key 1"),
+        ("suite: demo\n\x07\n", 2, "not valid YAML: a control character"),
     ],
 )
 def test_mistakes_in_a_file_are_answered_with_file_line_and_hint(write, text, line, message):
@@ -91,6 +110,86 @@ def test_mistakes_in_a_file_are_answered_with_file_line_and_hint(write, text, li
         plan({}, read_file(path))
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert message in str(caught.value)
+
+
+TASK = "{name: t, group: g, num_classes: 3, lists: {train: train.txt, test: test.txt}}"
+
+
+def with_task(change="", key="x"):
+    """A suite of one task, with something changed in it, in line 2."""
+    return "name: mine\ntasks: [" + (TASK.replace(key, change) if change else TASK) + "]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("name: ../up\n" + with_task()[11:], 1, "name='../up' must be a text of letters"),
+        ("name: 2024\n" + with_task()[11:], 1, "name=2024 must be a text of letters"),
+        ("name: '..'\n" + with_task()[11:], 1, "name='..' must be a text of letters"),
+        (with_task("name: a/b", "name: t"), 2, "name='a/b' must be a text of letters"),
+        (with_task("name: 5", "name: t"), 2, "name=5 must be a text of letters"),
+        (with_task("group: [g]", "group: g"), 2, "group=['g'] must be a text"),
+        (with_task("num_classes: yes", "num_classes: 3"), 2, "num_classes=True must be a positive whole number"),
+        (with_task("lists: a.txt}", TASK[TASK.index("lists") :]), 2, "lists='a.txt' must be a mapping of train, val"),
+        (with_task("tset:", "test:"), 2, "lists={'train': 'train.txt', 'tset': 'test.txt'} must be a mapping of train"),
+        (with_task("'{seed}.txt'", "train.txt"), 2, "a list is named by {seed}, of which the suite has none"),
+        (with_task("'{shots}.txt'", "train.txt"), 2, "a list is named by {shots}, of which the suite has none"),
+        (with_task("'{.txt'", "train.txt"), 2, "list train='{.txt': expected '}'"),
+        (with_task() + "shots: [1, 2]\n", 2, "no list is named by {shots}, of which the suite has some"),
+        (with_task() + "shots: 4\n", 3, "shots=4 must be a list of different positive whole numbers"),
+        (with_task() + "folders: data\n", 3, "folders='data' must be a list of different texts"),
+        (with_task() + "defaults: 3\n", 3, "defaults=3 must be a mapping"),
+        (with_task() + "defaults: {sizes: 3}\n", 3, "sizes=3 must be a mapping of train, val, test, trainval to"),
+        (with_task() + "final_split: trianval\n", 3, "final_split='trianval' must be train or trainval"),
+        (with_task("3, targets: 5", "3"), 2, "targets=5 must be a list"),
+        (with_task("3, targets: [{name: test, folders: [x]}]", "3"), 2, "a target is named 'test', as a split or"),
+        (with_task("3, targets: [{name: a, folders: [x]}, {name: a, folders: [y]}]", "3"), 2, "a target is named 'a'"),
+        ("name: mine\ntasks: {a: 1}\n", 2, "tasks={'a': 1} must be a list"),
+        ("name: mine\ntasks:\n- foo\n", 3, "task must be a mapping, not 'foo'"),
+        ("name: mine\n\x07\n", 2, "not valid YAML: a control character"),
+    ],
+)
+def test_mistakes_in_a_suite_are_answered_with_file_and_line(write, text, line, message):
+    path = write(text)
+    with pytest.raises(USER_ERRORS) as caught:
+        load_suite(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lists", "final", "protocol", "missing"),
+    [
+        ("train: a, val: b", "train", "fixed", "test"),
+        ("train: a, test: b", "trainval", "fixed", "trainval"),
+        ("train: a, test: b", "train", "validation", "val"),
+        ("train: a, test: b", "train", "tuned", "val"),
+        ("trainval: a, val: b, test: b", "trainval", "tuned", "train"),
+        ("train: a, val: b", "train", "validation", ""),
+    ],
+)
+def test_lists_that_a_protocol_needs_are_demanded_before_anything_runs(
+    write, monkeypatch, lists, final, protocol, missing
+):
+    name = f"lists_{final}_{protocol}_{missing}"
+    text = f"name: {name}\nfinal_split: {final}\ntasks: [{TASK}]\n"
+    monkeypatch.setattr(experiment, "SUITES", {})
+    flags = {"methods": ["linear"], "protocol": protocol}
+    flags["suite"] = str(write(text.replace("train: train.txt, test: test.txt", lists)))
+    if not missing:
+        assert select(flags).protocol == protocol
+        return
+    with pytest.raises(USER_ERRORS, match=f"has no {missing} split, which protocol '{protocol}' needs"):
+        select(flags)
+
+
+def test_runs_that_need_a_folder_are_not_started_without_one(tmp_path):
+    few = ["--suite", "vtab1k", "--tasks", "svhn", "--methods", "linear", "--device", "cpu"]
+    assert "needs the folder that holds its data: --root DIR" in sctbench("run", *few, cwd=tmp_path, ok=False)
+    assert "no such folder" in sctbench("run", *few, "--root", "nowhere", cwd=tmp_path, ok=False)
+    assert "needs the folder" in sctbench("submit", *few[:-2], "--cluster", "local", cwd=tmp_path, ok=False)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in sctbench("run", *few, "--out", "file", cwd=tmp_path, ok=False)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +218,21 @@ def test_methods_on_the_command_line():
     assert parse_method("a/b.py:Mine:scale=0.5") == ("a/b.py:Mine", {"scale": 0.5})
     assert parse_method("lora:targets=qkv+proj") == ("lora", {"targets": ["qkv", "proj"]})
     assert parse_method("x:flag=true:lr=1e+1") == ("x", {"flag": True, "lr": 10.0})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--recipe", "epochs", "'epochs' is no setting: write key=value"),
+        ("--recipe", "epochs:1", "'epochs:1' is no setting"),
+        ("--recipe", "lr=1e-3,epochs=1,epochs=100", "'epochs' is given twice"),
+        ("--methods", "lora:rank=4:rank=8", "'rank' is given twice"),
+        ("--tasks", ",", "--tasks ,: names nothing"),
+    ],
+)
+def test_nothing_that_is_written_on_the_command_line_is_dropped(tmp_path, option, value, message):
+    given = {"--suite": "demo", "--methods": "linear"} | {option: value}
+    assert message in sctbench("plan", *(word for pair in given.items() for word in pair), cwd=tmp_path, ok=False)
 
 
 def test_recipe_layers_win_from_left_to_right():

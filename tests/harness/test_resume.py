@@ -56,7 +56,9 @@ class StopAt(Stop):
 
 
 def keeper(folder, stop=None, identity="run", every=1e6):
-    return Keeper(States(folder, {"run_id": identity}), stop or Stop(), every=every)
+    states = States(folder)
+    states.must_match({"run_id": identity})
+    return Keeper(states, stop or Stop(), every=every)
 
 
 def spec_of(method, **changes):
@@ -153,11 +155,12 @@ def test_with_no_good_state_the_run_starts_anew(tmp_path):
     same(again, train(spec))
 
 
-def test_a_state_made_with_other_code_or_of_another_run_is_not_used(tmp_path):
+def test_a_state_made_with_other_code_or_of_another_run_is_not_used(tmp_path, capsys):
     spec = spec_of("linear")
     with pytest.raises(Interrupted):
         train(spec, keeper(tmp_path, StopAt(5)))
     assert train(spec, keeper(tmp_path, identity="other")).resumed == []
+    assert "000000005.safetensors: not used, made with other run_id\n" in capsys.readouterr().err
 
 
 def test_any_damage_to_a_state_is_noticed(tmp_path):

@@ -30,6 +30,14 @@ def test_every_field_changes_the_run_id():
     assert {f.name for f in dataclasses.fields(RunSpec)} == set(base.as_dict())  # nothing outside the list above
 
 
+def test_the_name_of_a_checkpoint_file_changes_nothing():
+    base = make_spec()
+    named = [dataclasses.replace(base.backbone, weights=name) for name in ("a.pth", "b.pth")]
+    assert {make_spec(backbone=backbone).run_id for backbone in named} == {base.run_id}
+    random = dataclasses.replace(base.backbone, weights="random", digest="")
+    assert make_spec(backbone=random).run_id != base.run_id
+
+
 def test_run_id_is_the_same_in_another_process_with_another_hash_seed():
     spec = make_spec(config={"channels": 48, "blocks": None, "targets": ("qkv", "proj")})
     code = "import json, sys; from harness.spec import RunSpec; print(RunSpec.from_dict(json.load(sys.stdin)).run_id)"

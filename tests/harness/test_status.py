@@ -118,14 +118,14 @@ def test_clean_deletes_what_nobody_needs_and_nothing_else(store):
     assert clean.remove(found) == found
     gone = before - {path for path in store.root.rglob("*") if path.is_file()}
     assert gone == {store.folder(DEAD) / "lease.json", store.folder(COMPLETE) / ".record.json.77.tmp"}
-    assert store.is_complete(COMPLETE)
+    assert store.complete(COMPLETE)
     assert clean.litter(store.root) == []
 
 
 def test_failed_records_are_deleted_on_request(store):
     assert clean.remove(clean.litter(store.root, failed=True))
     assert store.read(FAILED) is None
-    assert store.is_complete(COMPLETE)
+    assert store.complete(COMPLETE)
 
 
 def test_a_folder_that_is_in_use_is_left_alone(store):
@@ -133,6 +133,19 @@ def test_a_folder_that_is_in_use_is_left_alone(store):
     assert not any(item.path.parent == store.folder(RUNNING) for item in found)
     with lease.acquire(store.folder(DEAD)):  # somebody took it after the look
         assert clean.remove(found) == [item for item in found if item.path.parent != store.folder(DEAD)]
+
+
+def test_a_run_that_was_completed_after_the_look_is_kept(store):
+    (store.folder(FAILED) / "state").mkdir()
+    found = clean.litter(store.root, failed=True)
+    store.write(make_record(spec=FAILED))
+    assert all(item.path.parent != store.folder(FAILED) for item in clean.remove(found))
+    assert store.complete(FAILED)
+
+
+def test_brackets_in_a_reason_are_shown_as_they_are(store):
+    store.write(RunRecord(spec=MISSING, method_title="L", status="failed", reason="no [/new]/digits [a list]"))
+    assert "no [/new]/digits [a list]" in run("status", "--out", store.root)
 
 
 def run(*arguments):

@@ -7,6 +7,7 @@ import pytest
 from examples import make_record, make_spec
 
 from harness.record import BadRecord, Parameters, RunRecord
+from harness.spec import digest
 from harness.store import Store
 
 
@@ -25,20 +26,20 @@ def test_written_record_is_read_back_and_complete(tmp_path):
     path = store.write(record)
     assert path.parent.parent.parts[-3:] == ("runs", "demo", "digits")
     assert store.read(record.spec) == record
-    assert store.is_complete(record.spec)
+    assert store.complete(record.spec)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_run_with_tuples_in_its_settings_is_complete_too(tmp_path):
     store, spec = Store(tmp_path), make_spec(config={"blocks": (1, 2), "indices": ()})
     store.write(make_record(spec=spec))
-    assert store.is_complete(spec)
+    assert store.complete(spec)
 
 
 def test_failed_is_not_complete(tmp_path):
     store = Store(tmp_path)
     store.write(make_record(status="failed"))
-    assert not store.is_complete(make_spec())
+    assert not store.complete(make_spec())
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,9 @@ def test_failed_is_not_complete(tmp_path):
         (lambda text: text.replace("71.5", "81.5"), "altered"),
         (lambda text: "[1, 2]", "not a run record"),
         (lambda text: "", "torn"),
+        (lambda text: text.replace("71.5", "NaN"), "altered"),
+        (lambda text: text.replace("71.5", "1e999"), "altered"),
+        (lambda text: '{"digest": "%s"}' % digest({}), "another version"),  # noqa: UP031 (braces)
     ],
 )
 def test_a_bad_record_is_set_aside_with_the_reason(tmp_path, damage, reason):
@@ -59,7 +63,7 @@ def test_a_bad_record_is_set_aside_with_the_reason(tmp_path, damage, reason):
     assert [r.spec.seed for r in records] == [5]
     assert [r.path for r in rejected] == [path]
     assert reason in rejected[0].reason
-    assert not store.is_complete(make_spec())
+    assert not store.complete(make_spec())
     assert other.exists()
 
 
@@ -71,8 +75,6 @@ def test_bytes_that_are_no_text_are_set_aside(tmp_path):
 
 
 def test_a_record_of_another_schema_is_set_aside():
-    from harness.spec import digest
-
     body = json.loads(make_record().to_json())
     del body["digest"]
     body["schema"] = 999
@@ -87,7 +89,7 @@ def test_a_record_in_a_wrong_folder_does_not_count(tmp_path):
     folder = store.folder(other)
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(text)
-    assert not store.is_complete(other)
+    assert not store.complete(other)
 
 
 def test_parameters_by_role_add_up():

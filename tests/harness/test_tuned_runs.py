@@ -141,6 +141,24 @@ def test_a_tuned_run_needs_its_trials(setup):
     assert do(final, setup).status == "complete"
 
 
+@pytest.mark.parametrize("before", [1, 3])  # trials that were done before the lists changed
+def test_trials_on_other_data_decide_nothing(setup, tmp_path, before):
+    setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
+    enter(setup)
+    chosen = selection(methods=["linear"], seeds=1)
+    trials = plan.expand(chosen)
+    for trial in trials[:before]:
+        do(trial, setup)
+    test = tmp_path / "data/first/test.txt"
+    test.write_text(test.read_text().replace("0.png 0", "0.png 1"))
+    for trial in trials[before:]:
+        do(trial, setup)
+    record = do(*plan.finals(chosen), setup)
+    assert (record.status, record.failure.kind, record.test_looks) == ("failed", "data", 0)
+    assert record.reason.startswith(f"{before} of 3 trials were tried on other lists or pictures")
+    assert ", ".join(trial.run_id for trial in trials[:before]) in record.reason
+
+
 def test_jobs_are_picklable(setup):
     import pickle
 

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 
+import layouts
 import pytest
 import tiny
 import torch
@@ -14,6 +15,7 @@ from harness.errors import Interrupted
 from harness.resume import Stop
 from harness.store import Store
 from harness.worker import Busy, do
+from suites import SUITES
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,48 @@ def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, 
     assert files(setup, spec) == ["record.json"]
 
 
+def test_a_missing_test_picture_shows_before_the_training_and_costs_no_state(setup, tmp_path):
+    (spec,) = tiny.specs(["linear"])
+    setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
+    picture = tmp_path / "data/first/images/test/000011.png"  # not in the sample
+    content, steps = picture.read_bytes(), []
+    picture.unlink()
+    record = do(spec, setup, steps.append)
+    assert (record.failure.kind, steps) == ("data", [])
+    assert "test/000011.png: listed, but there is no such file" in record.reason
+    layouts.random_picture(picture)
+    with pytest.raises(Interrupted, match="test"):
+        do(spec, setup, stop_at(4))
+    worker._STOP.reason = ""
+    picture.write_bytes(content[:40])
+    assert do(spec, setup).failure.kind == "data"
+    assert "state/000000004.safetensors" in files(setup, spec)
+
+
+@pytest.mark.parametrize("change", ["a label", "a picture", "the classes", "the code"])
+def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup, tmp_path, monkeypatch, capfd, change):
+    (spec,) = tiny.specs(["linear"])
+    setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
+    with pytest.raises(Interrupted, match="test"):
+        do(spec, setup, stop_at(4))
+    worker._STOP.reason = ""
+    folder = tmp_path / "data" / "first"
+    if change == "a label":
+        list_file = folder / "train800val200.txt"
+        list_file.write_text(list_file.read_text().replace("000000.png 0", "000000.png 1"))
+    if change == "a picture":
+        layouts.random_picture(folder / "images" / "train" / "000000.png")
+    if change == "the classes":
+        more = dataclasses.replace(tiny.SUITE.tasks[0], num_classes=4)
+        monkeypatch.setitem(SUITES, "tiny", dataclasses.replace(tiny.SUITE, tasks=(more,)))
+    if change == "the code":
+        monkeypatch.setattr(run.environment, "source_digest", lambda: "other")
+    record = do(spec, setup)
+    assert record.environment["resumed_at_steps"] == []
+    assert "not used, made with other " + ("code\n" if change == "the code" else "data\n") in capfd.readouterr().err
+    assert tiny.lasting(record) == tiny.lasting(do(spec, dataclasses.replace(setup, root=tmp_path / "undisturbed")))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_request_a_stop(setup, number):
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
@@ -133,6 +177,30 @@ def test_a_loss_that_is_not_finite_fails_at_the_right_step(setup, monkeypatch):
     record = do(spec, setup)
     assert (record.failure.kind, record.failure.step) == ("diverged", 6)
     assert "since step 6 (epoch 2)" in record.reason
+
+
+@pytest.mark.parametrize(("lr", "message"), [(1e37, "the loss on held-out data"), (float("inf"), "a trained tensor")])
+def test_divergence_in_the_last_update_is_no_result(setup, monkeypatch, lr, message):
+    (spec,) = tiny.specs(["linear"], epochs=1, batch_size=100)
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_: lr)
+    record = do(spec, setup)
+    assert (record.failure.kind, record.failure.step) == ("diverged", 1)
+    assert record.reason == f"{message} is not a finite number any more since step 1 (epoch 1)"
+
+
+def test_a_number_that_no_record_can_hold_fails_the_run_alone(setup, monkeypatch):
+    (spec,) = tiny.specs(["linear"])
+    monkeypatch.setattr(
+        run,
+        "_measured",
+        lambda *_: (
+            {"forward_flops": float("nan")}
+            | dict.fromkeys(("attach_seconds", "train_seconds", "train_images_per_second"), 1.0)
+        ),
+    )
+    record = do(spec, setup)
+    assert (record.status, record.failure.kind) == ("failed", "unexpected")
+    assert Store(setup.root).read(spec).status == "failed"
 
 
 def test_a_bad_record_is_moved_away_before_the_run_is_done_again(setup):
