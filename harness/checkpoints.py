@@ -99,7 +99,9 @@ def _read_torch(file: Path) -> Any:
 def _unwrap(content: Any) -> Any:
     while isinstance(content, Mapping) and (inner := next((k for k in WRAPPERS if k in content), None)):
         content = content[inner]
-    return clean_state_dict(dict(content)) if isinstance(content, Mapping) else {}
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        return {}
+    return clean_state_dict(dict(content))
 
 
 _GOOGLE = {

@@ -70,6 +70,8 @@ def find_suite(name: str) -> Suite:
     """The suite of that name, or in the YAML file of that name; `HarnessError` if there is none."""
     if name.endswith((".yaml", ".yml")):
         suite = load_suite(Path(name).expanduser())
+        with _Blame(f"{name}: "):
+            plan.make_recipe(suite.recipe)
         SUITES.setdefault(suite.name, suite)
         if SUITES[suite.name] != suite:
             raise HarnessError(f"{name}: a suite named {suite.name!r} exists already; give yours another name")

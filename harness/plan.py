@@ -107,7 +107,7 @@ def check_lists(suite: Suite, tasks: tuple[str, ...], protocol: str) -> None:
     rule = protocols.get(protocol)
     trained_on = suite.final_split if rule.final else "train"
     for task in (suite.task(name) for name in tasks):
-        for split in (trained_on, rule.report_split, *(("train", "val") if rule.tunes else ())):
+        for split in (*(("train", "val") if rule.tunes else ()), trained_on, rule.report_split):
             if split not in task.lists:
                 what = f"task {task.name!r} of suite {suite.name!r} has no {split} split"
                 raise HarnessError(f"{what}, which protocol {protocol!r} needs")

@@ -151,6 +151,9 @@ class RunSpec:
     searched: tuple[str, ...] = ()
     """Settings that these trials chose, sorted: recipe fields and the method's own knobs."""
 
+    def __hash__(self) -> int:
+        return hash(self.run_id)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -122,14 +122,10 @@ def _check_lists(task: Task, shots: bool, split_seeds: bool) -> None:
             raise SuiteError(f"task {task.name!r}: list {split}={text!r}: {error}") from None
     has = dict(zip(PLACEHOLDERS, (shots, split_seeds), strict=True))
     for name in sorted(found | set(PLACEHOLDERS)):
-        if (name in found) != has.get(name, False):
-            problem = "a list is named by" if name in found else "no list is named by"
-            raise SuiteError(
-                f"task {task.name!r}: {problem} {{{name}}}, of which the suite has {_NUMBER[name in found]}"
-            )
-
-
-_NUMBER = {True: "none", False: "some"}
+        if name in found and not has.get(name):
+            raise SuiteError(f"task {task.name!r}: a list is named by {{{name}}}, of which the suite has none")
+        if name not in found and has[name]:
+            raise SuiteError(f"task {task.name!r}: no list is named by {{{name}}}, of which the suite has some")
 
 
 def load_suite(path: Path) -> Suite:

@@ -253,7 +253,7 @@ def test_a_bare_array_or_pickle_is_no_npz(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mine.pth", {1: torch.zeros(2)}, "damaged, or not a checkpoint"),
+        ("mine.pth", {1: torch.zeros(2)}, "holds no weights"),
         ("mine.npz", {"a": np.array(["x"])}, "damaged, or not a checkpoint"),
         ("mine.npz", {GOOGLE_NORM: np.zeros(3), GOOGLE_QUERY + "foo": np.zeros((3, 3))}, "does not fit"),
         ("mine.npz", {GOOGLE_NORM: np.zeros(3), GOOGLE_QUERY + "kernel": np.zeros(())}, "does not fit"),

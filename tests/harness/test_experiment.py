@@ -183,6 +183,12 @@ def test_lists_that_a_protocol_needs_are_demanded_before_anything_runs(
         select(flags)
 
 
+def test_a_mistake_in_the_recipe_of_a_suite_names_the_file(write):
+    path = write(with_task() + "recipe: {epoch: 3}\n")
+    with pytest.raises(USER_ERRORS, match=rf"^{path}: the recipe has no field 'epoch'"):
+        select(FLAGS | {"suite": str(path)})
+
+
 def test_runs_that_need_a_folder_are_not_started_without_one(tmp_path):
     few = ["--suite", "vtab1k", "--tasks", "svhn", "--methods", "linear", "--device", "cpu"]
     assert "needs the folder that holds its data: --root DIR" in sctbench("run", *few, cwd=tmp_path, ok=False)
@@ -228,6 +234,7 @@ def test_methods_on_the_command_line():
         ("--recipe", "lr=1e-3,epochs=1,epochs=100", "'epochs' is given twice"),
         ("--methods", "lora:rank=4:rank=8", "'rank' is given twice"),
         ("--tasks", ",", "--tasks ,: names nothing"),
+        ("--shots", "", "--shots : names nothing"),
     ],
 )
 def test_nothing_that_is_written_on_the_command_line_is_dropped(tmp_path, option, value, message):

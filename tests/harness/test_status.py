@@ -143,6 +143,11 @@ def test_a_run_that_was_completed_after_the_look_is_kept(store):
     assert store.complete(FAILED)
 
 
+def test_tuned_runs_of_a_selection_are_shown(store):
+    flags = ["--suite", "demo", "--tasks", "digits", "--methods", "linear", "--protocol", "tuned", "--trials", "2"]
+    assert "2 missing" in run("status", *flags, "--out", store.root)
+
+
 def test_brackets_in_a_reason_are_shown_as_they_are(store):
     store.write(RunRecord(spec=MISSING, method_title="L", status="failed", reason="no [/new]/digits [a list]"))
     assert "no [/new]/digits [a list]" in run("status", "--out", store.root)
