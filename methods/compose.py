@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import require_vit
 
-TUNERS = ("lora", "rslora", "dora", "pissa", "olora", "lora_fa")
+TUNERS = ("lora", "rslora", "dora", "pissa", "olora", "lora_fa", "adalora", "kasa")
 """Parts that wrap a layer, of which peft takes one; what they wrap is still called, with all that it holds."""
 
 ORDER = (

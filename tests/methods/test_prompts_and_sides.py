@@ -285,6 +285,16 @@ def test_compose_chooses_channels_by_the_untouched_model():
     assert together.info["sct"]["channels"] == alone
 
 
+def test_compose_hands_on_what_its_parts_add_to_a_step():
+    model, attachment = attach("compose", parts=("adalora", "mona", "sct"))
+    assert float(attachment.penalty().detach()) > 0
+    train(model, lr=0.01)
+    attachment.after_step(1)
+    states = attachment.state()
+    assert [state is None for state in states] == [True, True, False]  # sct, mona, adalora
+    attachment.load_state(states)
+
+
 def test_compose_refuses_parts_that_train_the_same_tensors():
     with pytest.raises(MethodError, match=r"bitfit.*norm_tuning.*1568 parameters"):
         attach("compose", small_vit(), parts=("bitfit", "norm_tuning"))
