@@ -10,7 +10,7 @@ class AnalysisError(ValueError):
 
 def suggestion(name: str, options: Iterable[str]) -> str:
     """A sentence that names the closest options to a misspelt `name`, or lists them all."""
-    known = {option.casefold(): option for option in options}
+    known = {option.casefold(): option for option in sorted(options)}
     close = difflib.get_close_matches(name.casefold(), list(known), n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(known[text]) for text in close)}?"

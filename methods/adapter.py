@@ -86,6 +86,7 @@ class AdapterHoulsby(AdapterPfeiffer):
     title = "Adapter-H"
     paper = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv 1902.00751"
     slots = ("attention_output", "mlp_output")
+    recipe = {"lr": 2e-3}
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)

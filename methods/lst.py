@@ -99,7 +99,7 @@ class LST(Method):
     title = "LST"
     paper = "Sung et al., LST: Ladder Side-Tuning, NeurIPS 2022, arXiv 2206.06522"
     family = "adapter"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "output": ("side", "sum")}
     serves = frozenset({"vit"})
     identity_at_start = False

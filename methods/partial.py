@@ -21,8 +21,8 @@ class Partial(Method):
     title = "Partial"
     paper = "baseline of Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
     family = "selective"
-    recipe = {"lr": 5e-4}
-    search_space = {"lr": (1e-4, 5e-4, 1e-3), "weight_decay": (1e-4, 1e-2), "blocks": (1, 2, 4)}
+    recipe = {"lr": 1e-3}
+    search_space = {"lr": (5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2), "blocks": (1, 2, 4)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

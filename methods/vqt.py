@@ -66,7 +66,7 @@ class VQT(Method):
     title = "VQT"
     paper = "Tu et al., Visual Query Tuning, CVPR 2023, arXiv 2212.03220"
     family = "prompt"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-2}
     serves = frozenset({"vit"})
 
     @dataclass(frozen=True, kw_only=True)

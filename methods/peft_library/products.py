@@ -55,7 +55,7 @@ class LoKr(PeftMethod):
     title = "LoKr"
     paper = "Yeh et al., LyCORIS, ICLR 2024, arXiv 2309.14859"
     Config = ScaledRankConfig
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
         (a, b), (c, d) = balanced_factors(layer.out_features), balanced_factors(layer.in_features)
@@ -319,8 +319,8 @@ class C3A(PeftMethod):
     title = "C3A"
     paper = "Chen et al., C3A: Circular Convolution Adaptation, ACL 2025, arXiv 2407.19342"
     identity_at_start = False
-    recipe = {"lr": 5e-2}
-    search_space = {"lr": (1e-2, 2e-2, 5e-2, 1e-1), "weight_decay": (1e-4, 1e-2)}
+    recipe = {"lr": 1e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

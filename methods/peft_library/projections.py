@@ -41,7 +41,7 @@ class VeRA(PeftMethod):
     title = "VeRA"
     paper = "Kopiczko et al., VeRA, ICLR 2024, arXiv 2310.11454"
     Config = SharedBasisConfig
-    recipe = {"lr": 1e-2}
+    recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -237,8 +237,8 @@ class FourierFT(PeftMethod):
     title = "FourierFT"
     paper = "Gao et al., FourierFT, ICML 2024, arXiv 2405.03003"
     identity_at_start = False
-    recipe = {"lr": 5e-2}
-    search_space = {"lr": (1e-2, 2e-2, 5e-2, 1e-1), "weight_decay": (1e-4, 1e-2)}
+    recipe = {"lr": 1e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

@@ -18,7 +18,8 @@ class OFT(PeftMethod):
     name = "oft"
     title = "OFT"
     paper = "Qiu et al., OFT, NeurIPS 2023, arXiv 2306.07280; Qiu et al., OFTv2, EMNLP 2025, arXiv 2506.19847"
-    recipe = {"lr": 1e-2}
+    recipe = {"lr": 2e-2}
+    search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

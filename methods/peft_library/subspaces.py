@@ -18,7 +18,7 @@ class AdaMSS(PeftMethod):
     name = "adamss"
     title = "AdaMSS"
     paper = "AdaMSS: Adaptive Multi-Subspace Approach, NeurIPS 2025, as implemented by peft without its rank schedule"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):

@@ -87,12 +87,12 @@ def test_a_failed_run_may_fail_again_in_the_same_way(setup):
         ({"suite": "mine"}, "suite 'mine' is not known here: give its file with --suite"),
         ({"method": "mine"}, "unknown method 'mine'"),
         ({"weights": "vit.pth", "digest": "ab"}, "checkpoint from a file 'vit.pth': give it with --weights"),
-        ({"weights": "pretrained", "digest": "ab", "name": "demo_vit"}, "sha256 ab..., not 1986"),
+        ({"weights": "pretrained", "digest": "ab", "name": "demo_vit", "image_size": 56}, "sha256 ab..., not 1986"),
     ],
 )
 def test_what_the_run_needs_and_is_not_there_is_named(setup, change, message):
     (spec,) = tiny.specs(["linear"])
-    backbone = {key: value for key, value in change.items() if key in ("weights", "digest", "name")}
+    backbone = {key: value for key, value in change.items() if hasattr(spec.backbone, key)}
     change = {key: value for key, value in change.items() if key not in backbone}
     spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **backbone), **change)
     record = dataclasses.replace(done(setup, "linear"), spec=spec)
