@@ -194,10 +194,9 @@ def check_frozen(method: type[Method], kind: str) -> None:
     require(not changed, f"frozen tensors change during training: {some(changed)}")
 
 
-@on_every_kind
-def check_learns(method: type[Method], kind: str) -> None:
+def check_learns(method: type[Method]) -> None:
     """The loss on a small separable task falls, with the head frozen and the method's own learning rate."""
-    attached, data = attach(method, kind), testbed.separable()
+    attached, data = attach(method), testbed.separable()
     if not attached.trained():
         return
     with torch.no_grad():
@@ -219,13 +218,12 @@ def check_alone(method: type[Method]) -> None:
     require(gap <= 1e-4, f"an image's logits move by {gap:.1e} (relative) with the other images of its batch")
 
 
-@on_every_kind
-def check_state(method: type[Method], kind: str) -> None:
+def check_state(method: type[Method]) -> None:
     """Trained parameters and added buffers restore the function on a model attached anew with the same seed."""
-    attached = attach(method, kind)
+    attached = attach(method)
     train(attached)
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
-    fresh = attach(method, kind)
+    fresh = attach(method)
     targets = all_tensors(fresh.model)
     with torch.no_grad():
         for name, tensor in safetensors.torch.load(stored).items():
@@ -325,11 +323,10 @@ def check_autocast(method: type[Method], kind: str) -> None:
     require(bool(found) or not attached.trained(), "there are no gradients under bf16 autocast")
 
 
-@on_every_kind
-def check_checkpointing(method: type[Method], kind: str) -> None:
+def check_checkpointing(method: type[Method]) -> None:
     """Gradient checkpointing gives the same gradients."""
-    expected = _gradients(attach(method, kind))
-    attached = attach(method, kind)
+    expected = _gradients(attach(method))
+    attached = attach(method)
     attached.model.set_grad_checkpointing()
     found = _gradients(attached)
     require(set(found) == set(expected), f"checkpointing loses gradients of {some(set(expected) - set(found))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from unittest import mock
 
 # One thread per test process: the models are tiny, and pytest-xdist fills the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from methods import registry
 from methods.testbed import CLASSES, batch, make_context, small_swin, small_vit
 
 __all__ = ["CLASSES", "batch", "make_context", "small_swin", "small_vit"]
@@ -35,9 +37,11 @@ def context():
     return make_context()
 
 
-def pytest_collection_modifyitems(items):
-    """What starts processes comes first: the many short tests fill the other cores meanwhile."""
-    items.sort(key=lambda item: item.path.name not in ("test_main_job.py", "test_local.py"))
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_afterwards():
+    """Methods that a file of tests made known by path are not known to the next file."""
+    with mock.patch.dict(registry._external):
+        yield
 
 
 def pytest_collection_finish():
