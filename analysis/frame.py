@@ -44,7 +44,18 @@ OTHER = "other"
 """Group of tasks that the suite, as this version knows it, does not have."""
 
 
-OPTIONAL_TEXTS = ("split", "data", "data_sizes", "code", "torch", "choice", "device", "device_type", "precision")
+OPTIONAL_TEXTS = (
+    "split",
+    "data",
+    "data_sizes",
+    "code",
+    "torch",
+    "choice",
+    "device",
+    "device_type",
+    "precision",
+    "computed_once",
+)
 
 COSTS = (
     "parameters",
@@ -61,7 +72,6 @@ COSTS = (
     "training_flops",
     "images_per_second",
     "step_seconds",
-    "cached_features",
     "memory",
     "resident_memory",
     "latency_1",
@@ -130,7 +140,6 @@ def _cost_row(record: RunRecord) -> dict[str, Any]:
             "training_flops": cost.training_flops,
             "images_per_second": cost.train_images_per_second,
             "step_seconds": cost.step_seconds,
-            "cached_features": cost.cached_features,
             "memory": cost.peak_memory_bytes,
             "resident_memory": cost.peak_resident_bytes,
             "stored_bytes": cost.trained_bytes,
@@ -207,6 +216,7 @@ def row(record: RunRecord) -> dict[str, Any]:
         "device": environment.get("device"),
         "device_type": environment.get("device_type"),
         "precision": environment.get("precision"),
+        "computed_once": record.cost.computed_once if record.cost else None,
     }
     return identity | outcome | _cost_row(record)
 

@@ -66,14 +66,19 @@ def _one_image(model: nn.Module, preprocessing: Preprocessing) -> Tensor:
     return model(torch.zeros(1, 3, size, size, device=device))
 
 
-def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
-    """Operations of a forward pass over one image: a multiply-add counts as two.
+def counted(action: Callable[[], Any]) -> int:
+    """Operations of an action: a multiply-add counts as two.
 
     torch's counter, which sees our kernels by the formulas registered beside them. It needs gradients to be enabled.
     """
     with FlopCounterMode(display=False) as counter:
-        _one_image(model, preprocessing)
+        action()
     return int(counter.get_total_flops())
+
+
+def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
+    """Operations of a forward pass over one image."""
+    return counted(partial(_one_image, model, preprocessing))
 
 
 def operations(model: nn.Module, preprocessing: Preprocessing) -> tuple[int, int]:

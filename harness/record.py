@@ -114,8 +114,8 @@ class Cost:
     """Time of a training step, with its share of data and schedule: the median over epochs of an epoch's time by its
     steps. An epoch that an interruption cut does not count."""
 
-    cached_features: bool = False
-    """Whether nothing before the head was trained or random, so that it was trained on features computed once."""
+    computed_once: str = ""
+    """Up to where nothing was trained or random, so that it was computed once for all steps: `head`, or the block."""
 
     latency_seconds: dict[str, float] = field(default_factory=dict)
     """Time of a forward pass in inference, in the run's precision, by number of images; the host's part included."""

@@ -173,7 +173,7 @@ def run(
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
         step_seconds=trained.trainer.step_seconds,
-        cached_features=trained.trainer.cached is not None,
+        computed_once=trained.trainer.path.start,
         **_measured(trained, len(train), preprocessing),
     )
     return RunRecord(

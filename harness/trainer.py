@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness import augmentation, features
+from harness import augmentation, shortcuts
 from harness import device as devices
 from harness.data import Split
 from harness.errors import HarnessError
@@ -85,10 +85,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim < 2 and not recipe.decay_vectors], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = all(p.is_cuda for p in trained)  # one kernel for all tensors
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=fused)
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -133,10 +132,7 @@ class Trainer:
         )
         workers = augmentation.workers_for(self.device, self.augment)
         self.ahead = augmentation.Ahead(data.images, data.labels, self.augment, workers) if workers > 0 else None
-        self.forward: Callable[[Tensor], Tensor] = model
-        self.cached: Tensor | None = None
-        """Pooled features [N, d] of the images, where they are the same in every step; then only the head runs."""
-
+        self.path = shortcuts.Path(forward=model)
         self.step = 0
         self.batch = 0
         """Batches done of the epoch that is under way."""
@@ -162,28 +158,33 @@ class Trainer:
         not finite, and whatever `boundary` raises."""
         self.model.train()
         self._clock = time.perf_counter() - self.seconds
-        self._cache_features()
-        while len(self.curve) < self.recipe.epochs:
-            self._epoch(len(self.curve) + 1, report, boundary, look)
+        shortest = shortcuts.path(
+            self.model, self.attachment, self.data.images, self.preprocessing, self.recipe, self.precision
+        )
+        with shortest as path:
+            self.follow(path, report, boundary, look)
         self.seconds = time.perf_counter() - self._clock
         self.ahead = None  # ends its processes
         self.model.eval()
         return self.curve
 
+    def follow(
+        self,
+        path: shortcuts.Path,
+        report: Report | None = None,
+        boundary: Boundary | None = None,
+        look: Look | None = None,
+    ) -> None:
+        """The epochs of `fit`, along a path that is open."""
+        self.path = path
+        while len(self.curve) < self.recipe.epochs:
+            self._epoch(len(self.curve) + 1, report, boundary, look)
+        self.path = replace(path, inputs=None)  # a GPU needs the memory for other things
+
     @property
     def step_seconds(self) -> float | None:
         """Median over whole epochs of an epoch's time by its steps; None if no epoch was whole."""
         return median(self.epoch_seconds) / self.batches if self.epoch_seconds else None
-
-    def _cache_features(self) -> None:
-        """Compute the features once where that is exact, see `harness.features`."""
-        images, size = self.data.images, self.recipe.batch_size
-        if self.recipe.augmentation != "none":
-            return
-        batches = map(self.preprocessing.normalise, images.split(size))
-        if features.are_fixed(self.model, self.preprocessing.normalise(images[:size]), self.precision):
-            self.cached = features.pooled(self.model, batches, self.precision)
-            self.forward = features.tail(self.model)
 
     def state(self) -> dict[str, Any]:
         """Where training stands at a step boundary, beside the model's tensors. Raises `Diverged` as `fit` does."""
@@ -270,7 +271,7 @@ class Trainer:
         )
 
     def _batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `forward` takes (normalised images [B, 3, H, W], or cached features) and targets, labels [B] or
+        """What the path takes (normalised images [B, 3, H, W], or what is computed once) and targets, labels [B] or
         probabilities [B, C], from batch `first` on."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order {epoch}"))
         order = torch.randperm(len(self.data), generator=generator)[: images_per_epoch(len(self.data), self.recipe)]
@@ -281,8 +282,8 @@ class Trainer:
             yield from self.ahead.batches(list(zip(places, seeds, strict=True))[first:])
             return
         for index, seed in list(zip(order.to(self.device).split(size), seeds, strict=True))[first:]:
-            if self.cached is not None:
-                yield self.cached[index], self.data.labels[index]
+            if self.path.inputs is not None:
+                yield self.path.inputs[index], self.data.labels[index]
             else:
                 yield self.augment(self.data.images[index], self.data.labels[index], seed)
 
@@ -292,7 +293,7 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.recipe, self.batches)
         soft = targets.ndim == 2
         with devices.autocast(self.precision, self.device):
-            logits = self.forward(inputs)
+            logits = self.path.forward(inputs)
             smoothing = 0.0 if soft else self.recipe.label_smoothing  # soft targets are smoothed already
             loss = cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         penalty = self.attachment.penalty

@@ -18,7 +18,9 @@ where LayerScale, if any, belongs to `attn` and `mlp`.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -63,7 +65,11 @@ class SlottedViTBlock(ViTBlock):
         x = chain(self, "input", x)
         h = self.attn(chain(self, "attention_input", self.norm1(x)), attn_mask=attn_mask, is_causal=is_causal)
         h = chain(self, "attention_output", self.ls1(h))
-        x = chain(self, "after_attention", parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
+        return self.behind_attention(parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
+
+    def behind_attention(self, x: Tensor) -> Tensor:
+        """From `after_attention` on."""
+        x = chain(self, "after_attention", x)
         h = chain(self, "mlp_output", self.ls2(self.mlp(chain(self, "mlp_input", self.norm2(x)))))
         return chain(self, "output", parallel(self, "mlp_parallel", x, x + self.drop_path2(h)))
 
@@ -74,7 +80,11 @@ class SlottedSwinBlock(SwinTransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         x = chain(self, "input", x)
         h = chain(self, "attention_output", self._attn(chain(self, "attention_input", self.norm1(x))))
-        x = chain(self, "after_attention", parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
+        return self.behind_attention(parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
+
+    def behind_attention(self, x: Tensor) -> Tensor:
+        """From `after_attention` on."""
+        x = chain(self, "after_attention", x)
         h = chain(self, "mlp_output", self.mlp(chain(self, "mlp_input", self.norm2(x))))
         return chain(self, "output", parallel(self, "mlp_parallel", x, x + self.drop_path2(h)))
 
@@ -96,6 +106,50 @@ def blocks(backbone: nn.Module) -> list[Any]:
         if type(block) not in _SLOTTED and type(block) not in _SLOTTED.values():
             raise MethodError(f"blocks of type {type(block).__name__} are not supported, only timm's pre-norm blocks")
     return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A place in a model's forward pass that everything goes through, and how the pass goes on from there."""
+
+    name: str
+    entrance: nn.Module
+    """The module whose input is the value at this place."""
+
+    run: Callable[[Tensor], Tensor]
+    """From the value at this place to the logits."""
+
+
+def passages(model: Any) -> list[Passage]:
+    """From the output to the input: the pooled features, and of a ViT or Swin the input of every block but the first,
+    and of every block with slots the place before `after_attention`."""
+    owner, dropout = (model.head, "drop") if hasattr(model.head, "drop") else (model, "head_drop")
+    classify = nn.Sequential(getattr(owner, dropout), model.get_classifier())
+    found = [Passage(name="head", entrance=classify[0], run=classify)]
+    if isinstance(model, VisionTransformer):
+        steps: list[Any] = [*model.blocks, model.norm]
+    elif isinstance(model, SwinTransformer):
+        stages: Any = model.layers
+        steps = [step for stage in stages for step in (stage.downsample, *stage.blocks)] + [model.norm]
+    else:
+        return found
+
+    def go_on(rest: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+        for step in rest:
+            x = step(x)
+        logits: Tensor = model.forward_head(x)
+        return logits
+
+    for number, block in reversed(list(enumerate(blocks(model)))):
+        rest = steps[steps.index(block) + 1 :]
+        if type(block) in _SLOTTED.values():
+            plugged = list(block.slots["after_attention"])
+            entrance = plugged[0] if plugged else block.norm2
+            run = partial(go_on, [block.behind_attention, *rest])
+            found.append(Passage(name=f"block {number}, behind its attention", entrance=entrance, run=run))
+        if number > 0:
+            found.append(Passage(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
+    return found
 
 
 def kind(backbone: nn.Module) -> str:

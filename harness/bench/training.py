@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import device as devices
+from harness import shortcuts
 from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
 from harness.bench.ceilings import Ceilings
 from harness.bench.module import add_ours
-from harness.cost import operations
+from harness.cost import counted
 from harness.data import Split
+from harness.shortcuts import Path
 from harness.spec import Recipe
 from harness.trainer import Trainer
 from methods.base import Attachment
@@ -40,21 +43,22 @@ def recipe(setting: Setting, **changes: Any) -> Recipe:
     return Recipe(**(values | {"precision": setting.precision} | changes))
 
 
-def bare_loop(setting: Setting, model: Any, data: Split) -> Callable[[], None]:
+def bare_loop(setting: Setting, model: Any, data: Split, path: Path, batches: int | None = None) -> Callable[[], None]:
     """The steps of an epoch as a plain PyTorch loop: no metrics, no schedule, no reports."""
     preprocessing, device = setting.preprocessing, setting.device
 
-    def batches() -> list[Tensor]:
+    def indices() -> list[Tensor]:
         order = torch.randperm(len(data)).to(device)
-        return list(order[: len(data) - len(data) % BATCH].split(BATCH))
+        return list(order[: len(data) - len(data) % BATCH].split(BATCH))[:batches]
 
     def fit() -> None:
         optimizer = torch.optim.AdamW(trained(model), lr=1e-3, weight_decay=1e-4)
         model.train()
-        for index in batches():
-            images, labels = preprocessing.normalise(data.images[index]), data.labels[index]
+        for index in indices():
+            labels = data.labels[index]
+            inputs = preprocessing.normalise(data.images[index]) if path.inputs is None else path.inputs[index]
             with devices.autocast(setting.precision, device):
-                loss = cross_entropy(model(images).float(), labels)
+                loss = cross_entropy(path.forward(inputs).float(), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -62,26 +66,39 @@ def bare_loop(setting: Setting, model: Any, data: Split) -> Callable[[], None]:
     return fit
 
 
-def our_trainer(setting: Setting, model: Any, data: Split) -> Callable[[], None]:
-    """A whole `Trainer.fit` of one epoch, with a listener as the display has one."""
+def our_trainer(setting: Setting, model: Any, data: Split, path: Path) -> Callable[[], None]:
+    """The trainer's epoch, with a listener as the display has one."""
 
     def fit() -> None:
-        chosen = recipe(setting, epochs=1, drop_path=0.1)
-        trainer = Trainer(model, Attachment(), data, setting.preprocessing, chosen, seed=0)
-        trainer.fit(lambda progress: None)
+        trainer = Trainer(model, Attachment(), data, setting.preprocessing, one_epoch(setting), seed=0)
+        trainer.follow(path, lambda progress: None)
 
     return fit
+
+
+def one_epoch(setting: Setting) -> Recipe:
+    """Of the trainer and the bare loop."""
+    return recipe(setting, epochs=1, drop_path=0.1)
 
 
 def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
     """All lines of this part."""
     data = random_split(setting.with_images(min(OVERHEAD_IMAGES, setting.sizes.images)))
     model = add_ours(setting.model(drop_path=0.1))  # the same tensors for both: where they lie in memory matters too
-    actions = {"bare": bare_loop(setting, model, data), "ours": our_trainer(setting, model, data)}
-    taken = side_by_side(actions, setting.device, ROUNDS_PER_ROUND * setting.sizes.rounds)
+    plain = Path(forward=model)
+    shortest = shortcuts.path(
+        model, Attachment(), data.images, setting.preprocessing, one_epoch(setting), setting.precision
+    )
+    begun = time.perf_counter()
+    with shortest as path:
+        found = time.perf_counter() - begun
+        actions = {"bare": bare_loop(setting, model, data, path), "ours": our_trainer(setting, model, data, path)}
+        taken = side_by_side(actions, setting.device, ROUNDS_PER_ROUND * setting.sizes.rounds)
+        step = counted(bare_loop(setting, model, data, path, batches=1))
+    whole = side_by_side({"plain": bare_loop(setting, model, data, plain)}, setting.device, setting.sizes.rounds)
     images = len(data) - len(data) % BATCH
     speed = images / taken["ours"]
-    rate = speed * operations(model.eval(), setting.preprocessing)[1]
+    rate = step / BATCH * speed
     overhead = 100 * (taken["ours"] / taken["bare"] - 1)
     on_gpu, part = setting.device.type == "cuda", "training"
     return [
@@ -94,10 +111,20 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
             judged=overhead,
             at_most=3.0,
         ),
+        Measurement(
+            part=part,
+            what="trainer; compared: a bare loop of steps that leave nothing out",
+            unit="s",
+            ours=taken["ours"],
+            other=whole["plain"],
+        ),
+        Measurement(
+            part=part, what=f"finding out what to leave out, computing {len(data)} images", unit="s", ours=found
+        ),
         Measurement(part=part, what=f"SCT, batch {BATCH}", unit="images/s", ours=speed),
         Measurement(
             part=part,
-            what="operations; compared: matrix rate",
+            what="operations done; compared: matrix rate",
             unit="GFLOP/s",
             ours=rate / 1e9,
             other=ceilings.matrix / 1e9,

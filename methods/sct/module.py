@@ -33,9 +33,14 @@ class SalientChannels(nn.Module):
 
     def by_torch(self, x: Tensor) -> Tensor:
         """The same without kernels."""
-        chosen = x.index_select(-1, self.indices)
-        update = self.scale * self.linear(chosen) + (self.keep - 1) * chosen
-        return torch.index_add(x, x.dim() - 1, self.indices, update.to(x.dtype))
+        places = self.indices.expand(*x.shape[:-1], -1)
+        chosen = x.gather(-1, places)
+        update = self.linear(chosen)
+        if self.scale != 1:
+            update = self.scale * update
+        if self.keep != 1:
+            update = update + (self.keep - 1) * chosen
+        return x.scatter_add(-1, places, update.to(x.dtype))
 
 
 @torch.no_grad()

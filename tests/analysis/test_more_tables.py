@@ -173,7 +173,7 @@ def test_times_of_several_devices_are_marked():
 
 
 def test_steps_on_cached_features_are_marked():
-    given = [costed(r, cached_features=True, step_seconds=0.001) for r in records("linear")] + records()
+    given = [costed(r, computed_once="head", step_seconds=0.001) for r in records("linear")] + records()
     table = efficiency_table(only_set(given))
     assert cells(table, "LINEAR")["training", "images/s"].note == "§"
     assert cells(table, "SCT")["training", "images/s"].note == ""
