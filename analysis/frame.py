@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analysis.unlike import CELL_KEYS, LeftOut, notes, set_aside_unlike
-from harness.record import RunRecord
-from harness.spec import canonical_json
+from harness.plans.spec import canonical_json
+from harness.records.record import RunRecord
 from suites import SUITES
 
 K = TypeVar("K")

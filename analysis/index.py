@@ -19,8 +19,8 @@ import pandas as pd
 
 from analysis import frame as frame_module
 from analysis.frame import row, typed
-from harness.record import SCHEMA, BadRecord, RunRecord
-from harness.store import RECORD_NAME, Rejected
+from harness.records.record import SCHEMA, BadRecord, RunRecord
+from harness.records.store import RECORD_NAME, Rejected
 
 INDEX_NAME = "index.json"
 VERSION = f"{SCHEMA}/{hashlib.sha256(Path(frame_module.__file__).read_bytes()).hexdigest()[:16]}"

@@ -11,7 +11,7 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from harness.errors import HarnessError
-from harness.spec import RunSpec
+from harness.plans.spec import RunSpec
 from slurm.clusters import CLUSTERS
 from slurm.planning import key_of
 from slurm.profile import Profile

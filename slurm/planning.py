@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.overview import ASSUMED_RATE, like
-from harness.spec import RunSpec, digest
-from harness.tuning import Job
+from harness.plans.overview import ASSUMED_RATE, like
+from harness.plans.spec import RunSpec, digest
+from harness.plans.tuning import Job
 from slurm.profile import Profile
 
 Seconds = Callable[[Job], float | None]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.record import BadRecord, RunRecord
-from harness.status import Run as StatusRun
-from harness.status import progress_of
-from harness.store import PROGRESS_NAME, RECORD_NAME, read_record
-from harness.tuning import Final
+from harness.plans.tuning import Final
+from harness.records.record import BadRecord, RunRecord
+from harness.records.status import Run as StatusRun
+from harness.records.status import progress_of
+from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
 from slurm.scheduler import Live
@@ -225,7 +225,7 @@ def tail(path: Path, count: int) -> list[str]:
 
 
 def as_runs(root: Path) -> tuple[list[StatusRun], list[str]]:
-    """The submitted runs as `harness.status` has them, and what the user should know of how that was found."""
+    """The submitted runs as `harness.records.status` has them, and what the user should know of how that was found."""
     found, problems = states(root)
     return [_as_run(state) for state in found], problems
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from harness import environment
+from harness.execution.worker import Setup
 from harness.failures import CLASSES
-from harness.overview import like, run_operations
-from harness.plan import Selection
-from harness.spec import RunSpec
-from harness.stages import stage
-from harness.store import Store
-from harness.tuning import NO_VERDICT, Final, Job
-from harness.worker import Setup
+from harness.plans.overview import like, run_operations
+from harness.plans.plan import Selection
+from harness.plans.spec import RunSpec
+from harness.plans.stages import stage
+from harness.plans.tuning import NO_VERDICT, Final, Job
+from harness.records.store import Store
 from slurm import planning
 from slurm.clusters import CLUSTERS, Cluster
 from slurm.errors import ClusterError

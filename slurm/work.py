@@ -21,16 +21,17 @@ from typing import Any
 
 from submitit.core.job_environment import JobEnvironment
 
-from harness import environment, lease, worker
+from harness import environment, lease
 from harness.errors import Interrupted
+from harness.execution import worker
+from harness.execution.progress import describe
+from harness.execution.worker import Busy, Setup
 from harness.failures import CLASSES, FailureClass
-from harness.overview import like
-from harness.progress import describe
-from harness.record import RunRecord
-from harness.spec import RunSpec
-from harness.store import Store
-from harness.tuning import Job
-from harness.worker import Busy, Setup
+from harness.plans.overview import like
+from harness.plans.spec import RunSpec
+from harness.plans.tuning import Job
+from harness.records.record import RunRecord
+from harness.records.store import Store
 
 GRACE_SECONDS = 20
 """Time that a run has to reach its next step boundary before the job queues up again without it."""
@@ -220,6 +221,6 @@ class Report:
     def __call__(self) -> None:
         """Run `sctbench report` in a process of its own. Raises `CalledProcessError` if it fails."""
         wait_for(self.after_processes)
-        command = "from harness.cli import main; main()"
+        command = "from harness.commands.main import main; main()"
         arguments = ["report", "--out", str(self.root), "--suite", self.suite]
         subprocess.run([sys.executable, "-c", command, *arguments], check=True)

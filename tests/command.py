@@ -6,7 +6,7 @@ from unittest import mock
 
 from typer.testing import CliRunner
 
-from harness.cli import app
+from harness.commands.main import app
 from methods import registry
 
 

@@ -10,7 +10,7 @@ import pytest
 from command import sctbench
 from examples import write_example_method
 
-from harness.cli import main
+from harness.commands.main import main
 
 SCTBENCH = Path(sys.executable).parent / "sctbench"
 RUN = ["run", "--suite", "demo", "--tasks", "digits", "--methods", "linear,sct:channels=8", "--recipe", "epochs=1"]

@@ -5,12 +5,12 @@ import json
 
 import layouts
 
-from harness import plan
-from harness.backbones import resolve
-from harness.lists import Roots
-from harness.plan import Selection, choose_method
-from harness.preprocessing import Preprocessing
-from harness.worker import Setup
+from harness.data.lists import Roots
+from harness.data.preprocessing import Preprocessing
+from harness.execution.worker import Setup
+from harness.models.backbones import resolve
+from harness.plans import plan
+from harness.plans.plan import Selection, choose_method
 from suites import SUITES
 from suites.base import Suite, Task
 

@@ -11,7 +11,7 @@ from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
 from analysis.unlike import left_out_text
-from harness.protocol import PROTOCOLS
+from harness.plans.protocol import PROTOCOLS
 from suites import SUITES
 
 Key = tuple[str, int]

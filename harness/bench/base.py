@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness import backbones
 from harness import device as devices
-from harness.preprocessing import STATISTICS, Preprocessing
-from harness.spec import BackboneSpec
+from harness.data.preprocessing import STATISTICS, Preprocessing
+from harness.models import backbones
+from harness.plans.spec import BackboneSpec
 
 BATCH = 64
 CLASSES = 10

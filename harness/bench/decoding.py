@@ -14,8 +14,8 @@ from harness.bench import released
 from harness.bench.base import BATCH, Measurement, Setting, seconds, side_by_side, trained
 from harness.bench.ceilings import Ceilings
 from harness.bench.whole import decoded, write_pictures
-from harness.data import Split
-from harness.spec import BackboneSpec
+from harness.data.splits import Split
+from harness.plans.spec import BackboneSpec
 
 SMALL = BackboneSpec(name="test_vit", weights="random", digest="", image_size=64)
 """A ViT of 0.4 M parameters: what remains of an epoch is mostly its data."""

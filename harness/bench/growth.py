@@ -14,7 +14,7 @@ from harness.bench.ceilings import Ceilings
 from harness.bench.module import STEPS, ours, pass_of, step_of
 from harness.bench.selection import select
 from harness.bench.training import random_split
-from harness.plan import Selection, choose_method, expand
+from harness.plans.plan import Selection, choose_method, expand
 from methods.blocks import blocks, plug, width
 from methods.sct.method import SELECTION_BATCH
 from suites import SUITES

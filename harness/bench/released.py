@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from harness.bench.base import BATCH, trained
-from harness.lists import Entry
-from harness.preprocessing import Preprocessing
+from harness.data.lists import Entry
+from harness.data.preprocessing import Preprocessing
 from methods.blocks import blocks, plug, width
 from methods.sct.selection import Batches
 

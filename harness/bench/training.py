@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import device as devices
-from harness import shortcuts
 from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
 from harness.bench.ceilings import Ceilings
 from harness.bench.module import add_ours
-from harness.cost import counted
-from harness.data import Split
-from harness.shortcuts import Path
-from harness.spec import Recipe
-from harness.trainer import Trainer
+from harness.data.splits import Split
+from harness.plans.spec import Recipe
+from harness.training import shortcuts
+from harness.training.cost import counted
+from harness.training.shortcuts import Path
+from harness.training.trainer import Trainer
 from methods.base import Attachment
 
 

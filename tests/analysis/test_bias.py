@@ -12,7 +12,7 @@ from analysis.errors import AnalysisError
 from analysis.frame import comparable_sets
 from analysis.render import to_markdown
 from analysis.tables import bias_tables
-from harness.store import Store
+from harness.records.store import Store
 
 
 def oracle(method, accuracies, last, **changes):

@@ -13,8 +13,8 @@ from analysis.comparison import CompareError, compare_folders, compare_in_sets, 
 from analysis.frame import comparable_sets
 from analysis.statistics import t_interval
 from analysis.tables import significance_table
-from harness.cli import app
-from harness.store import Store
+from harness.commands.main import app
+from harness.records.store import Store
 from suites import SUITES
 
 QUIET = Console(quiet=True)

@@ -9,8 +9,8 @@ from table_records import failed, few_shot, records
 
 from analysis import index
 from analysis.frame import comparable_sets, frame_of
-from harness.record import RunRecord
-from harness.store import Store
+from harness.records.record import RunRecord
+from harness.records.store import Store
 
 
 @pytest.fixture

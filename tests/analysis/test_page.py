@@ -19,8 +19,8 @@ from analysis.frame import comparable_sets
 from analysis.page import About, Section, to_html
 from analysis.report import write_report
 from analysis.tables import all_tables, task_table
-from harness.record import Epoch, RunRecord
-from harness.store import Rejected, Store
+from harness.records.record import Epoch, RunRecord
+from harness.records.store import Rejected, Store
 from suites import SUITES
 
 EVIL = "<script>document.title = 'owned'</script></script><img src=x onerror=\"document.title = 'owned'\"> & more"

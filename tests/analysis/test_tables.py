@@ -10,7 +10,7 @@ from table_records import cells, only_set, recipe, records
 from analysis.frame import comparable_sets
 from analysis.render import count_text, to_csv, to_markdown, to_terminal
 from analysis.tables import task_table, weights_tables
-from harness.record import RunRecord
+from harness.records.record import RunRecord
 
 
 def test_both_averages_and_group_means():

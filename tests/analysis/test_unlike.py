@@ -8,7 +8,7 @@ from table_records import only_set, records
 
 from analysis.frame import comparable_sets
 from analysis.tables import task_table
-from harness.record import Fingerprint, Trial, Tuning
+from harness.records.record import Fingerprint, Trial, Tuning
 
 USUAL = Fingerprint(lists="l", files="d", sizes={"train": 160, "test": 600})
 

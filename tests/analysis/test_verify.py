@@ -16,13 +16,13 @@ from analysis import commands, published
 from analysis.errors import AnalysisError
 from analysis.render import to_markdown
 from analysis.verify import as_rows, conditions, own_name, summary, verdict, verify
-from harness.cli import app
-from harness.experiment import select
-from harness.lists import Roots
-from harness.plan import expand
-from harness.run import run
-from harness.spec import BackboneSpec
-from harness.store import Store
+from harness.commands.main import app
+from harness.data.lists import Roots
+from harness.plans.experiment import select
+from harness.plans.plan import expand
+from harness.plans.spec import BackboneSpec
+from harness.records.store import Store
+from harness.training.run import run
 from methods.registry import all_methods
 from suites import SUITES
 

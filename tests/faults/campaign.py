@@ -23,10 +23,12 @@ import tiny  # noqa: E402
 import torch  # noqa: E402
 from faults.dying import PLACES, Moments, child, kill, wait  # noqa: E402
 
-from harness import cost, environment, trainer, worker  # noqa: E402
-from harness.record import BadRecord  # noqa: E402
-from harness.store import Store, read_record  # noqa: E402
-from harness.worker import Busy  # noqa: E402
+from harness import environment  # noqa: E402
+from harness.execution import worker  # noqa: E402
+from harness.execution.worker import Busy  # noqa: E402
+from harness.records.record import BadRecord  # noqa: E402
+from harness.records.store import Store, read_record  # noqa: E402
+from harness.training import cost, trainer  # noqa: E402
 
 METHODS = ("lora", "sct", "adalora", "gps", "vpt_deep", ("adapter_pfeiffer", {"dropout": 0.2}))
 

@@ -6,7 +6,9 @@ import pathlib
 import signal
 from collections import Counter
 
-from harness import paths, resume, store
+from harness import paths
+from harness.records import store
+from harness.training import resume
 
 PLACES = ("state", "record", "lease")
 """Kinds of files by which a moment is named."""

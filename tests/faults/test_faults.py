@@ -10,9 +10,12 @@ METHODS = ("linear", "sct")
 def campaign(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCTBENCH_CACHE", "")  # put back afterwards: the campaign has its own
-        for module, name in (("trainer", "REPORT_EVERY_SECONDS"), ("worker", "PROGRESS_EVERY_SECONDS")):
+        for module, name in (
+            ("training.trainer", "REPORT_EVERY_SECONDS"),
+            ("execution.worker", "PROGRESS_EVERY_SECONDS"),
+        ):
             patch.setattr(f"harness.{module}.{name}", 0.0)
-        patch.setattr("harness.cost.LATENCY_SECONDS", 0.0)
+        patch.setattr("harness.training.cost.LATENCY_SECONDS", 0.0)
         yield Campaign(tmp_path_factory.mktemp("faults"), seed=7, methods=METHODS)
 
 

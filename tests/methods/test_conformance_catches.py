@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from harness.cli import app
+from harness.commands.main import app
 from methods import conformance
 from methods.base import Attachment, Method
 from methods.blocks import blocks, new_linear, plug, plug_layer, width

@@ -8,8 +8,8 @@ import torch
 from timm.layers import SwiGLU
 from typer.testing import CliRunner
 
-from harness.backbones import skeleton
-from harness.cli import app
+from harness.commands.main import app
+from harness.models.backbones import skeleton
 from methods.base import MethodError
 from methods.peft_library.adalora import AdaLoRA
 from methods.peft_library.common import PeftMethod

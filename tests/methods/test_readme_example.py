@@ -4,7 +4,7 @@ import pytest
 from examples import write_example_method
 from typer.testing import CliRunner
 
-from harness.cli import app
+from harness.commands.main import app
 from methods import conformance, registry
 from methods.testbed import small_vit
 

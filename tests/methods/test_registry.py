@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.backbones import skeleton
 from harness.errors import USER_ERRORS
-from harness.experiment import select
+from harness.models.backbones import skeleton
+from harness.plans.experiment import select
 from methods import registry
 from methods.base import MethodError
 from methods.testbed import small_swin, small_vit
@@ -124,7 +124,7 @@ def installed(tmp_path, monkeypatch):
 def test_a_method_of_another_package_is_listed_planned_and_checked(installed):
     from typer.testing import CliRunner
 
-    from harness.cli import app
+    from harness.commands.main import app
 
     installed(METHOD.format(name="installed_one", title="Installed"))
     assert "installed_one" in registry.all_methods()

@@ -8,8 +8,8 @@ import pytest
 import tiny
 from slurm_helpers import SCRIPT
 
-from harness import worker
-from harness.store import Store
+from harness.execution import worker
+from harness.records.store import Store
 
 
 def missing_rights():

@@ -9,7 +9,7 @@ import tiny
 from command import sctbench
 from slurm_helpers import ended, standing, wait
 
-from harness.store import read_record
+from harness.records.store import read_record
 
 pytestmark = pytest.mark.slurm_demo
 

@@ -8,7 +8,7 @@ import tiny
 from command import sctbench
 from slurm_helpers import ended, send, standing, wait
 
-from harness.store import PROGRESS_NAME, Store
+from harness.records.store import PROGRESS_NAME, Store
 from slurm import control
 from slurm.submissions import Log
 

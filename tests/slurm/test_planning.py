@@ -6,8 +6,8 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.overview import like
-from harness.tuning import Final
+from harness.plans.overview import like
+from harness.plans.tuning import Final
 from slurm import planning, submit
 from slurm.clusters import CLUSTERS
 from slurm.planning import arrays, deal, estimate, key_of, pack, report_array, shares, too_long

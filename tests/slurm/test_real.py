@@ -12,7 +12,7 @@ import pytest
 import tiny
 from slurm_helpers import SCRIPT, SMALL, by_key, ended, run_slurm, send, standing, wait
 
-from harness.store import PROGRESS_NAME, Store
+from harness.records.store import PROGRESS_NAME, Store
 from slurm import control, submit
 from slurm.clusters import CLUSTERS
 from slurm.status import states

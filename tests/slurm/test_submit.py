@@ -14,11 +14,13 @@ from fake_slurm import Fake
 from slurm_helpers import SMALL, by_key, send, standing
 from typer.testing import CliRunner
 
-from harness import lease, plan, status
-from harness.cli import app
+from harness import lease
+from harness.commands.main import app
 from harness.errors import HarnessError
 from harness.failures import Failure
-from harness.store import Store
+from harness.plans import plan
+from harness.records import status
+from harness.records.store import Store
 from slurm import control, scheduler, submit
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError

@@ -12,13 +12,15 @@ from fake_slurm import Fake
 from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError
 
-from harness import environment, lease, trainer, worker
+from harness import environment, lease
 from harness.errors import Interrupted
+from harness.execution import worker
 from harness.failures import Failure
-from harness.resume import Stop
-from harness.run import failed_record
-from harness.store import Store
-from harness.tuning import Final
+from harness.plans.tuning import Final
+from harness.records.store import Store
+from harness.training import trainer
+from harness.training.resume import Stop
+from harness.training.run import failed_record
 from slurm import work
 from slurm.body import Body
 from slurm.work import Batch, Unfinished

@@ -8,13 +8,13 @@ import torch
 
 from analysis.frame import comparable_sets
 from analysis.tables import accuracy_tables
-from harness.data import TaskData
-from harness.data_check import check
-from harness.experiment import select
-from harness.lists import Roots
-from harness.plan import expand
-from harness.preprocessing import Preprocessing
-from harness.run import run
+from harness.data.check import check
+from harness.data.lists import Roots
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import TaskData
+from harness.plans.experiment import select
+from harness.plans.plan import expand
+from harness.training.run import run
 from suites import SUITES
 
 SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)

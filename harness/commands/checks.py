@@ -1,0 +1,81 @@
+"""The commands that check numbers: done again, against what was published, and against what looking at test gains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.commands.options import DataFolder, ListFolder, OutFolder
+from harness.terminal import JsonFlag, console, errors, print_rows
+
+checks_app = typer.Typer()
+
+
+@checks_app.command()
+def rerun(
+    record: Annotated[Path, typer.Argument(help="A run's record.json, or its folder.")],
+    root: DataFolder = None,
+    lists: ListFolder = None,
+    weights: Annotated[Path | None, typer.Option(help="The checkpoint, for a run with one from a file.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Where the method is, if it is one of your own: file.py:Class.")
+    ] = None,
+    suite: Annotated[Path | None, typer.Option(help="The suite's YAML file, if it is one of your own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Do one run again from its record alone, and compare. Nothing is written; the exit status is 1 if it differs."""
+    from harness.data.lists import Roots
+    from harness.training.rerun import again, compare, read, summary
+
+    before = read(record)
+    now = again(before, Roots(data=root, lists=lists), weights, method, suite, device)
+    found = compare(before, now)
+    rows = [{"result": fact.what, "record": fact.before, "now": fact.now} for fact in found.results if not fact.same]
+    if rows:
+        print_rows(rows, False)
+    if found.surroundings:
+        console.print("Not the same as then:")
+        print_rows([{"fact": fact.what, "record": fact.before, "now": fact.now} for fact in found.surroundings], False)
+    console.print(summary(found), highlight=False)
+    if not found.identical:
+        raise typer.Exit(1)
+
+
+@checks_app.command()
+def bias(
+    out: OutFolder = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+) -> None:
+    """Show what reporting the best test epoch gains: oracle minus fixed, of the runs that are there."""
+    from analysis.commands import bias as tables_of
+    from analysis.commands import show
+
+    show(lambda: tables_of(out, suite, errors), console, errors)
+
+
+@checks_app.command()
+def verify(
+    source: Annotated[str | None, typer.Option(help="Only this source, see `sctbench published`.")] = None,
+    out: OutFolder = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare own records with published numbers, cell by cell, and name how the conditions differ."""
+    from analysis.commands import show, verified
+    from analysis.verify import as_rows, summary
+
+    found: list[Any] = []
+
+    def tables() -> list[Any]:
+        found.extend(verified(source, out, suite, protocol, errors))
+        return [] if as_json else [part.table for part in found]
+
+    show(tables, console, errors)
+    if as_json:
+        print_rows(as_rows(found), True)
+        return
+    for part in found:
+        console.print(summary(part), highlight=False)

@@ -1,0 +1,159 @@
+"""`sctbench data`: check, convert and tidy up data."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.commands.options import DataFolder, ListFolder, ShotCounts, SuiteName, TaskNames
+from harness.errors import HarnessError
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, shot_words, task_words
+
+data_app = typer.Typer(no_args_is_help=True, help="Check, convert and tidy up data.")
+cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that runs keep on disk.")
+data_app.add_typer(cache_app, name="cache")
+
+
+@data_app.command("check")
+def check_data(
+    suite: SuiteName = None,
+    root: DataFolder = None,
+    lists: ListFolder = None,
+    tasks: TaskNames = None,
+    shots: ShotCounts = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every picture, not its header and end alone.")] = False,
+    show: Annotated[int, typer.Option(help="Problems to print; --json has all.")] = 50,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check every list and picture of a suite; the exit status is 1 if there is any error."""
+    from harness.data.check import check
+    from harness.data.lists import Roots
+    from harness.plans.experiment import find_suite
+
+    start = time.perf_counter()
+    with counting("pictures") as advance:
+        report = check(
+            find_suite(_given(suite, "--suite")),
+            Roots(data=root, lists=lists),
+            tuple(task_words(tasks) or ()),
+            tuple(shot_words(shots) or ()),
+            deep,
+            advance,
+        )
+    _print_report(report, as_json, show, time.perf_counter() - start)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def _given(value: str | None, flag: str) -> str:
+    if value is None:
+        raise HarnessError(f"say which: {flag}")
+    return value
+
+
+def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None:
+    rows = [
+        {
+            "task": row.task.name,
+            "split": row.split,
+            "shots": row.shots,
+            "draw": row.split_seed,
+            "found": row.found,
+            "known": row.known,
+            "errors": sum(problem.severity == "error" for problem in row.problems),
+            "warnings": sum(problem.severity == "warning" for problem in row.problems),
+        }
+        for row in report.rows
+    ]
+    if as_json:
+        problems = [{"severity": problem.severity, "text": problem.text} for problem in report.problems]
+        print(json.dumps({"lists": rows, "problems": problems}, indent=1))
+        return
+    if rows:
+        print_rows(rows, False)
+    for problem in report.problems[:show]:
+        errors.print(f"{problem.severity}: {problem.text}", markup=False, highlight=False)
+    if len(report.problems) > show:
+        errors.print(f"... and {len(report.problems) - show} more problems (--json prints all)")
+    warnings = len(report.problems) - report.errors
+    console.print(f"{report.pictures} pictures in {seconds:.1f} s: {report.errors} errors, {warnings} warnings")
+
+
+@data_app.command("export")
+def export_data(
+    suite: SuiteName = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+    ] = None,
+    picture_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
+    quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 if not given.")] = None,
+    root: DataFolder = None,
+    lists: ListFolder = None,
+    tasks: TaskNames = None,
+) -> None:
+    """Write a suite's data into folders and lists that `--root` reads back: for VTAB suites, the usual layout."""
+    from harness.data.export import PictureFormat, export
+    from harness.data.lists import Roots
+    from harness.plans.experiment import find_suite
+
+    target = Path(_given(str(to) if to else None, "--to"))
+    chosen, roots = PictureFormat(name=picture_format, quality=quality), Roots(data=root, lists=lists)
+    with counting("pictures") as advance:
+        count = export(
+            find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(task_words(tasks) or ()), advance
+        )
+    console.print(f"{count} pictures written below {target}")
+
+
+@data_app.command("prepare")
+def prepare_data(
+    suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
+    source: Annotated[Path | None, typer.Option("--from", help="Folder with one folder per task.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+    ] = None,
+    tasks: TaskNames = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="List what each task is made from, and which cannot be.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make VTAB-1K's folders out of original archives. The splits are own splits, not VTAB's."""
+    from harness.data.prepare import prepare, sources
+
+    if suite != "vtab1k":
+        raise HarnessError(f"prepare knows vtab1k alone, not {suite!r}")
+    if show:
+        print_rows(sources(), as_json)
+        return
+    folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
+    for name, note in prepare(folder, target, tuple(task_words(tasks) or ())):
+        console.print(f"{target / name}: {note}")
+
+
+@cache_app.command("ls")
+def list_cache(as_json: JsonFlag = False) -> None:
+    """List the arrays of decoded images, largest first."""
+    from harness.data import arrays
+
+    found = arrays.cached()
+    rows = [{"array": array.path.name, "bytes": array.bytes} for array in found]
+    if as_json:
+        print_rows(rows, True)
+        return
+    if rows:
+        print_rows([{"array": row["array"], "size": human_size(int(str(row["bytes"])))} for row in rows], False)
+    total = human_size(sum(array.bytes for array in found))
+    console.print(f"{len(found)} arrays, {total}, in {arrays.folder()}")
+
+
+@cache_app.command("clear")
+def clear_cache() -> None:
+    """Delete the arrays; runs make them again when they need them."""
+    from harness.data import arrays
+
+    console.print(f"{human_size(arrays.clear())} freed in {arrays.folder()}")

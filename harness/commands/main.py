@@ -1,0 +1,154 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from harness.commands.bench import bench
+from harness.commands.checks import checks_app
+from harness.commands.data import data_app
+from harness.commands.options import OutFolder
+from harness.commands.runs import runs_app
+from harness.commands.slurm import slurm_app
+from harness.commands.status import status_app
+from harness.errors import USER_ERRORS
+from harness.terminal import JsonFlag, console, errors, print_rows, words
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app.add_typer(runs_app)
+app.add_typer(slurm_app)
+app.add_typer(checks_app)
+app.add_typer(status_app)
+app.add_typer(data_app, name="data")
+app.command()(bench)
+
+
+@app.callback()
+def common(
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder for weights, decoded pictures and bundled suites; also $SCTBENCH_CACHE.")
+    ] = None,
+) -> None:
+    """Compare parameter-efficient fine-tuning methods for vision transformers."""
+    if cache_dir is not None:
+        os.environ["SCTBENCH_CACHE"] = str(cache_dir.absolute())  # the workers inherit it
+
+
+@app.command()
+def report(
+    out: OutFolder = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="Only this suite; a file of your own: with its groups.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
+    ] = None,
+    ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
+) -> None:
+    """Write tables and figures from whatever records there are."""
+    from analysis.commands import report as write
+    from analysis.tables import TableOptions
+    from harness.plans.experiment import find_suite
+    from methods.registry import all_methods
+
+    name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
+    options = TableOptions(reference, tuple(words(ablation) or ()) if ablation is not None else None)
+    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
+    paths = write(out, name, options, about, console, errors)
+    if paths:
+        console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
+        console.print(f"wrote {paths[0]}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder.")],
+    second: Annotated[str, typer.Argument(help="The other one.")],
+    out: OutFolder = Path("results"),
+    suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Points that count as practically equal.")] = 1.0,
+) -> None:
+    """Compare two methods, or two results folders, task by task: differences, intervals, Wilcoxon, wins."""
+    from analysis.commands import compare as tables_of
+    from analysis.commands import show
+
+    show(lambda: tables_of(first, second, out, suite, protocol, margin, errors), console, errors)
+
+
+@app.command()
+def published(
+    source: Annotated[str | None, typer.Option(help="Print this source's tables.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Method of the source to test its others against.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List published numbers, with their sources; they are never merged with own runs."""
+    from analysis.commands import published_rows, published_tables, show
+
+    if source is None:
+        print_rows(published_rows(), as_json)
+    else:
+        show(lambda: published_tables(source, reference), console, errors)
+
+
+@app.command("methods")
+def list_methods(
+    files: Annotated[list[str] | None, typer.Argument(help="Methods of your own to list too: file.py:Class")] = None,
+    backbone: Annotated[str, typer.Option(help="Count parameters on this backbone.")] = "demo_vit",
+    as_json: JsonFlag = False,
+) -> None:
+    """List the methods, with the parameters that each trains on a backbone (head excluded)."""
+    from harness.models.backbones import skeleton
+    from methods.registry import all_methods, describe, get
+
+    model, listed = skeleton(backbone), [*all_methods().values(), *(get(file) for file in files or [])]
+    print_rows([describe(method, model) for method in listed], as_json)
+
+
+@app.command("check")
+def check_method(
+    method: Annotated[str, typer.Argument(help="A method's name, or path/to/file.py:ClassName.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
+    from methods import conformance, registry
+
+    cls = registry.get(method)
+    found = {name: conformance.run_check(name, cls) for name in conformance.CHECKS}
+    print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@app.command("suites")
+def list_suites(as_json: JsonFlag = False) -> None:
+    """List the suites and their tasks."""
+    from suites import SUITES
+
+    rows = [
+        {"suite": s.name, "group": t.group, "task": t.name, "classes": t.num_classes}
+        | {split: t.sizes.get(split, "") for split in ("train", "val", "test")}
+        for s in SUITES.values()
+        for t in s.tasks
+    ]
+    print_rows(rows, as_json)
+
+
+@app.command("backbones")
+def list_backbones(as_json: JsonFlag = False) -> None:
+    """List the embedded and the recommended backbones; any ViT or Swin of timm works by its name too."""
+    from harness.models.backbones import listing
+
+    print_rows(listing(), as_json)
+
+
+def main() -> None:
+    """Entry point of `sctbench`: errors meant for the user are printed without a traceback."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True)
+        raise SystemExit(2) from None

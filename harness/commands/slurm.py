@@ -1,0 +1,231 @@
+"""The commands about clusters: submit, look, cancel, try again."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection
+from harness.terminal import console, errors, print_rows
+
+slurm_app = typer.Typer()
+
+
+def read_profile(
+    cluster: Annotated[
+        str | None, typer.Option(help="A cluster profile (YAML, see slurm/profiles/), or `local`: no cluster needed.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
+    qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Node features that a job needs.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")] = None,
+    runs_per_job: Annotated[
+        int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")
+    ] = None,
+) -> Any:
+    """Name of the cluster (`slurm` or `local`), settings given as flags, and the profile's file if there is one."""
+    from slurm.profile import read_file
+
+    given = {
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "time": time,
+        "gpus": gpus,
+        "cpus": cpus,
+        "mem": mem,
+        "constraint": constraint,
+        "parallel": parallel,
+        "runs_per_job": runs_per_job,
+        "setup": setup,
+    }
+    file = read_file(Path(cluster).expanduser()) if cluster not in (None, "local") else None
+    flags = {key: value for key, value in given.items() if value is not None}
+    return "local" if cluster == "local" else "slurm", flags, file
+
+
+_NOT_LOCAL = ("partition", "account", "qos", "cpus", "mem", "constraint", "runs_per_job")
+"""Settings that processes of this machine do without."""
+
+takes_profile = takes_options("cluster", read_profile)
+"""Give a command, in place of its parameter `cluster`, the options of `read_profile`."""
+
+
+@slurm_app.command()
+@takes_selection
+@takes_profile
+def submit(
+    selection: Any,
+    cluster: Any,
+    root: DataFolder = None,
+    lists: ListFolder = None,
+    out: OutFolder = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
+) -> None:
+    """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
+    from harness.data.lists import Roots, check_roots
+    from harness.execution.worker import setup_for
+    from harness.records.store import Store
+    from slurm import submit as submission
+    from slurm.clusters import CLUSTERS
+    from slurm.profile import make_profile
+    from slurm.submissions import Log
+
+    name, flags, file = cluster
+    if not dry_run:
+        check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
+    profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
+    if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
+        errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
+    with nullcontext() if dry_run else log.alone():  # a dry run leaves no files
+        missing = submission.todo(selection, Store(out), submission.held_keys(log, where))
+        _tell_todo(missing, out)
+        if not missing.ready and not missing.blocked:
+            return
+        plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
+        for warning in plan.warnings:
+            errors.print(f"warning: {warning}")
+        _tell_plan(plan, profile, submission.expected_hours(plan))
+        if dry_run:
+            _tell_scripts(plan, profile, log, name)
+            return
+        setup = setup_for(selection, out, Roots(data=root, lists=lists), profile.device)
+        submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
+    console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
+
+
+def _limit(cluster: Any, dry_run: bool) -> int:
+    """Jobs that one array may have; a dry run needs no cluster."""
+    from slurm.errors import ClusterError
+    from slurm.scheduler import USUAL_LIMIT
+
+    try:
+        return cluster.limit()
+    except ClusterError as error:
+        if not dry_run:
+            raise
+        errors.print(f"warning: arrays of at most {USUAL_LIMIT} jobs are assumed: {error}", highlight=False)
+        return USUAL_LIMIT
+
+
+def _tell_todo(missing: Any, out: Path) -> None:
+    """What is there, what is under way, what is to be submitted."""
+    total = missing.complete + missing.held + len(missing.failed) + len(missing.ready) + len(missing.blocked)
+    console.print(
+        f"{total} runs: {missing.complete} complete, {missing.held} submitted already, "
+        f"{len(missing.ready) + len(missing.blocked)} to submit. Records: {out / 'runs'}"
+    )
+    if missing.failed:
+        errors.print(
+            f"{len(missing.failed)} failed in a way that they would fail again, or wait for trials that did, and are "
+            "left out: see `sctbench status`; `sctbench retry --failed` submits what failed once more."
+        )
+
+
+def _tell_plan(plan: Any, profile: Any, hours: float | None) -> None:
+    from slurm.planning import rate
+
+    rows = [
+        {
+            "array": array.name,
+            "jobs": len(array.jobs) or 1,
+            "runs": sum(map(len, array.jobs)) or "tables",
+            "at a time": array.parallel,
+            "after": ", ".join([*array.after, *array.after_jobs]),
+        }
+        for array in [*plan.arrays, plan.report]
+    ]
+    print_rows(rows, False)
+    kind, jobs = "GPU" if profile.gpus else "job", sum(len(array.jobs) for array in plan.arrays)
+    estimated = "?" if hours is None else f"{hours:.2g}"
+    console.print(
+        f"Estimated {kind} hours: {estimated}, start-up included, assuming {rate(profile) / 1e12:.3g} TFLOP/s. The "
+        f"jobs' time limits add up to {jobs * profile.time / 60:.3g}; a job that reaches its own queues up again."
+    )
+
+
+def _tell_scripts(plan: Any, profile: Any, log: Any, cluster: str) -> None:
+    from slurm.sbatch import script
+
+    for array in [*plan.arrays, plan.report] if cluster == "slurm" else []:
+        after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
+        folder = log.root.absolute() / plan.name / array.name.rpartition(".")[2]
+        console.print(f"\n[bold]{array.name}[/bold]", markup=True)
+        console.print(script(profile, array, folder, after), highlight=False, markup=False)
+    console.print("Nothing was submitted.")
+
+
+@slurm_app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run's id, or how it begins; see `sctbench status`.")],
+    out: OutFolder = Path("results"),
+    lines: Annotated[int, typer.Option(min=1, help="How many lines from the end.")] = 40,
+) -> None:
+    """Show the end of the log of the job that a run was in last."""
+    from slurm.control import find
+    from slurm.status import log_file, places, tail
+    from slurm.submissions import Log
+
+    log = Log(out)
+    known = places(log)
+    path = log_file(log, known[find(known, run)])
+    console.print(f"{path}:", highlight=False)
+    for line in tail(path, lines) or ["(nothing yet)"]:
+        console.print(line, highlight=False, markup=False)
+
+
+@slurm_app.command()
+def cancel(
+    runs: Annotated[list[str] | None, typer.Argument(help="Ids of runs; their jobs are cancelled.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All jobs of this results folder.")] = False,
+    out: OutFolder = Path("results"),
+) -> None:
+    """Cancel submitted runs. What they have done is kept: submitted again, they go on from there."""
+    from harness.errors import HarnessError
+    from slurm.control import cancel as cancel_runs
+
+    if bool(runs) == everything:
+        raise HarnessError("say which: ids of runs, or --all")
+    stopped = cancel_runs(out, runs or [])
+    print_rows([state.as_row() for state in stopped], False)
+    console.print(f"{len(stopped)} run(s) cancelled; a job takes all its runs along.")
+
+
+@slurm_app.command()
+@takes_profile
+def retry(
+    cluster: Any,
+    failed: Annotated[bool, typer.Option("--failed", help="Runs that failed, whatever the reason.")] = False,
+    out: OutFolder = Path("results"),
+) -> None:
+    """Submit runs that failed once more, with the profile of before; flags change it (--mem 64GB)."""
+    from harness.errors import HarnessError
+    from slurm.control import retry as submit_again
+    from slurm.profile import make_profile
+
+    if not failed:
+        raise HarnessError("say what to retry: --failed. What is merely missing, `sctbench submit` submits")
+    name, flags, file = cluster
+    if name == "local":
+        raise HarnessError("--cluster local: runs are tried again on the cluster they were on, leave it out")
+    given = make_profile(flags, file).as_dict()
+    changes = {key: given[key] for key in {*flags, *(file.values if file else {})}}
+    count, problems = submit_again(out, changes, console.print)
+    console.print(f"{count} run(s) submitted again.")
+    for problem in problems:
+        errors.print(f"not submitted: {problem}", highlight=False, markup=False)
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,126 @@
+"""The commands about what is there: how runs stand, and what may be deleted."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.commands.options import OutFolder, read_selection, takes_options
+from harness.errors import HarnessError
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, words
+
+status_app = typer.Typer()
+
+RUNNING_SHOWN = 20
+"""Running runs that are listed without `--all`."""
+
+
+@functools.wraps(read_selection)
+def _read_part(**options: Any) -> Any:
+    """The selection that the options ask for; without methods and experiment file, what to filter a folder by."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if given.keys() <= {"suite", "tasks"}:
+        return {"suite": words(options["suite"]), "task": words(options["tasks"])}
+    return read_selection(**options)
+
+
+@status_app.command()
+@takes_options("part", _read_part)
+def status(
+    part: Any,
+    out: OutFolder = Path("results"),
+    by: Annotated[str, typer.Option(help="Rows of the table: any of suite,task,method.")] = "suite,method",
+    all_runs: Annotated[bool, typer.Option("--all", help="List every run too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how runs stand, here and on a cluster: those that the options of `run` name, or all of the folder."""
+    from harness.records.status import KEYS, STATES, counts, failures, waiting
+
+    keys = words(by) or []
+    if not keys or not set(keys) <= set(KEYS):
+        raise HarnessError(f"--by {by}: any of {','.join(KEYS)}")
+    runs = _runs(part, out)
+    if as_json:
+        print(json.dumps([run.as_dict() for run in runs], indent=1))
+        return
+    at_work = [run for run in runs if run.state == "running"]
+    listed = [_row(run) for run in (runs if all_runs else at_work[:RUNNING_SHOWN])]
+    for rows in (counts(runs, keys), listed, waiting(runs), failures(runs)):
+        if rows:
+            print_rows(rows, False)
+            console.print()
+    if not all_runs and len(at_work) > RUNNING_SHOWN:
+        console.print(f"Of {len(at_work)} running ones {RUNNING_SHOWN} are listed; `--all` lists every run.\n")
+    for run in runs:
+        if "\n" in run.reason:  # the end of a job's log
+            console.print(f"{run.run_id}: {run.reason}\n", highlight=False, markup=False)
+    total = Counter(run.state for run in runs)
+    console.print(", ".join(f"{total[state]} {state}" for state in STATES if total[state]) or f"No runs in {out}.")
+
+
+def _runs(part: Any, out: Path) -> list[Any]:
+    """The runs that are asked for, with what a cluster says of them."""
+    from harness.records import status as of
+    from slurm.status import as_runs
+
+    filters = part if isinstance(part, dict) else {}
+    with counting("reading new records") as advance:
+        runs = of.of_folder(out, advance) if part is filters else of.of_specs(out, _specs(part, out), advance)
+    queued, problems = as_runs(out)
+    for problem in problems:
+        errors.print(f"warning: {problem}")
+    runs = of.with_queue(runs, queued, only=part is not filters)
+    return [
+        run for run in runs if all(wanted is None or getattr(run, key) in wanted for key, wanted in filters.items())
+    ]
+
+
+def _specs(selection: Any, out: Path) -> list[Any]:
+    """The selection's runs; of tuned ones also the final runs, where the trials have decided them."""
+    from harness.plans import plan, protocol
+    from harness.records.store import Store
+
+    specs, finals = plan.expand(selection), []
+    if protocol.get(selection.protocol).tunes:
+        read = functools.cache(Store(out).read)
+        finals = [spec for final in plan.finals(selection) if (spec := final.spec(read))]
+    return [*specs, *finals]
+
+
+def _row(run: Any) -> dict[str, Any]:
+    """A line about one run."""
+    row = {"run": run.run_id, "task": run.task, "method": run.method, "seed": run.seed, "state": run.state}
+    at = run.progress
+    if at:
+        row["epoch"] = f"{at['epoch']}/{at['epochs']}"
+        row["loss"], row["accuracy"] = f"{at['loss']:.3f}", f"{at['accuracy']:.1f}"
+    else:
+        row |= {"epoch": "", "loss": "", "accuracy": ""}
+    return row | {"time left": run.left, "at it": run.holder}
+
+
+@status_app.command()
+def clean(
+    out: OutFolder = Path("results"),
+    failed: Annotated[bool, typer.Option("--failed", help="Delete failed records and their states too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
+) -> None:
+    """Delete stale leases, temporary files and states of complete runs; never a result."""
+    from harness.records.clean import litter, remove
+
+    with counting("reading new records") as advance:
+        found = litter(out, failed, advance)
+    deleted = found if dry_run else remove(found)
+    kinds = {item.what: [one for one in deleted if one.what == item.what] for item in deleted}
+    rows = [
+        {"what": what, "number": len(items), "size": human_size(sum(item.bytes for item in items))}
+        for what, items in kinds.items()
+    ]
+    if rows:
+        print_rows(rows, False)
+    console.print(f"{len(deleted)} {'would be deleted' if dry_run else 'deleted'}.")

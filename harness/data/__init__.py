@@ -1,0 +1,1 @@
+"""From list files and pictures to the splits that a run sees."""

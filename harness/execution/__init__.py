@@ -1,0 +1,1 @@
+"""Doing many runs on one machine."""

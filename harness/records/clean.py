@@ -1,0 +1,82 @@
+"""Clean a results folder: what killed processes left behind, and failed records where that is asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import lease
+from harness.lease import LEASE_NAME
+from harness.records import index
+from harness.records.index import Place
+from harness.records.store import PROGRESS_NAME, RECORD_NAME
+from harness.terminal import Advance
+
+
+@dataclass(frozen=True, slots=True)
+class Litter:
+    """Something that nobody needs."""
+
+    path: Path
+    what: str
+    bytes: int
+
+
+def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> list[Litter]:
+    """What `remove` may delete: stale leases, temporary files, states and progress of runs that are complete, and with
+    `failed` also failed records, their states with them. Folders that somebody is at are left out, and `corrupt`."""
+    found = []
+    for place in index.places(root, advance).values():
+        held = lease.read(Path(place.folder))
+        if held is None or lease.is_stale(held):
+            found += list(_litter(place, failed))
+    return found
+
+
+def _litter(place: Place, failed: bool) -> Iterator[Litter]:
+    state = place.found.state if place.found else ""
+    forget = state == "complete" or (failed and state == "failed")
+    for path in sorted(Path(place.folder).iterdir()):
+        if path.name == LEASE_NAME:
+            yield Litter(path, "stale lease", path.stat().st_size)
+        elif path.name.endswith(".tmp"):
+            yield Litter(path, "temporary file", path.stat().st_size)
+        elif path.name in ("state", PROGRESS_NAME) and forget:
+            yield Litter(path, f"training state of a {state} run", _size(path))
+        elif path.name == RECORD_NAME and state == "failed" and failed:
+            yield Litter(path, "failed record", path.stat().st_size)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def remove(found: list[Litter]) -> list[Litter]:
+    """Delete, folder by folder under its lease; returns what was deleted. What somebody has taken meanwhile stays, and
+    what a record written meanwhile makes worth keeping."""
+    folders: dict[Path, list[Litter]] = {}
+    for item in found:
+        folders.setdefault(item.path.parent, []).append(item)
+    deleted = []
+    for folder, items in folders.items():
+        try:
+            with lease.acquire(folder):  # takes over a stale one, and leaves none
+                now = {(item.path, item.what) for item in _litter(index.look(folder), failed=True)}
+                gone = [item for item in items if item.path.name == LEASE_NAME or (item.path, item.what) in now]
+                for item in gone:
+                    if item.path.name != LEASE_NAME:
+                        _delete(item.path)
+        except lease.Taken:
+            continue
+        deleted += gone
+    return deleted
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

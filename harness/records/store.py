@@ -1,0 +1,104 @@
+"""The store: one folder per run, completion is a valid record in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.lease import LEASE_NAME
+from harness.paths import write_atomically
+from harness.plans.spec import RunSpec
+from harness.records.record import BadRecord, RunRecord
+
+RECORD_NAME = "record.json"
+PROGRESS_NAME = "progress.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A record file that was set aside."""
+
+    path: Path
+    reason: str
+
+
+def read_record(path: Path, spec: RunSpec | None = None) -> RunRecord:
+    """The record in a file, of that run if one is given. Raises `BadRecord`, or `OSError` if it cannot be read."""
+    try:
+        record = RunRecord.from_json(path.read_text())
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"torn: {error}") from None
+    if spec is not None and record.spec.run_id != spec.run_id:
+        raise BadRecord(f"of another run ({record.spec.run_id})")
+    return record
+
+
+class Store:
+    """Runs below `root`/runs/<suite>/<task>/<method>-<run id>/."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, spec: RunSpec) -> Path:
+        """The run's folder."""
+        return self.root / "runs" / spec.suite / spec.task / f"{spec.method}-{spec.run_id}"
+
+    def write(self, record: RunRecord) -> Path:
+        """Put the record in its place, whole or not at all."""
+        path = self.folder(record.spec) / RECORD_NAME
+        write_atomically(path, lambda file: file.write(record.to_json().encode()))
+        return path
+
+    def read(self, spec: RunSpec) -> RunRecord | None:
+        """The run's record, or None if there is no valid one."""
+        try:
+            return read_record(self.folder(spec) / RECORD_NAME, spec)
+        except (OSError, BadRecord):
+            return None
+
+    def complete(self, spec: RunSpec) -> RunRecord | None:
+        """The run's valid record of success, if there is one."""
+        record = self.read(spec)
+        return record if record is not None and record.status == "complete" else None
+
+    def clear_place(self, spec: RunSpec) -> None:
+        """Make the run's folder fit for a new record; only for the holder of its lease.
+
+        Left-over temporary files are deleted. A record that is torn, altered or of another run is moved to `corrupt`,
+        with the reason beside it. `HarnessError` for one that another version of this program wrote.
+        """
+        folder = self.folder(spec)
+        for temporary in folder.glob(".*.tmp"):
+            if not temporary.name.startswith(f".{LEASE_NAME}"):  # others may be about to ask for the lease
+                temporary.unlink(missing_ok=True)
+        try:
+            read_record(folder / RECORD_NAME, spec)
+        except FileNotFoundError:
+            return
+        except BadRecord as error:
+            if error.whole:
+                raise HarnessError(
+                    f"{folder / RECORD_NAME}: {error}. It is left alone: use that version, or another --out"
+                ) from None
+            self._set_aside(folder / RECORD_NAME, str(error))
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        """Move a file to `corrupt`, under a name that says where it was and when it was moved."""
+        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        to = self.root / "corrupt" / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
+        to.parent.mkdir(exist_ok=True)
+        note = f"{path.relative_to(self.root)}: {reason}\n"
+        write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
+        path.replace(to)
+
+    def records(self) -> tuple[list[RunRecord], list[Rejected]]:
+        """All valid records, ordered by path, and the files that were set aside with the reason."""
+        good, bad = [], []
+        for path in sorted(self.root.glob(f"runs/*/*/*/{RECORD_NAME}")):
+            try:
+                good.append(read_record(path))
+            except (OSError, BadRecord) as error:
+                bad.append(Rejected(path, str(error)))
+        return good, bad

@@ -1,0 +1,169 @@
+"""What a run costs: parameters by role, floating-point operations, time, bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness import device as devices
+from harness.data.preprocessing import Preprocessing
+from harness.records.record import Parameters
+
+LATENCY_BATCHES = (1, 64)
+LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20
+"""Time and number of passes that a latency is measured over at most."""
+
+
+def count_parameters(model: nn.Module, pretrained: set[int], head: set[int]) -> Parameters:
+    """Count by role. `pretrained`, `head`: ids of the parameters that were there before `attach`."""
+    method = backbone = in_head = total = 0
+    for parameter in model.parameters():
+        size, key = parameter.numel(), id(parameter)
+        total += size
+        if not parameter.requires_grad:
+            continue
+        if key in head:
+            in_head += size
+        elif key in pretrained:
+            backbone += size
+        else:
+            method += size
+    return Parameters(method=method, backbone_trained=backbone, head=in_head, total=total)
+
+
+def trained_state(model: nn.Module, frozen_buffers: set[str]) -> dict[str, Tensor]:
+    """What a task needs beside the pretrained checkpoint: trained parameters, and buffers that the method added."""
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return state | {name: b for name, b in model.named_buffers() if name not in frozen_buffers}
+
+
+def state_bytes(state: dict[str, Tensor]) -> int:
+    """Bytes of the tensors."""
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bits of the tensors."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _one_image(model: nn.Module, preprocessing: Preprocessing) -> Tensor:
+    size, device = preprocessing.image_size, next(model.parameters()).device
+    return model(torch.zeros(1, 3, size, size, device=device))
+
+
+def counted(action: Callable[[], Any]) -> int:
+    """Operations of an action: a multiply-add counts as two.
+
+    torch's counter, which sees our kernels by the formulas registered beside them. It needs gradients to be enabled.
+    """
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return int(counter.get_total_flops())
+
+
+def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
+    """Operations of a forward pass over one image."""
+    return counted(partial(_one_image, model, preprocessing))
+
+
+def operations(model: nn.Module, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Operations of one image: `forward_flops`, and with the backward pass down to the first trained parameter."""
+    with FlopCounterMode(display=False) as counter:
+        logits = _one_image(model, preprocessing)
+        forward = int(counter.get_total_flops())
+        logits.sum().backward()
+    model.zero_grad(set_to_none=True)
+    return forward, int(counter.get_total_flops())
+
+
+class PeakMemory:
+    """High-water marks of memory, from now on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: start VmHWM anew
+            self.resets = True
+        except OSError:
+            self.resets = False
+
+    def allocated(self) -> int | None:
+        """Bytes of the device's allocator; None on CPU."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    def resident(self) -> int | None:
+        """Bytes of this process in memory; None where the mark could not be reset."""
+        if not self.resets:
+            return None
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+
+def _timed(action: Callable[[], Any], device: torch.device) -> float:
+    devices.synchronize(device)
+    start = time.perf_counter()
+    action()
+    devices.synchronize(device)
+    return time.perf_counter() - start
+
+
+def typical_seconds(action: Callable[[], Any], device: torch.device) -> float:
+    """Median time of an action after a warm-up, over `LATENCY_SECONDS` or `LATENCY_PASSES`.
+
+    On a CPU an action that takes longer than that is done once: what a warm-up could save is small beside it.
+    """
+    first = _timed(action, device)
+    if first > LATENCY_SECONDS and device.type == "cpu":
+        return first
+    taken = [_timed(action, device)]
+    while sum(taken) < LATENCY_SECONDS and len(taken) < LATENCY_PASSES:
+        taken.append(_timed(action, device))
+    return median(taken)
+
+
+@torch.inference_mode()
+def latencies(model: nn.Module, preprocessing: Preprocessing, precision: str) -> dict[str, float]:
+    """Seconds of a forward pass of normalised images, by number of images."""
+    size, device = preprocessing.image_size, next(model.parameters()).device
+    model.eval()
+    found = {}
+    for count in LATENCY_BATCHES:
+        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        with devices.autocast(precision, device):
+            found[str(count)] = typical_seconds(partial(model, images), device)
+    return found
+
+
+def of_inference(
+    model: nn.Module, merge: Callable[[], None] | None, preprocessing: Preprocessing, precision: str
+) -> dict[str, Any]:
+    """Fields of `Cost` that are measured when all else is done: operations and latencies. The model is merged."""
+    forward, training = operations(model, preprocessing)
+    plain = latencies(model, preprocessing, precision)
+    merged = {}
+    if merge is not None:
+        merge()
+        merged = latencies(model, preprocessing, precision)
+    return {
+        "forward_flops": forward,
+        "training_flops": training,
+        "latency_seconds": plain,
+        "merged_latency_seconds": merged,
+    }

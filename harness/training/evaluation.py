@@ -1,0 +1,57 @@
+"""Evaluation of a trained model on one split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from harness import device as devices
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import Split
+from harness.records.record import Metrics
+from harness.training import shortcuts
+from suites.base import Task
+
+BATCH_SIZE = 256
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, data: Split, preprocessing: Preprocessing, precision: str) -> Tensor:
+    """Logits float32 [N, classes] of all images in order, on the model's device."""
+    model.eval()
+    device = next(model.parameters()).device
+    few, outputs = preprocessing.normalise(data.images[: shortcuts.ASKED].to(device)), []
+    with shortcuts.class_token_alone(model, few):
+        for images, _ in data.batches(BATCH_SIZE, device):
+            with devices.autocast(precision, device):
+                outputs.append(model(preprocessing.normalise(images)).float())
+    return torch.cat(outputs)
+
+
+def evaluate(
+    model: nn.Module, splits: dict[str, Split], task: Task, preprocessing: Preprocessing, precision: str
+) -> dict[str, Metrics]:
+    """Metrics of each split; of a masked target also those among its own classes alone, as `<name>/masked`."""
+    masked = {target.name for target in task.targets if target.masked}
+    metrics = {}
+    for name, split in splits.items():
+        logits = predict(model, split, preprocessing, precision).cpu()
+        metrics[name] = score(logits, split.labels)
+        if name in masked:
+            absent = torch.ones(logits.shape[1], dtype=torch.bool)
+            absent[split.labels.unique()] = False
+            metrics[f"{name}/masked"] = score(logits.masked_fill(absent, float("-inf")), split.labels)
+    return metrics
+
+
+def score(logits: Tensor, labels: Tensor) -> Metrics:
+    """Metrics of logits [N, classes] against labels [N]."""
+    classes = logits.shape[1]
+    right = logits.argmax(dim=1) == labels
+    return Metrics(
+        accuracy=100 * float(right.sum()) / len(labels),
+        loss=float(cross_entropy(logits, labels)),
+        correct_per_class=torch.bincount(labels[right], minlength=classes).tolist(),
+        images_per_class=torch.bincount(labels, minlength=classes).tolist(),
+    )

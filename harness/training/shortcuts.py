@@ -1,0 +1,252 @@
+"""Work that a training or an evaluation leaves out because it changes nothing.
+
+- What lies in front of the first trained parameter is computed once, where it is the same in every step: all but the
+  head for a linear probe, some blocks for a method that starts behind them.
+- Behind its last attention, a ViT that is classified by its class token computes that token alone.
+
+Whether each is exact is asked of the model, not of the method's name. Results can differ by rounding only, where torch
+sums a matrix product of fewer rows in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from harness import device as devices
+from harness.data.preprocessing import Preprocessing
+from harness.plans.spec import Recipe
+from methods.base import Attachment
+from methods.blocks import Passage, passages, plug, unplug
+
+MOST_BYTES = 2 * 2**30
+"""What a training keeps of its images at most, on the device."""
+
+ASKED = 4
+"""Images that the model is asked with."""
+
+Penalty = Callable[[], Tensor] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """How a training gets from its images to logits."""
+
+    forward: Callable[[Tensor], Tensor]
+    """From normalised images [B, 3, H, W], or from rows of `inputs`, to logits [B, classes]."""
+
+    inputs: Tensor | None = None
+    """What the model makes of each image up to `start`, [N, ...]; None if `forward` takes images."""
+
+    start: str = ""
+    """`Passage.name` of where `forward` starts; empty if it takes images."""
+
+
+@contextmanager
+def path(
+    model: Any, attachment: Attachment, images: Tensor, preprocessing: Preprocessing, recipe: Recipe, precision: str
+) -> Iterator[Path]:
+    """The shortest path for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
+    generators, and when it is closed the model, as they were."""
+    few = preprocessing.normalise(images[:ASKED])
+    with class_token_alone(model, few, attachment.penalty):
+        passage = None
+        if recipe.augmentation == "none" and attachment.after_step is None:  # which may change what is frozen
+            passage = fixed_passage(model, few, precision, attachment.penalty, MOST_BYTES // len(images))
+        if passage is None:
+            yield Path(forward=model)
+            return
+        batches = map(preprocessing.normalise, images.split(recipe.batch_size))
+        inputs = computed_once(model, passage, batches, len(images), precision)
+        yield Path(forward=passage.run, inputs=inputs, start=passage.name)
+
+
+@torch.no_grad()
+def fixed_passage(
+    model: Any, images: Tensor, precision: str, penalty: Penalty = None, most_bytes: int = MOST_BYTES
+) -> Passage | None:
+    """The last passage whose value is the same in every step of a training to come, and from which the model can go on;
+    None if there is none. Asked with images [B, 3, H, W].
+
+    The value, at most `most_bytes` per image, is bit for bit that of evaluation mode, no random number is drawn before
+    it, and it does not change with the trained parameters. Going on from it by hand gives the logits and the penalty.
+    """
+    places = passages(model)
+
+    def outcome(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
+        with devices.autocast(precision, images.device):  # one for each pass: within, it keeps weights that it has cast
+            return [forward(inputs), *_called(penalty)]
+
+    with _left_as_it_was(model, images.device):
+        begin = _generators(images.device)
+        with _listening(places) as heard:
+            expected = outcome(model.train(), images)
+            outcome(model.eval(), images)
+            _stir(model)
+            outcome(model, images)
+
+    def is_fixed(place: Passage) -> bool:
+        if len(heard[place.name]) != 3:
+            return False
+        (value, generators), *others = heard[place.name]
+        small = value.nbytes <= most_bytes * len(images)
+        return small and _equal(generators, begin) and all(torch.equal(value, other) for other, _ in others)
+
+    found = next((place for place in places if is_fixed(place)), None)
+    if found is None:
+        return None
+    with _left_as_it_was(model, images.device):
+        outcome(model.train(), -images)  # whoever remembers what it saw last is found out
+        _set_generators(begin, images.device)
+        try:
+            again = outcome(found.run, heard[found.name][0][0])
+        except Exception:  # a method may pass something by on the side, and miss it in its own way
+            return None
+    return found if _equal(again, expected) else None
+
+
+@torch.no_grad()
+def computed_once(model: Any, passage: Passage, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
+    """The values [N, ...] at a passage of all `count` images, given in batches [B, 3, H, W] in order."""
+    mode, kept, done = model.training, torch.empty(0), 0
+    model.eval()
+    with _listening([passage]) as heard:
+        for images in batches:
+            with devices.autocast(precision, images.device):
+                model(images)
+            value, _ = heard[passage.name].pop()
+            if done == 0:
+                kept = value.new_empty(count, *value.shape[1:])
+            kept[done : done + len(value)] = value
+            done += len(value)
+    model.train(mode)
+    return kept
+
+
+class _BehindAttention(nn.Module):
+    """Plugged in behind the last attention. x: [B, tokens, d]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.change: Callable[[Tensor], Tensor] = _all_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(x)
+
+
+def _all_tokens(x: Tensor) -> Tensor:
+    return x
+
+
+def _others_changed(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :1], 1 - 2 * x[:, 1:]], dim=1)
+
+
+def _first_token(x: Tensor) -> Tensor:
+    return x[:, :1]
+
+
+@contextmanager
+def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> Iterator[None]:
+    """Within, only the class token is computed behind the last attention, if the model gives the same logits and
+    penalty, and draws the same random numbers, then. Asked with images [B, 3, H, W], in the mode, training or
+    evaluation, that the model is in."""
+    if not isinstance(model, VisionTransformer) or not isinstance(model.blocks[-1], Block):
+        yield
+        return
+    place = _BehindAttention()
+    plug(model.blocks[-1], "after_attention", place)
+    try:
+        place.change = _first_token if _is_read_alone(model, place, images, penalty) else _all_tokens
+        yield
+    finally:
+        unplug(model.blocks[-1], "after_attention", place)
+
+
+@torch.no_grad()
+def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty: Penalty) -> bool:
+    """Whether nothing behind `place` reads any but the first token, or needs them to be there."""
+    with _left_as_it_was(model, images.device):
+        mode, begin = model.training, _generators(images.device)
+        _stir(model)  # what starts at zero would hide what it reads
+
+        def outcome(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
+            place.change = change
+            _set_generators(begin, images.device)
+            parts = [model.train(mode)(images), *_called(penalty)]
+            return torch.cat([part.flatten().float() for part in parts]), _generators(images.device)
+
+        plain, drawn = outcome(_all_tokens)
+        if not torch.equal(plain, outcome(_others_changed)[0]):
+            return False
+        try:
+            alone, drawn_alone = outcome(_first_token)
+        except Exception:  # a convolution over the patches, say
+            return False
+        same = torch.allclose(alone, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+        return same and _equal(drawn, drawn_alone)
+
+
+def _called(penalty: Penalty) -> list[Tensor]:
+    return [penalty()] if penalty else []
+
+
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(map(torch.equal, some, others))
+
+
+def _stir(model: nn.Module) -> None:
+    """Put other numbers into what is trained."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put trained parameters, buffers, mode and random generators back in the end; within, the same random numbers are
+    drawn every time."""
+    changing = [*(p for p in model.parameters() if p.requires_grad), *model.buffers()]
+    kept, mode = [tensor.detach().clone() for tensor in changing], model.training
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            yield
+    finally:
+        model.train(mode)
+        with torch.no_grad():
+            for tensor, value in zip(changing, kept, strict=True):
+                tensor.copy_(value)
+
+
+@contextmanager
+def _listening(places: Sequence[Passage]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
+    """By place, what comes through in each pass, with the random generators' states then."""
+    heard: dict[str, list[tuple[Tensor, list[Tensor]]]] = {place.name: [] for place in places}
+
+    def listener(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: heard[name].append((inputs[0].clone(), _generators(inputs[0].device)))
+
+    handles = [place.entrance.register_forward_pre_hook(listener(place.name)) for place in places]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_generators(states: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,137 @@
+"""Exported data are read back by the same suite: same pixels, same labels, in every kind of layout."""
+
+import dataclasses
+
+import layouts
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from harness.commands.main import app
+from harness.data.check import check
+from harness.data.export import PictureFormat, export
+from harness.data.lists import Roots
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import TaskData
+from harness.errors import HarnessError
+from suites import SUITES
+
+SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def everything(suite, task, roots):
+    """All splits of all draws."""
+    for shots in suite.shots or (None,):
+        for seed in suite.split_seeds or (None,):
+            data = TaskData(suite, task, SMALL, roots, shots, seed)
+            for split in task.lists:
+                if split != "test":
+                    yield split, data.train(split)
+            yield from data.open_test().items()
+
+
+def same(suite, task, one, other):
+    pairs = zip(everything(suite, task, one), everything(suite, task, other), strict=True)
+    for (name, a), (other_name, b) in pairs:
+        assert name == other_name
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+def make_vtab(root):
+    layouts.vtab(root, "svhn", "jpg")
+    return dataclasses.replace(layouts.VTAB, tasks=(layouts.VTAB.task("svhn"),))
+
+
+def make_few_shot(root):
+    layouts.few_shot(root / "food-101/images", root / "few-shot/food101/annotations", layouts.FEWSHOT)
+    return dataclasses.replace(layouts.FEWSHOT, tasks=(layouts.FEWSHOT.task("food101"),))
+
+
+def make_shifted(root):
+    layouts.imagenet(root, root)
+    return layouts.DG
+
+
+def make_fgvc(root):
+    layouts.fgvc(root / "fgvc", "CUB_200_2011", "images")
+    return dataclasses.replace(layouts.FGVC, tasks=(layouts.FGVC.task("cub"),))
+
+
+@pytest.mark.parametrize("make", [make_vtab, make_few_shot, make_shifted, make_fgvc])
+def test_every_layout_survives_the_way_there_and_back(tmp_path, make):
+    suite, old, new = make(tmp_path / "old"), Roots(data=tmp_path / "old"), Roots(data=tmp_path / "new")
+    seen = []
+    count = export(suite, new.data, roots=old, advance=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (count, count)
+    assert check(suite, new, deep=True).problems == []
+    same(suite, suite.tasks[0], old, new)
+    assert not list(new.data.glob(".*"))
+
+
+def test_a_bundled_suite_in_noahs_layout_is_the_same_data(tmp_path):
+    suite = dataclasses.replace(SUITES["demo"], tasks=(SUITES["demo"].task("digits"),))
+    assert export(suite, tmp_path / "new") == 160 + 40 + 600
+    folder = tmp_path / "new/digits"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "images",
+        "test.txt",
+        "train800.txt",
+        "train800val200.txt",
+        "val200.txt",
+    ]
+    old = TaskData(suite, suite.tasks[0], SMALL)
+    new = TaskData(suite, suite.tasks[0], SMALL, Roots(data=tmp_path / "new"))
+    assert new.fingerprint() == old.fingerprint()
+
+
+def test_jpeg_has_the_quality_asked_for(tmp_path):
+    layouts.random_picture(tmp_path / "x.png", (64, 64))
+    sizes = [len(PictureFormat(name="jpeg", quality=q).convert(tmp_path / "x.png")) for q in (20, 95)]
+    assert sizes[0] < sizes[1] / 2
+    assert PictureFormat().convert(tmp_path / "x.png") == (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(PictureFormat(name="jpeg").convert(tmp_path / "x.png"))
+    assert PictureFormat(name="jpeg").convert(tmp_path / "x.jpg") == (tmp_path / "x.jpg").read_bytes()
+
+
+def test_lossless_also_for_palettes_and_cmyk(tmp_path):
+    layouts.random_picture(tmp_path / "x.png")
+    for mode, name in (("P", "p.gif"), ("CMYK", "c.tif"), ("L", "l.png"), ("1", "b.png")):
+        with Image.open(tmp_path / "x.png") as image:
+            image.convert(mode).save(tmp_path / name)
+        (tmp_path / "out.png").write_bytes(PictureFormat().convert(tmp_path / name))
+        np.testing.assert_array_equal(SMALL.decode(tmp_path / "out.png"), SMALL.decode(tmp_path / name))
+
+
+@pytest.mark.parametrize("values", [{"name": "gif"}, {"quality": 50}, {"name": "jpeg", "quality": 0}])
+def test_formats_that_make_no_sense(values):
+    with pytest.raises(HarnessError, match="format"):
+        PictureFormat(**values)
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
+    suite, roots = make_vtab(tmp_path / "old"), Roots(data=tmp_path / "old")
+    (tmp_path / "old/svhn/images/test/000005.jpg").write_bytes(b"")
+    with pytest.raises(HarnessError, match="cannot be decoded"):
+        export(suite, tmp_path / "new", roots=roots)
+    assert list((tmp_path / "new").iterdir()) == []
+    layouts.picture(tmp_path / "old/svhn/images/test/000005.jpg", 1)
+    export(suite, tmp_path / "new", roots=roots)
+    before = (tmp_path / "new/svhn/test.txt").stat().st_mtime_ns
+    with pytest.raises(HarnessError, match="nothing is overwritten"):
+        export(suite, tmp_path / "new", roots=roots)
+    assert (tmp_path / "new/svhn/test.txt").stat().st_mtime_ns == before
+
+
+def test_the_command(tmp_path):
+    arguments = ["data", "export", "--suite", "demo", "--tasks", "digits", "--to", str(tmp_path / "new")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "800 pictures written" in result.output
+    report = check(SUITES["demo"], Roots(data=tmp_path / "new"), ("digits",))
+    assert report.problems == []

@@ -1,0 +1,232 @@
+"""Methods that try to see held-out data, each in a way of its own: the run fails, or there is nothing to be found."""
+
+import contextlib
+import gc
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.data import arrays
+from harness.data import splits as data
+from harness.data.door import Door
+from harness.data.lists import Roots
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import Split, TaskData
+from harness.errors import HarnessError
+from harness.plans import protocol
+from harness.plans.experiment import select
+from harness.plans.plan import expand
+from harness.training.run import attempt, run
+from methods import registry
+from methods.base import Attachment
+from methods.linear import Linear
+from suites import SUITES
+from suites.base import VTAB_LISTS, Suite, Target, Task
+
+PIXELS = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+CPU = torch.device("cpu")
+SIZES = {"train": 6, "val": 3, "test": 8, "shifted": 4}
+TARGET = Target(name="shifted", folders=("shifted",), list_file="test.txt")
+TASK = Task(name="toy", group="toys", num_classes=3, targets=(TARGET,))
+TOYS = Suite(name="toys", title="Toys", about="", tasks=(TASK,), recipe={"epochs": 1, "batch_size": 4})
+
+
+@pytest.fixture
+def roots(tmp_path, monkeypatch):
+    """A task of three classes with a further test set, as files."""
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(SUITES, "toys", TOYS)
+    rng, root = np.random.default_rng(0), tmp_path / "root"
+    lines = {}
+    for split, size in SIZES.items():
+        folder = root / ("shifted" if split == "shifted" else "toy")
+        (folder / "images" / split).mkdir(parents=True)
+        lines[split] = [f"images/{split}/{i}.png {i % 3}" for i in range(size)]
+        for i in range(size):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "images" / split / f"{i}.png")
+    lines["trainval"] = lines["train"] + lines["val"]
+    for split, name in VTAB_LISTS.items():
+        (root / "toy" / name).write_text("\n".join(lines[split]) + "\n")
+    (root / "shifted" / "test.txt").write_text("\n".join(lines["shifted"]) + "\n")
+    return Roots(data=root)
+
+
+def spec_of(method="cheat", protocol="fixed"):
+    (spec,) = expand(select({"suite": "toys", "methods": [method], "protocol": protocol}))
+    return spec
+
+
+@pytest.fixture
+def cheat(roots, monkeypatch):
+    """Does a run whose method calls `look(context)` in `attach`, and `later()` after each step if `look` returns it."""
+
+    def _cheat(look, protocol="fixed"):
+        class Cheat(Linear):
+            name = "cheat"
+            title = "Cheat"
+
+            def attach(self, backbone, context):
+                later = look(context)
+                return Attachment(after_step=(lambda step: later()) if later else None)
+
+        monkeypatch.setitem(registry._external, "cheat", ("", Cheat))
+        return run(spec_of(protocol=protocol), CPU, roots)
+
+    return _cheat
+
+
+def outer_frames():
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        yield frame
+
+
+def from_frames(kind):
+    """The nearest object of a kind among the local variables of whoever called."""
+    return next(value for frame in outer_frames() for value in frame.f_locals.values() if isinstance(value, kind))
+
+
+def from_memory(kind):
+    return next(thing for thing in gc.get_objects() if type(thing) is kind)
+
+
+def found_in(context):
+    """Everything that hangs on the context, short of modules and what functions import."""
+    seen, waiting = {}, [context]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, types.ModuleType | type):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, types.FunctionType):
+            waiting += [cell.cell_contents for cell in thing.__closure__ or ()]
+        else:
+            waiting += gc.get_referents(thing)
+    return list(seen.values())
+
+
+def test_an_honest_method_runs_and_the_record_counts_one_look(cheat):
+    record = cheat(lambda context: None)
+    assert (record.status, record.test_looks) == ("complete", 1)
+    assert set(record.metrics) == {"test", "shifted"}
+
+
+def test_nothing_that_hangs_on_the_context_leads_to_other_data(cheat):
+    found = []
+    cheat(lambda context: found.extend(found_in(context)))
+    assert sum(isinstance(thing, Split) for thing in found) == 1
+    assert [len(thing) for thing in found if isinstance(thing, Split)] == [9]  # train and val: what is trained on
+    assert not [thing for thing in found if isinstance(thing, TaskData | Door | Roots | Path)]
+
+
+CHEATS = {
+    "opens the test split of an object found in memory": lambda: from_memory(TaskData).open_test(),
+    "opens the test split through its callers' variables": lambda: from_frames(TaskData).open_test(),
+    "makes a view of the data of its own": lambda: TaskData(
+        TOYS, TASK, from_frames(TaskData).preprocessing, from_frames(Roots)
+    ).open_test(),
+    "reads the list": lambda: from_frames(TaskData)._sources["test"].path.read_text(),
+    "asks for the list's entries": lambda: from_frames(TaskData).entries("test"),
+    "reads the list of a further test set": lambda: (from_frames(Roots).data / "shifted" / "test.txt").read_text(),
+    "decodes a picture": lambda: Image.open(from_frames(Roots).data / "toy" / "images" / "test" / "0.png"),
+    "loads the split past the counter": lambda: from_frames(TaskData)._load("test"),
+    "loads the split past the object": lambda: data._load_split(
+        "toys-toy-test", from_frames(TaskData)._sources["test"], (), from_frames(TaskData).preprocessing
+    ),
+}
+
+
+@pytest.mark.parametrize("look", CHEATS.values(), ids=CHEATS)
+def test_a_method_that_looks_while_it_attaches_fails(cheat, look):
+    with pytest.raises(HarnessError, match="stay shut until training has ended"):
+        cheat(lambda context: look() and None)
+
+
+@pytest.mark.parametrize("look", CHEATS.values(), ids=CHEATS)
+def test_a_method_that_looks_while_it_trains_and_hides_it_fails(cheat, look):
+    def look_and_say_nothing():
+        with contextlib.suppress(HarnessError):
+            look()
+
+    with pytest.raises(HarnessError, match="the method reached for held-out data while it attached or trained"):
+        cheat(lambda context: look_and_say_nothing)
+
+
+def test_a_reference_kept_from_attach_is_of_no_use_in_training(cheat):
+    def keep(context):
+        kept = from_frames(TaskData)
+        return kept.open_test
+
+    with pytest.raises(HarnessError, match="stay shut"):
+        cheat(keep)
+
+
+def test_the_array_of_an_earlier_run_cannot_be_mapped(cheat):
+    cheat(lambda context: None)
+    (path,) = arrays.folder().glob("toys-toy-test-*.npy")
+    with pytest.raises(HarnessError, match="stay shut"):
+        cheat(lambda context: np.load(path, mmap_mode="r") and None)
+
+
+def splits_in_memory():
+    return [thing for thing in gc.get_objects() if type(thing) is Split]
+
+
+def test_an_earlier_run_leaves_no_held_out_split_in_memory(cheat):
+    gc.collect()
+    others = {id(split): split for split in splits_in_memory()}  # of other tests in this process
+    cheat(lambda context: None)
+    gc.collect()
+    sizes = set()
+    cheat(lambda context: sizes.update(len(split) for split in splits_in_memory() if id(split) not in others))
+    assert sizes == {9}  # train and val: what is trained on
+
+
+def test_a_validation_run_neither_opens_test_nor_shows_val(cheat):
+    record = cheat(lambda context: None, "validation")
+    assert (set(record.metrics), record.test_looks) == ({"val"}, 0)
+    for look in (lambda: from_frames(TaskData).train("val"), lambda: from_frames(TaskData).train("trainval")):
+        with pytest.raises(HarnessError, match="stay shut"):
+            cheat(lambda context, look=look: look() and None, "validation")
+
+
+def test_a_protocol_that_may_not_look_is_refused(roots):
+    view = TaskData(TOYS, TASK, PIXELS, roots, looks=protocol.get("validation").looks(epochs=5))
+    with pytest.raises(HarnessError, match="is not opened under this protocol"):
+        view.open_test()
+    assert view.test_looks == 0
+
+
+def test_a_second_opening_is_refused_also_after_training(roots):
+    view = TaskData(TOYS, TASK, PIXELS, roots)
+    view.open_test()
+    with pytest.raises(HarnessError, match="opened already in this run"):
+        view.open_test()
+
+
+@pytest.mark.parametrize("split", ["test", "shifted", "tset"])
+def test_training_splits_are_asked_for_by_name_and_test_is_none(roots, split):
+    with pytest.raises(HarnessError, match="is opened by"):
+        TaskData(TOYS, TASK, PIXELS, roots).train(split)
+
+
+def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
+    with pytest.raises(HarnessError):
+        cheat(lambda context: from_frames(TaskData).open_test() and None)
+    record = attempt(spec_of(), CPU, roots)
+    assert record.status == "failed"
+    assert "stay shut" in record.reason
+
+
+def test_pictures_that_are_trained_on_stay_free(cheat):
+    def open_own(context):
+        folder = from_frames(Roots).data / "toy" / "images"
+        for split in ("train", "val"):
+            Image.open(folder / split / "0.png").load()
+
+    assert cheat(open_own).status == "complete"

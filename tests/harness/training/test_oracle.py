@@ -1,0 +1,75 @@
+"""The protocol that looks at test after every epoch, and learning curves on val: looking changes nothing of a run."""
+
+import pytest
+import tiny
+import torch
+
+from harness.errors import Interrupted
+from harness.execution import worker
+from harness.records.store import Store
+from harness.training.resume import Stop
+from harness.training.run import run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def cache(data, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
+    monkeypatch.setattr(worker, "_STOP", Stop())
+
+
+def done(data, method="sct", curve=False, **choices):
+    (spec,) = tiny.specs([method], **choices)
+    return run(spec, CPU, data, curve=curve)
+
+
+@pytest.mark.parametrize("method", ["sct", "lora", "vpt_deep", "linear", "adalora"])
+def test_looking_after_every_epoch_leaves_the_training_as_it_was(data, method):
+    fixed = done(data, method, drop_path=0.2)
+    oracle = done(data, method, protocol="oracle", drop_path=0.2)
+    assert oracle.weights == fixed.weights != ""
+    assert oracle.last_epoch == fixed.metrics
+    assert [(e.train_loss, e.lr) for e in oracle.curve] == [(e.train_loss, e.lr) for e in fixed.curve]
+    assert (fixed.last_epoch, [e.scores for e in fixed.curve]) == ({}, [{}] * 3)
+
+
+def test_the_best_epoch_is_reported_and_every_look_counted(data):
+    oracle = done(data, protocol="oracle", lr=0.1)
+    scores = [epoch.scores["test"] for epoch in oracle.curve]
+    assert oracle.test_looks == len(scores) == 3
+    assert oracle.metrics["test"].accuracy == max(scores)
+    assert oracle.last_epoch["test"].accuracy == scores[-1]
+
+
+def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, tmp_path):
+    (spec,) = tiny.specs(["lora"], protocol="oracle", lr=0.1)
+    setup = tiny.setup(tmp_path, data)
+    undisturbed = run(spec, CPU, data)
+
+    def stop(progress):
+        if progress.epoch == 2:
+            worker.request_stop("test")
+
+    with pytest.raises(Interrupted):
+        worker.do(spec, setup, stop)
+    worker._STOP.reason = ""
+    assert tiny.lasting(worker.do(spec, setup)) == tiny.lasting(undisturbed)
+    assert Store(setup.root).read(spec).test_looks == 3
+
+
+def test_a_curve_on_val_is_there_on_demand_and_changes_nothing(data):
+    plain, curved = done(data, protocol="validation"), done(data, curve=True, protocol="validation")
+    assert [list(epoch.scores) for epoch in curved.curve] == [["val"]] * 3
+    assert curved.curve[-1].scores["val"] == curved.metrics["val"].accuracy
+    assert (curved.weights, curved.metrics, curved.test_looks) == (plain.weights, plain.metrics, 0)
+    assert [epoch.scores for epoch in plain.curve] == [{}] * 3
+
+
+def test_there_is_no_curve_on_what_is_trained_on(data):
+    assert [epoch.scores for epoch in done(data, curve=True).curve] == [{}] * 3

@@ -1,0 +1,115 @@
+"""A run done again from its record: the same to the bit, or what differs."""
+
+import dataclasses
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from harness.commands.main import app
+from harness.errors import USER_ERRORS, HarnessError
+from harness.execution import worker
+from harness.plans import plan
+from harness.records.store import Store
+from harness.training import rerun
+from harness.training.resume import Stop
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def setup(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
+    monkeypatch.setattr(worker, "_STOP", Stop())
+    made = tiny.setup(tmp_path / "out", data)
+    worker.enter(made)
+    return made
+
+
+def done(setup, method="sct", **choices):
+    (spec,) = tiny.specs([method], **choices)
+    return worker.do(spec, setup)
+
+
+def invoke(setup, record):
+    """The command as the user gives it, on a record that is put into the store first."""
+    path = Store(setup.root).write(record).parent
+    result = CliRunner().invoke(app, ["rerun", str(path), "--root", str(setup.data.data), "--device", "cpu"])
+    return result.exit_code, result.stdout
+
+
+@pytest.mark.parametrize("protocol", ["fixed", "validation", "oracle"])
+def test_the_same_run_gives_the_same_bits(setup, protocol):
+    record = done(setup, protocol=protocol, drop_path=0.2)
+    before = Store(setup.root).folder(record.spec) / "record.json"
+    text = before.read_text()
+    code, output = invoke(setup, record)
+    assert (code, output.splitlines()[-1].split(":")[0]) == (0, "bit-identical"), output
+    assert before.read_text() == text  # nothing is written
+
+
+def test_a_tuned_run_is_done_again_without_its_trials(setup):
+    chosen = tiny.selection(["linear"], protocol="tuned", trials=2)
+    for trial in plan.expand(chosen):
+        worker.do(trial, setup)
+    record = worker.do(*plan.finals(chosen), setup)
+    now = rerun.again(record, setup.data, device="cpu")
+    assert rerun.compare(record, now).identical
+    assert now.tuning == record.tuning
+
+
+def test_what_differs_is_named_and_the_exit_status_tells(setup):
+    record = done(setup)
+    curve = [dataclasses.replace(e, train_loss=e.train_loss + (e.epoch == 2) * 1e-9) for e in record.curve]
+    surroundings = record.environment | {"packages": record.environment["packages"] | {"torch": "1.0"}}
+    altered = dataclasses.replace(record, curve=curve, weights="0" * 64, environment=surroundings)
+    code, output = invoke(setup, altered)
+    assert code == 1
+    assert "not identical: 2 of 10 results differ; the curve differs since epoch 2" in output
+    assert "000000000000" in output and record.weights[:12] in output
+    assert "packages torch" in output and "1.0" in output
+    assert "packages timm" not in output
+
+
+def test_a_failed_run_may_fail_again_in_the_same_way(setup):
+    record = done(setup, method=("lora", {"lr": 1e30, "precision": "float32"}))
+    assert record.failure.kind == "diverged"
+    now = rerun.again(record, setup.data, device="cpu")
+    found = rerun.compare(record, now)
+    assert found.identical
+    assert [fact.what for fact in found.results] == ["status"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suite": "mine"}, "suite 'mine' is not known here: give its file with --suite"),
+        ({"method": "mine"}, "unknown method 'mine'"),
+        ({"weights": "vit.pth", "digest": "ab"}, "checkpoint from a file 'vit.pth': give it with --weights"),
+        ({"weights": "pretrained", "digest": "ab", "name": "demo_vit", "image_size": 56}, "sha256 ab..., not 1986"),
+    ],
+)
+def test_what_the_run_needs_and_is_not_there_is_named(setup, change, message):
+    (spec,) = tiny.specs(["linear"])
+    backbone = {key: value for key, value in change.items() if hasattr(spec.backbone, key)}
+    change = {key: value for key, value in change.items() if key not in backbone}
+    spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **backbone), **change)
+    record = dataclasses.replace(done(setup, "linear"), spec=spec)
+    with pytest.raises(USER_ERRORS, match=message):
+        rerun.again(record, setup.data, device="cpu")
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    with pytest.raises(HarnessError, match="cannot be read"):
+        rerun.read(tmp_path)
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(HarnessError, match="no valid record: torn"):
+        rerun.read(tmp_path)
+
+
+def test_two_runs_are_not_compared(setup):
+    with pytest.raises(HarnessError, match="not the same run"):
+        rerun.compare(done(setup, "linear"), done(setup, "bitfit"))

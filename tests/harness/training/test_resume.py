@@ -1,0 +1,202 @@
+"""Exact resumption: whatever the method, a training that was stopped anywhere ends at the same bits."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from examples import make_spec
+
+from harness import tensor_files
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import Split
+from harness.errors import Interrupted
+from harness.plans.spec import Recipe
+from harness.training import prepared, resume
+from harness.training.resume import Keeper, States, Stop
+from harness.training.run import _train
+from methods import registry
+from methods.testbed import CLASSES, kind_of, make_context, small_model, small_vit
+from suites.base import Task
+
+HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+RECIPE = Recipe(epochs=3, warmup_epochs=1, batch_size=10, lr=1e-2, drop_path=0.2, precision="float32")
+"""Nine steps: 24 images."""
+
+DROPOUT = {"lora": {"dropout": 0.2}, "mona": {"dropout": 0.2}, "vpt_deep": {"dropout": 0.2}}
+
+
+class Once(Split):
+    """Images that are trained on, but may not be looked through by a method."""
+
+    def batches(self, size, device):
+        raise AssertionError("a resumed run looked at the data again")
+
+
+def images(kind=Split):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (24, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    return kind(pixels, torch.arange(24) % CLASSES)
+
+
+class StopAt(Stop):
+    """A stop that is requested when it has been asked for so often, once per step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    @property
+    def reason(self):
+        self.left -= 1
+        return "enough" if self.left <= 0 else ""
+
+    @reason.setter
+    def reason(self, value):
+        pass
+
+
+def keeper(folder, stop=None, identity="run", every=1e6):
+    states = States(folder)
+    states.must_match({"run_id": identity})
+    return Keeper(states, stop or Stop(), every=every)
+
+
+def spec_of(method, **changes):
+    cls = registry.get(method)
+    config = dataclasses.asdict(cls.configure(DROPOUT.get(method, {})).config)
+    return make_spec(**({"method": method, "config": config, "recipe": RECIPE} | changes))
+
+
+def train(spec, keep=None, data=None):
+    task = Task(name="noise", group="all", num_classes=CLASSES)
+    return _train(spec, data or images(), task, HALF, None, None, keep)
+
+
+def bits(model):
+    return {name: tensor.clone() for name, tensor in prepared._tensors(model).items()}
+
+
+def same(first, second):
+    one, two = first.prepared, second.prepared
+    assert first.trainer.curve == second.trainer.curve
+    mine, theirs = bits(one.model), bits(two.model)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    info = [{k: v for k, v in p.attachment.info.items() if "seconds" not in k} for p in (one, two)]
+    assert str(info[0]) == str(info[1])
+
+
+@pytest.fixture(autouse=True)
+def small_backbones(monkeypatch):
+    def build(backbone, classes, drop_path=0.0):
+        model = small_vit(drop_path_rate=drop_path)
+        torch.nn.init.normal_(model.head.weight, std=0.02)
+        return model
+
+    monkeypatch.setattr(prepared.backbones, "build", build)
+
+
+TRAINED = ("adalora", "compose", "gps", "linear", "lora", "lora_ga", "mona", "sct", "vpt_deep")
+"""A method of each kind: with state of its own, with choices from data, with changed frozen weights, with dropout, with
+the head alone. The fault campaign trains more of them."""
+
+
+@pytest.mark.parametrize("step", [2, 3])  # inside an epoch and at its end
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_stopped_training_ends_at_the_same_bits(method, step, tmp_path):
+    spec = spec_of(method)
+    with pytest.raises(Interrupted):
+        train(spec, keeper(tmp_path, StopAt(step)))
+    torch.manual_seed(123)  # what the generators held before must not matter
+    resumed = train(spec, keeper(tmp_path), images(Once))
+    assert resumed.resumed == [step]
+    same(resumed, train(spec))
+
+
+@pytest.mark.parametrize("method", sorted(registry.all_methods()))
+def test_a_method_that_is_attached_again_does_not_look_at_the_data_again(method, tmp_path):
+    cls = registry.get(method)
+    tree = {}
+    for data in (None, lambda size: pytest.fail("the data were looked at again")):
+        model, context = small_model(kind_of(cls)), make_context()
+        if data:
+            context = dataclasses.replace(context, calibration=data, memory=tree["memory"])
+        cls().attach(model, context)
+        path = tmp_path / "memory.safetensors"
+        path.write_bytes(tensor_files.encode({"memory": context.memory}))
+        tree = tensor_files.decode(path, torch.device("cpu"))
+
+
+def saved(folder):
+    return sorted(path.name for path in (folder / "state").iterdir())
+
+
+def test_two_states_are_kept_and_the_newest_good_one_is_taken(tmp_path):
+    spec = spec_of("linear")
+    with pytest.raises(Interrupted):
+        train(spec, keeper(tmp_path, StopAt(5), every=0))
+    assert saved(tmp_path) == ["000000004.safetensors", "000000005.safetensors"]
+    newest = tmp_path / "state" / "000000005.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = train(spec, keeper(tmp_path))
+    assert resumed.resumed == [4]
+    assert saved(tmp_path) == ["000000004.safetensors"]
+    same(resumed, train(spec))
+
+
+def test_with_no_good_state_the_run_starts_anew(tmp_path):
+    spec = spec_of("linear")
+    with pytest.raises(Interrupted):
+        train(spec, keeper(tmp_path, StopAt(5), every=0))
+    for path in (tmp_path / "state").iterdir():
+        path.write_bytes(b"nothing")
+    again = train(spec, keeper(tmp_path))
+    assert again.resumed == []
+    same(again, train(spec))
+
+
+def test_a_state_made_with_other_code_or_of_another_run_is_not_used(tmp_path, capsys):
+    spec = spec_of("linear")
+    with pytest.raises(Interrupted):
+        train(spec, keeper(tmp_path, StopAt(5)))
+    assert train(spec, keeper(tmp_path, identity="other")).resumed == []
+    assert "000000005.safetensors: not used, made with other run_id\n" in capsys.readouterr().err
+
+
+def test_any_damage_to_a_state_is_noticed(tmp_path):
+    value = {"a": torch.arange(6.0).view(2, 3), "b": [1, None, (torch.tensor(3), "x")], 7: {"c": torch.ones(0)}}
+    whole, path = tensor_files.encode(value), tmp_path / "x.safetensors"
+    path.write_bytes(whole)
+    assert str(tensor_files.decode(path, torch.device("cpu"))) == str(value)
+    rng = random.Random(0)
+    for _ in range(400):
+        content = bytearray(whole)
+        at = rng.randrange(len(content))
+        if rng.random() < 0.2:
+            del content[at:]
+        else:
+            content[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:
+            found = tensor_files.decode(path, torch.device("cpu"))
+        except tensor_files.BadTensorFile:
+            continue
+        assert str(found) == str(value)  # padding, or the case of a letter that JSON does not care for
+
+
+def test_only_plain_values_and_tensors_are_kept():
+    with pytest.raises(TypeError, match="a/0: a Recipe"):
+        tensor_files.encode({"a": [Recipe()]})
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    keep, saves = keeper(tmp_path, every=20.0), []
+    monkeypatch.setattr(keep.states, "save", lambda step, state: (saves.append(step), now.__setitem__(0, now[0] + 2)))
+    for step in range(1000):
+        now[0] += 1
+        keep(step, True, dict)
+    assert saves[0] == 19
+    assert len(saves) * 2 < 0.03 * now[0]

@@ -1,0 +1,302 @@
+"""Work that is left out: only where that changes nothing, and then the same training."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import CLASSES, make_context, small_swin, small_vit
+from timm.layers import DropPath
+from torch import nn
+
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import Split
+from harness.plans.spec import Recipe
+from harness.training import evaluation, shortcuts
+from harness.training.trainer import Trainer
+from methods.base import Attachment
+from methods.blocks import plug
+from methods.registry import get
+
+HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+PIXELS = torch.randint(0, 256, (26, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+DATA = Split(PIXELS, torch.arange(26) % CLASSES)
+IMAGES = HALF.normalise(PIXELS[:4])
+
+
+def still_swin():
+    """timm gives a Swin stochastic depth if it is not told otherwise."""
+    model = small_swin()
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return model
+
+
+def attached(method="linear", model=None, **config):
+    model = small_vit() if model is None else model
+    attachment = get(method).configure(config).attach(model, make_context())
+    model.get_classifier().requires_grad_(True)
+    return model, attachment
+
+
+def trainer(method="linear", model=None, config=None, **recipe):
+    model, attachment = attached(method, model, **(config or {}))
+    values = {"epochs": 3, "warmup_epochs": 1, "batch_size": 10, "lr": 1e-2, "drop_path": 0.0}
+    return Trainer(model, attachment, DATA, HALF, Recipe(**(values | recipe)), seed=3)
+
+
+def trained(method="linear", model=None, **recipe):
+    run = trainer(method, model, **recipe)
+    run.fit()
+    return run
+
+
+def nothing_computed_once(monkeypatch):
+    monkeypatch.setattr(shortcuts, "fixed_passage", lambda *_: None)
+
+
+def all_tokens(monkeypatch):
+    monkeypatch.setattr(shortcuts, "class_token_alone", lambda *_: nullcontext())
+
+
+def same_training(ours, theirs, precision="float32"):
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == "float32" else {"rtol": 2e-2, "atol": 2e-3}
+    for name, parameter in theirs.model.named_parameters():
+        torch.testing.assert_close(ours.model.get_parameter(name), parameter, **tolerance)
+    for one, other in zip(ours.curve, theirs.curve, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=tolerance["rtol"])
+        assert one.lr == other.lr
+
+
+# What is computed once
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("method", "build", "start"),
+    [
+        ("linear", small_vit, "head"),
+        ("linear", still_swin, "head"),
+        ("mlp_head", small_vit, "head"),
+        ("partial", small_vit, "block 2"),
+        ("partial", still_swin, "block 3"),
+        ("sct", small_vit, "block 0, behind its attention"),
+        ("sct", still_swin, "block 1, behind its attention"),
+        ("adapter_plus", small_vit, "block 0, behind its attention"),
+    ],
+)
+def test_training_from_what_is_computed_once_is_the_plain_training(method, build, start, precision, monkeypatch):
+    """The last batch is smaller, for which torch may sum in another order: hence not bit for bit."""
+    once = trained(method, build(), precision=precision)
+    assert once.path.start == start
+    nothing_computed_once(monkeypatch)
+    plain = trained(method, build(), precision=precision)
+    assert plain.path.start == ""
+    same_training(once, plain, precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_with_whole_batches_only_the_weights_are_the_same_bits(precision, monkeypatch):
+    once = trained(batch_size=13, precision=precision)
+    nothing_computed_once(monkeypatch)
+    plain = trained(batch_size=13, precision=precision)
+    assert [run.path.start for run in (once, plain)] == ["head", ""]
+    assert torch.equal(once.model.head.weight, plain.model.head.weight)
+    assert once.curve == plain.curve
+
+
+class Noise(nn.Module):
+    """What a method from outside may bring: randomness without a name that gives it away."""
+
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x) if self.training else x
+
+
+class Halved(nn.Module):
+    """Nothing random, but another function in training."""
+
+    def forward(self, x):
+        return 0.5 * x if self.training else x
+
+
+class Remembers(nn.Module):
+    """Takes a place among the last block's modules, and what it adds from the first block's."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.seen = []
+        first.register_forward_hook(lambda _, inputs, output: self.seen.append(output))
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.gate * self.seen[-1] + 0.1 * self.seen[-1]
+
+
+def with_module(module, slot="output", block=1):
+    model = small_vit()
+    plug(model.blocks[block], slot, module)
+    return model
+
+
+def remembering():
+    model = small_vit()
+    plug(model.blocks[2], "output", Remembers(model.blocks[0]))
+    return model
+
+
+def tied():
+    """One trained layer in the first and in the last block."""
+    model, layer = small_vit(), nn.Linear(32, 32)
+    plug(model.blocks[0], "output", layer)
+    plug(model.blocks[2], "output", layer)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "recipe", "start"),
+    [
+        ("lora", small_vit, {}, ""),
+        ("linear", small_vit, {"augmentation": "flip"}, ""),
+        ("linear", lambda: small_vit(drop_path_rate=0.1), {}, "block 1"),
+        ("linear", lambda: small_vit(drop_rate=0.1), {}, "head"),
+        ("linear", lambda: small_vit(pos_drop_rate=0.1), {}, ""),
+        ("linear", lambda: with_module(Noise()), {}, "block 1, behind its attention"),
+        ("linear", lambda: with_module(Halved()), {}, "block 1, behind its attention"),
+        ("linear", remembering, {}, ""),
+        ("linear", tied, {}, "block 0, behind its attention"),
+        ("linear", lambda: with_module(nn.Linear(32, 32), block=2), {}, "block 2, behind its attention"),
+    ],
+)
+def test_what_is_trained_or_random_is_not_computed_once(method, model, recipe, start):
+    assert trained(method, model(), epochs=1, **recipe).path.start == start
+
+
+def test_a_step_that_may_change_frozen_weights_is_given_the_images():
+    run = trainer()
+    run.attachment = Attachment(after_step=lambda step: None)
+    run.fit()
+    assert run.path.start == ""
+
+
+def test_too_much_is_not_kept(monkeypatch):
+    monkeypatch.setattr(shortcuts, "MOST_BYTES", 26 * 32 * 4)
+    assert trained().path.start == "head"
+    assert trained("partial").path.start == ""
+
+
+def test_pooled_features_hold_no_tokens():
+    with shortcuts.path(*attached(), PIXELS, HALF, Recipe(epochs=1, lr=1e-3, warmup_epochs=0), "float32") as path:
+        assert path.inputs.shape == (26, 32) and path.inputs.untyped_storage().nbytes() == path.inputs.numel() * 4
+
+
+# The class token alone
+
+
+def is_alone(model, penalty=None):
+    with shortcuts.class_token_alone(model, IMAGES, penalty):
+        x = torch.zeros(2, 5, 32)
+        return model.blocks[-1].slots["after_attention"][-1](x).shape == (2, 1, 32)
+
+
+class Mean(nn.Module):
+    """Reads all tokens, through a weight that is zero at the start."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.weight * x.mean(dim=1, keepdim=True)
+
+
+class Grid(nn.Module):
+    """Must have the patches, though they do not matter to the class token."""
+
+    def forward(self, x):
+        return torch.cat([x[:, :1], x[:, 1:].reshape(len(x), 4, 4, -1).flatten(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("method", ["linear", "full", "lora", "sct", "vpt_deep", "ssf", "adapter_pfeiffer"])
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_training_the_class_token_alone_is_the_plain_training(method, drop_path, monkeypatch):
+    nothing_computed_once(monkeypatch)
+    alone = trainer(method, small_vit(drop_path_rate=drop_path))
+    assert is_alone(alone.model.train())
+    alone.fit()
+    logits = evaluation.predict(alone.model, DATA, HALF, "float32")
+    all_tokens(monkeypatch)
+    plain = trained(method, small_vit(drop_path_rate=drop_path))
+    same_training(alone, plain)
+    torch.testing.assert_close(logits, evaluation.predict(plain.model, DATA, HALF, "float32"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: small_vit(global_pool="avg"),
+        lambda: with_module(Mean(), block=2),
+        lambda: with_module(Grid(), block=2),
+        lambda: with_module(nn.Dropout(0.1), block=2).train(),
+        lambda: attached("convpass")[0],
+        lambda: attached("lst")[0],
+    ],
+)
+def test_tokens_that_are_read_are_computed(model):
+    assert not is_alone(model())
+
+
+def test_a_penalty_reads_tokens_too():
+    model, seen = small_vit(), []
+    model.norm.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    assert is_alone(model, lambda: seen[-1][:, 0].mean())
+    assert not is_alone(model, lambda: seen[-1].mean())
+
+
+def test_a_swin_is_left_alone():
+    model = small_swin()
+    with shortcuts.class_token_alone(model, IMAGES):
+        assert not hasattr(model.layers[-1].blocks[-1], "slots")
+
+
+def test_asking_leaves_everything_as_it_was():
+    model, attachment = attached("sct", small_vit(drop_path_rate=0.5))
+    model.train()
+    torch.manual_seed(1)
+    random, state = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
+    recipe = Recipe(epochs=1, lr=1e-3, warmup_epochs=0)
+    with shortcuts.path(model, attachment, PIXELS, HALF, recipe, "float32") as path:
+        assert path.start == "block 0, behind its attention"
+        assert torch.equal(random, torch.get_rng_state()) and model.training
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    plain, _ = attached()
+    with shortcuts.class_token_alone(plain, IMAGES):
+        assert type(plain.blocks[-1]) is not type(plain.blocks[0])
+    assert type(plain.blocks[-1]) is type(plain.blocks[0])
+
+
+# A stopped training
+
+
+@pytest.mark.parametrize("method", ["linear", "partial", "sct"])
+def test_a_stopped_training_goes_on_to_the_same_bits(method):
+    whole = trained(method)
+    stopped, state = trainer(method), {}
+
+    class Stop(Exception):
+        pass
+
+    def boundary(_):
+        if stopped.step == 4:
+            state.update(stopped.state())
+            raise Stop
+
+    with pytest.raises(Stop):
+        stopped.fit(boundary=boundary)
+    again = Trainer(stopped.model, stopped.attachment, DATA, HALF, stopped.recipe, seed=3)
+    again.load_state(state)
+    again.fit()
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert again.curve == whole.curve and again.step_seconds > 0

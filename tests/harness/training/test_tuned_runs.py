@@ -1,0 +1,168 @@
+"""The protocol `tuned` as it is executed: real processes, stopped and started again."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+import tiny
+
+from harness.errors import HarnessError
+from harness.execution import local
+from harness.execution.worker import do, enter
+from harness.failures import Failure
+from harness.plans import plan, stages, tuning
+from harness.plans.spec import RunSpec
+from harness.records.record import RunRecord
+from harness.records.store import Store
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def setup(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
+    return tiny.setup(tmp_path / "out", data)
+
+
+def selection(**changes):
+    return tiny.selection(**({"methods": ["linear", "lora"], "protocol": "tuned", "trials": 3, "seeds": 2} | changes))
+
+
+def execute(chosen, setup, listen=lambda spec, message: None):
+    found = stages.stage(chosen, Store(setup.root).read)
+    return local.execute(found.ready, [setup], listen, found.blocked)
+
+
+def finals(chosen, setup):
+    store = Store(setup.root)
+    return [store.read(final.spec(store.read)) for final in plan.finals(chosen)]
+
+
+def test_trials_choose_and_finals_follow_in_one_go(setup):
+    order = []
+
+    def listen(spec, message):
+        if isinstance(message, RunRecord):
+            order.append((spec.method, spec.protocol))
+
+    outcome = execute(selection(), setup, listen)
+    assert (outcome.interrupted, outcome.not_started) == (False, 0)
+    assert len(order) == 2 * (3 + 2)
+    records, store = finals(selection(), setup), Store(setup.root)
+    for record in records:
+        assert (record.status, record.test_looks, record.spec.trials) == ("complete", 1, 3)
+        trials = [store.read(spec) for spec in plan.expand(selection()) if spec.method == record.spec.method]
+        assert [trial.run_id for trial in record.tuning.trials] == [trial.spec.run_id for trial in trials]
+        best = max(trial.metrics["val"].accuracy for trial in trials)
+        assert record.tuning.trials[record.tuning.chosen].accuracy == best
+        assert all((trial.test_looks, set(trial.metrics)) == (0, {"val"}) for trial in trials)
+        spent = [trial.cost.attach_seconds + trial.cost.train_seconds + trial.cost.evaluate_seconds for trial in trials]
+        assert record.tuning.seconds == pytest.approx(sum(spent))
+    assert stages.stage(selection(), store.read).ready == []
+
+
+def test_stopped_half_way_and_started_again_repeats_no_finished_trial(setup):
+    done = []
+
+    def stop(spec, message):
+        if isinstance(message, RunRecord) and message.status == "complete":
+            done.append(spec.run_id)
+            if len(done) == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    assert execute(selection(), setup, stop).interrupted
+    store = Store(setup.root)
+    before = {spec.run_id: store.read(spec) for spec in plan.expand(selection())}
+    finished = {run_id for run_id, record in before.items() if record}
+    assert 4 <= len(finished) < 6
+    execute(selection(), setup, stop)
+    for spec in plan.expand(selection()):
+        if spec.run_id in finished:
+            assert store.read(spec).environment == before[spec.run_id].environment  # with the time in it
+    assert all(record.status == "complete" for record in finals(selection(), setup))
+    assert len(done) == len(set(done)) == 10
+
+
+def test_a_trial_whose_process_is_killed_gives_no_verdict_and_holds_up_its_finals_alone(setup):
+    chosen = selection(methods=["linear", "lora"], seeds=1)
+    victim = plan.expand(chosen)[0]
+    Store(setup.root).write(killed(victim))
+    found = stages.stage(chosen, Store(setup.root).read)
+    assert victim in found.ready
+    waiting = stages.Waiting(found.ready, found.blocked)
+    free = [final for spec in found.ready for final in waiting.done(spec.run_id)]
+    assert len(free) == 2
+    assert free[0].spec(Store(setup.root).read) is None
+
+
+def killed(spec):
+    return RunRecord(
+        spec=spec, method_title="L", status="failed", reason="killed", failure=Failure(kind="killed"), environment={}
+    )
+
+
+def test_a_diverged_trial_is_a_verdict_and_not_done_again(setup):
+    chosen = selection(methods=[("lora", {"weight_decay": 1e-4})], seeds=1)
+    store, trials = Store(setup.root), plan.expand(chosen)
+    for trial in trials:
+        store.write(dataclasses.replace(killed(trial), reason="NaN", failure=Failure(kind="diverged", step=3)))
+    found = stages.stage(chosen, store.read)
+    assert found.ready == plan.finals(chosen)
+    assert [spec.run_id for spec in found.settled] == [trial.run_id for trial in trials]
+    enter(setup)
+    final = do(*found.ready, setup)
+    assert (final.status, final.failure.kind) == ("failed", "config")
+    assert final.reason == "all 3 trials failed, the first: NaN"
+    assert (final.tuning.chosen, [trial.accuracy for trial in final.tuning.trials]) == (None, [None] * 3)
+
+
+def test_a_final_is_refused_while_a_trial_is_missing(setup):
+    enter(setup)
+    (final, *_) = plan.finals(selection())
+    with pytest.raises(HarnessError, match="linear on first: 3 of 3 trials are not done"):
+        do(final, setup)
+
+
+def test_a_tuned_run_needs_its_trials(setup):
+    enter(setup)
+    for trial in plan.expand(selection(methods=["linear"])):
+        do(trial, setup)
+    (final, *_) = plan.finals(selection(methods=["linear"]))
+    spec = final.spec(Store(setup.root).read)
+    assert isinstance(spec, RunSpec)
+    record = do(spec, setup)
+    assert (record.status, record.reason) == (
+        "failed",
+        "a run of the protocol 'tuned' needs the trials that chose its settings",
+    )
+    assert do(final, setup).status == "complete"
+
+
+@pytest.mark.parametrize("before", [1, 3])  # trials that were done before the lists changed
+def test_trials_on_other_data_decide_nothing(setup, tmp_path, before):
+    setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
+    enter(setup)
+    chosen = selection(methods=["linear"], seeds=1)
+    trials = plan.expand(chosen)
+    for trial in trials[:before]:
+        do(trial, setup)
+    test = tmp_path / "data/first/test.txt"
+    test.write_text(test.read_text().replace("0.png 0", "0.png 1"))
+    for trial in trials[before:]:
+        do(trial, setup)
+    record = do(*plan.finals(chosen), setup)
+    assert (record.status, record.failure.kind, record.test_looks) == ("failed", "data", 0)
+    assert record.reason.startswith(f"{before} of 3 trials were tried on other lists or pictures")
+    assert ", ".join(trial.run_id for trial in trials[:before]) in record.reason
+
+
+def test_jobs_are_picklable(setup):
+    import pickle
+
+    for final in plan.finals(selection()):
+        assert pickle.loads(pickle.dumps(final)).cell == final.cell
+        assert tuning.resolve(final.trials[0], Store(setup.root).read) == (final.trials[0], None)
