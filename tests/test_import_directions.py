@@ -14,7 +14,13 @@ MAY_IMPORT = {
     "slurm": {"harness", "suites"},
     "analysis": {"harness", "suites"},
 }
-ANALYSIS_MAY_USE = {"harness.records.record", "harness.records.store", "harness.plans.spec", "harness.plans.protocol"}
+ANALYSIS_MAY_USE = {
+    "harness.plans.protocol",
+    "harness.plans.spec",
+    "harness.records.files",
+    "harness.records.record",
+    "harness.records.store",
+}
 """Records, and what describes them."""
 
 

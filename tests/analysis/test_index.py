@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_written_to_does_without(store, monkeypatch):
     def refuse(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(index.Path, "write_bytes", refuse)
+    monkeypatch.setattr(index.Path, "replace", refuse)
     same(index.load(store.root)[0], store)
     assert not list(store.root.glob("*index*"))
 
