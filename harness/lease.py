@@ -44,7 +44,8 @@ class Holder:
     host: str
     pid: int
     space: str
-    """The process ids' name space: two containers on one host may use the same ids."""
+    """The process ids' name space, two containers on one host may use the same ids, and the machine's id if it has one:
+    two machines may both be called localhost."""
 
     born: str
     """When the process started, in the kernel's ticks: ids are used again."""
@@ -74,11 +75,17 @@ def myself() -> Holder:
     )
 
 
+MACHINE_ID = Path("/etc/machine-id")
+
+
 def _space() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (a name, not a path)
+        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (a name, not a path)
     except OSError:
         return ""
+    with suppress(OSError):
+        return f"{space} {MACHINE_ID.read_text().strip()}"
+    return space
 
 
 def _born(pid: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import signal
+import subprocess
 
 import layouts
 import pytest
@@ -69,6 +70,17 @@ def test_two_do_not_do_one_run(setup):
     assert isinstance(answer, Busy)
     assert f"process {os.getpid()}" in answer.holder
     assert do(spec, setup).status == "complete"
+
+
+def test_a_dead_process_of_another_machine_of_the_same_name_holds_its_lease(tmp_path, monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    holder = dataclasses.replace(lease.myself(), pid=gone.pid, born="1")
+    assert lease.is_stale(lease.Held(holder, age=20.0))
+    (tmp_path / "machine-id").write_text("another\n")
+    monkeypatch.setattr(lease, "MACHINE_ID", tmp_path / "machine-id")
+    assert not lease.is_stale(lease.Held(holder, age=20.0))
+    assert lease.is_stale(lease.Held(holder, age=400.0))
 
 
 @pytest.mark.parametrize("step", [2, 4, 8])  # in the first epoch, at the end of one, in the last
