@@ -7,6 +7,7 @@ import torch
 from conftest import CLASSES, make_context, small_swin, small_vit
 from timm.layers import DropPath
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
@@ -15,7 +16,7 @@ from harness.training import evaluation, shortcuts
 from harness.training.trainer import Trainer
 from methods.base import Attachment
 from methods.blocks import plug
-from methods.registry import get
+from methods.registry import all_methods, get
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 PIXELS = torch.randint(0, 256, (26, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -274,6 +275,32 @@ def test_asking_leaves_everything_as_it_was():
     with shortcuts.class_token_alone(plain, IMAGES):
         assert type(plain.blocks[-1]) is not type(plain.blocks[0])
     assert type(plain.blocks[-1]) is type(plain.blocks[0])
+
+
+# Both
+
+
+@pytest.mark.parametrize("method", [name for name in all_methods() if name != "compose"])
+def test_every_method_has_the_same_gradients_on_its_shortest_path(method):
+    model, attachment = attached(method, small_vit(drop_path_rate=0.2))
+    labels, trained = torch.arange(26) % CLASSES, [p for p in model.parameters() if p.requires_grad]
+    recipe = Recipe(epochs=1, lr=1e-3, warmup_epochs=0, batch_size=26)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained:  # as if in the middle of a training
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+    def step(path):
+        torch.manual_seed(0)
+        logits = path.forward(HALF.normalise(PIXELS) if path.inputs is None else path.inputs)
+        loss = cross_entropy(logits, labels) + (attachment.penalty() if attachment.penalty else 0.0)
+        return logits, *torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+
+    plain = step(shortcuts.Path(forward=model.train()))
+    with shortcuts.path(model, attachment, PIXELS, HALF, recipe, "float32") as path:
+        shortest = step(path)
+    for one, other in zip(shortest, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 + 1e-4 * float(other.abs().max()))
 
 
 # A stopped training
