@@ -58,15 +58,18 @@ class Start(nn.Module):
         return x.detach().requires_grad_(True)
 
 
-def step_of(model: Any, images: Tensor, precision: str) -> Callable[[], None]:
-    """A training step on fixed images: forward, backward, update."""
-    optimizer = torch.optim.AdamW(trained(model), lr=1e-4, fused=images.is_cuda)
+def step_of(
+    model: Any, images: Tensor, precision: str, forward: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[], None]:
+    """A training step on fixed images: forward (the model's own if none is given), backward, update."""
+    forward = model if forward is None else forward
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-4, fused=True)
     labels = torch.arange(len(images), device=images.device) % CLASSES
     model.train()
 
     def once() -> None:
         with devices.autocast(precision, images.device):
-            loss = cross_entropy(model(images).float(), labels)
+            loss = cross_entropy(forward(images).float(), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from harness import environment
-from harness.bench import ceilings, decoding, growth, module, selection, training, whole
+from harness.bench import ceilings, compiling, decoding, growth, module, selection, training, whole
 from harness.bench.base import Measurement, Setting
 from harness.bench.ceilings import Ceilings
 
@@ -21,6 +21,7 @@ PARTS: dict[str, Part] = {
     "selection": selection.measure,
     "module": module.measure,
     "training": training.measure,
+    "compiling": compiling.measure,
     "decoding": decoding.measure,
     "whole": whole.measure,
     "growth": growth.measure,

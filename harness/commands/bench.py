@@ -16,7 +16,10 @@ from methods.base import did_you_mean
 
 def bench(
     parts: Annotated[
-        list[str] | None, typer.Argument(help="selection, module, training, decoding, whole, growth; all if not given.")
+        list[str] | None,
+        typer.Argument(
+            help="Which parts (selection, module, training, compiling, decoding, whole, growth); all if none."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backbone: Annotated[str, typer.Option(help="demo_vit, or any ViT of timm.")] = "demo_vit",
