@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -31,6 +31,7 @@ MOST_BYTES = 2 * 2**30
 ASKED = 4
 """Images that the model is asked with."""
 
+Answer = TypeVar("Answer")
 Penalty = Callable[[], Tensor] | None
 
 
@@ -58,7 +59,7 @@ def path(
     with class_token_alone(model, few, attachment.penalty):
         passage = None
         if recipe.augmentation == "none" and attachment.after_step is None:  # which may change what is frozen
-            passage = fixed_passage(model, few, precision, attachment.penalty, MOST_BYTES // len(images))
+            passage = _answer(fixed_passage, model, few, precision, attachment.penalty, MOST_BYTES // len(images))
         if passage is None:
             yield Path(forward=model)
             return
@@ -104,10 +105,7 @@ def fixed_passage(
     with _left_as_it_was(model, images.device):
         outcome(model.train(), -images)  # whoever remembers what it saw last is found out
         _set_generators(begin, images.device)
-        try:
-            again = outcome(found.run, heard[found.name][0][0])
-        except Exception:  # a method may pass something by on the side, and miss it in its own way
-            return None
+        again = outcome(found.run, heard[found.name][0][0])
     return found if _equal(again, expected) else None
 
 
@@ -163,7 +161,7 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
     place = _BehindAttention()
     plug(model.blocks[-1], "after_attention", place)
     try:
-        place.change = _first_token if _is_read_alone(model, place, images, penalty) else _all_tokens
+        place.change = _first_token if _answer(_is_read_alone, model, place, images, penalty) else _all_tokens
         yield
     finally:
         unplug(model.blocks[-1], "after_attention", place)
@@ -185,12 +183,18 @@ def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty:
         plain, drawn = outcome(_all_tokens)
         if not torch.equal(plain, outcome(_others_changed)[0]):
             return False
-        try:
-            alone, drawn_alone = outcome(_first_token)
-        except Exception:  # a convolution over the patches, say
-            return False
+        alone, drawn_alone = outcome(_first_token)
         same = torch.allclose(alone, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
         return same and _equal(drawn, drawn_alone)
+
+
+def _answer(question: Callable[..., Answer], *about: Any) -> Answer | None:
+    """What the model answers; None if it fails: it may miss tokens, or what blocks pass by on the side, or refuse the
+    numbers that are put into it. If it is broken, the first step says so."""
+    try:
+        return question(*about)
+    except Exception:
+        return None
 
 
 def _called(penalty: Penalty) -> list[Tensor]:

@@ -303,6 +303,29 @@ def test_every_method_has_the_same_gradients_on_its_shortest_path(method):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 + 1e-4 * float(other.abs().max()))
 
 
+class Picky(nn.Module):
+    """Refuses what it was not trained to."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        if self.gain != 1:
+            raise ValueError("not my number")
+        return self.gain * x
+
+
+def test_a_model_that_cannot_be_asked_is_trained_as_it_is():
+    model = with_module(Picky())
+    assert not is_alone(model)
+    with shortcuts.path(
+        model, Attachment(), PIXELS, HALF, Recipe(epochs=1, lr=1e-3, warmup_epochs=0), "float32"
+    ) as path:
+        assert path.start == "" and path.forward is model
+    assert model.blocks[1].slots["output"][0].gain == 1
+
+
 # A stopped training
 
 
