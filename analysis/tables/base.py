@@ -17,7 +17,7 @@ MARKS = {
     "*": "*: with a part that rests on fewer seeds or runs than others, or, of a cost, on none",
     "≠": "≠: no seed in common, so the means are over each side's own",
     "‡": "‡: runs on several kinds of device, not comparable",
-    "§": "§: nothing before the head is trained or random, so its features were computed once",
+    "§": "§: blocks in front of what is trained give the same in every step and were computed once",
     "†": "†: the test split was looked at more than once or chose the result",
 }
 """What a cell's note or a row's mark means, for captions."""

@@ -172,12 +172,13 @@ def test_times_of_several_devices_are_marked():
     assert "A100" in table.caption
 
 
-def test_steps_on_cached_features_are_marked():
-    given = [costed(r, computed_once="head", step_seconds=0.001) for r in records("linear")] + records()
+@pytest.mark.parametrize("start", ["head", "block 11"])
+def test_steps_behind_what_is_computed_once_are_marked(start):
+    given = [costed(r, computed_once=start, step_seconds=0.001) for r in records("linear")] + records()
     table = efficiency_table(only_set(given))
     assert cells(table, "LINEAR")["training", "images/s"].note == "§"
     assert cells(table, "SCT")["training", "images/s"].note == ""
-    assert "| 1§ | 2.0§ |" in to_markdown(table) and "features were computed once" in table.full_caption
+    assert "| 1§ | 2.0§ |" in to_markdown(table) and "were computed once" in table.full_caption
 
 
 def test_settings_are_one_row_where_they_are_the_same():
