@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def use(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = False
         if device.index is not None:
             torch.cuda.set_device(device)
+
+
+def random_states(device: torch.device) -> list[torch.Tensor]:
+    """States of torch's global generators: the CPU's, and the device's where it is another."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_states(states: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Put back what `random_states` gave."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def synchronize(device: torch.device) -> None:

@@ -85,7 +85,7 @@ def fixed_passage(
             return [forward(inputs), *_called(penalty)]
 
     with _left_as_it_was(model, images.device):
-        begin = _generators(images.device)
+        begin = devices.random_states(images.device)
         with _listening(places) as heard:
             expected = outcome(model.train(), images)
             outcome(model.eval(), images)
@@ -104,7 +104,7 @@ def fixed_passage(
         return None
     with _left_as_it_was(model, images.device):
         outcome(model.train(), -images)  # whoever remembers what it saw last is found out
-        _set_generators(begin, images.device)
+        devices.set_random_states(begin, images.device)
         again = outcome(found.run, heard[found.name][0][0])
     return found if _equal(again, expected) else None
 
@@ -171,14 +171,14 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
 def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty: Penalty) -> bool:
     """Whether nothing behind `place` reads any but the first token, or needs them to be there."""
     with _left_as_it_was(model, images.device):
-        mode, begin = model.training, _generators(images.device)
+        mode, begin = model.training, devices.random_states(images.device)
         _stir(model)  # what starts at zero would hide what it reads
 
         def outcome(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
             place.change = change
-            _set_generators(begin, images.device)
+            devices.set_random_states(begin, images.device)
             parts = [model.train(mode)(images), *_called(penalty)]
-            return torch.cat([part.flatten().float() for part in parts]), _generators(images.device)
+            return torch.cat([part.flatten().float() for part in parts]), devices.random_states(images.device)
 
         plain, drawn = outcome(_all_tokens)
         if not torch.equal(plain, outcome(_others_changed)[0]):
@@ -235,7 +235,7 @@ def _listening(places: Sequence[Passage]) -> Iterator[dict[str, list[tuple[Tenso
     heard: dict[str, list[tuple[Tensor, list[Tensor]]]] = {place.name: [] for place in places}
 
     def listener(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, inputs: heard[name].append((inputs[0].clone(), _generators(inputs[0].device)))
+        return lambda _, inputs: heard[name].append((inputs[0].clone(), devices.random_states(inputs[0].device)))
 
     handles = [place.entrance.register_forward_pre_hook(listener(place.name)) for place in places]
     try:
@@ -243,14 +243,3 @@ def _listening(places: Sequence[Passage]) -> Iterator[dict[str, list[tuple[Tenso
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _generators(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_generators(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -190,7 +190,6 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Where training stands at a step boundary, beside the model's tensors. Raises `Diverged` as `fit` does."""
         self._check_finite(len(self.curve) + 1)
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "step": self.step,
             "batch": self.batch,
@@ -198,7 +197,7 @@ class Trainer:
             "seconds": time.perf_counter() - self._clock,
             "sums": self._sums,
             "optimizer": self.optimizer.state_dict(),
-            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "generators": devices.random_states(self.device),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -207,9 +206,7 @@ class Trainer:
         self.curve = [Epoch(**epoch) for epoch in state["curve"]]
         self._sums = state["sums"]
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        devices.set_random_states(state["generators"], self.device)
 
     def _epoch(self, epoch: int, report: Report | None, boundary: Boundary | None, look: Look | None) -> None:
         if self.batch == 0:
