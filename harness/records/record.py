@@ -10,7 +10,7 @@ from typing import Any, Self
 from harness.failures import Failure
 from harness.plans.spec import RunSpec, digest
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record's layout."""
 
 
