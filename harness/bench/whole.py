@@ -8,9 +8,11 @@ trained) is counted once.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,19 @@ class Times:
 
 
 def write_pictures(folder: Path, count: int, seed: int) -> list[Entry]:
-    """JPEG files of crops of the bundled photographs; the class is the photograph."""
-    rng, photos = np.random.default_rng(seed), list(packages.photos().values())[:CLASSES]
-    folder.mkdir()
-    for index in range(count):
-        picture = photos[index % CLASSES].resize((640, 480))
-        left, top = int(rng.integers(640 - CROP)), int(rng.integers(480 - CROP))
-        crop = picture.crop((left, top, left + CROP, top + CROP)).resize((SIDE, SIDE))
+    """JPEG files of crops of the bundled photographs, written by all cores; the class is the photograph."""
+    rng = np.random.default_rng(seed)
+    photos = [photo.resize((640, 480)) for photo in list(packages.photos().values())[:CLASSES]]
+    corners = [(int(rng.integers(640 - CROP)), int(rng.integers(480 - CROP))) for _ in range(count)]
+
+    def write(index: int) -> None:
+        left, top = corners[index]
+        crop = photos[index % CLASSES].crop((left, top, left + CROP, top + CROP)).resize((SIDE, SIDE))
         crop.save(folder / f"{index}.jpg")
+
+    folder.mkdir()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as writers:
+        list(writers.map(write, range(count)))
     return [Entry(f"{index}.jpg", index % CLASSES, index + 1) for index in range(count)]
 
 

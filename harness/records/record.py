@@ -10,8 +10,11 @@ from typing import Any, Self
 from harness.failures import Failure
 from harness.plans.spec import RunSpec, digest
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the record's layout."""
+
+READ = (2, 3)
+"""Versions that are read. In one of version 2 the fields that came with 3 hold their defaults, which say `not known`."""
 
 
 class BadRecord(ValueError):
@@ -138,6 +141,15 @@ class Fingerprint:
     sizes: dict[str, int]
     """Images per split."""
 
+    pixels: str = ""
+    """sha256 over the decoded pixels of all pictures of all lists; empty where they are not known."""
+
+    official_sizes: dict[str, int] = field(default_factory=dict)
+    """Images per split as the suite defines it, of the splits whose size it states."""
+
+    split_origin: str = ""
+    """Who drew the lists, where a file beside them says so; empty for lists as released."""
+
     @property
     def digest(self) -> str:
         """Both digests as one text."""
@@ -209,6 +221,12 @@ class RunRecord:
     method_title: str
     """The method's name in tables."""
 
+    method_family: str = ""
+    method_paper: str = ""
+
+    method_source: str = ""
+    """sha256 over the source that defines the method; empty where it is not known."""
+
     status: str
     """`complete` or `failed`."""
 
@@ -261,8 +279,8 @@ class RunRecord:
             raise BadRecord("not a run record")
         if body.pop("digest") != _digest(body):
             raise BadRecord("altered: its digest does not fit its content")
-        if body.pop("schema", None) != SCHEMA:
-            raise BadRecord(f"written by another version (schema is not {SCHEMA})", whole=True)
+        if body.pop("schema", None) not in READ:
+            raise BadRecord(f"written by another version (schema is none of {READ})", whole=True)
         try:
             return cls(**_parts(body))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
