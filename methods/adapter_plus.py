@@ -16,6 +16,8 @@ from methods.bottleneck import Bottleneck, bottleneck_parameters, projections
 class ChannelScaledAdapter(nn.Module):
     """x + s (*) drop_path(W_up GELU(W_down x)) with a learned s [d]; x: [..., d]."""
 
+    stateless = True
+
     def __init__(self, bottleneck: Bottleneck, channels: int, drop_path: float) -> None:
         super().__init__()
         self.bottleneck = bottleneck

@@ -28,6 +28,8 @@ class Projection(nn.Module):
 class Recomposition(nn.Module):
     """x + dropout(x U diag(c)) U^T + b; x: [..., d], c: [r], b: [d]."""
 
+    stateless = True
+
     def __init__(self, projection: Projection, coefficients: Tensor, dropout: float) -> None:
         super().__init__()
         self.projection = projection

@@ -25,6 +25,8 @@ class BinaryLinear(nn.Module):
     layer needs one bit per weight and two numbers.
     """
 
+    stateless = True
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)

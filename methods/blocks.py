@@ -217,6 +217,32 @@ def _like(module: nn.Module, layer: Any) -> nn.Module:
     return module.to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
 
 
+def _without_slots(module: nn.Module) -> type[nn.Module]:
+    """The module's class, slots aside."""
+    kind = type(module)
+    return kind.__mro__[2 if isinstance(module, SlottedLayer) else 1 if kind in _SLOTTED.values() else 0]
+
+
+def keeps_nothing(model: nn.Module) -> bool:
+    """Whether a pass through `model` depends on nothing but its input, its parameters and buffers, its mode and random
+    numbers, and leaves nothing behind.
+
+    True of torch's and timm's modules as they are; a method's own module, or the class that defines its `forward`,
+    declares it with `stateless = True`. Of hooks, and of what does not declare it, nothing can be told from outside.
+    """
+    return all(map(_is_stateless, model.modules()))
+
+
+def _is_stateless(module: nn.Module) -> bool:
+    kind = _without_slots(module)
+    replaced = any(callable(value) and hasattr(kind, name) for name, value in vars(module).items())
+    if replaced or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    forward = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
+    plain = forward is nn.Module or kind.__module__.partition(".")[0] in ("torch", "timm")  # nn.Module's is not called
+    return plain or bool((vars(forward) | vars(module)).get("stateless"))
+
+
 def require_vit(backbone: nn.Module, method: str) -> Any:
     """The backbone, if it is a ViT with one sequence of tokens; `MethodError` otherwise."""
     if not isinstance(backbone, VisionTransformer):

@@ -11,12 +11,16 @@ from methods.blocks import new_linear
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of NOAH's adapter and of Convpass's code."""
 
+    stateless = True
+
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
 class Bottleneck(nn.Module):
     """s * W_up(dropout(act(W_down norm(x)))); x: [..., channels]."""
+
+    stateless = True
 
     def __init__(
         self,
@@ -39,6 +43,8 @@ class Bottleneck(nn.Module):
 
 class SequentialBottleneck(Bottleneck):
     """x + bottleneck(x), for a place behind a layer; x: [..., channels]."""
+
+    stateless = True
 
     def forward(self, x: Tensor) -> Tensor:
         """The input with the bottleneck's output added."""

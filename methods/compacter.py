@@ -26,6 +26,8 @@ class KroneckerLinear(nn.Module):
     in + out parameters for s and t, out for b. t is zero at the start where `zero` is set.
     """
 
+    stateless = True
+
     def __init__(self, rule: SharedRule, inputs: int, outputs: int, generator: torch.Generator, zero: bool) -> None:
         super().__init__()
         n = len(rule.matrices)

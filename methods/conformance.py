@@ -356,7 +356,9 @@ def _of_sum(logits: Tensor, trained: Mapping[str, Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(logits.square().sum(), list(trained.values()), materialize_grads=True))
 
 
-CHECKS: dict[str, Callable[[type[Method]], None]] = {
+Check = Callable[[type[Method]], None]
+
+CHECKS: dict[str, Check] = {
     "declared": check_declared,
     "backbones": check_backbones,
     "parameters": check_parameters,
@@ -378,10 +380,10 @@ CHECKS: dict[str, Callable[[type[Method]], None]] = {
 """All checks by the name that tests and the command line print."""
 
 
-def run_check(name: str, method: type[Method]) -> str | None:
+def run_check(name: str, method: type[Method], checks: Mapping[str, Check] = CHECKS) -> str | None:
     """None if the method passes the check of that name, otherwise what is wrong, in one line."""
     try:
-        CHECKS[name](method)
+        checks[name](method)
     except NotConforming as failure:
         return str(failure)
     except Exception as error:  # whatever a method raises is its failure, and must not hide the other checks

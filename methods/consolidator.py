@@ -20,6 +20,8 @@ class GroupedConnection(nn.Module):
     x: [..., inputs]; W is held as its blocks [g, outputs / g, inputs / g].
     """
 
+    stateless = True
+
     def __init__(self, inputs: int, outputs: int, groups: int, drop_path: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(groups, outputs // groups, inputs // groups))

@@ -23,6 +23,8 @@ class ConvolutionalBypass(nn.Module):
     `norm` and `drop_path` are the block's own, looked up at each call and not registered here a second time.
     """
 
+    stateless = True
+
     def __init__(self, block: Any, kind: str, parts: tuple[nn.Linear, nn.Conv2d, nn.Linear], config: Any) -> None:
         super().__init__()
         self.down, self.convolution, self.up = parts

@@ -58,6 +58,8 @@ class FactUpdate(nn.Module):
     """s * x (U Sigma_n V) of one linear layer, whose slices [start, stop) lie side by side along its output (or, for
     `split_input`, along its input, where their results add up)."""
 
+    stateless = True
+
     def __init__(
         self, factors: nn.Module, start: int, stop: int, split_input: bool, scale: float, dropout: float
     ) -> None:

@@ -49,6 +49,8 @@ class GatePrompts(nn.Module):
 class Temperature(nn.Module):
     """q / t with a learned t, on the output of the fused layer [q, k, v]; y: [batch, tokens, 3 * d]."""
 
+    stateless = True
+
     def __init__(self) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(()))

@@ -18,6 +18,8 @@ from methods.layers import LowRank, absorb, block_linears, change_layer, restore
 class HydraLayer:
     """Mixed into a linear layer: y = W x + b, plus s * par(x) + s * seq(y)."""
 
+    stateless = True
+
     parallel_branch: nn.Module
     sequential_branch: nn.Module
 

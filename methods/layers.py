@@ -42,6 +42,8 @@ class LowRank(nn.Module):
     A: [r, in], B: [out, r]; r * (in + out) parameters, and r + out more with biases.
     """
 
+    stateless = True
+
     def __init__(self, down: nn.Linear, up: nn.Linear, scale: float, start: int, total: int, dropout: float) -> None:
         super().__init__()
         self.down, self.up, self.scale = down, up, scale
@@ -73,6 +75,8 @@ def low_rank(
 
 class Bottleneck(nn.Module):
     """x + up(GELU(down(x))), an adapter in series; `down`, `up`: modules from [..., d] to [..., h] and back."""
+
+    stateless = True
 
     def __init__(self, down: nn.Module, up: nn.Module) -> None:
         super().__init__()

@@ -26,6 +26,8 @@ class MultiBranchLinear(nn.Module):
     Q is zero at the start where `zero` is set.
     """
 
+    stateless = True
+
     def __init__(self, kernel: Kernel, inputs: int, outputs: int, generator: torch.Generator, zero: bool) -> None:
         super().__init__()
         branches, k, _ = kernel.weight.shape

@@ -20,6 +20,8 @@ KERNELS = (3, 5, 7)
 class MultiCognitive(nn.Module):
     """z = x + mean_k dwconv_k(x); z + conv_1x1(z), on images [batch, h, rows, columns]."""
 
+    stateless = True
+
     def __init__(self, channels: int, generator: torch.Generator) -> None:
         super().__init__()
         self.filters = nn.ModuleList(new_convolution(channels, k, channels, generator) for k in KERNELS)
@@ -32,6 +34,8 @@ class MultiCognitive(nn.Module):
 
 class MonaLayer(nn.Module):
     """x + W_up dropout(GELU(conv(W_down(s1 * LN(x) + s2 * x)))); x: [batch, tokens, d] or Swin map."""
+
+    stateless = True
 
     def __init__(self, pair: tuple[nn.Linear, nn.Linear], convolution: nn.Module, dropout: float) -> None:
         super().__init__()

@@ -30,6 +30,8 @@ class Prefix(nn.Module):
 class PrefixAttention(Attention):
     """timm's attention with a prefix. x: [batch, tokens, channels]."""
 
+    stateless = True
+
     prefix: Prefix
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -21,6 +21,8 @@ class GroupedLinearAdapter(nn.Module):
     x: [..., d]; W_down: [h, d]; W_up is held as its blocks [groups, d / groups, h / groups].
     """
 
+    stateless = True
+
     def __init__(self, down: nn.Linear, groups: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.down, self.scale = down, scale

@@ -46,6 +46,8 @@ def gradient_sums(
 class SparseUpdate(nn.Module):
     """A tensor with trained `values` [n] added at the flat `indices` [n] (each at most once); zero at the start."""
 
+    stateless = True
+
     indices: Tensor
 
     def __init__(self, indices: Tensor) -> None:
@@ -75,6 +77,8 @@ class SparseLayer:
 class SparseLinear(SparseLayer):
     """For `nn.Linear`."""
 
+    stateless = True
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] to [..., out]."""
         weight: Any = self.updated("weight")
@@ -83,6 +87,8 @@ class SparseLinear(SparseLayer):
 
 class SparseNorm(SparseLayer):
     """For `nn.LayerNorm`."""
+
+    stateless = True
 
     normalized_shape: tuple[int, ...]
     eps: float
@@ -94,6 +100,8 @@ class SparseNorm(SparseLayer):
 
 class SparseConv(SparseLayer):
     """For `nn.Conv2d`."""
+
+    stateless = True
 
     _conv_forward: Callable[..., Tensor]
 

@@ -18,6 +18,8 @@ from methods.layers import NORMS, body_layers
 class ScaleShift(nn.Module):
     """gamma * y + beta per channel; gamma, beta: [C]; y: [..., C], or [B, C, H, W] of a convolution."""
 
+    stateless = True
+
     shift: Tensor | None
 
     def __init__(self, scale: Tensor, shift: Tensor | None, trailing: int = 0) -> None:

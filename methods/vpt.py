@@ -15,6 +15,8 @@ from methods.blocks import blocks, plug, require_vit, width
 class InsertPrompts(nn.Module):
     """Put learned tokens [tokens, channels] behind the `prefix` first tokens of x: [batch, tokens, channels]."""
 
+    stateless = True
+
     def __init__(self, prompts: Tensor, prefix: int, dropout: float) -> None:
         super().__init__()
         self.prompts = nn.Parameter(prompts)
@@ -28,6 +30,8 @@ class InsertPrompts(nn.Module):
 
 class RemovePrompts(nn.Module):
     """Undo `InsertPrompts`: what the block made of the prompts is dropped."""
+
+    stateless = True
 
     def __init__(self, count: int, prefix: int) -> None:
         super().__init__()

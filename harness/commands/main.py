@@ -114,10 +114,11 @@ def check_method(
     as_json: JsonFlag = False,
 ) -> None:
     """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
+    from harness.training.shortcut_check import check_shortcuts
     from methods import conformance, registry
 
-    cls = registry.get(method)
-    found = {name: conformance.run_check(name, cls) for name in conformance.CHECKS}
+    cls, checks = registry.get(method), conformance.CHECKS | {"shortcuts": check_shortcuts}
+    found = {name: conformance.run_check(name, cls, checks) for name in checks}
     print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
     if any(found.values()):
         raise typer.Exit(1)

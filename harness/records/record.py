@@ -14,7 +14,7 @@ SCHEMA = 3
 """Version of the record's layout."""
 
 READ = (2, 3)
-"""Versions that are read. In one of version 2 the fields that came with 3 hold their defaults, which say `not known`."""
+"""Versions that are read. In records of version 2 the fields that came with 3 hold their defaults: not known."""
 
 
 class BadRecord(ValueError):

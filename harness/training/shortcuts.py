@@ -4,8 +4,10 @@
   head for a linear probe, some blocks for a method that starts behind them.
 - Behind its last attention, a ViT that is classified by its class token computes that token alone.
 
-Whether each is exact is asked of the model, not of the method's name. Results can differ by rounding only, where torch
-sums a matrix product of fewer rows in another order.
+Both need two things, whatever the method is called. First, the model keeps nothing from one pass to the next
+(`methods.blocks.keeps_nothing`): with a tape, a count or a running mean, what a pass gives would depend on passes that
+are left out, and on those that ask. Second, the model itself, asked with other numbers in what is trained, gives the
+same results. They can differ by rounding only, where torch sums a matrix product of fewer rows in another order.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from harness import device as devices
 from harness.data.preprocessing import Preprocessing
 from harness.plans.spec import Recipe
 from methods.base import Attachment
-from methods.blocks import Passage, passages, plug, unplug
+from methods.blocks import Passage, keeps_nothing, passages, plug, unplug
 
 MOST_BYTES = 2 * 2**30
 """What a training keeps of its images at most, on the device."""
@@ -55,11 +57,14 @@ def path(
 ) -> Iterator[Path]:
     """The shortest path for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
     generators, and when it is closed the model, as they were."""
-    few = preprocessing.normalise(images[:ASKED])
-    with class_token_alone(model, few, attachment.penalty):
+    few, penalty = preprocessing.normalise(images[:ASKED]), attachment.penalty
+    if attachment.after_step is not None:  # which may change what is frozen, or open what is shut
+        yield Path(forward=model)
+        return
+    with class_token_alone(model, few, penalty):
         passage = None
-        if recipe.augmentation == "none" and attachment.after_step is None:  # which may change what is frozen
-            passage = _answer(fixed_passage, model, few, precision, attachment.penalty, MOST_BYTES // len(images))
+        if recipe.augmentation == "none":
+            passage = _answer(fixed_passage, model, few, precision, penalty, MOST_BYTES // len(images))
         if passage is None:
             yield Path(forward=model)
             return
@@ -76,8 +81,11 @@ def fixed_passage(
     None if there is none. Asked with images [B, 3, H, W].
 
     The value, at most `most_bytes` per image, is bit for bit that of evaluation mode, no random number is drawn before
-    it, and it does not change with the trained parameters. Going on from it by hand gives the logits and the penalty.
+    it, and it does not change with the trained parameters. Going on from it by hand gives the logits and the penalty,
+    with other numbers in the trained parameters: what starts at zero would hide what it reads.
     """
+    if not keeps_nothing(model):
+        return None
     places = passages(model)
 
     def outcome(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
@@ -87,23 +95,23 @@ def fixed_passage(
     with _left_as_it_was(model, images.device):
         begin = devices.random_states(images.device)
         with _listening(places) as heard:
-            expected = outcome(model.train(), images)
+            outcome(model.train(), images)
             outcome(model.eval(), images)
             _stir(model)
-            outcome(model, images)
+            devices.set_random_states(begin, images.device)
+            expected = outcome(model.train(), images)
 
-    def is_fixed(place: Passage) -> bool:
-        if len(heard[place.name]) != 3:
-            return False
-        (value, generators), *others = heard[place.name]
-        small = value.nbytes <= most_bytes * len(images)
-        return small and _equal(generators, begin) and all(torch.equal(value, other) for other, _ in others)
+        def is_fixed(place: Passage) -> bool:
+            if len(heard[place.name]) != 3:
+                return False
+            (value, generators), *others = heard[place.name]
+            small = value.nbytes <= most_bytes * len(images)
+            return small and _equal(generators, begin) and all(torch.equal(value, other) for other, _ in others)
 
-    found = next((place for place in places if is_fixed(place)), None)
-    if found is None:
-        return None
-    with _left_as_it_was(model, images.device):
-        outcome(model.train(), -images)  # whoever remembers what it saw last is found out
+        found = next((place for place in places if is_fixed(place)), None)
+        if found is None:
+            return None
+        outcome(model, -images)  # a penalty that remembers what it saw last is found out
         devices.set_random_states(begin, images.device)
         again = outcome(found.run, heard[found.name][0][0])
     return found if _equal(again, expected) else None
@@ -130,6 +138,8 @@ def computed_once(model: Any, passage: Passage, batches: Iterable[Tensor], count
 class _BehindAttention(nn.Module):
     """Plugged in behind the last attention. x: [B, tokens, d]."""
 
+    stateless = True
+
     def __init__(self) -> None:
         super().__init__()
         self.change: Callable[[Tensor], Tensor] = _all_tokens
@@ -152,10 +162,11 @@ def _first_token(x: Tensor) -> Tensor:
 
 @contextmanager
 def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> Iterator[None]:
-    """Within, only the class token is computed behind the last attention, if the model gives the same logits and
-    penalty, and draws the same random numbers, then. Asked with images [B, 3, H, W], in the mode, training or
-    evaluation, that the model is in."""
-    if not isinstance(model, VisionTransformer) or not isinstance(model.blocks[-1], Block):
+    """Within, only the class token is computed behind the last attention, if the model keeps nothing, gives the same
+    logits and penalty, and draws the same random numbers, then. Asked with images [B, 3, H, W], in the mode, training
+    or evaluation, that the model is in."""
+    plain = isinstance(model, VisionTransformer) and isinstance(model.blocks[-1], Block)
+    if not plain or not keeps_nothing(model):
         yield
         return
     place = _BehindAttention()

@@ -17,6 +17,8 @@ class SalientChannels(nn.Module):
     say; its Swin code has either `scale` (settings `scaleonx: False`) or `keep` (`scaleonx: True`) as a factor.
     """
 
+    stateless = True
+
     indices: Tensor
 
     def __init__(self, indices: Tensor, linear: nn.Linear, scale: float = 1.0, keep: float = 1.0) -> None:

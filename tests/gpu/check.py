@@ -315,7 +315,7 @@ def step_of(model, forward=None):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True, **({"capturable": True} if CUDA else {}))
     loss_seen = torch.zeros((), device=DEVICE)
-    forward = forward or model
+    forward = model if forward is None else forward
 
     def once():
         with torch.autocast(DEVICE.type, torch.bfloat16):

@@ -1,6 +1,7 @@
 """Work that is left out: only where that changes nothing, and then the same training."""
 
 from contextlib import nullcontext
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
 from harness.plans.spec import Recipe
 from harness.training import evaluation, shortcuts
+from harness.training.shortcut_check import check_shortcuts
 from harness.training.trainer import Trainer
-from methods.base import Attachment
+from methods.base import Attachment, Method
 from methods.blocks import plug
+from methods.conformance_tools import NotConforming
 from methods.registry import all_methods, get
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -109,6 +112,8 @@ def test_with_whole_batches_only_the_weights_are_the_same_bits(precision, monkey
 class Noise(nn.Module):
     """What a method from outside may bring: randomness without a name that gives it away."""
 
+    stateless = True
+
     def forward(self, x):
         return x + 0.1 * torch.randn_like(x) if self.training else x
 
@@ -116,12 +121,16 @@ class Noise(nn.Module):
 class Halved(nn.Module):
     """Nothing random, but another function in training."""
 
+    stateless = True
+
     def forward(self, x):
         return 0.5 * x if self.training else x
 
 
 class Remembers(nn.Module):
     """Takes a place among the last block's modules, and what it adds from the first block's."""
+
+    stateless = True  # which is not true
 
     def __init__(self, first):
         super().__init__()
@@ -195,12 +204,14 @@ def test_pooled_features_hold_no_tokens():
 
 def is_alone(model, penalty=None):
     with shortcuts.class_token_alone(model, IMAGES, penalty):
-        x = torch.zeros(2, 5, 32)
-        return model.blocks[-1].slots["after_attention"][-1](x).shape == (2, 1, 32)
+        last, x = model.blocks[-1], torch.zeros(2, 5, 32)
+        return hasattr(last, "slots") and any(m(x).shape == (2, 1, 32) for m in last.slots["after_attention"])
 
 
 class Mean(nn.Module):
     """Reads all tokens, through a weight that is zero at the start."""
+
+    stateless = True
 
     def __init__(self):
         super().__init__()
@@ -212,6 +223,8 @@ class Mean(nn.Module):
 
 class Grid(nn.Module):
     """Must have the patches, though they do not matter to the class token."""
+
+    stateless = True
 
     def forward(self, x):
         return torch.cat([x[:, :1], x[:, 1:].reshape(len(x), 4, 4, -1).flatten(1, 2)], dim=1)
@@ -246,11 +259,165 @@ def test_tokens_that_are_read_are_computed(model):
     assert not is_alone(model())
 
 
+class Kept(nn.Module):
+    """Keeps what it saw for a penalty, which is called in the same pass."""
+
+    stateless = True
+
+    def forward(self, x):
+        self.seen = x
+        return x
+
+
 def test_a_penalty_reads_tokens_too():
-    model, seen = small_vit(), []
-    model.norm.register_forward_hook(lambda _, inputs, output: seen.append(output))
-    assert is_alone(model, lambda: seen[-1][:, 0].mean())
-    assert not is_alone(model, lambda: seen[-1].mean())
+    kept = Kept()
+    model = with_module(kept, block=2)
+    assert is_alone(model, lambda: kept.seen[:, 0].mean())
+    assert not is_alone(model, lambda: kept.seen.mean())
+
+
+def test_a_hook_may_read_anything():
+    model = small_vit()
+    model.norm.register_forward_hook(lambda *_: None)
+    assert not is_alone(model)
+    assert trained("linear", model, epochs=1).path.start == ""
+
+
+class Scale(nn.Module):
+    """Keeps nothing, which it does not say."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(32))
+
+    def forward(self, x):
+        return self.gain * x
+
+
+class Declared(Scale):
+    """Declares for itself, and not for those that come after it."""
+
+    stateless = True
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Inherited(Declared):
+    """Another forward, of which nothing was said."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+def replaced():
+    model = small_vit()
+    model.blocks[-1].mlp.forward = model.blocks[-1].mlp.__class__.forward.__get__(model.blocks[-1].mlp)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: with_module(Declared(), block=2), True),
+        (lambda: with_module(Scale(), block=2), False),
+        (lambda: with_module(Inherited(), block=2), False),
+        (replaced, False),
+    ],
+)
+def test_code_of_a_method_must_say_that_it_keeps_nothing(model, expected):
+    assert is_alone(model()) == expected
+
+
+# Methods that read what they recorded earlier in the same pass
+
+
+class Tap(nn.Module):
+    """Keeps the mean over the tokens of what passes: in an attribute or in a buffer."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.buffer = buffer
+        if buffer:
+            self.register_buffer("mean", torch.zeros(1, 32), persistent=False)
+
+    def forward(self, x):
+        self.mean = x.detach().mean(dim=1)
+        return x
+
+
+class Readout(nn.Module):
+    """x + sum of W_l mean_l for every token, where each W_l is zero at the start; or is opened after some passes."""
+
+    def __init__(self, taps, opens_at):
+        super().__init__()
+        self.taps, self.opens_at, self.calls = [*taps], opens_at, 0
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(32, 32)) for _ in taps)
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls < self.opens_at:
+            return x + 0 * self.weights[0].sum()
+        return x + sum(tap.mean @ weight for tap, weight in zip(self.taps, self.weights, strict=True))[:, None]
+
+
+def tapped(buffer, opens_at=0):
+    class Tapped(Method):
+        """Linear read-outs of every block."""
+
+        name, title, family, paper, serves = "tapped", "Tapped", "adapter", "none", frozenset({"vit"})
+        recipe: ClassVar = {"lr": 0.05}
+
+        def attach(self, backbone, context):
+            taps = [Tap(buffer) for _ in backbone.blocks]
+            for block, tap in zip(backbone.blocks, taps, strict=True):
+                plug(block, "output", tap)
+            plug(backbone.blocks[-1], "output", Readout(taps, opens_at))
+            return Attachment()
+
+        def expected_parameters(self, backbone):
+            return len(backbone.blocks) * 32 * 32
+
+    return Tapped
+
+
+@pytest.mark.parametrize("method", [tapped(False), tapped(True), tapped(False, opens_at=5), tapped(True, opens_at=5)])
+def test_a_method_that_reads_what_it_recorded_is_trained_on_fresh_features(method):
+    check_shortcuts(method)
+    model = small_vit()
+    attachment = method().attach(model, make_context())
+    model.get_classifier().requires_grad_(True)
+    with shortcuts.path(model, attachment, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
+        assert path.start == "" and path.forward is model
+
+
+class Liar(nn.Module):
+    """Says that it keeps nothing, and counts its calls."""
+
+    stateless = True
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.calls = nn.Parameter(torch.zeros(())), 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return x + self.gain * x + (x.mean(dim=1, keepdim=True) if self.calls > 12 else 0.0)
+
+
+def test_the_conformance_check_finds_who_declares_what_is_not_true():
+    class Lying(tapped(False)):
+        def attach(self, backbone, context):
+            plug(backbone.blocks[-1], "output", Liar())
+            return Attachment()
+
+    with pytest.raises(NotConforming, match="stateless"):
+        check_shortcuts(Lying)
+
+
+@pytest.mark.parametrize("method", all_methods())
+def test_every_method_is_the_same_with_and_without_shortcuts(method):
+    check_shortcuts(get(method))
 
 
 def test_a_swin_is_left_alone():
@@ -305,6 +472,8 @@ def test_every_method_has_the_same_gradients_on_its_shortest_path(method):
 
 class Picky(nn.Module):
     """Refuses what it was not trained to."""
+
+    stateless = True
 
     def __init__(self):
         super().__init__()
