@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all demo-tuned demo-bias rates snapshot test test-slurm test-slurm-demo test-faults bench bench-gpu latex-check lint requirements
+.PHONY: demo demo-random demo-all demo-tuned demo-bias rates snapshot test test-slurm test-slurm-demo test-faults bench gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -54,9 +54,8 @@ test-slurm-demo: .venv/ready  ## the demo suite, 70 runs, on that cluster and wi
 bench: .venv/ready  ## ours beside the released way, on this machine
 	$(BIN)/sctbench bench
 
-bench-gpu: .venv/ready  ## the kernels' tests on a GPU, then the bench of a ViT-B/16 with random weights
-	$(BIN)/python -m pytest -n 0 -m gpu tests/methods
-	$(BIN)/sctbench bench --device cuda --backbone vit_base_patch16_224.orig_in21k --weights random
+gpu:  ## one check on a CUDA device with the python3 that is there: what is measured lands in OUT as soon as it is known
+	python3 tests/gpu/check.py --out $(OUT) --seconds 540
 
 test-faults: .venv/ready  ## kill 200 runs, damage files, fill disks, and compare every record with an undisturbed one
 	$(BIN)/python tests/faults/campaign.py --kills 200

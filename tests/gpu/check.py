@@ -42,7 +42,7 @@ LOG = (options.out / "results.jsonl").open("a")
 MODEL, SIZE, BATCH, D, K, TOKENS = (
     ("vit_base_patch16_224", 224, 64, 768, 96, 197) if CUDA else ("test_vit", 32, 4, 64, 8, 5)
 )
-CEILING = {"copy": float("nan"), "matrix": float("nan")}
+CEILING = {"copy": float("nan"), "matrix": float("nan")}  # measured by the stage of that name
 
 
 def say(stage: str, what: str, value: object, unit: str = "", note: str = "") -> None:
@@ -70,25 +70,27 @@ def sync() -> None:
 
 
 def gpu_us(action, reps: int = 30) -> float:
-    """Median microseconds between events around one action, the L2 flushed before each."""
+    """Median microseconds between events around one action. Before each a large buffer is read: that takes longer than
+    the host for handing the action over, so the device never waits for it between the events, and leaves an L2 that
+    holds nothing of use and nothing to be written back."""
     if not CUDA:
         action()
         return float("nan")
-    flush = torch.empty(2**28, dtype=torch.int8, device=DEVICE)
+    flush = torch.zeros(2**29, dtype=torch.int32, device=DEVICE)
     for _ in range(3):
         action()
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(reps)]
-    for a, b in pairs:
-        flush.zero_()
-        a.record()
+    for begin, end in pairs:
+        flush.amax()
+        begin.record()
         action()
-        b.record()
+        end.record()
     sync()
-    return median(1e3 * a.elapsed_time(b) for a, b in pairs)
+    return median(1e3 * begin.elapsed_time(end) for begin, end in pairs)
 
 
 def wall_ms(action, reps: int = 10) -> tuple[float, float]:
-    """Milliseconds of an action in a queue of `reps`: until the host has handed it over, and until the device is done."""
+    """Milliseconds of one of `reps` actions in a row: until the host has handed it over, until the device is done."""
     for _ in range(3):
         action()
     sync()
@@ -222,6 +224,19 @@ def ceilings() -> None:
         say("ceiling", f"linear {x.shape[0]}x{D}x{out}", 2 * x.numel() * out / t * 1e6 / 1e12, "TFLOP/s")
 
 
+TILES = (
+    (16, 256, 128, 32),
+    (16, 512, 128, 32),
+    (8, 1024, 128, 32),
+    (16, 1024, 64, 32),
+    (16, 256, 128, 64),
+    (16, 256, 128, 128),
+    (32, 256, 128, 128),
+    (64, 256, 128, 32),
+)
+"""Rows and columns of the copy, output and input channels of the product."""
+
+
 def kernels() -> None:
     """Each kernel alone, with other tiles and warps; bytes counted once each."""
     from methods.sct import kernels_module as km
@@ -235,11 +250,11 @@ def kernels() -> None:
     say("kernel", "x + h (fp32 + bf16)", gpu_us(lambda: x + h), "us", note=f"{2 * x.nbytes + h.nbytes} bytes")
     norm = torch.nn.LayerNorm(D).to(DEVICE)
     say("kernel", "LayerNorm fp32", gpu_us(lambda: norm(x)), "us", note=f"{2 * x.nbytes} bytes")
-    for tile, columns in ((16, 256), (16, 512), (8, 256), (8, 1024), (32, 128)):
-        km.ROWS, km.COLUMNS = tile, columns
+    for tiles in TILES if CUDA else TILES[:1]:
+        km.ROWS, km.COLUMNS, km.OUTPUTS, km.INPUTS = tiles
         t = gpu_us(lambda: km.map_channels._init_fn(x, w, bias, index, 1.0, 1.0, torch.bfloat16))
-        say("kernel", f"map forward {tile}x{columns}", t, "us", note=f"{moved / t * 1e6 / CEILING['copy']:.2f} of copy")
-    km.ROWS, km.COLUMNS = 16, 256
+        say("kernel", f"map forward {tiles}", t, "us", note=f"{moved / t * 1e6 / CEILING['copy']:.2f} of copy")
+    km.ROWS, km.COLUMNS, km.OUTPUTS, km.INPUTS = TILES[0]
     t = gpu_us(lambda: km.map_channels._init_fn(x, w.T, None, index, 1.0, 1.0, torch.bfloat16))
     say("kernel", "map backward", t, "us", note=f"{moved / t * 1e6 / CEILING['copy']:.2f} of copy")
     chosen = torch.randn(rows, K, device=DEVICE, dtype=torch.bfloat16)
@@ -329,6 +344,16 @@ def step_of(model, forward=None):
     return once
 
 
+def attention_by(cudnn: bool):
+    """Within, cuDNN's attention comes first, or torch's order is kept."""
+    from contextlib import nullcontext
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True) if cudnn and CUDA else nullcontext()
+
+
 def steps() -> None:
     """A training step eager (host and device) and as a graph, with every kind of module."""
     from harness.training.cost import counted
@@ -336,24 +361,29 @@ def steps() -> None:
     flops = counted(step_of(model_with("none")))
     say("step", "operations", flops / 1e12, "TFLOP", note=f"floor {1e3 * flops / CEILING['matrix']:.2f} ms")
     times = {}
-    for kind, frozen in (("none", False), ("op", False), ("function", False), ("torch", False), ("op", True)):
-        name = f"{kind}{' bf16 weights' if frozen else ''}"
-        step = step_of(model_with(kind, frozen))
-        host, total = wall_ms(step)
-        say("step", f"{name} eager: host", host, "ms")
-        say("step", f"{name} eager", total, "ms", note=f"{flops / total * 1e3 / CEILING['matrix']:.2f} of matrix rate")
-        try:
-            replay = graph_of(step)
-            _, times[name] = wall_ms(replay, 30)
-            say(
-                "step",
-                f"{name} graph",
-                times[name],
-                "ms",
-                note=f"{flops / times[name] * 1e3 / CEILING['matrix']:.2f} of matrix rate",
-            )
-        except Exception as error:
-            say("step", f"{name} graph", f"{type(error).__name__}: {str(error)[:150]}")
+    for kind, frozen, cudnn in (
+        ("none", False, False),
+        ("op", False, False),
+        ("function", False, False),
+        ("torch", False, False),
+        ("op", True, False),
+        ("none", True, True),
+        ("op", True, True),
+    ):
+        name = f"{kind}{' bf16 weights' if frozen else ''}{' cuDNN attention' if cudnn else ''}"
+        with attention_by(cudnn):
+            step = step_of(model_with(kind, frozen))
+            host, total = wall_ms(step)
+            say("step", f"{name} eager: host", host, "ms")
+            rate = flops / total * 1e3 / CEILING["matrix"]
+            say("step", f"{name} eager", total, "ms", note=f"{rate:.2f} of matrix rate")
+            try:
+                replay = graph_of(step)
+                _, times[name] = wall_ms(replay, 30)
+                rate = flops / times[name] * 1e3 / CEILING["matrix"]
+                say("step", f"{name} graph", times[name], "ms", note=f"{rate:.2f} of matrix rate")
+            except Exception as error:
+                say("step", f"{name} graph", f"{type(error).__name__}: {str(error)[:150]}")
         del step
         if CUDA:
             torch.cuda.empty_cache()
@@ -488,19 +518,30 @@ def every_method() -> None:
 
 
 def compiler() -> None:
-    for mode in ("default", "reduce-overhead") if CUDA else ():
+    """The compiled model: seconds to the first step, the step as it is, and as a graph with its optimiser."""
+    for kind, cudnn in (("op", True), ("torch", True), ("none", True), ("op", False)) if CUDA else ():
         if left() < 45:
-            say("compile", mode, "skipped: no time")
+            say("compile", kind, "skipped: no time")
             continue
         torch.compiler.reset()
-        model = model_with("op")
-        start = time.perf_counter()
-        step = step_of(model, torch.compile(model, mode=mode))
-        step()
-        sync()
-        say("compile", f"{mode}: first step", time.perf_counter() - start, "s")
-        _, t = wall_ms(step, 20)
-        say("compile", mode, t, "ms")
+        name = f"{kind}{' cuDNN attention' if cudnn else ''}"
+        with attention_by(cudnn):
+            model = model_with(kind, bf16_frozen=True)
+            start = time.perf_counter()
+            step = step_of(model, torch.compile(model))
+            step()
+            sync()
+            say("compile", f"{name}: first step", time.perf_counter() - start, "s")
+            host, total = wall_ms(step, 20)
+            say("compile", name, total, "ms", note=f"host {host:.1f} ms")
+            _, total = wall_ms(graph_of(step), 30)
+            say(
+                "compile",
+                f"{name}, graph",
+                total,
+                "ms",
+                note=f"{4.54e15 / total / CEILING['matrix']:.2f} of matrix rate",
+            )
 
 
 def compiler_apart() -> None:
@@ -508,7 +549,16 @@ def compiler_apart() -> None:
     if not CUDA:
         return
     text = run(
-        [sys.executable, __file__, "--out", str(options.out), "--only", "compile_here", "--seconds", str(left() - 15)],
+        [
+            sys.executable,
+            __file__,
+            "--out",
+            str(options.out),
+            "--only",
+            "ceilings,compile_here",
+            "--seconds",
+            str(left() - 15),
+        ],
         "compile.txt",
         left() - 10,
     )
@@ -559,8 +609,8 @@ STAGES = {  # in order; seconds that each needs, or it is skipped
     "whole": (lambda: bench("whole", test_images=1000, epochs=2), 90),
     "compile": (compiler_apart, 100),
 }
-if options.only == "compile_here":
-    STAGES = {"compile_here": (compiler, 0)}
+if "compile_here" in options.only:
+    STAGES = {"ceilings": (ceilings, 0), "compile_here": (compiler, 0)}
 
 for name, (stage, needs) in STAGES.items():
     if options.only and name not in options.only.split(","):
@@ -577,6 +627,15 @@ for name, (stage, needs) in STAGES.items():
         say(name, "FAILED", f"{type(error).__name__}: {str(error)[:200]}")
     say(name, "stage took", time.perf_counter() - begun, "s")
 
+
+def shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 for row in ROWS:
-    value = f"{row['value']:.4g}" if isinstance(row["value"], float) else row["value"]
-    print(f"{row['stage']:10s} {row['what']:44s} {value} {row['unit']} {row['note']}")
+    print(f"{row['stage']:10s} {row['what']:44s} {shown(row['value'])} {row['unit']} {row['note']}")
+with (options.out / "table.md").open("w") as table:
+    table.write("| stage | what | value | unit | note |\n|---|---|---:|---|---|\n")
+    for row in map(json.loads, (options.out / "results.jsonl").read_text().splitlines()):
+        cells = row["stage"], row["what"], shown(row["value"]), row["unit"], row["note"]
+        table.write(f"| {' | '.join(cells)} |\n")
