@@ -1,9 +1,9 @@
 """Features of a frozen backbone, recorded while it runs, for side networks that run behind it.
 
-For a method that reads earlier blocks, at its end or in a penalty: plug a `Record` into each block that is read, and take
-the tape where the features are used. `Record` keeps what passed until it is taken, so it does not declare
-`stateless = True`, and the trainer leaves nothing out of such a training (`methods.blocks.keeps_nothing`): what is read is
-what the same pass recorded. A module of your own that keeps anything from call to call must not declare it either.
+For a method that reads earlier blocks, at its end or in a penalty: plug a `Record` into each block that is read, and
+take the tape where the features are used. `Record` keeps what passed until it is taken, so it does not declare
+`stateless = True`, and the trainer leaves nothing out of such a training (`methods.blocks.keeps_nothing`): what is read
+is what the same pass recorded. A module of your own that keeps anything from call to call must not declare it either.
 """
 
 from __future__ import annotations
