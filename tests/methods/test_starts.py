@@ -14,7 +14,7 @@ from harness.plans import tuning
 from harness.training.shortcuts import class_token_alone
 from methods import testbed
 from methods.base import MethodError
-from methods.registry import get
+from methods.registry import all_methods, get
 
 WIDTH = 192  # of `wide`, whose patches have 8 * 8 * 3 = 192 values, too
 XAVIER = math.sqrt(6 / (192 + WIDTH))
@@ -37,6 +37,9 @@ STARTS = [
     ("compacter", {"variant": "released"}, "down.s", math.sqrt(12 / (48 + 1)), math.sqrt(4 / (48 + 1))),
     ("compacter", {"variant": "released"}, "up.t", math.sqrt(12 / (48 + 1)), math.sqrt(4 / (48 + 1))),
 ]
+
+
+DROPPING = [name for name, method in all_methods().items() if "dropout" in method.Config.__dataclass_fields__]
 
 
 def wide():
@@ -63,6 +66,12 @@ def test_convpass_starts_its_convolution_as_the_identity_unless_told():
     assert not convolution.bias.any()
     xavier, _ = attach("convpass", start="xavier")
     assert close(logits(xavier), logits(small_vit()), 1e-6)  # the up-projection is zero in both
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout_is_off_in_a_model_that_is_in_evaluation_mode(name):
+    model, _ = attach(name, dropout=0.5)
+    assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p == 0.5)
 
 
 def test_hydra_drops_out_a_fifth_of_its_codes():
