@@ -12,14 +12,15 @@ from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, plug, width
 from methods.bottleneck import QuickGELU, SequentialBottleneck, bottleneck_parameters, projections
 
-FORMS: dict[str, tuple[int, float | None, float, Callable[[], nn.Module]]] = {
-    "zero_up": (8, None, 0.0, nn.GELU),
-    "near_identity": (8, 0.01, 0.01, nn.GELU),
-    "noah_release": (8, 0.02, 0.02, QuickGELU),
-    "sct_release": (96, 0.02, 0.02, nn.GELU),
-    "vpt_release": (96, 0.0, 0.0, nn.GELU),
+FORMS: dict[str, tuple[int, float | None, float, float, Callable[[], nn.Module]]] = {
+    "zero_up": (8, None, 0.0, 2.0, nn.GELU),
+    "near_identity": (8, 0.01, 0.01, 0.02, nn.GELU),
+    "noah_release": (8, 0.02, 0.02, 2.0, QuickGELU),
+    "sct_release": (96, 0.02, 0.02, 2.0, nn.GELU),
+    "vpt_release": (96, 0.0, 0.0, 2.0, nn.GELU),
 }
-"""Form to bottleneck width, std of the down-projection (None is d ** -0.5) and of the up-projection, activation."""
+"""Form to bottleneck width, std of the down-projection (None is d ** -0.5) and of the up-projection, the largest weight
+that is drawn, activation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class AdapterConfig:
     """Dropout inside the bottleneck."""
 
     variant: str = "zero_up"
-    """`zero_up`: exact identity at the start. `near_identity`: both projections of std 0.01, as Houlsby et al. start.
+    """`zero_up`: exact identity at the start. `near_identity`: both projections of std 0.01 cut at two standard
+    deviations, as Houlsby et al. start.
     What repositories run as "adapter": `sct_release` and `noah_release`, whose constructors draw everything anew with
     std 0.02, far from the identity, and `vpt_release`, all zeros, where the up-projection's bias alone ever learns."""
 
@@ -66,9 +68,9 @@ class AdapterPfeiffer(Method):
 
     def adapter(self, block: Any, context: Context) -> nn.Module:
         """A new bottleneck as wide as `block`."""
-        _, down, up, activation = FORMS[self.config.variant]
+        _, down, up, cut, activation = FORMS[self.config.variant]
         d = width(block)
-        pair = projections(d, self.bottleneck_width(), context.generator, d**-0.5 if down is None else down, up)
+        pair = projections(d, self.bottleneck_width(), context.generator, d**-0.5 if down is None else down, up, cut)
         return SequentialBottleneck(*pair, activation(), dropout=self.config.dropout)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:

@@ -30,7 +30,8 @@ class ChannelScaledAdapter(nn.Module):
 
 class AdapterPlus(Method):
     """The paper's choice among positions, scalings and initialisations: 2*d*h + h + d + d parameters per block
-    (165,984 on ViT-B, h = 8). Both projections start at std 0.01 as in Houlsby et al.: near the identity, not at it."""
+    (165,984 on ViT-B, h = 8). Both projections start as in Houlsby et al., with std 0.01 cut at two
+    standard deviations: near the identity, not at it."""
 
     name = "adapter_plus"
     title = "Adapter+"
@@ -63,7 +64,7 @@ class AdapterPlus(Method):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c = self.config
         for block in blocks(backbone):
-            pair = projections(width(block), c.bottleneck, context.generator, down=0.01, up=0.01)
+            pair = projections(width(block), c.bottleneck, context.generator, down=0.01, up=0.01, cut=0.02)
             bottleneck = Bottleneck(*pair, nn.GELU(), dropout=c.dropout)
             plug(block, "output", ChannelScaledAdapter(bottleneck, width(block), c.drop_path))
         return Attachment()

@@ -251,14 +251,14 @@ def require_vit(backbone: nn.Module, method: str) -> Any:
 
 
 def new_linear(
-    inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True
+    inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True, cut: float = 2.0
 ) -> nn.Linear:
-    """A linear layer of weight trunc_normal(std), cut at -2 and 2 as in timm (zero for std 0) drawn from `generator`,
-    and bias zero."""
+    """A linear layer of weight trunc_normal(std) between -cut and cut, by default those of timm (zero for std 0), drawn
+    from `generator`, and bias zero."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)  # leaves the global generator alone
     with torch.no_grad():
         if std > 0:
-            nn.init.trunc_normal_(layer.weight, std=std, generator=generator)
+            nn.init.trunc_normal_(layer.weight, std=std, a=-cut, b=cut, generator=generator)
         else:
             layer.weight.zero_()
         if bias:

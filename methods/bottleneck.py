@@ -52,10 +52,12 @@ class SequentialBottleneck(Bottleneck):
 
 
 def projections(
-    width: int, bottleneck: int, generator: torch.Generator, down: float, up: float
+    width: int, bottleneck: int, generator: torch.Generator, down: float, up: float, cut: float = 2.0
 ) -> tuple[nn.Linear, nn.Linear]:
-    """Down- and up-projection: weights trunc_normal with std `down` and `up` (zero for 0), biases zero."""
-    return new_linear(width, bottleneck, generator, std=down), new_linear(bottleneck, width, generator, std=up)
+    """Down- and up-projection: weights trunc_normal with std `down` and `up` (zero for 0) between -cut and cut, biases
+    zero."""
+    first = new_linear(width, bottleneck, generator, std=down, cut=cut)
+    return first, new_linear(bottleneck, width, generator, std=up, cut=cut)
 
 
 def bottleneck_parameters(width: int, bottleneck: int) -> int:

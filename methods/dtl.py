@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, width
+from methods.blocks import blocks, kind, new_linear, plug, require_vit, width
 from methods.grid import new_convolution, on_grid, token_grid
 
 
@@ -54,7 +54,12 @@ class FeedBack(nn.Module):
         if not self.shared:
             return active
         prefix = 0 if h.dim() == 4 else h.shape[1] - self.grid[0] * self.grid[1]
-        return torch.cat([active[:, :prefix], on_grid(self.shared[0], active[:, prefix:], self.grid)], dim=1)
+        return torch.cat([active[:, :prefix], on_grid(self.convolve, active[:, prefix:], self.grid)], dim=1)
+
+    def convolve(self, image: Tensor) -> Tensor:
+        """An image [batch, d, rows, columns] of the same size. An even kernel looks one pixel further right and down
+        than left and up: the row and column that its padding adds in front fall away."""
+        return self.shared[0](image)[:, :, -image.shape[2] :, -image.shape[3] :]
 
     def forward(self, x: Tensor) -> Tensor:
         h, self.side.features = self.side.features, None
@@ -64,6 +69,18 @@ class FeedBack(nn.Module):
         return x if self.last else torch.cat([x, h.to(x.dtype)], dim=1)
 
 
+class ReadPatches(nn.Module):
+    """Every token becomes the mean of those behind the `prefix` first ones: whatever the head reads then, it reads that
+    mean, normed. x: [batch, tokens, d]."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.prefix :].mean(dim=1, keepdim=True).expand_as(x)
+
+
 def stages(backbone: Any) -> list[list[Any]]:
     """Consecutive blocks of equal width and resolution: one list for a ViT, one per stage of a Swin."""
     return [list(stage.blocks) for stage in getattr(backbone, "layers", [backbone])]
@@ -71,7 +88,10 @@ def stages(backbone: Any) -> list[list[Any]]:
 
 class DTL(Method):
     """A low-rank map of rank r per block, 2*r*d parameters (36,864 on ViT-B, r = 2); DTL+ (`kernel` 3) adds k*k*d
-    once (43,776). On Swin, where the width changes, the side features start anew in every stage."""
+    once (43,776). On Swin, where the width changes, the side features start anew in every stage.
+
+    The head reads what it reads for all methods; `readout=patches` is what the released ViT code does.
+    """
 
     name = "dtl"
     title = "DTL"
@@ -92,16 +112,25 @@ class DTL(Method):
         """Slope of the activation h * sigmoid(beta h)."""
 
         kernel: int = 0
-        """Odd size k of the depth-wise convolution of DTL+ (3 in the released code); 0 is DTL without one."""
+        """Size k of the depth-wise convolution of DTL+, 3, 4 or 5 per task in the released scripts; 0 is DTL without
+        one."""
+
+        readout: str = "backbone"
+        """What the head reads: `backbone` for the model's own choice, mostly the class token, or `patches` for the norm
+        of the mean of the patch tokens, as in the released ViT code; then it does not start at the pretrained
+        function."""
 
         def __post_init__(self) -> None:
             check(self.rank >= 1, "rank", self.rank, "at least 1")
             check(0 <= self.start < 1, "start", self.start, "in [0, 1)")
             check(self.beta > 0, "beta", self.beta, "positive")
-            check(self.kernel == 0 or (self.kernel > 0 and self.kernel % 2 == 1), "kernel", self.kernel, "0 or odd")
+            check(self.kernel >= 0, "kernel", self.kernel, "at least 0")
+            check(self.readout in ("backbone", "patches"), "readout", self.readout, "'backbone' or 'patches'")
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        r, k = self.config.rank, self.config.kernel
+        r, k, readout = self.config.rank, self.config.kernel, self.config.readout
+        fits = readout == "backbone" or kind(backbone) == "vit"
+        check(fits, "readout", readout, "'backbone' here: Swin reads the mean of its patches anyway")
         maps = sum(2 * r * width(b) for b in blocks(backbone))
         return maps + sum(k * k * width(stage[0]) for stage in stages(backbone))
 
@@ -130,7 +159,10 @@ class DTL(Method):
             plug(block, "output", feedback)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        blocks(backbone)  # refuses what is neither ViT nor Swin
+        self.expected_parameters(backbone)  # refuses what is neither ViT nor Swin, and a readout that does not fit
         for stage in stages(backbone):
             self.attach_stage(stage, token_grid(backbone), context)
+        if self.config.readout == "patches":
+            vit = require_vit(backbone, self.name)
+            plug(blocks(vit)[-1], "output", ReadPatches(vit.num_prefix_tokens))
         return Attachment()

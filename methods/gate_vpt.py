@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, MethodError, check
 from methods.blocks import blocks, plug, plug_layer, require_vit, width
-from methods.vpt import InsertPrompts, RemovePrompts, VPTDeep
+from methods.vpt import RemovePrompts, VPTDeep
+
+TEMPERATURES = (0.01, 10.0)
+"""Between these the attention's temperatures are kept."""
 
 
 class Kept:
@@ -47,7 +52,10 @@ class GatePrompts(nn.Module):
 
 
 class Temperature(nn.Module):
-    """q / t with a learned t, on the output of the fused layer [q, k, v]; y: [batch, tokens, 3 * d]."""
+    """q / t with a learned t, on the output of the fused layer [q, k, v]; y: [batch, tokens, 3 * d].
+
+    A t outside `TEMPERATURES` counts as the nearer bound, with the gradient that it has there.
+    """
 
     stateless = True
 
@@ -57,27 +65,42 @@ class Temperature(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         q, rest = y.split([y.shape[-1] // 3, y.shape[-1] // 3 * 2], dim=-1)
-        return torch.cat([(q / self.temperature).to(y.dtype), rest], dim=-1)
+        kept = self.temperature.detach()
+        t = kept.clamp(*TEMPERATURES) + (self.temperature - kept)  # the bracket is zero, and passes the gradient on
+        return torch.cat([(q / t).to(y.dtype), rest], dim=-1)
+
+
+@torch.no_grad()
+def keep_in_range(modules: Sequence[Temperature], step: int) -> None:
+    """Move temperatures that a step took out of their range back to its bound, as the released code does before each
+    forward pass."""
+    for module in modules:
+        module.temperature.clamp_(*TEMPERATURES)
 
 
 class GateVPT(VPTDeep):
     """p prompts from the first block on, a gate per block but the last (whose prompts nobody reads) and an attention
-    temperature per block: p*d + 2*depth - 1 parameters (76,823 on ViT-B, p = 100)."""
+    temperature per block: p*d + 2*depth - 1 parameters (76,823 on ViT-B, p = 100).
+
+    The defaults are those of the released example (p = 100, gates almost shut) and of its script (dropout).
+    """
 
     name = "gate_vpt"
     title = "GateVPT"
     paper = "Yoo et al., Improving Visual Prompt Tuning for Self-supervised ViTs, ICML 2023, arXiv 2306.05067"
+    search_space = {**VPTDeep.search_space, "gate_logit": (-10.0, -5.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         tokens: int = 100
         """Number p of prompts."""
 
-        dropout: float = 0.0
+        dropout: float = 0.1
         """Dropout on the prompts."""
 
-        gate_logit: float = 0.0
-        """Start of the gates' logits; 0 is a gate half open."""
+        gate_logit: float = -5.0
+        """Start of the gates' logits, minus the released code's GATE_INIT: 5 in its example, 10 if not given. 0 is a
+        gate half open; at -5 the prompts that go on take 0.7 % from a block's output."""
 
         def __post_init__(self) -> None:
             check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
@@ -94,12 +117,13 @@ class GateVPT(VPTDeep):
         vit = require_vit(backbone, self.name)
         self.expected_parameters(vit)  # refuses blocks with qk_norm
         c, found, prefix = self.config, blocks(vit), vit.num_prefix_tokens
-        plug(found[0], "input", InsertPrompts(self.new_prompts(vit, context), prefix, c.dropout))
+        plug(found[0], "input", self.insertion(vit, context))
         for block in found[:-1]:
             kept = Kept()
             plug(block, "input", KeepPrompts(kept, prefix, c.tokens))
             plug(block, "output", GatePrompts(kept, prefix, c.tokens, c.gate_logit))
-        for block in found:
-            plug_layer(block.attn.qkv, "output", Temperature())
+        temperatures = [Temperature() for _ in found]
+        for block, temperature in zip(found, temperatures, strict=True):
+            plug_layer(block.attn.qkv, "output", temperature)
         plug(found[-1], "output", RemovePrompts(c.tokens, prefix))
-        return Attachment()
+        return Attachment(after_step=partial(keep_in_range, temperatures))

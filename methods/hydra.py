@@ -55,7 +55,12 @@ class Hydra(Method):
     family = "reparameterisation"
     recipe = {"lr": 5e-3}
     mergeable = True
-    search_space = {"lr": (1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "scale": (0.1, 1.0, 5.0)}
+    search_space = {
+        "lr": (1e-3, 5e-3),
+        "weight_decay": (1e-4, 1e-2),
+        "scale": (0.1, 1.0, 5.0),
+        "dropout": (0.0, 0.2),
+    }
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -65,8 +70,9 @@ class Hydra(Method):
         scale: float = 1.0
         """Factor s on both branches; the released code chooses it per task."""
 
-        dropout: float = 0.0
-        """Dropout on the r-dimensional codes."""
+        dropout: float = 0.2
+        """Dropout on the r-dimensional codes; the released code has 0.2 for 14 of VTAB-1K's 19 tasks, 0.1 for one
+        and none for four."""
 
         def __post_init__(self) -> None:
             check(self.rank >= 1, "rank", self.rank, "at least 1")
@@ -90,7 +96,10 @@ class Hydra(Method):
         for layer in layers:
             inputs, outputs = layer.in_features, layer.out_features
             change_layer(layer, HydraLayer)
-            layer.parallel_branch = branch(inputs, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight)
-            layer.sequential_branch = branch(outputs, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight)
+            parallel, sequential = (
+                branch(size, outputs, c.rank, c.scale, c.dropout, g).to(layer.weight).train(layer.training)
+                for size in (inputs, outputs)
+            )
+            layer.parallel_branch, layer.sequential_branch = parallel, sequential
         foldable = all(layer.bias is not None for layer in layers)
         return Attachment(merge=partial(fold_hydra, layers) if foldable else None)

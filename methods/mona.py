@@ -18,7 +18,10 @@ KERNELS = (3, 5, 7)
 
 
 class MultiCognitive(nn.Module):
-    """z = x + mean_k dwconv_k(x); z + conv_1x1(z), on images [batch, h, rows, columns]."""
+    """z = x + mean_k dwconv_k(x); z + conv_1x1(z), on images [batch, h, rows, columns].
+
+    Weights and biases start as torch draws them, as in the authors' code: uniform within fan_in^-1/2.
+    """
 
     stateless = True
 
@@ -26,6 +29,9 @@ class MultiCognitive(nn.Module):
         super().__init__()
         self.filters = nn.ModuleList(new_convolution(channels, k, channels, generator) for k in KERNELS)
         self.mix = new_convolution(channels, 1, 1, generator)
+        for convolution in (*self.filters, self.mix):
+            bound = convolution.weight[0].numel() ** -0.5
+            nn.init.uniform_(convolution.bias, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         z = x + torch.stack([f(x) for f in self.filters]).mean(dim=0)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, plug, require_vit, width
+
+
+def draw_prompts(vit: Any, count: int, generator: torch.Generator) -> Tensor:
+    """Prompts [count, d], uniform with Xavier's bound for the patch embedding, as VPT's and VQT's released code draws
+    them: between -0.0625 and 0.0625 on ViT-B/16, std 0.036."""
+    fan_in = math.prod(vit.patch_embed.proj.weight.shape[1:])
+    bound = math.sqrt(6 / (fan_in + vit.embed_dim))
+    return (2 * torch.rand(count, vit.embed_dim, generator=generator) - 1) * bound
 
 
 class InsertPrompts(nn.Module):
@@ -46,7 +55,7 @@ class PromptConfig:
     """Knobs of both forms."""
 
     tokens: int = 10
-    """Number p of prompts (per block, for deep)."""
+    """Number p of prompts (per block, for deep); the published rows tune it per task."""
 
     dropout: float = 0.0
     """Dropout on the prompts; 0.1 in some of the paper's runs."""
@@ -65,25 +74,22 @@ class VPTDeep(Method):
     family = "prompt"
     Config = PromptConfig
     recipe = {"lr": 5e-3}
+    search_space = {**Method.search_space, "tokens": (1, 5, 10, 50, 100, 200)}
     serves = frozenset({"vit"})
     identity_at_start = False
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(self.config.tokens * width(b) for b in blocks(require_vit(backbone, self.name)))
 
-    def new_prompts(self, backbone: nn.Module, context: Context) -> Tensor:
-        """Prompts [p, d], uniform with Xavier's bound for the patch embedding, as the released code draws them."""
-        vit = require_vit(backbone, self.name)
-        fan_in = math.prod(vit.patch_embed.proj.weight.shape[1:])
-        bound = math.sqrt(6 / (fan_in + vit.embed_dim))
-        unit = torch.rand(self.config.tokens, vit.embed_dim, generator=context.generator)
-        return (2 * unit - 1) * bound
+    def insertion(self, vit: Any, context: Context) -> InsertPrompts:
+        """New prompts, for the entrance of a block."""
+        prompts = draw_prompts(vit, self.config.tokens, context.generator)
+        return InsertPrompts(prompts, vit.num_prefix_tokens, self.config.dropout)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_vit(backbone, self.name)
         for block in blocks(vit):
-            prompts = self.new_prompts(vit, context)
-            plug(block, "input", InsertPrompts(prompts, vit.num_prefix_tokens, self.config.dropout))
+            plug(block, "input", self.insertion(vit, context))
             plug(block, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
         return Attachment()
 
@@ -101,6 +107,6 @@ class VPTShallow(VPTDeep):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_vit(backbone, self.name)
         first, last = blocks(vit)[0], blocks(vit)[-1]
-        plug(first, "input", InsertPrompts(self.new_prompts(vit, context), vit.num_prefix_tokens, self.config.dropout))
+        plug(first, "input", self.insertion(vit, context))
         plug(last, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
         return Attachment()

@@ -13,12 +13,14 @@ from torch.nn import functional
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, plug_layer, require_vit, width
 from methods.tape import Record, Tape, last_norm
+from methods.vpt import draw_prompts
 
 
 def answer(block: Any, queries: Tensor, qkv: Tensor) -> Tensor:
     """What a frozen block makes of extra query tokens that only look.
 
-    queries: [tokens, d]; qkv: [batch, image tokens, 3 * d], the block's own, whose keys and values are used.
+    queries: [tokens, d], or [batch, tokens, d] where each image has its own; qkv: [batch, image tokens, 3 * d], the
+    block's own, whose keys and values are used.
     Returns [batch, tokens, d].
     """
     attention, d = block.attn, queries.shape[-1]
@@ -26,7 +28,7 @@ def answer(block: Any, queries: Tensor, qkv: Tensor) -> Tensor:
     k, v = (t.unflatten(-1, split).transpose(1, 2) for t in qkv.chunk(3, dim=-1)[1:])
     bias = None if attention.qkv.bias is None else attention.qkv.bias[:d]
     q = functional.linear(block.norm1(queries), attention.qkv.weight[:d], bias)
-    q = attention.q_norm(q.unflatten(-1, split).transpose(0, 1)).to(k.dtype).expand(len(k), -1, -1, -1)
+    q = attention.q_norm(q.unflatten(-1, split).transpose(-3, -2)).to(k.dtype).expand(len(k), -1, -1, -1)
     y = functional.scaled_dot_product_attention(q, attention.k_norm(k), v).transpose(1, 2).flatten(2)
     h = queries + block.ls1(attention.proj(attention.norm(y)))
     return h + block.ls2(block.mlp(block.norm2(h)))
@@ -38,17 +40,20 @@ class QuerySummary(nn.Module):
     features: [batch, tokens, d] or pooled [batch, d]. Queries and w: [depth, tokens, d].
     """
 
-    def __init__(self, tape: Tape, found: list[Any], queries: Tensor) -> None:
+    def __init__(self, tape: Tape, found: list[Any], queries: Tensor, dropout: float) -> None:
         super().__init__()
         self.tape = tape
         # The blocks are the backbone's: a tuple keeps them from being registered here again.
         self.blocks = tuple(found)
         self.queries = nn.Parameter(queries)
         self.weights = nn.Parameter(torch.zeros_like(queries))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        taken = self.tape.take()
-        answers = [answer(*each) for each in zip(self.blocks, self.queries, taken, strict=True)]
+        taken, queries = self.tape.take(), self.queries
+        if self.training and self.dropout.p > 0:  # dropped for each image anew
+            queries = self.dropout(queries.unsqueeze(1).expand(-1, len(features), -1, -1))
+        answers = [answer(*each) for each in zip(self.blocks, queries, taken, strict=True)]
         normed = functional.layer_norm(torch.stack(answers, dim=1), features.shape[-1:])
         summary = (normed * self.weights).sum(dim=(1, 2))
         return features + (summary if features.dim() == 2 else summary.unsqueeze(1))
@@ -59,7 +64,8 @@ class VQT(Method):
 
     In the paper the head sees the outputs of all queries side by side, which makes it depth * T times as wide. Here
     the head belongs to the harness and is a linear layer on d features, so the normed outputs reach it as a sum,
-    weighted per query and channel; the weights, half of the count, start at zero.
+    weighted per query and channel; the weights, half of the count, start at zero, and the queries as in the released
+    code, like VPT's prompts.
     """
 
     name = "vqt"
@@ -74,8 +80,12 @@ class VQT(Method):
         tokens: int = 10
         """Number T of queries per block."""
 
+        dropout: float = 0.1
+        """Dropout on the queries; 0.1 in the released script."""
+
         def __post_init__(self) -> None:
             check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
+            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
@@ -85,9 +95,8 @@ class VQT(Method):
         found, tape = blocks(vit), Tape()
         if any(type(b.attn) is not Attention or b.attn.gate is not None for b in found):
             raise MethodError(f"method {self.name!r} serves timm's plain attention only")
-        queries = torch.empty(len(found), self.config.tokens, width(found[0]))
-        nn.init.trunc_normal_(queries, std=0.02, generator=context.generator)
-        plug_layer(last_norm(vit), "output", QuerySummary(tape, found, queries))
+        queries = torch.stack([draw_prompts(vit, self.config.tokens, context.generator) for _ in found])
+        plug_layer(last_norm(vit), "output", QuerySummary(tape, found, queries, self.config.dropout))
         for number, block in enumerate(found):
             plug_layer(block.attn.qkv, "output", Record(tape, number))
         return Attachment()

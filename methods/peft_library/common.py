@@ -178,6 +178,7 @@ class PeftMethod(Method):
             raise
         except ValueError as error:
             raise MethodError(f"method {self.name!r} cannot serve this backbone: {error}") from None
+        backbone.train(backbone.training)  # peft's new dropout is in training mode, whatever the backbone is in
         return self.attachment(backbone, tuner, context)
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:

@@ -202,6 +202,7 @@ BAD = [
     ("adapter_plus", {"drop_path": 1.0}, "drop_path"),
     ("convpass", {"scale": 0.0}, "scale"),
     ("convpass", {"positions": "mlp"}, "positions"),
+    ("convpass", {"start": "zero"}, "start"),
     ("repadapter", {"groups": 3}, "groups"),
     ("bi_adaptformer", {"bottleneck": 0}, "bottleneck"),
     ("mona", {"dropout": 1.0}, "dropout"),

@@ -20,6 +20,7 @@ COUNTS = [
     ("gate_vpt", {}, 76_823),
     ("dtl", {}, 36_864),  # 0.04M in V-PETL Bench, r = 2
     ("dtl", {"kernel": 3}, 43_776),  # DTL+, the released default
+    ("dtl", {"kernel": 4}, 49_152),  # DTL+ on some tasks
     ("vqt", {}, 184_320),
     ("lst", {"init": "random"}, 2_376_492),  # 2.38M in V-PETL Bench
     ("consolidator", {}, 304_128),  # 0.30M in Adapters Strike Back, Figure 1
@@ -64,7 +65,10 @@ def test_start_gradients_and_names(name, settings, parameters, kind):
     assert not train(model, lr=0.01)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("dtl", {"kernel": 3}), ("gate_vpt", {}), ("vqt", {}), ("lst", {})])
+DROPLESS = [("dtl", {"kernel": 3}), ("gate_vpt", {"dropout": 0.0}), ("vqt", {"dropout": 0.0}), ("lst", {})]
+
+
+@pytest.mark.parametrize(("name", "settings"), DROPLESS)
 def test_gradient_checkpointing_changes_no_gradient_and_copies_are_independent(name, settings):
     model = small_vit()
     attach(name, model, **settings)
@@ -132,7 +136,7 @@ def test_gated_prompts_are_mixed_with_those_that_entered_the_block():
     assert same(model(images), plain.forward_head(plain.norm(x)))
 
 
-@pytest.mark.parametrize("kernel", [0, 3])
+@pytest.mark.parametrize("kernel", [0, 3, 4])
 def test_dtl_adds_gathered_side_features_behind_later_blocks(kernel):
     model, plain = small_vit(), small_vit()
     attach("dtl", model, kernel=kernel, beta=2.0, start=0.5)
@@ -148,7 +152,9 @@ def test_dtl_adds_gathered_side_features_behind_later_blocks(kernel):
             continue
         side = h * torch.sigmoid(2 * h)
         if kernel:
-            grid = feedback.shared[0](side[:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2))
+            before, behind = (kernel - 1) // 2, kernel // 2  # an even kernel looks further right and down
+            image = functional.pad(side[:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2), (before, behind) * 2)
+            grid = functional.conv2d(image, feedback.shared[0].weight, groups=32)
             side = torch.cat([side[:, :1], grid.permute(0, 2, 3, 1).reshape(2, 16, 32)], 1)
         x = x + side
     assert torch.allclose(model(images), plain.forward_head(plain.norm(x)), atol=1e-4)
@@ -312,9 +318,11 @@ BAD = [
     ("prefix_tuning", {"tokens": 0}, "tokens"),
     ("gate_vpt", {"gate_logit": 100.0}, "gate_logit"),
     ("dtl", {"rank": 0}, "rank"),
-    ("dtl", {"kernel": 4}, "kernel"),
+    ("dtl", {"kernel": -1}, "kernel"),
+    ("dtl", {"readout": "token"}, "readout"),
     ("dtl", {"start": 1.0}, "start"),
     ("vqt", {"tokens": 0}, "tokens"),
+    ("vqt", {"dropout": 1.0}, "dropout"),
     ("lst", {"output": "both"}, "output"),
     ("consolidator", {"groups": 0}, "groups"),
     ("compose", {"parts": ()}, "parts"),

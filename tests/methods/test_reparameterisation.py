@@ -190,6 +190,7 @@ def test_mlp_head_sits_behind_pooling():
         ("hydra", "scale", 0.0),
         ("hydra", "dropout", 1.0),
         ("compacter", "bottleneck", 6),
+        ("compacter", "variant", "other"),
         ("lorand", "branches", 0),
         ("mlp_head", "layers", 1),
     ],
