@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from methods import registry
 from methods.base import MethodError
 from methods.gps import contrastive_loss, largest_per_row
-from methods.spt import choose_lora, segments
+from methods.segments import Segment, choose_whole
 
 # In the comment, what papers say; all without head.
 VIT_B = {
@@ -141,16 +141,24 @@ def test_spt_takes_the_most_sensitive_weights():
 
 
 def plain_layers(model):
-    layers = {id(s.layer): s.layer for s in segments(model, 8)}.values()
+    layers = {id(s.layer): s.layer for s in registry.get("spt_lora").configure({}).segments(model)}.values()
     return [(name, layer) for layer in layers for name in ("weight", "bias")]
 
 
 def test_spt_allocation():
     scores = [torch.tensor([9.0, 8.0, 7.0, 6.0, 0.1, 0.1]), torch.tensor([5.0, 0.0]), torch.tensor([4.0, 3.0, 0.0])]
-    assert choose_lora(scores, [3, None, 2], 5, 1.0) == [True, False, False]  # 3 + 1 + 1
-    assert choose_lora(scores, [3, None, 2], 2, 1.0) == [False, False, False]
-    assert choose_lora(scores, [3, None, 2], 100, 1.0) == [True, False, True]
-    assert choose_lora(scores, [5, None, 2], 6, 1.0)[0] is False  # four sensitive weights cost less than five
+
+    def chosen(budget, costs=(3, None, 2), share=1.0):
+        layer = torch.nn.Linear(1, 1)
+        common = {"layer": layer, "name": "weight", "rows": (0, 1), "singles": True}
+        found = [Segment(cost=c, enough=share * c if c else 0.0, **common) for c in costs]
+        return choose_whole(found, scores, budget)
+
+    assert chosen(5) == [True, False, False]  # 3 + 1 + 1
+    assert chosen(2) == [False, False, False]
+    assert chosen(100) == [True, False, True]
+    assert chosen(6, costs=(5, None, 2))[0] is False  # four sensitive weights cost less than five
+    assert chosen(6, costs=(5, None, 2), share=0.1) == [True, False, False]  # one sensitive weight is enough
 
 
 @pytest.mark.parametrize(
@@ -162,6 +170,7 @@ def test_spt_allocation():
         ("spt_lora", "share", 0.0),
         ("spt_lora", "rank", 0),
         ("spt_lora", "threshold", -1.0),
+        ("spt_lora", "variant", "other"),
     ],
 )
 def test_bad_config_is_refused(name, field, value):
