@@ -7,7 +7,7 @@ fc1 and fc2 four slices each. On Swin each width has a tensor of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,19 +20,24 @@ from methods.blocks import blocks, plug_layer, width
 from methods.layers import block_linears, fold_linears
 
 
-def uniform(generator: torch.Generator, bound: float, *shape: int) -> nn.Parameter:
-    """A parameter drawn from U(-bound, bound)."""
+def uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> nn.Parameter:
+    """A parameter drawn from U(-bound, bound); a tensor of bounds is broadcast to the shape."""
     return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) * bound)
 
 
 class TensorTrain(nn.Module):
-    """Slices U Sigma_n V of the increments; U: [d, r], Sigma: [n, r, r], V: [r, d], zero at the start."""
+    """Slices U Sigma_n V of the increments; U: [d, r], Sigma: [n, r, r], V: [r, d], zero at the start.
 
-    def __init__(self, d: int, slices: int, rank: int, generator: torch.Generator) -> None:
+    `inputs` holds for each slice the number of d-wide inputs of its layer: 1, or 4 for fc2. As in the released code, U
+    and Sigma start as torch's linear layers do, Sigma from U(-b, b) with b = (inputs * r)^-1/2.
+    """
+
+    def __init__(self, d: int, inputs: Sequence[int], rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.u = uniform(generator, d**-0.5, d, rank)
         self.v = nn.Parameter(torch.zeros(rank, d))
-        self.sigma = uniform(generator, rank**-0.5, slices, rank, rank)
+        bounds = (rank * torch.tensor(inputs, dtype=torch.get_default_dtype())) ** -0.5
+        self.sigma = uniform(generator, bounds[:, None, None], len(inputs), rank, rank)
 
     def cores(self, start: int, stop: int) -> Tensor:
         """Sigma of these slices: [stop - start, r, r]."""
@@ -40,36 +45,60 @@ class TensorTrain(nn.Module):
 
 
 class Tucker(nn.Module):
-    """Slices U (sum_c P_nc C_c) V of the increments; C: [r, r, r], P: [n, r], U and V as in `TensorTrain`."""
+    """Slices U (sum_c P_nc C_c) V of the increments; C: [r, r, r], P: [n, r], U and V as in `TensorTrain`.
 
-    def __init__(self, d: int, slices: int, rank: int, generator: torch.Generator) -> None:
+    P and C start Xavier-uniform as in the released code: C, with r^2 inputs and outputs, from U(-b, b), b = 3^1/2 / r.
+    """
+
+    def __init__(self, d: int, inputs: Sequence[int], rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.u = uniform(generator, d**-0.5, d, rank)
         self.v = nn.Parameter(torch.zeros(rank, d))
-        self.p = uniform(generator, math.sqrt(6 / (rank + slices)), slices, rank)
-        self.c = uniform(generator, rank**-0.5, rank, rank, rank)
+        self.p = uniform(generator, math.sqrt(6 / (rank + len(inputs))), len(inputs), rank)
+        self.c = uniform(generator, math.sqrt(3) / rank, rank, rank, rank)
 
     def cores(self, start: int, stop: int) -> Tensor:
         """The middle matrices of these slices: [stop - start, r, r]."""
         return torch.einsum("nc,abc->nab", self.p[start:stop], self.c)
 
 
+def reshaped(cores: Tensor, transposed: bool) -> Tensor:
+    """The middle matrices that the release of FacT-TK multiplies with in the MLP, made of the regular ones; both
+    [n, r, r].
+
+    It stacks the n matrices along a last axis, [r, r, n], and reads that memory as one matrix [r, n * r], of which it
+    takes r columns after r columns; for fc2 (`transposed`) it transposes each.
+    """
+    cut = cores.permute(1, 2, 0).reshape(cores.shape[1], len(cores), -1)
+    return cut.permute(1, 2, 0) if transposed else cut.transpose(0, 1)
+
+
 class FactUpdate(nn.Module):
     """s * x (U Sigma_n V) of one linear layer, whose slices [start, stop) lie side by side along its output (or, for
-    `split_input`, along its input, where their results add up)."""
+    `split_input`, along its input, where their results add up); `released` takes the slices as `reshaped` does."""
 
     stateless = True
 
     def __init__(
-        self, factors: nn.Module, start: int, stop: int, split_input: bool, scale: float, dropout: float
+        self,
+        factors: nn.Module,
+        start: int,
+        stop: int,
+        split_input: bool,
+        scale: float,
+        dropout: float,
+        released: bool = False,
     ) -> None:
         super().__init__()
         self.factors, self.slices, self.split_input, self.scale = factors, (start, stop), split_input, scale
+        self.released = released
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         f: Any = self.factors
         cores = f.cores(*self.slices)
+        if self.released:
+            cores = reshaped(cores, self.split_input)
         if self.split_input:
             h = torch.einsum("...na,nab->...b", x.unflatten(-1, (len(cores), -1)) @ f.u, cores)
             return self.scale * (self.dropout(h) @ f.v)
@@ -77,7 +106,20 @@ class FactUpdate(nn.Module):
         return self.scale * (self.dropout(h) @ f.v).flatten(-2)
 
 
-def sliced_layers(found: Iterable[Any]) -> list[tuple[nn.Linear, int, bool]]:
+@dataclass(frozen=True, kw_only=True)
+class Sliced:
+    """A linear layer cut into d x d slices."""
+
+    layer: nn.Linear
+    name: str
+    """`qkv`, `proj`, `fc1` or `fc2`."""
+
+    slices: int
+    split_input: bool
+    """Whether the slices lie along its input."""
+
+
+def sliced_layers(found: Iterable[Any]) -> list[Sliced]:
     """Each linear layer of blocks of one width with its number of d x d slices and whether they split its input."""
     result = []
     for block in found:
@@ -86,7 +128,8 @@ def sliced_layers(found: Iterable[Any]) -> list[tuple[nn.Linear, int, bool]]:
             inputs, outputs = layer.in_features, layer.out_features
             if min(inputs, outputs) != d or inputs % d or outputs % d:
                 raise MethodError(f"FacT cannot cut {name} ({inputs} to {outputs}) into {d} x {d} slices")
-            result.append((layer, max(inputs, outputs) // d, inputs > outputs))
+            slices, split_input = max(inputs, outputs) // d, inputs > outputs
+            result.append(Sliced(layer=layer, name=name, slices=slices, split_input=split_input))
     return result
 
 
@@ -96,6 +139,9 @@ def by_width(backbone: nn.Module) -> dict[int, list[Any]]:
     for block in blocks(backbone):
         groups.setdefault(width(block), []).append(block)
     return groups
+
+
+VARIANTS = ("paper", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,25 +183,35 @@ class FactTT(Method):
     def expected_parameters(self, backbone: nn.Module) -> int:
         total = 0
         for d, group in by_width(backbone).items():
-            total += 2 * d * self.config.rank + self.core_parameters(sum(n for _, n, _ in sliced_layers(group)))
+            total += 2 * d * self.config.rank + self.core_parameters(sum(s.slices for s in sliced_layers(group)))
         return total
+
+    def released(self, sliced: Sliced) -> bool:
+        """Whether this layer takes its slices in the order of the release of FacT-TK."""
+        return False
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c = self.config
         groups = {d: sliced_layers(group) for d, group in by_width(backbone).items()}
         for d, group in groups.items():
-            factors = self.factors(d, sum(n for _, n, _ in group), c.rank, context.generator)
+            inputs = [s.slices if s.split_input else 1 for s in group for _ in range(s.slices)]
+            factors = self.factors(d, inputs, c.rank, context.generator)
             start = 0
-            for layer, count, split_input in group:
-                update = FactUpdate(factors, start, start + count, split_input, c.scale, c.dropout)
-                plug_layer(layer, "parallel", update)
-                start += count
-        layers = [layer for group in groups.values() for layer, _, _ in group]
+            for s in group:
+                stop = start + s.slices
+                update = FactUpdate(factors, start, stop, s.split_input, c.scale, c.dropout, self.released(s))
+                plug_layer(s.layer, "parallel", update)
+                start = stop
+        layers = [s.layer for group in groups.values() for s in group]
         return Attachment(merge=partial(fold_linears, layers))
 
 
 class FactTK(FactTT):
-    """Tucker form: 2 * d * r + 12 * L * r + r^3 parameters for L blocks of width d."""
+    """Tucker form: 2 * d * r + 12 * L * r + r^3 parameters for L blocks of width d.
+
+    The default is the regular form of the paper. The release cuts the slices of fc1 and fc2 in another order (variant
+    `released`): it reads [r, r, 4] as [r, 4 r] without a permutation, and transposes fc2's.
+    """
 
     name = "fact_tk"
     title = "FacT-TK"
@@ -169,5 +225,15 @@ class FactTK(FactTT):
         rank: int = 32
         """Rank r of all factors; at most 32 in the paper."""
 
+        variant: str = "paper"
+        """`paper`, or `released`: the slices of fc1 and fc2 in the order of the released code."""
+
+        def __post_init__(self) -> None:
+            FactConfig.__post_init__(self)
+            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
     def core_parameters(self, slices: int) -> int:
         return slices * self.config.rank + self.config.rank**3
+
+    def released(self, sliced: Sliced) -> bool:
+        return self.config.variant == "released" and sliced.name in ("fc1", "fc2")

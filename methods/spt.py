@@ -6,79 +6,49 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, plug_layer
-from methods.layers import body_layers, low_rank
+from methods.blocks import blocks, new_linear, plug_layer
+from methods.layers import LowRank, low_rank
+from methods.segments import Segment, allot, choose_whole, segments
 from methods.sparse import fold_sparse, gradient_sums, train_weights
 
 SELECTION_BATCH = 32
 """Images per batch while sensitivities are summed."""
 
+THRESHOLDS = {"paper": 1.0, "released": 0.1}
+"""Variant to its own threshold."""
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A matrix or a vector that is judged as one: rows of a layer's parameter."""
+RELEASED_BATCHES = 16
+"""Batches, the first ones, whose gradients the release looks at."""
 
-    layer: Any
-    name: str
-    """`weight` or `bias`."""
+RELEASED_DROPOUT = 0.1
+"""Of a LoRA's input (of `proj` none), and probability of leaving a LoRA out for a sample."""
 
-    rows: tuple[int, int]
-    lora: int | None
-    """Parameters of a LoRA in its place; None for a vector, and where that would not be fewer than its own."""
-
-
-def segments(backbone: nn.Module, rank: int) -> list[Segment]:
-    """Linear layers and norms outside the head cut into matrices and vectors; q, k and v are three matrices."""
-    fused = {id(b.attn.qkv) for b in blocks(backbone)}
-    found = []
-    for layer in body_layers(backbone, (nn.Linear, nn.LayerNorm)):
-        outputs = len(layer.weight)
-        step = outputs // 3 if id(layer) in fused else outputs
-        for start in range(0, outputs, step):
-            inputs = layer.in_features if isinstance(layer, nn.Linear) else 1
-            lora = rank * (inputs + step)
-            rows = (start, start + step)
-            found.append(Segment(layer=layer, name="weight", rows=rows, lora=lora if lora < inputs * step else None))
-        if layer.bias is not None:
-            found.append(Segment(layer=layer, name="bias", rows=(0, outputs), lora=None))
-    return found
+RELEASED_STD = 0.02
+"""Of both of a LoRA's matrices: the released constructor draws all linear layers anew, so B is not zero."""
 
 
-def choose_lora(scores: Sequence[Tensor], costs: Sequence[int | None], budget: int, threshold: float) -> list[bool]:
-    """Which segments get a LoRA, at the lowest cut-off of sensitivity that keeps the whole within the budget.
+class DroppedLoRAs(nn.Module):
+    """The LoRAs of one layer as in the release: fed with one input under dropout, each left out for some samples."""
 
-    A segment whose weights above the cut-off number at least `threshold` times its LoRA's parameters gets that LoRA;
-    the others train those weights. scores: sensitivities of each segment's weights.
-    """
+    def __init__(self, branches: Sequence[nn.Module], dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
 
-    def at(cut: float) -> tuple[list[bool], int]:
-        counts = [int((s >= cut).sum()) for s in scores]
-        lora = [cost is not None and n >= threshold * cost for n, cost in zip(counts, costs, strict=True)]
-        spent = [cost if yes and cost else n for yes, n, cost in zip(lora, counts, costs, strict=True)]
-        return lora, sum(spent)
-
-    low, high = 0.0, 2 * max(float(s.max()) for s in scores)
-    chosen, spent = at(low)
-    if spent <= budget:
-        return chosen
-    chosen, _ = at(high)
-    for _ in range(64):  # the interval is then far narrower than the gaps between float32 sensitivities that matter
-        cut = (low + high) / 2
-        lora, spent = at(cut)
-        if spent <= budget:
-            chosen, high = lora, cut
-            if spent == budget:
-                break
-        else:
-            low = cut
-    return chosen
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., inputs] to [..., outputs]."""
+        x = self.dropout(x)
+        total: Tensor = sum(self.drop_path(branch(x)) for branch in self.branches)
+        return total
 
 
 class SPTLoRA(Method):
@@ -86,6 +56,13 @@ class SPTLoRA(Method):
     the training data, s = sum of squared gradients over batches, one by one where they are few in a
     matrix, and a LoRA of that matrix where they are many. What the LoRAs leave of the budget goes to the most sensitive
     single weights elsewhere.
+
+    The variant `released` does what the authors' scripts do beside that: a matrix gets its LoRA at a tenth of the
+    LoRA's parameters; the LoRAs have dropout and drop-path of 0.1 and start with both matrices of std 0.02, so not at
+    the pretrained function; the class token is trained; vectors of which 20 % are sensitive are trained as a whole, and
+    the weights of norms in no other way; and sensitivities come from the first 16 batches of 32. It keeps to the budget
+    exactly, class token included, where the release takes the nearest of 79 cut-offs; and it sums gradients in eval
+    mode, where the release has drop-path on.
     """
 
     name = "spt_lora"
@@ -99,85 +76,135 @@ class SPTLoRA(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         share: float = 0.005
-        """Budget as a share of the backbone's parameters: 0.43 M on ViT-B; the released code chooses per task."""
+        """Budget as a share of the backbone's parameters: 0.43 M on ViT-B. The release chooses it per task, from 0.2 to
+        1.0 M."""
 
         rank: int = 8
         """Rank of the LoRAs."""
 
-        threshold: float = 1.0
-        """A matrix gets a LoRA when its sensitive weights are at least this many times the LoRA's parameters;
-        0.2 in the released code."""
+        threshold: float | None = None
+        """A matrix gets a LoRA when its sensitive weights are at least this many times the LoRA's parameters; None is
+        the variant's own: 1, and 0.1 for `released`."""
+
+        variant: str = "paper"
+        """`paper`, or `released`: as the authors' scripts run it."""
 
         def __post_init__(self) -> None:
             check(0 < self.share < 1, "share", self.share, "between 0 and 1")
             check(self.rank >= 1, "rank", self.rank, "at least 1")
-            check(self.threshold > 0, "threshold", self.threshold, "positive")
+            check(self.threshold is None or self.threshold > 0, "threshold", self.threshold, "positive")
+            check(self.variant in THRESHOLDS, "variant", self.variant, f"one of {tuple(THRESHOLDS)}")
+
+    @property
+    def released(self) -> bool:
+        """Whether this is the variant `released`."""
+        return bool(self.config.variant == "released")
+
+    def segments(self, backbone: nn.Module) -> list[Segment]:
+        """The backbone's segments as this configuration judges them."""
+        c = self.config
+        threshold = THRESHOLDS[c.variant] if c.threshold is None else c.threshold
+        return segments(backbone, c.rank, threshold, self.released)
+
+    def class_token(self, backbone: Any) -> list[nn.Parameter]:
+        """The class token, where there is one and it is trained."""
+        token = getattr(backbone, "cls_token", None)
+        return [token] if self.released and token is not None else []
 
     def expected_parameters(self, backbone: Any) -> int:
         head = {id(p) for p in backbone.get_classifier().parameters()}
         share, total = self.config.share, sum(p.numel() for p in backbone.parameters() if id(p) not in head)
-        budget, most = round(share * total), self.most(backbone)
-        check(1 <= budget <= most, "share", share, f"such that 1 to {most} of {total} parameters are trained")
+        token, found = sum(p.numel() for p in self.class_token(backbone)), self.segments(backbone)
+        _, most = allot(found, [s.size for s in found])  # when every weight is sensitive
+        budget, least = round(share * total), token + 1
+        fits = least <= budget <= token + most
+        check(fits, "share", share, f"such that {least} to {token + most} of {total} parameters are trained")
         return budget
 
-    def most(self, backbone: nn.Module) -> int:
-        """How many parameters there are when every weight is sensitive: matrices are LoRAs then where these count."""
-        rank, threshold = self.config.rank, self.config.threshold
-        sizes = [(getattr(s.layer, s.name)[slice(*s.rows)].numel(), s.lora) for s in segments(backbone, rank)]
-        return sum(lora if lora is not None and n >= threshold * lora else n for n, lora in sizes)
-
     def sensitivities(self, backbone: nn.Module, found: Sequence[Segment], context: Context) -> list[Tensor]:
-        """Flat sensitivities of each segment's weights, on the whole training split."""
+        """Flat sensitivities of each segment's weights, on the whole training split or its first batches."""
         parameters = {id(p): p for p in (getattr(s.layer, s.name) for s in found)}
         sums = gradient_sums(
             list(parameters.values()),
-            context.calibration(SELECTION_BATCH),
+            islice(context.calibration(SELECTION_BATCH), RELEASED_BATCHES if self.released else None),
             lambda images, labels: cross_entropy(backbone(images), labels),
             torch.square,
         )
         by_parameter = dict(zip(parameters, sums, strict=True))
         return [by_parameter[id(getattr(s.layer, s.name))][slice(*s.rows)].flatten() for s in found]
 
-    def choose(self, scores: Sequence[Tensor], costs: Sequence[int | None], budget: int) -> tuple[list[bool], Tensor]:
-        """Which segments get a LoRA, and a mask over all weights in a row of those trained one by one."""
-        lora = choose_lora(scores, costs, budget, self.config.threshold)
-        left = budget - sum(cost for cost, yes in zip(costs, lora, strict=True) if yes and cost)
-        candidates = torch.cat([torch.full_like(s, -1) if yes else s for s, yes in zip(scores, lora, strict=True)])
+    def choose(self, scores: Sequence[Tensor], found: Sequence[Segment], budget: int) -> tuple[list[bool], Tensor]:
+        """Which segments are trained as a whole, and the places in a row of all weights of those that are trained
+        themselves: in whole vectors, and one by one."""
+        whole = choose_whole(found, scores, budget)
+        left = budget - sum(s.cost for s, yes in zip(found, whole, strict=True) if yes and s.cost)
+        candidates = torch.cat(
+            [
+                s if segment.singles and not yes else torch.full_like(s, -1)
+                for s, segment, yes in zip(scores, found, whole, strict=True)
+            ]
+        )
         if left > int((candidates >= 0).sum()):
             c = self.config
             raise MethodError(f"share={c.share!r} must be lower: LoRAs of rank={c.rank} and vectors cannot use it up")
-        mask = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
+        vectors = [yes and not segment.is_matrix for segment, yes in zip(found, whole, strict=True)]
+        mask = torch.cat([torch.full_like(s, yes, dtype=torch.bool) for s, yes in zip(scores, vectors, strict=True)])
         mask[candidates.topk(left).indices] = True
-        return lora, mask
+        return whole, mask.nonzero().flatten()
 
     def choose_weights(
         self, backbone: nn.Module, found: Sequence[Segment], context: Context
     ) -> tuple[list[bool], Tensor]:
-        """Which segments get a LoRA, and the places in a row of all weights of those trained one by one."""
-        scores = self.sensitivities(backbone, found, context)
-        lora, mask = self.choose(scores, [s.lora for s in found], self.expected_parameters(backbone))
-        return lora, mask.nonzero().flatten()
+        """`choose` by the sensitivities on the training data, for what the class token leaves of the budget."""
+        budget = self.expected_parameters(backbone) - sum(p.numel() for p in self.class_token(backbone))
+        return self.choose(self.sensitivities(backbone, found, context), found, budget)
 
-    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+    def attach(self, backbone: Any, context: Context) -> Attachment:
         start = time.perf_counter()
-        found = segments(backbone, self.config.rank)
-        lora, singles = context.remember("weights", lambda: self.choose_weights(backbone, found, context))
+        found = self.segments(backbone)
+        whole, places = context.remember("weights", lambda: self.choose_weights(backbone, found, context))
         seconds = time.perf_counter() - start
-        self.train_singles(found, singles)
-        for segment, yes in zip(found, lora, strict=True):
-            if yes:
-                branch = low_rank(segment.layer, self.config.rank, context.generator, rows=segment.rows)
-                plug_layer(segment.layer, "parallel", branch)
+        chosen = [s for s, yes in zip(found, whole, strict=True) if yes]
+        matrices, vectors = [s for s in chosen if s.is_matrix], [s for s in chosen if not s.is_matrix]
+        self.train_in_place(found, places)
+        self.plug_loras(backbone, matrices, context.generator)
+        for token in self.class_token(backbone):
+            token.requires_grad_(True)
+        info = {
+            "lora_matrices": len(matrices),
+            "whole_vectors": len(vectors),
+            "single_weights": len(places) - sum(s.size for s in vectors),
+            "selection_seconds": seconds,
+        }
         layers = list({id(s.layer): s.layer for s in found}.values())
-        info = {"lora_matrices": sum(lora), "single_weights": len(singles), "selection_seconds": seconds}
         return Attachment(info=info, merge=partial(fold_sparse, layers))
 
-    def train_singles(self, found: Sequence[Segment], singles: Tensor) -> None:
+    def plug_loras(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
+        """A LoRA beside each of these matrices."""
+        undropped = {id(b.attn.proj) for b in blocks(backbone)}
+        for layer in {id(s.layer): s.layer for s in matrices}.values():
+            branches: Sequence[nn.Module] = [self.lora(s, generator) for s in matrices if s.layer is layer]
+            if self.released:
+                dropout = 0.0 if id(layer) in undropped else RELEASED_DROPOUT
+                branches = [DroppedLoRAs(branches, dropout, RELEASED_DROPOUT)]
+            for branch in branches:
+                plug_layer(layer, "parallel", branch)
+
+    def lora(self, segment: Segment, generator: torch.Generator) -> LowRank:
+        """A new LoRA of these rows of a layer."""
+        layer, rank, (start, stop) = segment.layer, self.config.rank, segment.rows
+        if not self.released:
+            return low_rank(layer, rank, generator, rows=segment.rows)
+        down = new_linear(layer.in_features, rank, generator, std=RELEASED_STD, bias=False)
+        up = new_linear(rank, stop - start, generator, std=RELEASED_STD, bias=False)
+        return LowRank(down, up, 1.0, start, layer.out_features, dropout=0.0)
+
+    def train_in_place(self, found: Sequence[Segment], places: Tensor) -> None:
         """Train the weights at these places in a row of all segments, which follow each other in each parameter."""
         start = 0
         for layer, name in dict.fromkeys((segment.layer, segment.name) for segment in found):
             end = start + getattr(layer, name).numel()
-            indices = singles[(singles >= start) & (singles < end)] - start
+            indices = places[(places >= start) & (places < end)] - start
             if len(indices):
                 train_weights(layer, name, indices)
             start = end

@@ -20,12 +20,13 @@ VIT_B = {
     "fact_tt": 61_440,  # 2*768*16 + 144*16^2; the paper's 0.037 M is a mean over per-task ranks up to 16
     "fact_tk": 86_528,  # 2*768*32 + 144*32 + 32^3; the paper's 0.069 M is a mean over per-task ranks up to 32
     "arc": 96_432,  # 0.13 M with heads
+    "consolidator": 304_128,  # 0.35 % of ViT-B, as in the abstract
     "hydra": 239_712,  # 0.28 M with heads
     "compacter": 57_088,  # 4^3 + 24 * 3 * (768 + 24); the paper counts T5, not ViT
     "lorand": 915_456,  # 24 * (2 * (2*8*1152 + 64) + 1152); the paper counts Swin, not ViT
     "mlp_head": 1_181_184,  # two hidden 768 x 768 layers in front of the head
 }
-MERGEABLE = ["lora_qv", "ssf", "fact_tt", "fact_tk", "arc", "hydra"]
+MERGEABLE = ["lora_qv", "ssf", "fact_tt", "fact_tk", "arc", "consolidator", "hydra"]
 
 
 @pytest.mark.parametrize("name", VIT_B)
@@ -107,6 +108,58 @@ def test_fact_increment_is_the_decomposition(name):
         assert torch.allclose(new.weight - old.weight, part.T, atol=1e-4)
 
 
+@pytest.mark.parametrize("ratio", [4, 2])
+def test_fact_tk_as_released_reads_the_slices_of_the_mlp_in_the_order_of_memory(ratio):
+    plain = small_vit(mlp_ratio=ratio)
+    backbone, attachment = attach("fact_tk", copy.deepcopy(plain), rank=3, scale=2.0, variant="released")
+    f = backbone.blocks[0].attn.qkv.slots["parallel"][0].factors
+    with torch.no_grad():
+        f.v.normal_()
+        stacked = torch.einsum("abc,nc->abn", f.c, f.p)
+    attachment.merge()
+    first = 4 + 2 * ratio + 4  # the second block's MLP
+    fc1 = stacked[:, :, first : first + ratio].reshape(3, 3 * ratio).split(3, dim=1)
+    fc2 = stacked[:, :, first + ratio : first + 2 * ratio].reshape(3, 3 * ratio).split(3, dim=1)
+    block, frozen = backbone.blocks[1], plain.blocks[1]
+    for new, old, part in [
+        (block.attn.proj, frozen.attn.proj, f.u @ stacked[:, :, first - 1] @ f.v),
+        (block.mlp.fc1, frozen.mlp.fc1, torch.cat([f.u @ core @ f.v for core in fc1], dim=1)),
+        (block.mlp.fc2, frozen.mlp.fc2, torch.cat([f.u @ core.T @ f.v for core in fc2], dim=0)),
+    ]:
+        assert torch.allclose(new.weight - old.weight, 2.0 * part.T, atol=1e-4)
+
+
+def test_fact_starts_as_the_released_linear_layers_and_xavier_do():
+    tucker = attach("fact_tk", rank=16)[0].blocks[0].attn.qkv.slots["parallel"][0].factors
+    assert 0.95 * 3**0.5 / 16 < tucker.c.abs().max() <= 3**0.5 / 16
+    train = attach("fact_tt", rank=16)[0].blocks[0].attn.qkv.slots["parallel"][0].factors
+    bounds = train.sigma.abs().amax(dim=(1, 2)).unflatten(0, (3, 12))
+    assert (bounds[:, :8] <= 16**-0.5).all() and (bounds[:, :8] > 0.9 * 16**-0.5).all()
+    assert (bounds[:, 8:] <= 64**-0.5).all() and (bounds[:, 8:] > 0.9 * 64**-0.5).all()  # fc2, of four inputs
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_consolidator_as_released(model):
+    plain = MODELS[model]()
+    backbone, attachment = attach("consolidator", copy.deepcopy(plain), variant="released")
+    method = registry.get("consolidator").configure({"variant": "released"})
+    assert method.expected_parameters(vit_b()) == 304_128 + 38_400 + 82_944
+    assert method.expected_parameters(plain) == count(backbone)
+    connection = backbone.get_submodule(
+        next(n for n, _ in backbone.named_modules() if n.endswith("fc1.slots.parallel.0"))
+    )
+    assert 0 < connection.weight.abs().max() <= 1e-3 and 0 < connection.bias.abs().max() <= 1e-3
+    x, groups = torch.randn(2, connection.weight.shape[2] * len(connection.weight)), len(connection.weight)
+    expected = [w @ piece for w, piece in zip(connection.weight, x[0].chunk(groups), strict=True)]
+    assert torch.allclose(connection(x)[0], torch.cat(expected) + connection.bias, atol=1e-6)
+    assert not train(backbone)
+    before = logits(backbone)
+    assert not close(before, logits(plain), 1e-2)
+    attachment.merge()
+    assert close(logits(backbone), before)
+    assert shape_of(backbone) == shape_of(plain)
+
+
 def test_hydra_formula():
     plain = small_vit()
     backbone, _ = attach("hydra", copy.deepcopy(plain), scale=0.5)
@@ -185,6 +238,8 @@ def test_mlp_head_sits_behind_pooling():
         ("ssf", "init_std", -1.0),
         ("fact_tt", "rank", 0),
         ("fact_tk", "scale", -1.0),
+        ("fact_tk", "variant", "other"),
+        ("consolidator", "variant", "other"),
         ("arc", "rank", 0),
         ("arc", "variant", "other"),
         ("hydra", "scale", 0.0),

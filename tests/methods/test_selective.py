@@ -1,6 +1,7 @@
 """Methods that train a part of the pretrained weights: which part, counts, and what stays bit-identical."""
 
 import copy
+import dataclasses
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from methods import registry
 from methods.base import MethodError
 from methods.gps import contrastive_loss, largest_per_row
-from methods.spt import choose_lora, segments
+from methods.segments import Segment, choose_whole
 
 # In the comment, what papers say; all without head.
 VIT_B = {
@@ -141,16 +142,75 @@ def test_spt_takes_the_most_sensitive_weights():
 
 
 def plain_layers(model):
-    layers = {id(s.layer): s.layer for s in segments(model, 8)}.values()
+    layers = {id(s.layer): s.layer for s in registry.get("spt_lora").configure({}).segments(model)}.values()
     return [(name, layer) for layer in layers for name in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_spt_as_released(model):
+    config = {"share": 0.05, "rank": 1, "variant": "released"}
+    plain = MODELS[model]()
+    backbone, attachment = attach("spt_lora", copy.deepcopy(plain), **config)
+    expected = registry.get("spt_lora").configure(config).expected_parameters(plain)
+    assert count(backbone) == expected == round(0.05 * (sum(p.numel() for p in plain.parameters()) - head_size(plain)))
+    assert ("cls_token" in trained(backbone)) == (model == "vit")
+    info = attachment.info
+    assert info["lora_matrices"] > 0 and info["whole_vectors"] > 0 and info["single_weights"] > 0
+    for layer in backbone.modules():  # the weights of norms are trained as whole vectors, or not at all
+        if hasattr(layer, "sparse") and isinstance(layer, torch.nn.LayerNorm):
+            assert all(len(update.values) == len(layer.weight) for update in layer.sparse.values())
+    assert not close(logits(backbone), logits(plain), 1e-6)  # B does not start at zero
+    assert not train(backbone)
+    before = logits(backbone)
+    attachment.merge()
+    assert close(logits(backbone), before)
+    assert shape_of(backbone) == shape_of(plain)
+
+
+def head_size(model):
+    return sum(p.numel() for p in model.get_classifier().parameters())
+
+
+def test_the_loras_of_spt_as_released_are_dropped_out_but_for_proj():
+    everything = 3072 / 44_928  # a LoRA in every matrix, all vectors and the class token
+    backbone, _ = attach("spt_lora", share=everything, rank=1, variant="released")
+    block = backbone.blocks[0]
+    layers = {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
+    found = {name: layer.slots["parallel"][0] for name, layer in layers.items()}
+    assert {name: loras.dropout.p for name, loras in found.items()} == {"qkv": 0.1, "proj": 0.0, "fc1": 0.1, "fc2": 0.1}
+    assert all(loras.drop_path.drop_prob == 0.1 for loras in found.values())
+    assert [len(loras.branches) for loras in found.values()] == [3, 1, 1, 1]
+
+
+def test_spt_as_released_looks_at_sixteen_batches():
+    seen = []
+
+    def calibration(size):
+        for _ in range(20):
+            seen.append(size)
+            yield batch()
+
+    for variant, batches in (("released", 16), ("paper", 20)):
+        seen.clear()
+        context = dataclasses.replace(make_context(), calibration=calibration)
+        registry.get("spt_lora").configure({"share": 0.05, "rank": 1, "variant": variant}).attach(small_vit(), context)
+        assert seen == [32] * batches
 
 
 def test_spt_allocation():
     scores = [torch.tensor([9.0, 8.0, 7.0, 6.0, 0.1, 0.1]), torch.tensor([5.0, 0.0]), torch.tensor([4.0, 3.0, 0.0])]
-    assert choose_lora(scores, [3, None, 2], 5, 1.0) == [True, False, False]  # 3 + 1 + 1
-    assert choose_lora(scores, [3, None, 2], 2, 1.0) == [False, False, False]
-    assert choose_lora(scores, [3, None, 2], 100, 1.0) == [True, False, True]
-    assert choose_lora(scores, [5, None, 2], 6, 1.0)[0] is False  # four sensitive weights cost less than five
+
+    def chosen(budget, costs=(3, None, 2), share=1.0):
+        layer = torch.nn.Linear(1, 1)
+        common = {"layer": layer, "name": "weight", "rows": (0, 1), "singles": True}
+        found = [Segment(cost=c, enough=share * c if c else 0.0, **common) for c in costs]
+        return choose_whole(found, scores, budget)
+
+    assert chosen(5) == [True, False, False]  # 3 + 1 + 1
+    assert chosen(2) == [False, False, False]
+    assert chosen(100) == [True, False, True]
+    assert chosen(6, costs=(5, None, 2))[0] is False  # four sensitive weights cost less than five
+    assert chosen(6, costs=(5, None, 2), share=0.1) == [True, False, False]  # one sensitive weight is enough
 
 
 @pytest.mark.parametrize(
@@ -162,6 +222,7 @@ def test_spt_allocation():
         ("spt_lora", "share", 0.0),
         ("spt_lora", "rank", 0),
         ("spt_lora", "threshold", -1.0),
+        ("spt_lora", "variant", "other"),
     ],
 )
 def test_bad_config_is_refused(name, field, value):

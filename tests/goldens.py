@@ -1,0 +1,159 @@
+"""Goldens: what the authors' released code, or a formula written out, computed on a small ViT in float64.
+
+Each `methods/golden/NAME.npz` holds the values by this project's names (`state:`), the logits of two pictures (`out`)
+and, in float32, the gradients of `objective` (`grad:`). `meta` is JSON: method, settings, what the backbone differs in,
+source, and kind, `release` or `formula`. Weights that are the same in all files lie in common.npz; pictures are drawn
+by torch from fixed seeds. For SCT there are labels, and the channels that the release chose on the training pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from methods import registry
+from methods.base import Attachment, Context, Method
+
+FOLDER = Path(__file__).parent / "methods" / "golden"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "common")
+SIZES = {"img_size": 56, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """One case: a method with settings, all weights, and what came out."""
+
+    method: type[Method]
+    values: Mapping[str, Any]
+    """The method's settings."""
+
+    backbone: Mapping[str, Any]
+    """What timm is told beside `SIZES`."""
+
+    kind: str
+    """`release`: computed by the authors' code. `formula`: by the formula, written out."""
+
+    source: str
+    state: Mapping[str, Tensor]
+    """Parameters and buffers by this project's names, the backbone's included, in float64; shared ones once."""
+
+    out: Tensor
+    """Logits of `pictures(5, 2)`: [2, 5]."""
+
+    grads: Mapping[str, Tensor]
+    """Gradients of `objective` by parameter; empty where none were computed."""
+
+    labels: Tensor
+    """Labels of the training pictures, which are `pictures(9, len(labels))`."""
+
+    channels: list[list[int]] | None
+    """The channels that the release chose on the training pictures."""
+
+    def configured(self) -> Method:
+        """The method with its settings."""
+        return self.method.configure(self.values)
+
+    def plain(self) -> Any:
+        """The untouched timm model in float64."""
+        model = timm.create_model("vit_tiny_patch16_224", **SIZES, **self.backbone)
+        model = model.double().requires_grad_(False).eval()
+        own = {name: self.state[name] for name in model.state_dict() if name in self.state}
+        model.load_state_dict(own, strict=False)
+        return model
+
+    def attached(self) -> tuple[Any, Attachment]:
+        """The model with the method on it, as `attach` leaves it."""
+        model = self.plain()
+        attachment = self.configured().attach(model, self.context())
+        return model.eval(), attachment
+
+    def load(self, model: Any) -> None:
+        """Give the model the golden's values. Fails where the model has a parameter or buffer that is not in it."""
+        missing = [n for n, _ in [*model.named_parameters(), *model.named_buffers()] if n not in self.state]
+        assert not missing, f"names changed: {missing[:3]} are not in the golden"
+        model.load_state_dict({n: self.state[n] for n in model.state_dict() if n in self.state}, strict=False)
+
+    def context(self) -> Context:
+        """The training pictures as a method sees them."""
+        images = pictures(9, len(self.labels))
+        return Context(
+            num_classes=SIZES["num_classes"],
+            device=torch.device("cpu"),
+            generator=torch.Generator().manual_seed(3),
+            total_steps=100,
+            calibration=lambda size: zip(images.split(size), self.labels.split(size), strict=True),
+        )
+
+
+def pictures(seed: int, count: int) -> Tensor:
+    """Random pictures [count, 3, 56, 56] in float64."""
+    return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def objective(out: Tensor) -> Tensor:
+    """What gradients are of: a weighted sum of the logits and of their squares."""
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
+    return (out * weights).sum() + out.square().sum()
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
+
+
+@cache
+def _common() -> dict[str, Tensor]:
+    with np.load(FOLDER / "common.npz") as file:
+        found = _part(dict(file), "state:")
+    # lora_noah: peft's layers hold the backbone's under this name
+    return found | {n.replace(".qkv.", ".qkv.base_layer."): t for n, t in found.items() if ".qkv." in n}
+
+
+@cache
+def load(name: str) -> Golden:
+    """The golden of that name."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        arrays = dict(file)
+    meta = json.loads(bytes(arrays["meta"]).decode())
+    labels = arrays.get("labels", np.arange(10) % SIZES["num_classes"])
+    return Golden(
+        method=registry.get(meta["method"]),
+        values=meta["values"],
+        backbone=meta["backbone"],
+        kind=meta["kind"],
+        source=meta["source"],
+        state=_common() | _part(arrays, "state:"),
+        out=torch.from_numpy(arrays["out"]),
+        grads=_part(arrays, "grad:"),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        channels=arrays["channels"].tolist() if "channels" in arrays else None,
+    )
+
+
+def comparison() -> str:
+    """The lines of methods/README.md that say which methods are proved equal to what."""
+    goldens = [load(name) for name in NAMES]
+    lines = ["| method | compared with |", "|---|---|"]
+    for kind, words in (("release", ""), ("formula", "formula only: ")):
+        for golden in (g for g in goldens if g.kind == kind):
+            settings = "".join(f":{key}={value}" for key, value in golden.values.items())
+            lines.append(f"| `{golden.method.name}{settings}` | {words}{golden.source} |")
+    rest = set(registry.all_methods()) - {golden.method.name for golden in goldens}
+    ours = sorted(name for name in rest if "peft_library" not in registry.get(name).__module__)
+    tuners = sorted(rest - set(ours))
+    return "\n".join(
+        [*lines, "", f"Not compared: {listed(ours)}.", "", f"Computed by peft's own layers: {listed(tuners)}."]
+    )
+
+
+def listed(names: list[str]) -> str:
+    """Names as Markdown, in one line."""
+    return ", ".join(f"`{name}`" for name in names)
