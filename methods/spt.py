@@ -39,6 +39,8 @@ RELEASED_STD = 0.02
 class DroppedLoRAs(nn.Module):
     """The LoRAs of one layer as in the release: fed with one input under dropout, each left out for some samples."""
 
+    stateless = True
+
     def __init__(self, branches: Sequence[nn.Module], dropout: float, drop_path: float) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
