@@ -7,7 +7,8 @@ prepare` and the bench.
 * What is transparent, by an alpha channel, a palette or a key colour, shows white behind it.
 * Of several frames or pages the first is taken.
 * Pixels are taken as they are stored: an orientation in EXIF, colour profiles and gamma are not applied. Released code
-  does the same (torchvision, timm, TensorFlow Datasets), and what it printed is what numbers are compared with.
+  does the same (torchvision, timm, TensorFlow Datasets), and what it printed is what numbers are compared with. Only
+  TIFF's own orientation, a part of that format, is followed, as Pillow does.
 
 What this makes of a picture may change with `VERSION` here or with the libraries behind Pillow, so `versions_digest` is
 part of every decoded array's name.
