@@ -228,7 +228,7 @@ def _folder_table(
     margin: float,
 ) -> Table | str:
     together = pd.concat(sides)
-    if together.dropna(subset="data").groupby([*CELL_KEYS, "split_seed"])["data"].nunique().gt(1).any():
+    if together.groupby([*CELL_KEYS, "split_seed"])[["data", "pixels"]].nunique().gt(1).any(axis=None):
         return f"{titles[0]} and in the other folder: on different data (fingerprints differ)"
     both = dataclasses.replace(chosen, rows=together, left_out=left_out, notes=notes(together))
     try:

@@ -1,10 +1,10 @@
 """Which records must not stand in one column, and what else is not the same in all of them.
 
-Refused are records of a task whose lists or pictures differ from those that most records have, and tuned records of one
-cell that other trials decided than those behind most of its seeds: these are left out, with what differs. Another
-backbone, checkpoint, preprocessing, protocol or budget makes a table of its own (`frame.SET_KEYS`). The code's state
-and torch's version are noted and not refused: most commits change no number, and the runs of a cluster could otherwise
-not stand beside those of a laptop.
+Refused are records of a task whose lists or pictures differ from those that most records have (decoded pixels, which
+records of schema 2 do not know, among those that know them), and tuned records of one cell that other trials decided
+than those behind most of its seeds: these are left out, with what differs. Another backbone, checkpoint, preprocessing,
+protocol or budget makes a table of its own (`frame.SET_KEYS`). The code's state and torch's version are noted and not
+refused: most commits change no number, and the runs of a cluster could otherwise not stand beside those of a laptop.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
     left_out = []
     for keys, column, differ in (
         (LIST_KEYS, "data", _data_difference),
+        (LIST_KEYS, "pixels", lambda _, __: "pictures differ"),
         ([*LIST_KEYS, "method", "variant"], "choice", lambda _, __: "settings chosen by other trials"),
     ):
         usual = _usual(rows, keys, column)

@@ -12,6 +12,15 @@ class DataError(HarnessError):
     """Lists or pictures that are missing or damaged."""
 
 
+class PlaceError(HarnessError):
+    """A folder that cannot be written to, or whose disk is full."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+        """The system's number for it."""
+
+
 class Interrupted(Exception):
     """The run stopped because it was asked to. Its state is saved; the same spec, done again, goes on from there."""
 

@@ -6,7 +6,7 @@ import errno
 import traceback
 from dataclasses import dataclass
 
-from harness.errors import USER_ERRORS, DataError
+from harness.errors import USER_ERRORS, DataError, PlaceError
 from suites.base import SuiteError
 
 
@@ -64,7 +64,7 @@ _ALL = (
     ),
     FailureClass(
         name="read_only",
-        about="the results folder cannot be written to: see its permissions, the same command goes on",
+        about="results or cache cannot be written to: see the folder's permissions, the same command goes on",
         again=True,
         keeps_state=True,
         ends_all=True,
@@ -131,6 +131,8 @@ def _kind(error: BaseException) -> str:
         return "diverged"
     if isinstance(error, DataError | SuiteError):  # suites raise while they build their pictures; specs name real ones
         return "data"
+    if isinstance(error, PlaceError):
+        return _ERRNO.get(error.errno, "read_only")
     if isinstance(error, USER_ERRORS):
         return "config"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.errors import HarnessError
+from harness.errors import PlaceError
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 """Errors of a folder that cannot be written to, or that is a file."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk, or of a share of it, that is full."""
 
 
 def cache_folder() -> Path:
@@ -24,17 +27,29 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def writing_cache() -> Iterator[None]:
-    """Inside, `HarnessError` names the cache if it cannot be written to."""
+def writing(place: Path, another: str, what: str = "") -> Iterator[None]:
+    """Inside, `PlaceError` names a folder that cannot be written to or whose disk is full, and how to name another."""
     try:
         yield
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in (*UNWRITABLE, *FULL) or not _concerns(error.filename, place):
             raise
-        raise HarnessError(
-            f"the cache {cache_folder()} cannot be written to ({error.strerror}): see its permissions, or name another "
-            "with `sctbench --cache-dir DIR ...`"
-        ) from None
+        do = "free some space" if error.errno in FULL else "see its permissions"
+        reason = f"{what}{place} cannot be written to ({error.strerror}): {do}, or name another with {another}"
+        raise PlaceError(reason, error.errno) from None
+
+
+def _concerns(file: object, place: Path) -> bool:
+    """Whether an error that names `file`, or none, is of a folder: of what lies in it, or of what it lies in."""
+    if not isinstance(file, str):
+        return True
+    one, other = Path(file).absolute(), place.absolute()
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def writing_cache() -> AbstractContextManager[None]:
+    """`writing`, of the cache."""
+    return writing(cache_folder(), "`sctbench --cache-dir DIR ...`", "the cache ")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -43,21 +43,26 @@ class Pairs:
 
 
 def pair_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -> Pairs:
-    """Complete runs of both, joined on `RUN_KEYS` and the data's fingerprint."""
+    """Complete runs of both, joined on `RUN_KEYS` and the data."""
     ours, theirs = (side[(side["status"] == "complete") & side["accuracy"].notna()] for side in (first, second))
-    keys = [*RUN_KEYS, "data"]
-    both = ours.merge(theirs[[*keys, "label", "accuracy"]], on=keys, suffixes=("_first", ""))
-    runs = both.rename(columns={"accuracy_first": "first", "accuracy": "second", "last_accuracy": "last"})
+    runs = _joined(ours, theirs).rename(
+        columns={"accuracy_first": "first", "accuracy": "second", "last_accuracy": "last"}
+    )
     left = [*_alone(ours, theirs, names), *_alone(theirs, ours, names[::-1])]
     seeds = seed_count(pd.concat([ours, theirs]))
     return Pairs(runs, seeds, f"Without a partner: {'; '.join(left)}." if left else "")
 
 
+def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """A row per pair, with `label`, `accuracy` and `pixels` of both; pixels must agree where both know them."""
+    keys = [*RUN_KEYS, "data"]
+    both = own.merge(other[[*keys, "label", "accuracy", "pixels"]], on=keys, suffixes=("_first", ""))
+    return both[both["pixels"].isna() | both["pixels_first"].isna() | (both["pixels"] == both["pixels_first"])]
+
+
 def _alone(own: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> Iterator[str]:
     """`fixed: SCT, LoRA (3 runs, no run of the method under oracle)`, a text per reason."""
-    keys = [*RUN_KEYS, "data"]
-    lonely = own.merge(other[keys].drop_duplicates(), on=keys, how="left", indicator=True)
-    lonely = lonely[lonely["_merge"] == "left_only"].drop(columns="_merge")
+    lonely = own[~own["run_id"].isin(_joined(own, other)["run_id"])]
     parts = [runs.assign(why=_reasons(runs, other, names[1])) for _, runs in lonely.groupby(["label", "variant"])]
     for why, runs in pd.concat(parts).groupby("why", sort=False) if parts else []:
         labels = list(dict.fromkeys(runs["label"]))

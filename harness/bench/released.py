@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from harness.bench.base import BATCH, trained
+from harness.data import decoding
 from harness.data.lists import Entry
 from harness.data.preprocessing import Preprocessing
 from methods.blocks import blocks, plug, width
@@ -46,8 +46,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with Image.open(self.folder / self.entries[index].name) as picture:
-            return self.transform(picture.convert("RGB")), self.entries[index].label
+        entry = self.entries[index]
+        return self.transform(decoding.read(self.folder / entry.name)), entry.label
 
 
 def loader(pictures: Pictures, train: bool) -> DataLoader[tuple[Tensor, int]]:

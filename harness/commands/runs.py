@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_selection
-from harness.terminal import JsonFlag, console, errors, human_size, print_rows
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows
 
 runs_app = typer.Typer()
 
@@ -105,7 +105,9 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     to_do = len(stages.ready) + len(stages.blocked)
     console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
     settled = [record for spec in stages.settled if (record := found.get(spec.run_id))]
-    for warning in done_on_other_data(selection.suite, settled, roots, selection.preprocessing):
+    with counting("pictures compared") as advance:
+        warnings = list(done_on_other_data(selection.suite, settled, roots, selection.preprocessing, advance))
+    for warning in warnings:
         errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
     if not to_do:
         return

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from harness.data.decoding import MAY_BE_REFUSED, UNREADABLE, as_rgb
 from harness.data.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
-from harness.data.preprocessing import UNREADABLE
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
 from harness.plans.plan import check_shots, task_names
@@ -231,8 +231,9 @@ def picture_problem(path: Path, deep: bool = False) -> str | None:
             tail = file.read()
             file.seek(0)
             with Image.open(file) as image:
-                if deep or END_MARKS.get(image.format or "", b"") not in tail:
-                    image.load()
+                whole = END_MARKS.get(image.format or "", b"") in tail
+                if deep or not whole or image.mode in MAY_BE_REFUSED:
+                    as_rgb(image)
     except FileNotFoundError:
         return "listed, but there is no such file"
     except UNREADABLE as error:

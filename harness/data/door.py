@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,16 +23,13 @@ from harness.errors import HarnessError
 class Door:
     """Keeps the held-out splits of one run out of reach."""
 
-    def __init__(self, lists: list[ListFile], arrays: list[Path], pictures: Callable[[], set[str]]) -> None:
-        """`arrays`: what the paths of decoded arrays begin with; `pictures`: gives the real paths of the pictures."""
+    def __init__(self, lists: list[ListFile], arrays: list[Path], pictures: set[str]) -> None:
+        """`arrays`: what the paths of decoded arrays begin with; `pictures`: real paths of the pictures."""
         self.tried: list[str] = []
         """What was asked for while the door was shut."""
 
-        self._lists = {os.path.realpath(source.path) for source in lists}
-        folders = {place for source in lists for place in (source.folder.absolute(), os.path.realpath(source.folder))}
-        self._folders = tuple(f"{folder}{os.sep}" for folder in folders)
+        self._files = pictures | {os.path.realpath(source.path) for source in lists}
         self._arrays = tuple(os.path.realpath(prefix) for prefix in arrays)
-        self._pictures = cache(pictures)  # the lists are read only when something in the pictures' folders is opened
 
     @contextmanager
     def shut(self) -> Iterator[None]:
@@ -46,11 +43,7 @@ class Door:
     def check_path(self, path: str) -> None:
         """`HarnessError` if this file belongs to a held-out split."""
         real = os.path.realpath(path)
-        behind = real in self._lists or real.startswith(self._arrays)
-        if not behind and (real.startswith(self._folders) or str(Path(path).absolute()).startswith(self._folders)):
-            with _set(None):
-                behind = real in self._pictures()
-        if behind:
+        if real in self._files or real.startswith(self._arrays):
             self.refuse(path)
 
     def refuse(self, what: str) -> None:

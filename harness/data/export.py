@@ -18,10 +18,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from harness.data.decoding import UNREADABLE, as_rgb
 from harness.data.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
-from harness.data.preprocessing import UNREADABLE
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
+from harness.paths import writing
 from harness.plans.plan import task_names
 from suites.base import Suite, Task
 
@@ -52,10 +53,10 @@ class PictureFormat:
         """The picture in this format; a file that has it already is taken as it is, unless a quality is asked for."""
         try:
             with Image.open(path) as image:
+                pixels, out = as_rgb(image), io.BytesIO()
                 if image.format == FORMATS[self.name] and self.quality is None:
-                    image.load()
                     return path.read_bytes()
-                pixels, out = image if image.mode in ("L", "RGB") else image.convert("RGB"), io.BytesIO()
+                pixels = pixels.convert("L") if image.mode == "L" else pixels
                 if self.name == "jpeg":
                     pixels.save(out, "JPEG", quality=self.quality or DEFAULT_QUALITY, subsampling=0)
                 else:
@@ -96,8 +97,8 @@ def export(
     chosen, new = picture_format or PictureFormat(), {}
     for name in task_names(suite, tasks):
         new[name] = _plan(suite, suite.task(name), roots or Roots(), chosen)
-    for plan in new.values():
-        for folder in plan.folders:
+    for folder in (folder for plan in new.values() for folder in plan.folders):
+        with writing(to, "--to"):
             if (to / folder).exists():
                 raise HarnessError(f"{to / folder} is there already; nothing is overwritten")
     total, counter = sum(len(plan.pictures) for plan in new.values()), itertools.count(1)
@@ -107,8 +108,9 @@ def export(
         if advance and (done % 100 == 0 or done == total):
             advance(done, total)
 
-    for name, plan in new.items():
-        _write(to, name, plan, chosen, one_more)
+    with writing(to, "--to"):
+        for name, plan in new.items():
+            _write(to, name, plan, chosen, one_more)
     return total
 
 

@@ -37,9 +37,9 @@ class ListFile:
 
     @property
     def changed(self) -> tuple[int, ...]:
-        """Times and sizes of the files that decide the entries."""
+        """Inodes, sizes and times of the files that decide the entries."""
         found = [path.stat() for path in (self.path, *self.numbered_with) if path.is_file()]
-        return tuple(number for status in found for number in (status.st_mtime_ns, status.st_size))
+        return tuple(n for at in found for n in (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +195,9 @@ def by_file(source: ListFile, entries: Sequence[Entry]) -> dict[str, Entry]:
     folders: dict[str, str] = {}
     found: dict[str, Entry] = {}
     for entry in entries:
-        head, _, tail = entry.name.rpartition("/")
+        head, tail = os.path.split(entry.name)
         if head not in folders:
             folders[head] = os.path.realpath(source.folder / head)
-        path = f"{folders[head]}/{tail}"
+        path = os.path.join(folders[head], tail)  # noqa: PTH118
         found[os.path.realpath(path) if tail == ".." or os.path.islink(path) else path] = entry  # noqa: PTH114
     return found

@@ -22,6 +22,7 @@ from harness.data.sources import (
     is_datasets_copy,
 )
 from harness.errors import USER_ERRORS, HarnessError
+from harness.paths import writing
 from harness.plans.plan import task_names
 from suites import SUITES
 from suites.base import Task
@@ -59,12 +60,13 @@ def prepare(source: Path, to: Path, tasks: tuple[str, ...] = ()) -> Iterator[tup
     if not found:
         raise HarnessError(f"{source}: no folder named like a task ({', '.join(list(places)[:4])}, ...)")
     for name in found:
-        if (to / name).exists():
-            raise HarnessError(f"{to / name} is there already; nothing is overwritten")
-    to.mkdir(parents=True, exist_ok=True)
+        with writing(to, "--to"):
+            if (to / name).exists():
+                raise HarnessError(f"{to / name} is there already; nothing is overwritten")
     for name, place in found.items():
         try:
-            note = _prepare_task(place, to / name, suite.task(name))
+            with writing(to, "--to"):
+                note = _prepare_task(place, to / name, suite.task(name))
         except USER_ERRORS:
             raise
         except Exception as error:  # readers of a dozen formats meet a damaged archive

@@ -17,7 +17,8 @@ from timm.data.constants import (
 )
 from torch import Tensor
 
-from harness.errors import DataError, HarnessError
+from harness.data import decoding
+from harness.errors import HarnessError
 from methods.base import did_you_mean
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -29,9 +30,6 @@ STATISTICS: dict[str, Statistics] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 """The usual ones: ImageNet's; 0.5 and 0.5, which gives inputs in [-1, 1]; inputs left in [0, 1]."""
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for a file that it cannot decode."""
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 FITS = {
@@ -100,13 +98,7 @@ class Preprocessing:
 
     def decode(self, path: Path) -> np.ndarray:
         """Pixels uint8 [size, size, 3] of a picture file. `HarnessError` names a file that cannot be decoded."""
-        try:
-            with Image.open(path) as image:
-                return np.asarray(self._square(image.convert("RGB")))
-        except FileNotFoundError:
-            raise DataError(f"{path}: listed, but there is no such file") from None
-        except UNREADABLE as error:
-            raise DataError(f"{path}: cannot be decoded ({error})") from None
+        return np.asarray(self._square(decoding.read(path)))
 
     def _square(self, image: Image.Image) -> Image.Image:
         filter_, size = INTERPOLATIONS[self.interpolation], self.image_size

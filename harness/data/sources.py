@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from harness.data.decoding import as_rgb, read
 from harness.errors import HarnessError
 from suites import packages
 
@@ -48,12 +49,7 @@ def from_array(images: np.ndarray, labels: Iterable[Any]) -> Pool:
 def from_files(files: Sequence[Path], labels: Iterable[Any]) -> Pool:
     """A pool of picture files."""
 
-    def read(index: np.ndarray) -> Iterator[Image.Image]:
-        for i in index:
-            with Image.open(files[i]) as image:
-                yield image.convert("RGB")
-
-    return Pool(np.asarray(list(labels), np.int64), read)
+    return Pool(np.asarray(list(labels), np.int64), lambda index: (read(files[i]) for i in index))
 
 
 def cifar100(folder: Path) -> Pools:
@@ -199,7 +195,7 @@ def _datasets_pool(folder: Path, table: Any) -> Pool:
     label = next((name for name in ("label", "fine_label", "labels") if name in columns), None)
     if image is None or label is None:
         raise HarnessError(f"{folder}: needs a column image or img, and label, fine_label or labels; it has {columns}")
-    return Pool(np.asarray(table[label], np.int64), lambda index: (table[int(i)][image].convert("RGB") for i in index))
+    return Pool(np.asarray(table[label], np.int64), lambda index: (as_rgb(table[int(i)][image]) for i in index))
 
 
 @dataclass(frozen=True, slots=True)

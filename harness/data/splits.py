@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.data.preprocessing import Preprocessing
 from harness.errors import DataError, HarnessError
 from harness.paths import cache_folder, writing_cache
 from harness.records.record import Fingerprint, RunRecord
+from harness.terminal import Advance
 from suites.base import Suite, Task
 
 
@@ -87,7 +87,10 @@ def _entries(source: ListFile, num_classes: int, changed: tuple[int, ...]) -> tu
 
 
 @lru_cache(maxsize=16)
-def _load_split(label: str, source: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing) -> Split:
+def _load_split(
+    array: Path, label: str, source: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing
+) -> Split:
+    """`array` stands for the pictures as they are now: after a change this process must not go on with the old ones."""
     pixels = arrays.load(label, source, entries, preprocessing)
     return Split(torch.from_numpy(pixels), torch.tensor([entry.label for entry in entries]))
 
@@ -137,8 +140,9 @@ class TaskData:
                 raise DataError(f"{places[0]}: {files[one][same].name} is also in {places[1]}")
         _DISJOINT.add(key)
 
-    def fingerprint(self) -> Fingerprint:
-        """Digests of all lists, with what the suite makes of them, and of a sample of all pictures."""
+    def fingerprint(self, pixels: bool = True, advance: Advance | None = None) -> Fingerprint:
+        """Digests of all lists, with what the suite makes of them, of a sample of all pictures, and of all decoded
+        pixels, which nobody has to look at for it; without `pixels` none is decoded."""
         masked = [target.name for target in self.task.targets if target.masked]
         lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
         files, sizes = hashlib.sha256(), {}
@@ -147,18 +151,34 @@ class TaskData:
             sizes[split] = len(entries)
             lists.update(f"{split}:{arrays.list_digest(entries)}\n".encode())
             files.update(f"{split}:{arrays.sample_digest(source, entries)}\n".encode())
-        return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes)
+        decoded = self._pixels(advance) if pixels else ""
+        return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes, pixels=decoded)
+
+    def _pixels(self, advance: Advance | None) -> str:
+        """sha256 over the decoded pixels, list by list. A list whose pictures all stand in others that are decoded,
+        as those of train and val do in trainval, is not decoded for it."""
+        pictures, places = {}, {}
+        for split, source in self._sources.items():
+            entries = self.entries(split)
+            pictures[split] = [source.folder / entry.name for entry in entries]
+            places[split] = arrays.array_path(f"{self._label}-{split}", source, entries, self.preprocessing)
+        known: dict[Path, bytes] = {}
+        for split in sorted(places, key=lambda split: not arrays.is_known(places[split])):
+            if not known.keys() >= set(pictures[split]):
+                found = arrays.picture_digests(places[split], pictures[split], self.preprocessing, advance)
+                known.update(zip(pictures[split], found, strict=True))
+        sha = hashlib.sha256()
+        for split, paths in pictures.items():
+            sha.update(f"{split}:{len(paths)}\n".encode() + b"".join(known[path] for path in paths))
+        return sha.hexdigest()
 
     def guard(self, trained_on: str) -> Door:
         """The door in front of every split but the one that is trained on; `train` and `val` lie within `trainval`."""
         free = {trained_on, "train", "val"} if trained_on == "trainval" else {trained_on}
         hidden = [split for split in self._sources if split not in free]
         prefixes = [arrays.folder() / f"{self._label}-{split}-" for split in hidden]
-        return Door(
-            [self._sources[split] for split in hidden],
-            prefixes,
-            lambda: self._pictures(hidden) - self._pictures([trained_on]),
-        )
+        pictures = self._pictures(hidden) - self._pictures([trained_on])
+        return Door([self._sources[split] for split in hidden], prefixes, pictures)
 
     def _pictures(self, splits: list[str]) -> set[str]:
         """Real paths of the pictures that these lists name."""
@@ -167,7 +187,8 @@ class TaskData:
     def _load(self, split: str) -> Split:
         check_open(f"split {split!r} of {self.task.name!r}")
         load = _load_split if split in TRAINED_ON else _load_split.__wrapped__
-        return load(f"{self._label}-{split}", self._sources[split], self.entries(split), self.preprocessing)
+        what = f"{self._label}-{split}", self._sources[split], self.entries(split), self.preprocessing
+        return load(arrays.array_path(*what), *what)
 
     def decode(self, split: str) -> None:
         """Make the array of a split that will be scored, of `test` with all further test sets, and give nothing away:
@@ -202,24 +223,28 @@ class TaskData:
 
 
 def done_on_other_data(
-    suite: Suite, records: Iterable[RunRecord], roots: Roots, preprocessing: Preprocessing
+    suite: Suite,
+    records: Iterable[RunRecord],
+    roots: Roots,
+    preprocessing: Preprocessing,
+    advance: Advance | None = None,
 ) -> Iterator[str]:
     """A line for each task and way in which complete runs were done on other data than there are now, where these can
-    be looked at."""
-    now: dict[tuple[str, int | None, int | None], Fingerprint | None] = {}
-    found: Counter[tuple[str, str]] = Counter()
+    be looked at. Pictures are decoded for it only where their files are not those that were decoded before."""
+    by_data: dict[tuple[str, int | None, int | None], list[Fingerprint]] = {}
     for record in records:
         spec = record.spec
-        key = spec.task, spec.shots, spec.split_seed
-        if key not in now:
-            now[key] = None
-            with suppress(HarnessError):
-                task = suite.task(spec.task)
-                if is_there(suite, task, roots):
-                    data = TaskData(suite, task, preprocessing, roots, spec.shots, spec.split_seed)
-                    now[key] = data.fingerprint()
-        today = now[key]
-        if today and record.data and (difference := record.data.differs_from(today)):
-            found[spec.task, difference] += 1
-    for (name, difference), count in found.items():
-        yield f"{count} complete run(s) of {name} were done on other data than there are now ({difference})"
+        if record.data and is_there(suite, suite.task(spec.task), roots):
+            by_data.setdefault((spec.task, spec.shots, spec.split_seed), []).append(record.data)
+    found: Counter[tuple[str, str]] = Counter()
+    for (name, shots, seed), then in by_data.items():
+        try:
+            data = TaskData(suite, suite.task(name), preprocessing, roots, shots, seed)
+            today = data.fingerprint(pixels=any(one.pixels for one in then), advance=advance)
+        except DataError as error:
+            found[name, f"cannot be compared with the data there are now: {error}"] += len(then)
+            continue
+        differences = [difference for one in then if (difference := one.differs_from(today))]
+        found.update((name, f"were done on other data than there are now ({difference})") for difference in differences)
+    for (name, what), count in found.items():
+        yield f"{count} complete run(s) of {name} {what}"

@@ -142,7 +142,8 @@ class Fingerprint:
     """Images per split."""
 
     pixels: str = ""
-    """sha256 over the decoded pixels of all pictures of all lists; empty where they are not known."""
+    """sha256 over the decoded pixels of all pictures of all lists, in the run's size and fit; empty where they are not
+    known, as in records of version 2."""
 
     official_sizes: dict[str, int] = field(default_factory=dict)
     """Images per split as the suite defines it, of the splits whose size it states."""
@@ -152,19 +153,25 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """Both digests as one text."""
-        return f"{self.lists}/{self.files}"
+        """The digests as one text, see `same_data`."""
+        return "/".join(filter(None, (self.lists, self.files, self.pixels)))
 
     def differs_from(self, now: Fingerprint) -> str:
-        """`lists differ (train 160 instead of 200)` or `pictures differ`; empty if nothing does."""
+        """`lists differ (train 160 instead of 200)` or `pictures differ`; empty if nothing does. Pixels are compared
+        where both know them."""
         if self.lists == now.lists:
-            return "pictures differ" if self.files != now.files else ""
+            return "" if same_data(self.digest, now.digest) else "pictures differ"
         counts = [
             f"{split} {self.sizes.get(split, 0)} instead of {now.sizes.get(split, 0)}"
             for split in dict.fromkeys([*now.sizes, *self.sizes])
             if self.sizes.get(split) != now.sizes.get(split)
         ]
         return f"lists differ ({', '.join(counts)})" if counts else "labels, names, classes or final split differ"
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two texts of `Fingerprint.digest` stand for the same data, by the digests that both have."""
+    return all(mine == theirs for mine, theirs in zip(one.split("/"), other.split("/"), strict=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

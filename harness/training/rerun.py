@@ -105,7 +105,10 @@ def compare(before: RunRecord, now: RunRecord) -> Comparison:
     """What is the same in two records of one run. `HarnessError` if they are not of one run."""
     if before.spec.run_id != now.spec.run_id:
         raise HarnessError(f"runs {before.spec.run_id} and {now.spec.run_id} are not the same run")
-    facts = [(_results(before), _results(now)), (_surroundings(before), _surroundings(now))]
+    found = _results(now)
+    if before.data and not before.data.pixels:  # a record of before, which does not know them
+        found.pop("decoded pixels", None)
+    facts = [(_results(before), found), (_surroundings(before), _surroundings(now))]
     results, surroundings = (
         [Fact(what=what, before=one.get(what, "–"), now=other.get(what, "–")) for what in dict.fromkeys([*one, *other])]
         for one, other in facts
@@ -118,6 +121,7 @@ def _results(record: RunRecord) -> dict[str, str]:
     found = {"status": f"{record.status}: {record.reason}" if record.reason else record.status}
     if record.data:
         found |= {"lists": record.data.lists[:12], "pictures": record.data.files[:12]}
+        found |= {"decoded pixels": record.data.pixels[:12]} if record.data.pixels else {}
     for split, metrics in record.metrics.items():
         found[f"{split} accuracy"] = repr(metrics.accuracy)
         found[f"{split} loss"] = repr(metrics.loss)

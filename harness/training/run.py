@@ -23,7 +23,7 @@ from harness.errors import DataError, HarnessError, Interrupted
 from harness.failures import Diverged, Failure
 from harness.plans import protocol
 from harness.plans.spec import RunSpec
-from harness.records.record import Cost, Fingerprint, Metrics, RunRecord, Tuning
+from harness.records.record import Cost, Fingerprint, Metrics, RunRecord, Tuning, same_data
 from harness.training import evaluation
 from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
 from harness.training.prepared import Prepared
@@ -151,16 +151,16 @@ def run(
         looks=rule.looks(spec.recipe.epochs),
         val_is_scored=rule.report_split == "val" or (curve and split == "train"),
     )
-    fingerprint = data.fingerprint()
-    if tuning:
-        _check_trials(tuning, fingerprint)
-    if keep:
-        keep.states.must_match(identity(spec, device, fingerprint, split))
     train = data.train(split).to(device)
     looked_at = _looked_at(rule, data, split, curve)
     data.decode(rule.report_split)
     if looked_at and not rule.every_epoch:
         data.decode("val")
+    fingerprint = data.fingerprint()  # behind the arrays, out of which it takes the pixels' digests
+    if tuning:
+        _check_trials(tuning, fingerprint)
+    if keep:
+        keep.states.must_match(identity(spec, device, fingerprint, split))
     memory = PeakMemory(device)
     with data.guard(split).shut():
         trained = _train(spec, train, task, preprocessing, looked_at, report, keep)
@@ -256,7 +256,7 @@ def _check_tuning(rule: protocol.Protocol, tuning: Tuning | None) -> None:
 
 def _check_trials(tuning: Tuning, data: Fingerprint) -> None:
     """`DataError` for trials that were tried on other data than the run has."""
-    other = [trial.run_id for trial in tuning.trials if trial.data and trial.data != data.digest]
+    other = [trial.run_id for trial in tuning.trials if trial.data and not same_data(trial.data, data.digest)]
     if other:
         raise DataError(
             f"{len(other)} of {len(tuning.trials)} trials were tried on other lists or pictures than there are now: "

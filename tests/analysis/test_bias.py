@@ -12,6 +12,7 @@ from analysis.errors import AnalysisError
 from analysis.frame import comparable_sets
 from analysis.render import to_markdown
 from analysis.tables import bias_tables
+from harness.records.record import Fingerprint
 from harness.records.store import Store
 
 
@@ -51,6 +52,19 @@ def test_a_task_that_is_missing_under_one_protocol_makes_no_mean():
     assert not row["specialized", "digits"].is_number
     assert not row["mean of", "tasks"].is_number
     assert not row["over tasks", "mean within a run"].is_number
+
+
+def test_runs_on_other_pixels_are_no_pair_and_records_that_know_none_are():
+    def on(given, pixels):
+        data = Fingerprint(lists="l", files="d", sizes={}, pixels=pixels)
+        return [dataclasses.replace(record, data=data) for record in given]
+
+    fixed = on(records("lora", (50,) * 5), "p")
+    for pixels in ("p", ""):
+        (table,) = bias_tables(comparable_sets(fixed + on(oracle("lora", (51,) * 5, (50,) * 5), pixels)))
+        assert list(table.rows) == ["LORA"]
+    with pytest.raises(AnalysisError, match=r"oracle: LORA † \(5 runs, on other data\)"):
+        bias_tables(comparable_sets(fixed + on(oracle("lora", (51,) * 5, (50,) * 5), "q")))
 
 
 def test_runs_are_paired_by_settings_seed_and_data_and_the_others_are_named():

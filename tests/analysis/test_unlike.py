@@ -10,7 +10,7 @@ from analysis.frame import comparable_sets
 from analysis.tables import task_table
 from harness.records.record import Fingerprint, Trial, Tuning
 
-USUAL = Fingerprint(lists="l", files="d", sizes={"train": 160, "test": 600})
+USUAL = Fingerprint(lists="l", files="d", sizes={"train": 160, "test": 600}, pixels="p")
 
 
 def on_data(given, **changes):
@@ -27,6 +27,7 @@ def stranger(**changes):
     [
         ({"lists": "m"}, "lists differ"),
         ({"files": "e"}, "pictures differ"),
+        ({"pixels": "q"}, "pictures differ"),
         (
             {"lists": "m", "files": "e", "sizes": {"train": 200, "val": 40, "test": 600}},
             "lists differ (train 200 instead of 160, val 40 instead of 0), pictures differ",
@@ -40,6 +41,14 @@ def test_other_data_are_left_out_and_the_caption_says_what_differs(changes, word
     table = task_table(chosen)
     assert "LORA" not in table.rows
     assert f"1 run of LORA on digits ({words})" in table.caption
+
+
+def test_records_that_know_no_pixels_are_compared_by_what_they_have():
+    """As those of schema 2: with either, but the two that know them never together."""
+    old, other = stranger(pixels=""), stranger(pixels="q")
+    assert only_set([*on_data(records()), old]).left_out == []
+    chosen = only_set([*on_data(records()), *on_data(records("full")), old, other])
+    assert [(run.method, run.reason) for run in chosen.left_out] == [("LORA", "pictures differ")]
 
 
 def test_many_runs_that_are_left_out_make_a_short_caption():

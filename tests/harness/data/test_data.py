@@ -11,6 +11,7 @@ import torch
 from examples import make_record, make_spec
 from PIL import Image
 
+from harness import failures
 from harness.data import arrays
 from harness.data import splits as data
 from harness.data.lists import Entry, ListFile, Roots, read_list
@@ -128,8 +129,13 @@ def test_the_sample_of_pictures_is_evenly_spaced(folder, monkeypatch, count):
 def test_a_cache_that_cannot_be_written_to_is_named(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(HarnessError, match=r"the cache .*/file cannot be written to .*--cache-dir"):
+    with pytest.raises(HarnessError, match=r"the cache .*/file cannot be written to .*--cache-dir") as found:
         toy(folder).open_test()
+    kind = failures.kind_of(found.value)
+    assert (kind.name, kind.again, kind.ends_all) == ("read_only", True, True)
+    for look in (arrays.cached, arrays.clear):
+        with pytest.raises(HarnessError, match=r"the cache .*/file cannot be written to"):
+            look()
 
 
 def test_fingerprint_sees_lists_and_pixels(folder):

@@ -1,6 +1,8 @@
 """Exported data are read back by the same suite: same pixels, same labels, in every kind of layout."""
 
 import dataclasses
+import errno
+import subprocess
 
 import layouts
 import numpy as np
@@ -9,13 +11,16 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from harness import failures
 from harness.commands.main import app
 from harness.data.check import check
 from harness.data.export import PictureFormat, export
 from harness.data.lists import Roots
+from harness.data.prepare import prepare
 from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PlaceError
+from harness.paths import writing
 from suites import SUITES
 
 SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -127,6 +132,68 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
     with pytest.raises(HarnessError, match="nothing is overwritten"):
         export(suite, tmp_path / "new", roots=roots)
     assert (tmp_path / "new/svhn/test.txt").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"mounting a tmpfs is not possible here ({error})")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)  # an error that is kept for the report maps a file there
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path, small_disk):
+    suite = make_vtab(tmp_path / "old")
+    for file in (tmp_path / "old/svhn/images").rglob("*.jpg"):
+        layouts.random_picture(file, (100, 100))
+    with pytest.raises(PlaceError, match=f"{small_disk} cannot be written to .No space left.*free some.*--to") as found:
+        export(suite, small_disk, roots=Roots(data=tmp_path / "old"))
+    assert failures.kind_of(found.value).name == "disk_full"
+    assert list(small_disk.iterdir()) == []
+
+
+def test_prepare_on_a_full_disk_blames_the_disk_and_not_the_archive(tmp_path, small_disk):
+    for number in range(90):
+        file = tmp_path / f"eurosat/{number % 10}/{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        layouts.random_picture(file)
+    task = dataclasses.replace(SUITES["vtab1k"].task("eurosat"), sizes={"train": 30, "val": 20, "test": 40})
+    tasks = tuple(task if one.name == "eurosat" else one for one in SUITES["vtab1k"].tasks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SUITES, "vtab1k", dataclasses.replace(SUITES["vtab1k"], tasks=tasks))
+        with pytest.raises(PlaceError, match=f"{small_disk} cannot be written to .No space left"):
+            list(prepare(tmp_path, small_disk, ("eurosat",)))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_cache_on_a_full_disk_is_named(tmp_path, small_disk, monkeypatch):
+    suite, big = make_vtab(tmp_path / "old"), dataclasses.replace(SMALL, image_size=160)
+    monkeypatch.setenv("SCTBENCH_CACHE", str(small_disk))
+    with pytest.raises(PlaceError, match=f"the cache {small_disk} cannot be written to .No space left") as found:
+        TaskData(suite, suite.tasks[0], big, Roots(data=tmp_path / "old")).open_test()
+    assert failures.kind_of(found.value).name == "disk_full"
+
+
+@pytest.mark.parametrize("command", ["export", "prepare"])
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, command):
+    (tmp_path / "file").write_text("")
+    layouts.random_picture(tmp_path / "x.png")
+    suite, to = make_vtab(tmp_path / "old"), tmp_path / "file/new"
+    with pytest.raises(PlaceError, match=f"{to} cannot be written to .Not a directory.: see its permissions"):
+        if command == "export":
+            export(suite, to, roots=Roots(data=tmp_path / "old"))
+        else:
+            list(prepare(tmp_path, to, ("dsprites_loc",)))
+
+
+def test_an_error_of_another_folder_is_not_blamed_on_the_one_written_to(tmp_path):
+    with pytest.raises(PermissionError), writing(tmp_path / "to", "--to"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "from/picture.png"))
 
 
 def test_the_command(tmp_path):

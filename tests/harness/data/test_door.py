@@ -136,7 +136,7 @@ CHEATS = {
     "decodes a picture": lambda: Image.open(from_frames(Roots).data / "toy" / "images" / "test" / "0.png"),
     "loads the split past the counter": lambda: from_frames(TaskData)._load("test"),
     "loads the split past the object": lambda: data._load_split(
-        "toys-toy-test", from_frames(TaskData)._sources["test"], (), from_frames(TaskData).preprocessing
+        Path("any"), "toys-toy-test", from_frames(TaskData)._sources["test"], (), from_frames(TaskData).preprocessing
     ),
 }
 
@@ -171,6 +171,29 @@ def test_the_array_of_an_earlier_run_cannot_be_mapped(cheat):
     (path,) = arrays.folder().glob("toys-toy-test-*.npy")
     with pytest.raises(HarnessError, match="stay shut"):
         cheat(lambda context: np.load(path, mmap_mode="r") and None)
+
+
+def test_the_digests_of_held_out_pictures_cannot_be_read(cheat):
+    cheat(lambda context: None)
+    (path,) = arrays.folder().glob("toys-toy-shifted-*.npy")
+    TaskData(TOYS, TASK, PIXELS, Roots(data=path.parents[2] / "root")).fingerprint()
+    with pytest.raises(HarnessError, match="stay shut"):
+        cheat(lambda context: path.with_suffix(".sha256").read_bytes() and None)
+
+
+@pytest.mark.parametrize("how", ["absolute", "upwards", "link"])
+def test_a_held_out_picture_outside_of_the_tasks_folder_stays_shut(cheat, roots, tmp_path, how):
+    list_file, own = roots.data / "toy/test.txt", roots.data / "toy/images/test/0.png"
+    away = tmp_path / "away.png"
+    own.rename(away)
+    if how == "link":
+        own.symlink_to(away)
+    else:
+        name = str(away) if how == "absolute" else "../../away.png"
+        list_file.write_text(list_file.read_text().replace("images/test/0.png", name))
+    assert cheat(lambda context: None).status == "complete"
+    with pytest.raises(HarnessError, match="stay shut"):
+        cheat(lambda context: Image.open(away) and None)
 
 
 def splits_in_memory():

@@ -68,10 +68,19 @@ def test_what_differs_is_named_and_the_exit_status_tells(setup):
     altered = dataclasses.replace(record, curve=curve, weights="0" * 64, environment=surroundings)
     code, output = invoke(setup, altered)
     assert code == 1
-    assert "not identical: 2 of 10 results differ; the curve differs since epoch 2" in output
+    assert "not identical: 2 of 11 results differ; the curve differs since epoch 2" in output
     assert "000000000000" in output and record.weights[:12] in output
     assert "packages torch" in output and "1.0" in output
     assert "packages timm" not in output
+
+
+def test_a_record_that_knows_no_pixels_is_compared_by_what_it_has(setup):
+    now = done(setup, "linear")
+    assert now.data.pixels
+    old = dataclasses.replace(now, data=dataclasses.replace(now.data, pixels=""))
+    assert rerun.compare(old, now).identical
+    found = rerun.compare(dataclasses.replace(now, data=dataclasses.replace(now.data, pixels="q")), now)
+    assert [fact.what for fact in found.results if not fact.same] == ["decoded pixels"]
 
 
 def test_a_failed_run_may_fail_again_in_the_same_way(setup):

@@ -7,14 +7,15 @@ import signal
 import pytest
 import tiny
 
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 from harness.execution import local
 from harness.execution.worker import do, enter
 from harness.failures import Failure
 from harness.plans import plan, stages, tuning
 from harness.plans.spec import RunSpec
-from harness.records.record import RunRecord
+from harness.records.record import Fingerprint, RunRecord, Trial, Tuning
 from harness.records.store import Store
+from harness.training import run
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,16 @@ def test_jobs_are_picklable(setup):
     for final in plan.finals(selection()):
         assert pickle.loads(pickle.dumps(final)).cell == final.cell
         assert tuning.resolve(final.trials[0], Store(setup.root).read) == (final.trials[0], None)
+
+
+def test_trials_on_other_pixels_are_refused_and_those_that_know_none_are_not():
+    now = Fingerprint(lists="l", files="f", sizes={}, pixels="p")
+
+    def tried(data):
+        trial = Trial(run_id="a1", setting={}, accuracy=50.0, seconds=1.0, data=data)
+        return Tuning(budget=1, space={}, trials=[trial], chosen=0, seconds=1.0)
+
+    for known in ("", "l/f", "l/f/p"):
+        run._check_trials(tried(known), now)
+    with pytest.raises(DataError, match="1 of 1 trials were tried on other lists or pictures"):
+        run._check_trials(tried("l/f/q"), now)

@@ -1,0 +1,103 @@
+"""From a picture file to pixels of 8 bits: the one decoding behind runs, `data check --deep`, `data export`, `data
+prepare` and the bench.
+
+* Grey pictures of 16 bits (or 12) are scaled by their range: white is 65535 (or 4095), and the upper eight bits stay.
+* Floats go from 0, black, to 1, white. Integers of 32 bits or with a sign have no white that all agree on. Such a
+  picture, and one of floats outside of that range, is refused by name.
+* What is transparent, by an alpha channel, a palette or a key colour, shows white behind it.
+* Of several frames or pages the first is taken.
+* Pixels are taken as they are stored: an orientation in EXIF, colour profiles and gamma are not applied. Released code
+  does the same (torchvision, timm, TensorFlow Datasets), and what it printed is what numbers are compared with. Only
+  TIFF's own orientation, a part of that format, is followed, as Pillow does.
+
+What this makes of a picture may change with `VERSION` here or with the libraries behind Pillow, so `versions_digest` is
+part of every decoded array's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, features
+
+from harness.errors import DataError
+
+VERSION = 1
+"""Raised when the rules above change."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that it cannot decode, and `as_rgb` for one that it refuses."""
+
+MAY_BE_REFUSED = ("I", "F", "LAB")
+"""Modes in which a picture that is whole may still have no pixels of 8 bits: 32-bit integers, floats, and Lab."""
+
+_GREY = "I;16"
+"""What the modes of grey with 16 bits begin with."""
+
+_SIXTEEN_IN_32 = ("PNG", "PPM")
+"""Formats whose mode `I` holds numbers of 16 bits."""
+
+_SCALED = ("L;2", "L;4", "RGB;16B")
+"""Depths that Pillow scales to 8 bits, but not a key colour with them."""
+
+_WHITE_IS_ZERO, _BITS, _PHOTOMETRIC = 0, 258, 262
+"""TIFF's tags, and the value for pictures that count from white to black. Pillow heeds it up to 8 bits."""
+
+
+@cache
+def versions_digest() -> str:
+    """Of the rules' version, and of Pillow and the libraries that decode for it."""
+    libraries = {name: features.version(name) for name in ("libjpeg_turbo", "jpg", "jpg_2000", "libtiff", "webp")}
+    return hashlib.sha256(f"{VERSION} {PIL.__version__} {sorted(libraries.items())}".encode()).hexdigest()[:16]
+
+
+def read(path: Path) -> Image.Image:
+    """The picture in a file, in mode RGB with 8 bits. `DataError` names a file that cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return as_rgb(image)
+    except FileNotFoundError:
+        raise DataError(f"{path}: listed, but there is no such file") from None
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be decoded ({error})") from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture by the rules above, in mode RGB. `ValueError` says why one is refused."""
+    if "transparency" in image.info and (depth := _depth(image)) in _SCALED:
+        raise ValueError(f"a key colour at depth {depth} is not read: save it with an alpha channel")
+    if image.mode in ("I", "F") or image.mode.startswith(_GREY):
+        return _grey(image).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _depth(image: Image.Image) -> str:
+    """How the file stores its pixels, in Pillow's words; empty for one that was decoded already."""
+    tiles = getattr(image, "tile", [])
+    return str(tiles[0][3]) if tiles else ""
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits in mode L."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    if image.mode == "F":
+        if not (values.min() >= 0 and values.max() <= 1):  # NaN is not either
+            found = f"from {values.min():g} to {values.max():g}"
+            raise ValueError(f"floats {found}, where 0 is black and 1 is white: save it with 8 or 16 bits")
+        levels = np.round(values * 255).astype(np.uint8)
+    elif image.mode == "I" and image.format not in _SIXTEEN_IN_32:
+        raise ValueError("integers with a sign or of 32 bits have no agreed white: save it with 8 or 16 bits")
+    else:
+        levels = (values >> (int(tags.get(_BITS, (16,))[0]) - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    if "transparency" in image.info:
+        levels = np.where(values == image.info["transparency"], np.uint8(255), levels)
+    return Image.fromarray(levels)
