@@ -1,8 +1,8 @@
 """Own records against published numbers, cell by cell: inside or outside the seed spread, and under which conditions.
 
 The rule. A printed number is inside where it could be one more seed of the own runs: within the 95% prediction interval
-mean ± t(n-1) · sd · sqrt(1 + 1/n), widened by half a unit of the last digit that is printed. One seed has no spread and
-gives no verdict. A number outside is not wrong: the conditions that differ are named, and may be the reason.
+mean ± t(n-1) · sd · sqrt(1 + 1/n), widened by half a unit of the last digit that is printed; n counts the draws of the
+training list where there are several. One seed has no spread and gives no verdict. A number outside is not wrong: the conditions that differ are named, and may be the reason.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from scipy import stats
 
 from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name, parsed
 from analysis.published import FOLDER, PublishedError, Source
+from analysis.statistics import CONFIDENCE, independent
 from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
 
-CONFIDENCE = 0.95
-
 RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
-    "widened by half a unit of its last digit; one seed gives no verdict."
+    "widened by half a unit of its last digit, n seeds or, where there are several, draws of the training list; one seed "
+    "gives no verdict."
 )
 
 OTHER_BACKBONE = "other backbone"
@@ -126,7 +126,10 @@ def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, list[Cell]]:
     for dataset, shots, value in zip(printed["dataset"], printed["shots"], printed["value"], strict=True):
         values.setdefault(cell_name(dataset, int(shots)) if shots.isdigit() else dataset, value)
     runs_of = {cell: scores[cell] for cell in values if cell in scores}
-    found = {cell: _cells(runs["accuracy"], values[cell], printed, runs) for cell, runs in runs_of.items()}
+    found = {
+        cell: _cells(runs.set_index(REPLICATE_KEYS)["accuracy"], values[cell], printed, runs)
+        for cell, runs in runs_of.items()
+    }
     if len(found) > 1:
         both = pd.concat(list(runs_of.values()))
         means = both.pivot_table(index=REPLICATE_KEYS, columns="cell", values="accuracy").dropna().mean(axis=1)
@@ -161,8 +164,9 @@ def _cells(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataF
 
 
 def verdict(measured: pd.Series, printed: str) -> str:
-    """`inside`, `outside` or `one seed`, by the rule of this module; `printed`: the number as the source writes it."""
-    count = len(measured)
+    """`inside`, `outside` or `one seed`, by the rule of this module; `measured` by (split seed, seed), `printed`: the
+    number as the source writes it."""
+    count = len(independent(measured))
     if count < 2:
         return "one seed" if count else "no seed"
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * measured.std(ddof=1) * np.sqrt(1 + 1 / count)
