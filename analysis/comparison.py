@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
+from analysis.frame import CELL_KEYS, IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.statistics import (
     Interval,
     independent,
@@ -188,11 +188,11 @@ def compare_folders(
     reasons: list[str] = []
     for chosen, other in pairs:
         if other is None:
-            reasons.append(f"{set_title(chosen)}: only in {names[0]}")
+            reasons.append(f"{set_title(chosen)}: only in {names[0]}{_other_conditions(chosen, second)}")
             continue
         for made in _compare_sets(chosen, other, names, margin):
             (tables if isinstance(made, Table) else reasons).append(made)  # type: ignore[arg-type]
-    reasons += [f"{set_title(other)}: only in {names[1]}" for other in others.values()]
+    reasons += [f"{set_title(o)}: only in {names[1]}{_other_conditions(o, first)}" for o in others.values()]
     if not tables:
         raise CompareError(
             f"{names[0]} and {names[1]} share no method and task under the same conditions: "
@@ -203,6 +203,14 @@ def compare_folders(
             tables[-1], caption=f"{tables[-1].caption} Not compared: {'; '.join(reasons)}."
         )
     return tables
+
+
+def _other_conditions(chosen: ComparableSet, others: list[ComparableSet]) -> str:
+    """` (precision bf16 against float32)`, where the other folder has a set of the same title."""
+    alike = next((other for other in others if all(other.key[key] == chosen.key[key] for key in IN_TITLE)), chosen)
+    differ = [key for key in chosen.key if chosen.key[key] != alike.key[key]]
+    words = [f"{key.replace('_', ' ')} {chosen.key[key]} against {alike.key[key]}" for key in differ]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _compare_sets(

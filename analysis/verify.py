@@ -2,7 +2,8 @@
 
 The rule. A printed number is inside where it could be one more seed of the own runs: within the 95% prediction interval
 mean ± t(n-1) · sd · sqrt(1 + 1/n), widened by half a unit of the last digit that is printed; n counts the draws of the
-training list where there are several. One seed has no spread and gives no verdict. A number outside is not wrong: the conditions that differ are named, and may be the reason.
+training list where there are several. One seed has no spread and gives no verdict. A number outside is not wrong: the
+conditions that differ are named, and may be the reason.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from analysis.tables.cells import set_caption, set_title
 
 RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
-    "widened by half a unit of its last digit, n seeds or, where there are several, draws of the training list; one seed "
-    "gives no verdict."
+    "widened by half a unit of its last digit, over n seeds or, where there are several, draws of the training list; "
+    "one seed gives no verdict."
 )
 
 OTHER_BACKBONE = "other backbone"
@@ -179,7 +180,8 @@ def _decimals(number: str) -> int:
 
 
 def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) -> list[str]:
-    """What is not the same, or not known to be: which split chose, normalisation, pictures, checkpoint, seeds."""
+    """What is not the same, or not known to be: which split chose, normalisation, precision, pictures, checkpoint,
+    seeds."""
     known = conditions()["sources"].get(source.name, {})
     ours = chosen.key
     found = [f"{SELECTION.get(known.get('selection', ''), 'published: selection not known')}, here: {_selection(ours)}"]
@@ -188,6 +190,8 @@ def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) ->
     theirs, statistics = known.get("statistics", "not known"), str(ours["preprocessing"]).rpartition("-")[2]
     if theirs != statistics:
         found.append(f"normalisation published: {theirs}, here: {statistics}")
+    if (precision := known.get("precision", "not known")) != ours["precision"]:
+        found.append(f"precision published: {precision}, here: {ours['precision']}")
     if "pictures" in known:
         found.append(f"published: pictures stored as {known['pictures']}")
     names = conditions()["backbones"]

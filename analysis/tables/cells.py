@@ -91,18 +91,17 @@ def spread_caption(rows: pd.DataFrame) -> str:
 
 
 def devices_caption(rows: pd.DataFrame) -> str:
-    """All devices and precisions in use."""
-    pairs = rows[["device", "precision"]].dropna().drop_duplicates().itertuples(index=False)
-    return " and ".join(sorted(f"{device} ({precision})" for device, precision in pairs)) or "not recorded"
+    """All devices in use."""
+    return " and ".join(sorted(rows["device"].dropna().unique())) or "not recorded"
 
 
 def set_caption(chosen: ComparableSet) -> str:
-    """Protocol, backbone, preprocessing, devices and what was left out: the end of every caption."""
+    """Protocol, backbone, preprocessing, precision, devices and what was left out: the end of every caption."""
     key = chosen.key
     caption = (
         f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{_budget(key['trials'])}. "
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
-        f"{key['preprocessing']}. Device: {devices_caption(chosen.rows)}."
+        f"{key['preprocessing']}, precision {key['precision']}. Device: {devices_caption(chosen.rows)}."
     )
     if chosen.notes:
         caption += f" Not the same in all records: {'; '.join(chosen.notes)}."

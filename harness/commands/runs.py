@@ -40,9 +40,11 @@ def run(
 @takes_selection
 def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFlag = False) -> None:
     """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
+    from harness import device as devices
     from harness.plans.overview import ASSUMED_RATE, gpu_hours, overview, totals
     from harness.records.store import Store
 
+    selection = replace(selection, precision=devices.precision_in_use("auto", devices.choose("auto")))
     lines = overview(selection, Store(out).read)
     if as_json:
         print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
@@ -96,7 +98,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness.plans.stages import stage
     from harness.records.store import Store
 
-    store, found = Store(out), dict[str, Any]()
+    store, found, device = Store(out), dict[str, Any](), devices.choose(device_name)
+    selection = replace(selection, precision=devices.precision_in_use("auto", device))
 
     def read(spec: Any) -> Any:
         return found.setdefault(spec.run_id, store.read(spec))
@@ -112,7 +115,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     check_roots(selection.suite, selection.tasks, roots)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
-    devices_ = local.worker_devices(devices.choose(device_name), jobs)
+    devices_ = local.worker_devices(device, jobs)
     setups = [replace(setup_for(selection, out, roots, worker), curve=curve) for worker in devices_]
     with Display(to_do, console) as display:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
+    from harness import device as devices
     from harness.data.lists import Roots, check_roots
     from harness.execution.worker import setup_for
     from harness.records.store import Store
@@ -88,6 +90,9 @@ def submit(
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
+    if name == "local":  # of another cluster the device is not known here
+        device = devices.choose("auto" if profile.device == "cuda" else profile.device)
+        selection = replace(selection, precision=devices.precision_in_use("auto", device))
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
         errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
     with nullcontext() if dry_run else log.alone():  # a dry run leaves no files

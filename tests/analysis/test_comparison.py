@@ -47,6 +47,15 @@ def test_differences_per_task_and_over_all_of_them():
     assert "Wilcoxon p = " in table.caption
 
 
+def test_folders_of_another_precision_are_not_compared_and_it_is_named():
+    here, there = (
+        records(),
+        [dataclasses.replace(r, environment=r.environment | {"precision": "bf16"}) for r in records()],
+    )
+    with pytest.raises(CompareError, match=r"only in a \(precision float32 against bf16\)"):
+        compare_folders(comparable_sets(here), comparable_sets(there), ("a", "b"))
+
+
 def test_one_seed_has_no_interval_per_task():
     (table,) = compare_in_sets([only_set(records() + records("lora"))], "sct", "lora")
     assert cells(table, "animals")["difference in points", "low"].note == "missing"
