@@ -68,7 +68,7 @@ def tasks_interval(differences: Sequence[float], confidence: float = CONFIDENCE)
     array = np.asarray(differences, dtype=float).round(DECIMALS)
     if len(array) > 1 and np.ptp(array) == 0:
         return Interval(float(array[0]), float(array[0]))
-    return seeds_interval([array], confidence)
+    return seeds_interval([list(array)], confidence)
 
 
 def independent(replicates: pd.Series) -> list[float]:

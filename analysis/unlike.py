@@ -102,6 +102,13 @@ def _runs_text(methods: str, tasks: list[str]) -> str:
     return f"{len(tasks)} run{'s' * (len(tasks) > 1)} of {methods} on {where}"
 
 
+def taken_in_part(rows: pd.DataFrame) -> str:
+    """`kitti (test 300 instead of 711), dtd (own split, ...)`: tasks whose data are not the suite's, as records say."""
+    by_task = rows.groupby("task", sort=False)["not_official"]
+    tasks = {str(task): list(texts.dropna().unique()) for task, texts in by_task}
+    return ", ".join(f"{task} ({'; '.join(texts)})" for task, texts in tasks.items() if texts)
+
+
 def notes(rows: pd.DataFrame) -> list[str]:
     """`2 code states: 1a2b3c4d (12 runs), 5e6f7a8b with changes (3 runs)` for each of `NOTED` that is not the same."""
     found = []

@@ -22,6 +22,7 @@ from analysis.published import FOLDER, PublishedError, Source
 from analysis.statistics import CONFIDENCE, independent
 from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
+from analysis.unlike import taken_in_part
 
 RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
@@ -194,6 +195,8 @@ def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) ->
         found.append(f"precision published: {precision}, here: {ours['precision']}")
     if "pictures" in known:
         found.append(f"published: pictures stored as {known['pictures']}")
+    if other := taken_in_part(chosen.rows):
+        found.append(f"here not the suite's own data: {other}")
     names = conditions()["backbones"]
     for backbone in quoted.loc[quoted["own"].notna(), "backbone"].unique():
         if names.get(backbone) != ours["backbone"] or ours["weights"] == "random":

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
-from analysis.unlike import left_out_text
+from analysis.unlike import left_out_text, taken_in_part
 from harness.plans.protocol import PROTOCOLS
 from suites import SUITES
 
@@ -103,6 +103,8 @@ def set_caption(chosen: ComparableSet) -> str:
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
         f"{key['preprocessing']}, precision {key['precision']}. Device: {devices_caption(chosen.rows)}."
     )
+    if other := taken_in_part(chosen.rows):
+        caption += f" Not the suite's own data, so not comparable with published numbers: {other}."
     if chosen.notes:
         caption += f" Not the same in all records: {'; '.join(chosen.notes)}."
     if chosen.left_out:

@@ -90,7 +90,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness import device as devices
     from harness.data import arrays
     from harness.data.lists import check_roots
-    from harness.data.splits import done_on_other_data
+    from harness.data.splits import done_on_other_data, not_official
     from harness.execution import local
     from harness.execution.progress import Display
     from harness.execution.worker import setup_for
@@ -108,6 +108,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     to_do = len(stages.ready) + len(stages.blocked)
     console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
     settled = [record for spec in stages.settled if (record := found.get(spec.run_id))]
+    for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
+        errors.print(f"warning: {warning}", markup=False, highlight=False)
     for warning in done_on_other_data(selection.suite, settled, roots, selection.preprocessing):
         errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
     if not to_do:

@@ -79,6 +79,7 @@ def submit(
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
     from harness import device as devices
     from harness.data.lists import Roots, check_roots
+    from harness.data.splits import not_official
     from harness.execution.worker import setup_for
     from harness.records.store import Store
     from slurm import submit as submission
@@ -89,7 +90,9 @@ def submit(
     name, flags, file = cluster
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
-    profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
+    profile, where, log, roots = make_profile(flags, file), CLUSTERS[name], Log(out), Roots(data=root, lists=lists)
+    for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
+        errors.print(f"warning: {warning}", markup=False, highlight=False)
     if name == "local":  # of another cluster the device is not known here
         device = devices.choose("auto" if profile.device == "cuda" else profile.device)
         selection = replace(selection, precision=devices.precision_in_use("auto", device))
@@ -107,7 +110,7 @@ def submit(
         if dry_run:
             _tell_scripts(plan, profile, log, name)
             return
-        setup = setup_for(selection, out, Roots(data=root, lists=lists), profile.device)
+        setup = setup_for(selection, out, roots, profile.device)
         submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 

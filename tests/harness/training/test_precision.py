@@ -104,5 +104,5 @@ def test_a_rerun_says_why_it_cannot(setup, fast, monkeypatch):
     (spec,) = tiny.specs(["linear"], precision="auto")
     before = worker.do(spec, setup)
     monkeypatch.setattr(devices, "can", lambda precision, device: precision == "float32")
-    with pytest.raises(HarnessError, match="the run was computed in bf16, which .* cannot: choose another --device"):
+    with pytest.raises(HarnessError, match=r"the run was computed in bf16, which .* cannot: choose another --device"):
         rerun.again(before, setup.data, device="cpu")
