@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,6 +109,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     stages = stage(selection, read)
     to_do = len(stages.ready) + len(stages.blocked)
     console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
+    for note in _other_precisions(selection, read):
+        errors.print(f"note: {note}", markup=False, highlight=False)
     settled = [record for spec in stages.settled if (record := found.get(spec.run_id))]
     for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
         errors.print(f"warning: {warning}", markup=False, highlight=False)
@@ -126,6 +130,22 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
             errors.print("Stopped at once. The same command goes on from the states that were saved.")
             raise typer.Exit(130) from None
     _conclude(display.failed, outcome)
+
+
+def _other_precisions(selection: Any, read: Any) -> Iterator[str]:
+    """A line for each precision in which runs of a selection are complete that are not the selection's own."""
+    from harness.errors import HarnessError
+    from harness.plans import plan
+    from harness.plans.stages import stage
+
+    own = {spec.run_id for spec in stage(selection, read).settled} | {spec.run_id for spec in plan.expand(selection)}
+    for precision, words in (("bf16", "in bf16"), ("float32", "in float32"), ("auto", "as their device chose")):
+        with suppress(HarnessError):  # two runs of the selection may be one in that precision
+            settled = stage(replace(selection, precision=precision), read).settled
+            count = sum(spec.run_id not in own and spec.protocol == selection.protocol for spec in settled)
+            if count:
+                here = f"these are to be computed in {selection.precision}"
+                yield f"{count} complete runs were computed {words}; {here}, so they are other runs"
 
 
 def _conclude(failed: list[Any], outcome: Any) -> None:

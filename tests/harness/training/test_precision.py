@@ -54,9 +54,12 @@ def test_run_says_it_in_the_identity_and_other_precisions_are_other_runs_in_othe
     what += ["--weights", "random", "--recipe", "precision=auto,epochs=1", "--image-size", "32"]
     for precision in ("bf16", "float32"):
         fast(precision == "bf16")
-        assert "2 runs, 0 complete already" in sctbench(
-            "run", *what, "--root", setup.data.data, "--jobs", 1, cwd=tmp_path
+        said = " ".join(sctbench("run", *what, "--root", setup.data.data, "--jobs", 1, cwd=tmp_path).split())
+        assert "2 runs, 0 complete already" in said
+        told = (
+            "note: 2 complete runs were computed in bf16; these are to be computed in float32, so they are other runs"
         )
+        assert (told in said) == (precision == "float32") and said.count("note: ") == (precision == "float32")
         assert "2 complete" in sctbench("status", *what, cwd=tmp_path).splitlines()[-1]
     records = [read_record(path) for path in setup.root.glob("runs/*/*/*/record.json")]
     found = [(record.spec.recipe.precision, record.environment["precision"]) for record in records]
