@@ -9,8 +9,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
-from analysis.statistics import NO_INTERVAL, Interval, bootstrap_interval, t_interval, verdict, wilcoxon, win_tie_loss
+from analysis.frame import CELL_KEYS, IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
+from analysis.statistics import (
+    Interval,
+    independent,
+    seeds_interval,
+    tasks_interval,
+    verdict,
+    wilcoxon,
+    win_tie_loss,
+)
 from analysis.tables.base import Cell, Column, Table, mean_cell, number_cell
 from analysis.tables.cells import Key, seed_count, set_caption, set_title
 from analysis.tables.pairs import settings_difference
@@ -31,7 +39,8 @@ class TaskPair:
     """Means over the replicates that both have; where they share none, over those of each."""
 
     interval: Interval
-    """Student's interval of first - second over the seeds that both have; unknown for fewer than two."""
+    """Student's interval of first - second over the seeds that both have, or the draws of the training list where there
+    are several; unknown for fewer than two."""
 
     seeds: tuple[int, int, int]
     """Number of replicates behind the mean of the first, of the second, and shared."""
@@ -71,7 +80,7 @@ def compare_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, st
         shared = a.index.intersection(b.index)
         if len(shared):
             a, b = a[shared], b[shared]
-        interval = t_interval(list(a - b)) if len(shared) else NO_INTERVAL
+        interval = seeds_interval([independent(a - b)] if len(shared) else [])
         pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b), len(shared)))
     if not pairs:
         tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
@@ -100,7 +109,7 @@ def compare_methods(chosen: ComparableSet, first: str, second: str) -> Compariso
 def overall(comparison: Comparison, margin: float = MARGIN) -> str:
     """The comparison in a sentence or two."""
     differences = comparison.differences
-    mean, interval = sum(differences) / len(differences), bootstrap_interval(differences)
+    mean, interval = sum(differences) / len(differences), tasks_interval(differences)
     counts, p = win_tie_loss(differences), wilcoxon(differences)
     reading = {
         "equal": f"practically equal within ±{margin:g} points",
@@ -124,9 +133,9 @@ def comparison_table(comparison: Comparison, chosen: ComparableSet, margin: floa
     columns += [Column(name=n, group=group, kind="points", best="", digits=2) for n in ("mean", "low", "high")]
     columns += [Column(name="seeds shared", kind="integer", best="")]
     caption = (
-        f"{overall(comparison, margin)} Means are over the seeds that both have; low, high: 95 % interval, of a task "
-        "by Student's t over these seeds, missing where their differences are all the same, of the mean by bootstrap "
-        f"over tasks (BCa, seeded). {set_caption(chosen)}"
+        f"{overall(comparison, margin)} Means are over the seeds that both have; low, high: 95 % interval by "
+        "Student's t, of a task over these seeds (over draws of the training list, where there are several), missing "
+        f"where their differences are all the same, of the mean over tasks. {set_caption(chosen)}"
     )
     if comparison.lacking:
         caption += f" Not compared, for only one of the two has them: {', '.join(comparison.lacking)}."
@@ -141,7 +150,7 @@ def comparison_table(comparison: Comparison, chosen: ComparableSet, margin: floa
     for key, pair in comparison.pairs.items():
         table.rows[cell_name(*key)] = _pair_cells(pair, seeds)
     means = [mean_cell(cells) for cells in list(zip(*table.rows.values(), strict=True))[:3]]
-    interval = bootstrap_interval(comparison.differences)
+    interval = tasks_interval(comparison.differences)
     ends = [number_cell(interval.low), number_cell(interval.high)]
     table.rows[f"mean of {len(comparison.pairs)} tasks"] = [*means, *ends, Cell(text="")]
     return table
@@ -179,11 +188,11 @@ def compare_folders(
     reasons: list[str] = []
     for chosen, other in pairs:
         if other is None:
-            reasons.append(f"{set_title(chosen)}: only in {names[0]}")
+            reasons.append(f"{set_title(chosen)}: only in {names[0]}{_other_conditions(chosen, second)}")
             continue
         for made in _compare_sets(chosen, other, names, margin):
             (tables if isinstance(made, Table) else reasons).append(made)  # type: ignore[arg-type]
-    reasons += [f"{set_title(other)}: only in {names[1]}" for other in others.values()]
+    reasons += [f"{set_title(o)}: only in {names[1]}{_other_conditions(o, first)}" for o in others.values()]
     if not tables:
         raise CompareError(
             f"{names[0]} and {names[1]} share no method and task under the same conditions: "
@@ -194,6 +203,14 @@ def compare_folders(
             tables[-1], caption=f"{tables[-1].caption} Not compared: {'; '.join(reasons)}."
         )
     return tables
+
+
+def _other_conditions(chosen: ComparableSet, others: list[ComparableSet]) -> str:
+    """` (precision bf16 against float32)`, where the other folder has a set of the same title."""
+    alike = next((other for other in others if all(other.key[key] == chosen.key[key] for key in IN_TITLE)), chosen)
+    differ = [key for key in chosen.key if chosen.key[key] != alike.key[key]]
+    words = [f"{key.replace('_', ' ')} {chosen.key[key]} against {alike.key[key]}" for key in differ]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def _compare_sets(

@@ -19,7 +19,17 @@ K = TypeVar("K")
 
 NAN = float("nan")
 
-SET_KEYS = ["suite", "protocol", "trials", "backbone", "weights", "weights_digest", "image_size", "preprocessing"]
+SET_KEYS = [
+    "suite",
+    "protocol",
+    "trials",
+    "backbone",
+    "weights",
+    "weights_digest",
+    "image_size",
+    "preprocessing",
+    "precision",
+]
 """Records that differ in one of these are never put in one table."""
 
 IN_TITLE = ["suite", "protocol", "backbone", "weights"]
@@ -28,6 +38,7 @@ DISTINCT = {
     "image_size": "{} px",
     "preprocessing": "{}",
     "weights_digest": "checkpoint {:.8}",
+    "precision": "{}",
 }
 """The rest of `SET_KEYS`, and how a title says them where sets that it would not tell apart differ."""
 
@@ -40,6 +51,9 @@ CHOSEN_PER_TASK = ("tuned", "published", "oracle")
 OPENED_OFTEN = "†"
 """Mark behind a row whose runs looked at the test split more than once, or chose by it."""
 
+BY_DEVICE = '"recipe.precision":"auto"'
+"""In a JSON text of settings: a precision that was left to the device."""
+
 OTHER = "other"
 """Group of tasks that the suite, as this version knows it, does not have."""
 
@@ -49,8 +63,11 @@ OPTIONAL_TEXTS = (
     "data",
     "data_sizes",
     "pixels",
+    "not_official",
     "code",
     "torch",
+    "timm",
+    "peft",
     "choice",
     "device",
     "device_type",
@@ -103,7 +120,7 @@ class ComparableSet:
     """Runs that differ from the others on the same task in data or in the trials behind them."""
 
     notes: list[str]
-    """What is not the same in all records, and may matter: code, precision."""
+    """What is not the same in all records, and may matter: code, versions."""
 
     apart: str = ""
     """What tells the set from others of the same suite, protocol, backbone and weights; empty if there are none."""
@@ -175,6 +192,7 @@ def row(record: RunRecord) -> dict[str, Any]:
     """One record, flattened to numbers and texts. Canonical JSON are `settings`, `variant` (settings that were not
     searched), `chosen` (those that were), `choice` (accuracies of the trials), `targets` and `data_sizes`."""
     spec, environment = record.spec, record.environment
+    by_device = spec.recipe.precision == "auto"
     accuracies = [(split, metrics.accuracy) for split, metrics in record.metrics.items()]
     recipe = {f"recipe.{key}": value for key, value in spec.as_dict()["recipe"].items()}
     settings = {**recipe, **spec.as_dict()["config"]}
@@ -212,12 +230,14 @@ def row(record: RunRecord) -> dict[str, Any]:
         "data": f"{record.data.lists}/{record.data.files}" if record.data else None,
         "data_sizes": canonical_json(record.data.sizes) if record.data else None,
         "pixels": (record.data.pixels or None) if record.data else None,
+        "not_official": (record.data and ", ".join(record.data.not_official)) or None,
         "code": _code(environment),
-        "torch": environment.get("packages", {}).get("torch"),
+        **{name: environment.get("packages", {}).get(name) for name in ("torch", "timm", "peft")},
         "choice": canonical_json({t.run_id: t.accuracy for t in record.tuning.trials}) if record.tuning else None,
         "device": environment.get("device"),
         "device_type": environment.get("device_type"),
-        "precision": environment.get("precision"),
+        "precision": environment.get("precision") or (None if by_device else spec.recipe.precision),
+        "by_device": by_device,
         "computed_once": record.cost.computed_once if record.cost else None,
     }
     return identity | outcome | _cost_row(record)
@@ -282,7 +302,7 @@ def _labels(rows: pd.DataFrame, per_task: bool) -> pd.Series:
 
 def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[ComparableSet]:
     """Group records, or their frame; sets come in the order of suite, protocol and backbone."""
-    frame = records if isinstance(records, pd.DataFrame) else frame_of(records)
+    frame = _with_precision(records if isinstance(records, pd.DataFrame) else frame_of(records))
     sets = []
     apart = _apart(frame) if len(frame) else {}
     for values, group in frame.groupby(SET_KEYS) if len(frame) else []:
@@ -291,6 +311,22 @@ def comparable_sets(records: Iterable[RunRecord] | pd.DataFrame) -> list[Compara
         rows = rows.assign(label=_labels(rows, key["protocol"] in CHOSEN_PER_TASK))
         sets.append(ComparableSet(key, rows, left_out, notes(rows), apart[values]))
     return sets
+
+
+def _with_precision(frame: pd.DataFrame) -> pd.DataFrame:
+    """The precision in use in every row, in its settings too. Runs that failed before it was known stand with most of
+    the others."""
+    if frame.empty:
+        return frame
+    keys = [key for key in SET_KEYS if key != "precision"]
+    most = frame.dropna(subset="precision").groupby(keys)["precision"].agg(lambda values: values.mode().iloc[0])
+    usual = frame[keys].merge(most.reset_index(), how="left", on=keys)["precision"].set_axis(frame.index)
+    precision = frame["precision"].where(frame["precision"].notna() | (frame["status"] == "complete"), usual)
+    frame = frame.assign(precision=precision.astype(object).where(precision.notna(), "not recorded"))
+    for column in ("settings", "variant") if frame["by_device"].any() else ():
+        pairs = zip(frame[column], frame["precision"], strict=True)
+        frame[column] = [text.replace(BY_DEVICE, BY_DEVICE.replace("auto", precision)) for text, precision in pairs]
+    return frame
 
 
 def _apart(frame: pd.DataFrame) -> dict[tuple[Any, ...], str]:

@@ -135,7 +135,7 @@ def _write_figures(
 
 
 def _names(sets: list[ComparableSet]) -> list[str]:
-    """Folder names; sets that differ only in preprocessing or in the checkpoint's bytes are numbered."""
+    """Folder names; sets that differ only in preprocessing, precision or the checkpoint's bytes are numbered."""
     names: list[str] = []
     counts: dict[str, int] = {}
     for chosen in sets:

@@ -3,8 +3,12 @@
 Refused are records of a task whose lists or pictures differ from those that most records have (decoded pixels, which
 records of schema 2 do not know, among those that know them), and tuned records of one cell that other trials decided
 than those behind most of its seeds: these are left out, with what differs. Another backbone, checkpoint, preprocessing,
-protocol or budget makes a table of its own (`frame.SET_KEYS`). The code's state and torch's version are noted and not
-refused: most commits change no number, and the runs of a cluster could otherwise not stand beside those of a laptop.
+precision, protocol or budget makes a table of its own (`frame.SET_KEYS`). The code's state and the versions of torch,
+timm and peft are noted and not refused: most commits and releases change no number, and the runs of a cluster could
+otherwise not stand beside those of a laptop. Nor are devices, which every caption names: at one precision a GPU draws
+other random numbers than a CPU, as another seed does, and rounds otherwise.
+
+A run that was done twice, because its spec once left the precision to the device and once named it, counts once.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ CELL_KEYS = ["task", "shots"]
 LIST_KEYS = [*CELL_KEYS, "split_seed"]
 """What stands for one training list."""
 
-NOTED = {"code": "code states", "torch": "versions of torch"}
+NOTED = {"code": "code states"} | {name: f"versions of {name}" for name in ("torch", "timm", "peft")}
 """Columns in which records may differ side by side, and how the note calls them."""
 
 MOST_NOTED = 4
@@ -55,7 +59,11 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
         for (_, run), (_, normal) in zip(rows[other].iterrows(), usual[other].iterrows(), strict=True):
             left_out.append(LeftOut(run["run_id"], run["title"], run["task"], differ(run, normal)))
         rows = rows[~other]
-    return rows, left_out
+    order = rows.assign(worse=rows["status"] != "complete").sort_values(["worse", "by_device"], kind="stable")
+    twice = order[order.duplicated([*LIST_KEYS, "method", "settings", "seed"])].index
+    for _, run in rows.loc[twice].iterrows():
+        left_out.append(LeftOut(run["run_id"], run["title"], run["task"], "the same run as one that is in"))
+    return rows.drop(index=twice), left_out
 
 
 def _usual(rows: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
@@ -94,6 +102,13 @@ def left_out_text(left_out: list[LeftOut]) -> str:
 def _runs_text(methods: str, tasks: list[str]) -> str:
     where = tasks[0] if len(set(tasks)) == 1 else f"{len(set(tasks))} tasks"
     return f"{len(tasks)} run{'s' * (len(tasks) > 1)} of {methods} on {where}"
+
+
+def taken_in_part(rows: pd.DataFrame) -> str:
+    """`kitti (test 300 instead of 711), dtd (own split, ...)`: tasks whose data are not the suite's, as records say."""
+    by_task = rows.groupby("task", sort=False)["not_official"]
+    tasks = {str(task): list(texts.dropna().unique()) for task, texts in by_task}
+    return ", ".join(f"{task} ({'; '.join(texts)})" for task, texts in tasks.items() if texts)
 
 
 def notes(rows: pd.DataFrame) -> list[str]:

@@ -1,8 +1,9 @@
 """Own records against published numbers, cell by cell: inside or outside the seed spread, and under which conditions.
 
 The rule. A printed number is inside where it could be one more seed of the own runs: within the 95% prediction interval
-mean ± t(n-1) · sd · sqrt(1 + 1/n), widened by half a unit of the last digit that is printed. One seed has no spread and
-gives no verdict. A number outside is not wrong: the conditions that differ are named, and may be the reason.
+mean ± t(n-1) · sd · sqrt(1 + 1/n), widened by half a unit of the last digit that is printed; n counts the draws of the
+training list where there are several. One seed has no spread and gives no verdict. A number outside is not wrong: the
+conditions that differ are named, and may be the reason.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from scipy import stats
 
 from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name, parsed
 from analysis.published import FOLDER, PublishedError, Source
+from analysis.statistics import CONFIDENCE, independent
 from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
-
-CONFIDENCE = 0.95
+from analysis.unlike import taken_in_part
 
 RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
-    "widened by half a unit of its last digit; one seed gives no verdict."
+    "widened by half a unit of its last digit, over n seeds or, where there are several, draws of the training list; "
+    "one seed gives no verdict."
 )
 
 OTHER_BACKBONE = "other backbone"
@@ -126,7 +128,10 @@ def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, list[Cell]]:
     for dataset, shots, value in zip(printed["dataset"], printed["shots"], printed["value"], strict=True):
         values.setdefault(cell_name(dataset, int(shots)) if shots.isdigit() else dataset, value)
     runs_of = {cell: scores[cell] for cell in values if cell in scores}
-    found = {cell: _cells(runs["accuracy"], values[cell], printed, runs) for cell, runs in runs_of.items()}
+    found = {
+        cell: _cells(runs.set_index(REPLICATE_KEYS)["accuracy"], values[cell], printed, runs)
+        for cell, runs in runs_of.items()
+    }
     if len(found) > 1:
         both = pd.concat(list(runs_of.values()))
         means = both.pivot_table(index=REPLICATE_KEYS, columns="cell", values="accuracy").dropna().mean(axis=1)
@@ -161,8 +166,9 @@ def _cells(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataF
 
 
 def verdict(measured: pd.Series, printed: str) -> str:
-    """`inside`, `outside` or `one seed`, by the rule of this module; `printed`: the number as the source writes it."""
-    count = len(measured)
+    """`inside`, `outside` or `one seed`, by the rule of this module; `measured` by (split seed, seed), `printed`: the
+    number as the source writes it."""
+    count = len(independent(measured))
     if count < 2:
         return "one seed" if count else "no seed"
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * measured.std(ddof=1) * np.sqrt(1 + 1 / count)
@@ -175,7 +181,8 @@ def _decimals(number: str) -> int:
 
 
 def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) -> list[str]:
-    """What is not the same, or not known to be: which split chose, normalisation, pictures, checkpoint, seeds."""
+    """What is not the same, or not known to be: which split chose, normalisation, precision, pictures, checkpoint,
+    seeds."""
     known = conditions()["sources"].get(source.name, {})
     ours = chosen.key
     found = [f"{SELECTION.get(known.get('selection', ''), 'published: selection not known')}, here: {_selection(ours)}"]
@@ -184,8 +191,12 @@ def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) ->
     theirs, statistics = known.get("statistics", "not known"), str(ours["preprocessing"]).rpartition("-")[2]
     if theirs != statistics:
         found.append(f"normalisation published: {theirs}, here: {statistics}")
+    if (precision := known.get("precision", "not known")) != ours["precision"]:
+        found.append(f"precision published: {precision}, here: {ours['precision']}")
     if "pictures" in known:
         found.append(f"published: pictures stored as {known['pictures']}")
+    if other := taken_in_part(chosen.rows):
+        found.append(f"here not the suite's own data: {other}")
     names = conditions()["backbones"]
     for backbone in quoted.loc[quoted["own"].notna(), "backbone"].unique():
         if names.get(backbone) != ours["backbone"] or ours["weights"] == "random":

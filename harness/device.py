@@ -39,6 +39,13 @@ def fast_bf16(device: torch.device) -> bool:
     return bool(can.get("amx_bf16") or (can.get("avx512_bf16") and "AMD" in can.get("cpu_name", "")))
 
 
+def can(precision: str, device: torch.device) -> bool:
+    """Whether the device computes in `bf16` or `float32` at all, fast or not."""
+    if precision == "bf16" and device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return precision == "float32" or device.type == "cpu"
+
+
 def precision_in_use(precision: str, device: torch.device) -> str:
     """Resolve `auto` of a recipe for this device: `bf16` or `float32`."""
     if precision == "auto":
@@ -53,7 +60,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 
 def use(device: torch.device) -> None:
     """Prepare this process to compute on `device`: Triton launches on torch's current GPU, whatever its operands are
-    on, and convolutions of float32 are to be float32."""
+    on, and products and convolutions of float32 are to be float32, whatever the surroundings of a container or a method
+    of the user's own have set."""
+    torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         if device.index is not None:

@@ -21,6 +21,7 @@ from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
 from analysis.runs import Read
 from analysis.tables import ablation_axes
 from analysis.tables.significance import DEFAULT_REFERENCE
+from analysis.unlike import taken_in_part
 
 WHOLE = "methods that are complete on every task of the suite"
 
@@ -43,7 +44,7 @@ def drawings(
     chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
 ) -> Iterator[Drawing]:
     """Every figure there is for this set. `published`: see `published_scatter`; `reference`: see `tradeoff`."""
-    runs = run_frame(chosen)
+    runs, other = run_frame(chosen), taken_in_part(chosen.rows)
     tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
     further = TARGETS_APART if (runs["targets"] != "{}").any() else ""
     yield from _costs(runs, list(tasks), further, reference)
@@ -65,7 +66,8 @@ def drawings(
     yield from _of_settings(chosen, runs)
     yield Drawing(
         name="published",
-        caption="Measured against published accuracy, a point per method and task; the largest differences are named.",
+        caption="Measured against published accuracy, a point per method and task; the largest differences are named."
+        f"{f' Not on the data of the published ones: {other}.' if other else ''}",
         needs="published numbers for this suite",
         draw=lambda: published_scatter(published) if published is not None else None,
     )

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
-from analysis.unlike import left_out_text
+from analysis.unlike import left_out_text, taken_in_part
 from harness.plans.protocol import PROTOCOLS
 from suites import SUITES
 
@@ -91,19 +91,20 @@ def spread_caption(rows: pd.DataFrame) -> str:
 
 
 def devices_caption(rows: pd.DataFrame) -> str:
-    """All devices and precisions in use."""
-    pairs = rows[["device", "precision"]].dropna().drop_duplicates().itertuples(index=False)
-    return " and ".join(sorted(f"{device} ({precision})" for device, precision in pairs)) or "not recorded"
+    """All devices in use."""
+    return " and ".join(sorted(rows["device"].dropna().unique())) or "not recorded"
 
 
 def set_caption(chosen: ComparableSet) -> str:
-    """Protocol, backbone, preprocessing, devices and what was left out: the end of every caption."""
+    """Protocol, backbone, preprocessing, precision, devices and what was left out: the end of every caption."""
     key = chosen.key
     caption = (
         f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{_budget(key['trials'])}. "
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
-        f"{key['preprocessing']}. Device: {devices_caption(chosen.rows)}."
+        f"{key['preprocessing']}, precision {key['precision']}. Device: {devices_caption(chosen.rows)}."
     )
+    if other := taken_in_part(chosen.rows):
+        caption += f" Not the suite's own data, so not comparable with published numbers: {other}."
     if chosen.notes:
         caption += f" Not the same in all records: {'; '.join(chosen.notes)}."
     if chosen.left_out:

@@ -6,15 +6,16 @@ import dataclasses
 
 import pandas as pd
 
-from analysis.frame import CELL_KEYS, ComparableSet, averaged, suite_cells
+from analysis.frame import REPLICATE_KEYS, ComparableSet, averaged, suite_cells
 from analysis.statistics import (
     CONFIDENCE,
     average_ranks,
-    bootstrap_interval,
     friedman,
     holm,
+    independent,
     nemenyi_difference,
     seeds_interval,
+    tasks_interval,
     verdict,
     wilcoxon,
     win_tie_loss,
@@ -73,7 +74,7 @@ def _against(values: pd.DataFrame, reference: str, margin: float) -> dict[str, l
     corrected = holm(p)
     cells = {reference: [*[Cell(text="") for _ in range(8)], Cell(text="reference")]}
     for label, difference in differences.items():
-        counts, interval = win_tie_loss(list(difference)), bootstrap_interval(list(difference))
+        counts, interval = win_tie_loss(list(difference)), tasks_interval(list(difference))
         numbers = [difference.mean(), interval.low, interval.high, p[label], corrected[label]]
         cells[label] = [Cell(value=float(count)) for count in (counts.wins, counts.ties, counts.losses)]
         cells[label] += [number_cell(float(number)) for number in numbers]
@@ -86,8 +87,8 @@ def tests_caption(values: pd.DataFrame, reference: str, margin: float) -> str:
     methods, tasks = values.shape
     text = (
         f"Tests are paired over {tasks} tasks (means over seeds), against {reference}: Wilcoxon's signed-rank test, "
-        f"two-sided, Holm's correction over {methods - 1} comparisons; interval of the mean difference: bootstrap over "
-        f"tasks (BCa, seeded); equal: that interval lies within ±{margin:g} points; better or worse: it excludes 0 and "
+        f"two-sided, Holm's correction over {methods - 1} comparisons; interval of the mean difference: Student's t "
+        f"over tasks; equal: that interval lies within ±{margin:g} points; better or worse: it excludes 0 and "
         "Holm p is at most 0.05. "
     )
     whole = friedman(values)
@@ -162,16 +163,25 @@ def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
 
 
 SEED_CAPTION = (
-    f"from, to: {CONFIDENCE:.0%} interval of the mean over seeds, by bootstrap within each task (percentiles, seeded); "
-    "missing where a task has one seed."
+    f"from, to: {CONFIDENCE:.0%} interval of the mean over seeds (over draws of the training list, where there are "
+    "several), Student's t with the variances of the tasks' seeds added up; missing where a task has one seed, or not "
+    "all of its seeds at each number of shots."
 ).replace("%", " %")
 
 
 def _seed_cells(chosen: ComparableSet, keys: list[Key]) -> dict[str, list[Cell]]:
-    """Both ends of the interval of each label's mean; missing where a cell has not two seeds."""
+    """Both ends of the interval of each label's mean; missing where a task has not two seeds."""
+    shots = {task: sorted(s for name, s in keys if name == task) for task, _ in keys}
     found = {}
     for label, runs in chosen.rows[chosen.rows["status"] == "complete"].groupby("label"):
-        values = {key: list(same) for key, same in runs.groupby(CELL_KEYS)["accuracy"]}
-        interval = seeds_interval([values.get(key, []) for key in keys])
+        tasks = {task: same for task, same in runs.groupby("task") if task in shots}
+        values = [_task_seeds(same, shots[str(task)]) for task, same in tasks.items()]
+        interval = seeds_interval(values if len(values) == len(shots) else [])
         found[str(label)] = [number_cell(interval.low), number_cell(interval.high)]
     return {str(label): [MISSING, MISSING] for label in chosen.rows["label"].unique()} | found
+
+
+def _task_seeds(runs: pd.DataFrame, shots: list[int]) -> list[float]:
+    """Independent values of a task's mean over numbers of shots; none where a seed lacks one of them."""
+    values = runs.pivot_table(index=REPLICATE_KEYS, columns="shots", values="accuracy").reindex(columns=shots)
+    return [] if values.isna().any(axis=None) else independent(values.mean(axis=1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,9 +42,11 @@ def run(
 @takes_selection
 def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFlag = False) -> None:
     """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
+    from harness import device as devices
     from harness.plans.overview import ASSUMED_RATE, gpu_hours, overview, totals
     from harness.records.store import Store
 
+    selection = replace(selection, precision=devices.precision_in_use("auto", devices.choose("auto")))
     lines = overview(selection, Store(out).read)
     if as_json:
         print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
@@ -88,7 +92,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness import device as devices
     from harness.data import arrays
     from harness.data.lists import check_roots
-    from harness.data.splits import done_on_other_data
+    from harness.data.splits import done_on_other_data, not_official
     from harness.execution import local
     from harness.execution.progress import Display
     from harness.execution.worker import setup_for
@@ -96,7 +100,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness.plans.stages import stage
     from harness.records.store import Store
 
-    store, found = Store(out), dict[str, Any]()
+    store, found, device = Store(out), dict[str, Any](), devices.choose(device_name)
+    selection = replace(selection, precision=devices.precision_in_use("auto", device))
 
     def read(spec: Any) -> Any:
         return found.setdefault(spec.run_id, store.read(spec))
@@ -104,7 +109,11 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     stages = stage(selection, read)
     to_do = len(stages.ready) + len(stages.blocked)
     console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
+    for note in _other_precisions(selection, read):
+        errors.print(f"note: {note}", markup=False, highlight=False)
     settled = [record for spec in stages.settled if (record := found.get(spec.run_id))]
+    for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
+        errors.print(f"warning: {warning}", markup=False, highlight=False)
     with counting("pictures compared") as advance:
         warnings = list(done_on_other_data(selection.suite, settled, roots, selection.preprocessing, advance))
     for warning in warnings:
@@ -114,7 +123,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     check_roots(selection.suite, selection.tasks, roots)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
-    devices_ = local.worker_devices(devices.choose(device_name), jobs)
+    devices_ = local.worker_devices(device, jobs)
     setups = [replace(setup_for(selection, out, roots, worker), curve=curve) for worker in devices_]
     with Display(to_do, console) as display:
         try:
@@ -123,6 +132,22 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
             errors.print("Stopped at once. The same command goes on from the states that were saved.")
             raise typer.Exit(130) from None
     _conclude(display.failed, outcome)
+
+
+def _other_precisions(selection: Any, read: Any) -> Iterator[str]:
+    """A line for each precision in which runs of a selection are complete that are not the selection's own."""
+    from harness.errors import HarnessError
+    from harness.plans import plan
+    from harness.plans.stages import stage
+
+    own = {spec.run_id for spec in stage(selection, read).settled} | {spec.run_id for spec in plan.expand(selection)}
+    for precision, words in (("bf16", "in bf16"), ("float32", "in float32"), ("auto", "as their device chose")):
+        with suppress(HarnessError):  # two runs of the selection may be one in that precision
+            settled = stage(replace(selection, precision=precision), read).settled
+            count = sum(spec.run_id not in own and spec.protocol == selection.protocol for spec in settled)
+            if count:
+                here = f"these are to be computed in {selection.precision}"
+                yield f"{count} complete runs were computed {words}; {here}, so they are other runs"
 
 
 def _conclude(failed: list[Any], outcome: Any) -> None:

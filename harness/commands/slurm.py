@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +77,9 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
+    from harness import device as devices
     from harness.data.lists import Roots, check_roots
+    from harness.data.splits import not_official
     from harness.execution.worker import setup_for
     from harness.records.store import Store
     from slurm import submit as submission
@@ -87,7 +90,12 @@ def submit(
     name, flags, file = cluster
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
-    profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
+    profile, where, log, roots = make_profile(flags, file), CLUSTERS[name], Log(out), Roots(data=root, lists=lists)
+    for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
+        errors.print(f"warning: {warning}", markup=False, highlight=False)
+    if name == "local":  # of another cluster the device is not known here
+        device = devices.choose("auto" if profile.device == "cuda" else profile.device)
+        selection = replace(selection, precision=devices.precision_in_use("auto", device))
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
         errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
     with nullcontext() if dry_run else log.alone():  # a dry run leaves no files
@@ -102,7 +110,7 @@ def submit(
         if dry_run:
             _tell_scripts(plan, profile, log, name)
             return
-        setup = setup_for(selection, out, Roots(data=root, lists=lists), profile.device)
+        setup = setup_for(selection, out, roots, profile.device)
         submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,27 +71,42 @@ def _runs(part: Any, out: Path) -> list[Any]:
     from slurm.status import as_runs
 
     filters = part if isinstance(part, dict) else {}
-    with counting("reading new records") as advance:
-        runs = of.of_folder(out, advance) if part is filters else of.of_specs(out, _specs(part, out), advance)
     queued, problems = as_runs(out)
     for problem in problems:
         errors.print(f"warning: {problem}")
+    submitted = {run.run_id for run in queued}
+    with counting("reading new records") as advance:
+        if part is filters:
+            runs = of.of_folder(out, advance)
+        else:
+            runs = of.of_specs(out, _specs(part, out, submitted), advance)
     runs = of.with_queue(runs, queued, only=part is not filters)
     return [
         run for run in runs if all(wanted is None or getattr(run, key) in wanted for key, wanted in filters.items())
     ]
 
 
-def _specs(selection: Any, out: Path) -> list[Any]:
-    """The selection's runs; of tuned ones also the final runs, where the trials have decided them."""
+def _specs(selection: Any, out: Path, submitted: set[str]) -> list[Any]:
+    """The selection's runs; of tuned ones also the final runs, where the trials have decided them.
+
+    Where a recipe leaves the precision to the device, a run has another id in each, and `auto` in it on a cluster: the
+    one that is there, or in a job, counts, and else the one that `run` would do on this machine.
+    """
+    from harness import device as devices
     from harness.plans import plan, protocol
     from harness.records.store import Store
 
-    specs, finals = plan.expand(selection), []
-    if protocol.get(selection.protocol).tunes:
-        read = functools.cache(Store(out).read)
-        finals = [spec for final in plan.finals(selection) if (spec := final.spec(read))]
-    return [*specs, *finals]
+    store, tunes = Store(out), protocol.get(selection.protocol).tunes
+    read = functools.cache(store.read)
+    here = devices.precision_in_use("auto", devices.choose("auto"))
+    found = []
+    for precision in dict.fromkeys([here, "bf16", "float32", "auto"]):
+        one = replace(selection, precision=precision)
+        with nullcontext() if precision == here else suppress(HarnessError):  # two runs may be one in that precision
+            found.append([*plan.expand(one), *(final.spec(read) for final in (plan.finals(one) if tunes else []))])
+    runs = [[spec for spec in same if spec] for same in zip(*found, strict=True)]
+    there = [[spec for spec in same if spec.run_id in submitted or store.folder(spec).is_dir()] for same in runs]
+    return [(known or same)[0] for known, same in zip(there, runs, strict=True) if same]
 
 
 def _row(run: Any) -> dict[str, Any]:

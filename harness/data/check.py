@@ -13,11 +13,21 @@ from pathlib import Path
 from PIL import Image
 
 from harness.data.decoding import MAY_BE_REFUSED, UNREADABLE, as_rgb
-from harness.data.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
+from harness.data.lists import (
+    Entry,
+    ListFile,
+    Roots,
+    by_file,
+    disjoint,
+    known_size,
+    locate_lists,
+    locate_target,
+    read_list,
+)
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
 from harness.plans.plan import check_shots, task_names
-from suites.base import Suite, Target, Task
+from suites.base import Suite, Task
 
 Advance = Callable[[int, int], None]
 """Told how many pictures of how many are done."""
@@ -177,16 +187,6 @@ def _row(
     task: Task, split: str, source: ListFile, own: tuple[int | None, int | None], known: int | None
 ) -> CheckedList:
     return CheckedList(task=task, split=split, shots=own[0], split_seed=own[1], source=source, known=known)
-
-
-def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
-    """Pictures of a split or further test set as the suite states them, None where it does not."""
-    if split == "train" and shots is not None:
-        return shots * task.num_classes
-    if split == "trainval" and {"train", "val"} <= set(task.sizes):
-        return task.sizes["train"] + task.sizes["val"]
-    targets: dict[str, Target] = {target.name: target for target in task.targets}
-    return targets[split].size if split in targets else task.sizes.get(split)
 
 
 def _find_overlaps(rows: list[CheckedList]) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 from harness.errors import DataError, HarnessError
 from suites.base import Suite, Target, Task
 
+NOTE_FILE = "OWN_SPLIT.txt"
+"""File beside lists that are not those of the suite: a line that says who drew them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roots:
@@ -177,6 +180,16 @@ def _data_root(suite: Suite, roots: Roots) -> Path:
     if not roots.data.is_dir():
         raise HarnessError(f"--root {roots.data}: no such folder")
     return roots.data
+
+
+def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
+    """Pictures of a split or further test set as the suite states them, None where it does not."""
+    if split == "train" and shots is not None:
+        return shots * task.num_classes
+    if split == "trainval" and {"train", "val"} <= set(task.sizes):
+        return task.sizes["train"] + task.sizes["val"]
+    targets: dict[str, Target] = {target.name: target for target in task.targets}
+    return targets[split].size if split in targets else task.sizes.get(split)
 
 
 def disjoint(splits: Iterable[str]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from harness.data.lists import NOTE_FILE
 from harness.data.sources import (
     IMPOSSIBLE,
     SOURCES,
@@ -29,7 +30,6 @@ from suites.base import Task
 from suites.demo import task_rng
 from suites.folders import write_vtab
 
-NOTE_FILE = "OWN_SPLIT.txt"
 NOTE = "own split, not VTAB's: training images are a seeded random draw"
 LABELS_COMPUTED = {task for task in SOURCES if task.startswith(("clevr", "dsprites", "smallnorb"))}
 """Tasks whose labels no copy of the package `datasets` holds as VTAB defines them."""

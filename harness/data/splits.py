@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -14,7 +16,18 @@ from torch import Tensor
 
 from harness.data import arrays
 from harness.data.door import Door, check_open
-from harness.data.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
+from harness.data.lists import (
+    NOTE_FILE,
+    Entry,
+    ListFile,
+    Roots,
+    by_file,
+    disjoint,
+    known_size,
+    locate_lists,
+    locate_target,
+    read_list,
+)
 from harness.data.preprocessing import Preprocessing
 from harness.errors import DataError, HarnessError
 from harness.paths import cache_folder, writing_cache
@@ -86,6 +99,14 @@ def _entries(source: ListFile, num_classes: int, changed: tuple[int, ...]) -> tu
     return tuple(read_list(source.path, num_classes, numbered_with=source.numbered_with))
 
 
+def _note(folder: Path) -> str:
+    """The first line of the note on the lists of a folder; empty if there is none."""
+    try:
+        return (folder / NOTE_FILE).read_text(errors="replace").strip().partition("\n")[0]
+    except FileNotFoundError:
+        return ""
+
+
 @lru_cache(maxsize=16)
 def _load_split(
     array: Path, label: str, source: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing
@@ -112,7 +133,7 @@ class TaskData:
         """`looks`: how often the test split may be opened."""
         self.suite, self.task, self.preprocessing = suite, task, preprocessing
         self.test_looks = 0
-        self._looks = looks
+        self._looks, self._shots = looks, shots
         roots = build_if_bundled(suite, task, roots or Roots())
         self._sources = locate_lists(suite, task, roots, shots, split_seed)
         self._sources |= {target.name: locate_target(suite, target, roots) for target in task.targets}
@@ -145,14 +166,13 @@ class TaskData:
         pixels, which nobody has to look at for it; without `pixels` none is decoded."""
         masked = [target.name for target in self.task.targets if target.masked]
         lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
-        files, sizes = hashlib.sha256(), {}
+        files = hashlib.sha256()
         for split, source in self._sources.items():
             entries = self.entries(split)
-            sizes[split] = len(entries)
             lists.update(f"{split}:{arrays.list_digest(entries)}\n".encode())
             files.update(f"{split}:{arrays.sample_digest(source, entries)}\n".encode())
         decoded = self._pixels(advance) if pixels else ""
-        return Fingerprint(lists=lists.hexdigest(), files=files.hexdigest(), sizes=sizes, pixels=decoded)
+        return replace(self.origin(), lists=lists.hexdigest(), files=files.hexdigest(), pixels=decoded)
 
     def _pixels(self, advance: Advance | None) -> str:
         """sha256 over the decoded pixels, list by list. A list whose pictures all stand in others that are decoded,
@@ -171,6 +191,18 @@ class TaskData:
         for split, paths in pictures.items():
             sha.update(f"{split}:{len(paths)}\n".encode() + b"".join(known[path] for path in paths))
         return sha.hexdigest()
+
+    def origin(self) -> Fingerprint:
+        """Sizes, those that the suite states, and who drew the lists; no digests, so that no picture is read."""
+        known = {split: known_size(self.task, split, self._shots) for split in self._sources}
+        official = {split: size for split, size in known.items() if size is not None}
+        sizes = {split: len(self.entries(split)) for split in self._sources}
+        if self._shots is not None and len({entry.name for entry in self.entries("train")}) == official["train"]:
+            official["train"] = sizes["train"]  # NOAH's 1-shot lists of pets name every picture twice
+        notes = dict.fromkeys(_note(source.path.parent) for source in self._sources.values())
+        return Fingerprint(
+            lists="", files="", sizes=sizes, official_sizes=official, split_origin="; ".join(filter(None, notes))
+        )
 
     def guard(self, trained_on: str) -> Door:
         """The door in front of every split but the one that is trained on; `train` and `val` lie within `trainval`."""
@@ -220,6 +252,23 @@ class TaskData:
         check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
         return {split: self._load(split) for split in self._tested}
+
+
+def not_official(
+    suite: Suite, tasks: Iterable[str], roots: Roots, shots: tuple[int, ...], preprocessing: Preprocessing
+) -> Iterator[str]:
+    """A line for each task whose data, where they can be looked at, are not the suite's: fewer pictures, or an own
+    split."""
+    for name in tasks:
+        task, found = suite.task(name), dict[str, None]()
+        if not is_there(suite, task, roots):
+            continue
+        for count, draw in product(shots or (None,), suite.split_seeds or (None,)):
+            with suppress(HarnessError, OSError):  # the run itself will say so
+                origin = TaskData(suite, task, preprocessing, roots, count, draw).origin()
+                found |= dict.fromkeys(origin.not_official)
+        if found:
+            yield f"{name}: {', '.join(found)}; numbers on it do not compare with published ones, and tables say so"
 
 
 def done_on_other_data(

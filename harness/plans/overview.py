@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.data.arrays import array_bytes
-from harness.data.check import known_size
+from harness.data.lists import known_size
 from harness.data.preprocessing import Preprocessing
 from harness.models.backbones import skeleton
 from harness.plans import protocol as protocols

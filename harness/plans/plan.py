@@ -57,6 +57,9 @@ class Selection:
     trials: int = tuning.BUDGET
     """Settings that each method may try where the protocol tunes."""
 
+    precision: str = "auto"
+    """What `auto` of a recipe stands for: `bf16` or `float32` where the device is known."""
+
 
 def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
     """Split `settings` into the method's knobs and recipe fields, and check that the method takes them."""
@@ -144,6 +147,8 @@ def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[di
     else:
         config = choice.config
         recipe = make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe)
+    if recipe.precision == "auto":
+        recipe = dataclasses.replace(recipe, precision=selection.precision)
     return dataclasses.asdict(choice.method.configure(config).config), recipe
 
 

@@ -68,7 +68,8 @@ class Recipe:
     `fewshot` (NOAH's: random resized crop, flip, RandAugment, erasing, mixup or cutmix)."""
 
     precision: str = "auto"
-    """`auto` (bf16 autocast where the device is faster in it, else float32), `bf16` or `float32`."""
+    """`bf16` (autocast), `float32`, or `auto`: bf16 where the device is faster in it, else float32. A run's identity
+    says which of the two, wherever the device is known before; else its record's environment does."""
 
     def __post_init__(self) -> None:
         one_of = {

@@ -152,6 +152,16 @@ class Fingerprint:
     """Who drew the lists, where a file beside them says so; empty for lists as released."""
 
     @property
+    def not_official(self) -> list[str]:
+        """In what the data are not the suite's: `test 300 instead of 711`, or who drew the lists."""
+        sizes = [
+            f"{split} {self.sizes.get(split, 0)} instead of {size}"
+            for split, size in self.official_sizes.items()
+            if self.sizes.get(split) != size
+        ]
+        return [*sizes, self.split_origin] if self.split_origin else sizes
+
+    @property
     def digest(self) -> str:
         """The digests as one text, see `same_data`."""
         return "/".join(filter(None, (self.lists, self.files, self.pixels)))

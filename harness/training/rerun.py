@@ -70,7 +70,7 @@ def again(
     suite: Path | None = None,
     device: str = "auto",
 ) -> RunRecord:
-    """Do a record's run again in this process, as a worker would, writing nothing.
+    """Do a record's run again in this process, as a worker would and in the precision of the record, writing nothing.
 
     `weights`, `method`, `suite`: the user's own files, where the run had any. `HarnessError` if one is missing or is
     another than the run had.
@@ -89,9 +89,15 @@ def again(
             f"the run had a checkpoint {spec.backbone.weights!r} with sha256 {spec.backbone.digest[:12]}..., "
             f"not {found.digest[:12]}...: give the file with --weights"
         )
+    precision = record.environment.get("precision")
+    if precision and not devices.can(precision, place):
+        raise HarnessError(
+            f"the run was computed in {precision}, which {devices.describe(place)} cannot: choose another --device"
+        )
+    devices.use(place)
     if place.type == "cpu":
         torch.set_num_threads(1)  # as every worker
-    return attempt(spec, place, roots, tuning=record.tuning)
+    return attempt(spec, place, roots, tuning=record.tuning, precision=precision)
 
 
 def _weights(spec: RunSpec) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -49,7 +50,6 @@ def identity(spec: RunSpec, device: torch.device, data: Fingerprint, trained_on:
     return {
         "run_id": spec.run_id,
         "device": device.type,
-        "precision": devices.precision_in_use(spec.recipe.precision, device),
         "code": environment.source_digest(),
         "method_code": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
         "data": asdict(data),
@@ -92,11 +92,21 @@ def _train(
     looked_at: Splits | None,
     report: Report | None,
     keep: Keeper | None,
+    precision: str | None = None,
 ) -> _Trained:
-    """A trained model, from the newest saved state if there is one."""
-    saved = keep.states.newest(data.labels.device) if keep else None
+    """A trained model, from the newest saved state if there is one; it goes on in the precision of that state."""
+    device = data.labels.device
+    saved = keep.states.newest(device) if keep else None
+    precision = precision or devices.precision_in_use(spec.recipe.precision, device)
+    if saved and saved["precision"] != precision:
+        if devices.can(saved["precision"], device):
+            precision = saved["precision"]
+        else:
+            print(f"{spec.run_id}: begun anew, {device} cannot go on in {saved['precision']}", file=sys.stderr)
+            saved = None
+    recipe = replace(spec.recipe, precision=precision)
     prepared = Prepared(spec, data, task.num_classes, preprocessing, saved["model"]["memory"] if saved else None)
-    trainer = Trainer(prepared.model, prepared.attachment, data, preprocessing, spec.recipe, spec.seed)
+    trainer = Trainer(prepared.model, prepared.attachment, data, preprocessing, recipe, spec.seed)
 
     def score() -> dict[str, Metrics]:
         assert looked_at is not None
@@ -113,7 +123,8 @@ def _train(
 
     def state() -> dict[str, Any]:
         seen = watch.state() if watch else None
-        return {"model": prepared.state(), "trainer": trainer.state(), "watch": seen, "resumed": resumed}
+        made = {"precision": trainer.precision, "resumed": resumed}
+        return {"model": prepared.state(), "trainer": trainer.state(), "watch": seen, **made}
 
     def boundary(epoch_ends: bool) -> None:
         assert keep is not None
@@ -131,10 +142,12 @@ def run(
     keep: Keeper | None = None,
     tuning: Tuning | None = None,
     curve: bool = False,
+    precision: str | None = None,
 ) -> RunRecord:
     """Do one run, from where `keep` has it if it has. Errors propagate; `attempt` turns them into failed records.
 
     `tuning`: what chose the settings of a tuned run. `curve`: score val after every epoch, where it is not trained on.
+    `precision`: what to compute in, where the recipe leaves it to the device and this is to be another's.
     """
     rule = protocol.get(spec.protocol)
     _check_tuning(rule, tuning)
@@ -163,7 +176,7 @@ def run(
         keep.states.must_match(identity(spec, device, fingerprint, split))
     memory = PeakMemory(device)
     with data.guard(split).shut():
-        trained = _train(spec, train, task, preprocessing, looked_at, report, keep)
+        trained = _train(spec, train, task, preprocessing, looked_at, report, keep, precision)
     peak = memory.allocated()
     _check_finite(trained)
     scored = _score(rule, data, trained, task, preprocessing)
@@ -272,17 +285,18 @@ def attempt(
     keep: Keeper | None = None,
     tuning: Tuning | None = None,
     curve: bool = False,
+    precision: str | None = None,
 ) -> RunRecord:
     """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
-        record = run(spec, device, roots, report, keep, tuning, curve)
+        record = run(spec, device, roots, report, keep, tuning, curve, precision)
         record.to_json()  # what JSON has no number for is this run's failure and not its process's end
         return record
     except Interrupted:
         raise
     except Exception as error:  # a defect in a method must not stop the other runs
         reason, failure = failures.describe(error)
-    where = environment.describe(device, devices.precision_in_use(spec.recipe.precision, device))
+    where = environment.describe(device, precision or devices.precision_in_use(spec.recipe.precision, device))
     return replace(failed_record(spec, reason, failure, where), tuning=tuning)
 
 

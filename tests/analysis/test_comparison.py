@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from analysis.commands import compare
 from analysis.comparison import CompareError, compare_folders, compare_in_sets, compare_methods
 from analysis.frame import comparable_sets
-from analysis.statistics import t_interval
+from analysis.statistics import seeds_interval
 from analysis.tables import significance_table
 from harness.commands.main import app
 from harness.records.store import Store
@@ -39,12 +39,21 @@ def test_differences_per_task_and_over_all_of_them():
     (table,) = compare_in_sets([only_set(two())], "sct", "LORA")
     row = cells(table, "photo_crops")
     assert row["difference in points", "mean"].value == 2
-    interval = t_interval([1, 3])
+    interval = seeds_interval([[1, 3]])
     assert row["difference in points", "low"].value == pytest.approx(interval.low)
     assert row["", "seeds shared"].value == 2
     assert cells(table, "mean of 5 tasks")["difference in points", "mean"].value == pytest.approx(6 / 5)
     assert "SCT beats LORA on 3 of 5 tasks, ties on 1, loses on 1" in table.caption
     assert "Wilcoxon p = " in table.caption
+
+
+def test_folders_of_another_precision_are_not_compared_and_it_is_named():
+    here, there = (
+        records(),
+        [dataclasses.replace(r, environment=r.environment | {"precision": "bf16"}) for r in records()],
+    )
+    with pytest.raises(CompareError, match=r"only in a \(precision float32 against bf16\)"):
+        compare_folders(comparable_sets(here), comparable_sets(there), ("a", "b"))
 
 
 def test_one_seed_has_no_interval_per_task():

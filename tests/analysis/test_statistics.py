@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from analysis.statistics import (
     Interval,
     average_ranks,
-    bootstrap_interval,
     friedman,
     holm,
+    independent,
     nemenyi_difference,
     seeds_interval,
-    t_interval,
+    tasks_interval,
     verdict,
     wilcoxon,
     win_tie_loss,
@@ -35,10 +35,11 @@ def matrices(max_methods=5, max_tasks=6):
     ).map(lambda rows: pd.DataFrame(rows, index=[f"m{i}" for i in range(len(rows))]))
 
 
-def test_one_value_has_no_interval_and_equal_ones_none_of_student():
-    assert not t_interval([1.0]).known
-    assert not t_interval([2.0, 2.0]).known
-    assert not bootstrap_interval([1.0]).known
+def test_one_value_has_no_interval_and_equal_ones_none_over_seeds():
+    assert not any(seeds_interval(cells).known for cells in ([], [[1.0]], [[1.0, 2.0], [3.0]]))
+    assert not any(seeds_interval(cells).known for cells in ([[2.0, 2.0]], [[1.0, 1.0], [0.1 + 0.2, 0.3]]))
+    assert not tasks_interval([1.0]).known and not tasks_interval([]).known
+    assert tasks_interval([1.5, 1.5, 1.5]) == Interval(1.5, 1.5)  # two folders of the same runs
 
 
 @given(matrices())
@@ -131,44 +132,44 @@ def test_holm_worked_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
 
 
-def test_t_interval_by_the_table():
+def test_interval_of_one_cell_by_the_table():
     """t(0.975, 4) = 2.776."""
-    interval = t_interval([1, 2, 3, 4, 5])
     half = 2.776 * math.sqrt(2.5) / math.sqrt(5)
-    assert (interval.low, interval.high) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+    for interval in (seeds_interval([[1, 2, 3, 4, 5]]), tasks_interval([1, 2, 3, 4, 5])):
+        assert (interval.low, interval.high) == pytest.approx((3 - half, 3 + half), abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["BCa", "percentile"])
-def test_bootstrap_is_seeded_and_holds_the_mean(method):
-    values = [0.2, 1.5, -0.3, 2.2, 0.9, 1.1, 0.4]
-    interval = bootstrap_interval(values, method=method)
-    assert interval == bootstrap_interval(values, method=method)
-    assert interval != bootstrap_interval(values, method=method, seed=1)
-    assert interval.low < np.mean(values) < interval.high
+def test_interval_over_tasks_of_equal_spread_by_hand():
+    """Four tasks of s^2 = 2 and two seeds: v = 1, f half way between 4 and 4 * 3 - 2, cut at 4 * 1; t(0.975, 4)."""
+    interval = seeds_interval([[m - 1, m + 1] for m in (10, 20, 30, 40)])
+    assert (interval.low, interval.high) == pytest.approx((25 - 2.776 / 2, 25 + 2.776 / 2), abs=1e-3)
 
 
-def test_percentile_bootstrap_by_enumerating_all_resamples():
-    values = [0.0, 1.0, 2.0, 4.0, 8.0]
-    means = sorted(np.mean(draw) for draw in itertools.product(values, repeat=5))
-    interval = bootstrap_interval(values, method="percentile")
-    assert interval.low == pytest.approx(np.quantile(means, 0.025), abs=0.25)
-    assert interval.high == pytest.approx(np.quantile(means, 0.975), abs=0.25)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(("tasks", "spread"), [(1, 1), (5, 1), (5, 3), (5, 6), (19, 1), (19, 10)])
+def test_intervals_over_seeds_cover_what_they_say(tasks, spread, seeds):
+    """`spread`: how many times the standard deviation of the most unstable task is that of the most stable one."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(1000, tasks, seeds)) * np.geomspace(1, spread, tasks)[:, None]
+    found = [seeds_interval(list(draw)) for draw in draws]
+    assert 0.93 <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.97
 
 
-def test_interval_over_seeds_by_enumerating_all_resamples():
-    """Two cells of three seeds: 27 x 27 draws of the mean of both means."""
-    cells = [[1.0, 2.0, 4.0], [10.0, 10.5, 13.0]]
-    draws = [[np.mean(draw) for draw in itertools.product(cell, repeat=3)] for cell in cells]
-    means = [(a + b) / 2 for a, b in itertools.product(*draws)]
-    interval = seeds_interval(cells)
-    assert interval.low == pytest.approx(np.quantile(means, 0.025), abs=0.1)
-    assert interval.high == pytest.approx(np.quantile(means, 0.975), abs=0.1)
-    assert interval == seeds_interval(cells) and not seeds_interval([[1.0, 2.0], [3.0]]).known
-    assert not seeds_interval([]).known
+@pytest.mark.parametrize("tasks", [2, 3, 5, 19])
+def test_intervals_over_tasks_cover_what_they_say(tasks):
+    draws = np.random.default_rng(0).normal(3, 2, size=(1000, tasks))
+    found = [tasks_interval(draw) for draw in draws]
+    assert 0.93 <= np.mean([interval.low <= 3 <= interval.high for interval in found]) <= 0.97
 
 
-def test_bootstrap_of_equal_values_is_a_point():
-    assert bootstrap_interval([1.5, 1.5, 1.5]) == Interval(1.5, 1.5)
+def test_runs_on_one_draw_of_the_training_list_are_no_independent_values():
+    """Three draws that differ by more than seeds do: nine runs as independent ones would cover 79 %."""
+    rng, index = np.random.default_rng(0), pd.MultiIndex.from_product([range(3), range(3)])
+    draws = rng.normal(0, 2, size=(1000, 3, 1)) + rng.normal(0, 1, size=(1000, 3, 3))
+    found = [seeds_interval([independent(pd.Series(draw.ravel(), index=index))]) for draw in draws]
+    assert 0.93 <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.97
+    one = pd.Series([1.0, 2.0, 4.0], index=pd.MultiIndex.from_product([[-1], range(3)]))
+    assert independent(one) == [1, 2, 4]
 
 
 @pytest.mark.parametrize(

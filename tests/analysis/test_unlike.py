@@ -17,6 +17,39 @@ def on_data(given, **changes):
     return [dataclasses.replace(record, data=dataclasses.replace(USUAL, **changes)) for record in given]
 
 
+def computed(given, precision, asked="auto"):
+    """The records as a device computed them whose precision was left to it, or asked for."""
+    recipe = dataclasses.replace(given[0].spec.recipe, precision=asked)
+    specs = [dataclasses.replace(record.spec, recipe=recipe) for record in given]
+    environment = {"device": "cpu", "precision": precision} if precision else {}
+    return [dataclasses.replace(r, spec=s, environment=environment) for r, s in zip(given, specs, strict=True)]
+
+
+def test_two_precisions_never_stand_in_one_table():
+    given = [*computed(records(), "float32"), *computed(records("lora"), "float32"), *computed(records(seed=1), "bf16")]
+    sets = comparable_sets(given)
+    assert [(chosen.key["precision"], chosen.apart) for chosen in sets] == [("bf16", "bf16"), ("float32", "float32")]
+    assert [set(chosen.rows["label"]) for chosen in sets] == [{"SCT"}, {"SCT", "LORA"}]
+    for chosen in sets:
+        assert f"precision {chosen.key['precision']}. Device: cpu." in task_table(chosen).caption
+
+
+def test_a_run_with_its_precision_named_and_left_to_the_device_is_one_run_that_counts_once():
+    old, new = computed(records(), "float32"), computed(records(), "float32", asked="float32")
+    chosen = only_set([*old, *new])
+    assert list(chosen.rows["run_id"]) == [record.spec.run_id for record in new]
+    assert {run.reason for run in chosen.left_out} == {"the same run as one that is in"} and len(chosen.left_out) == 5
+    assert list(task_table(chosen).rows) == ["SCT"]
+    failing = [dataclasses.replace(record, status="failed", metrics={}) for record in new]
+    assert list(only_set([*old, *failing]).rows["run_id"]) == [record.spec.run_id for record in old]
+
+
+def test_a_run_that_failed_before_its_precision_was_known_stands_with_the_others():
+    killed = dataclasses.replace(computed(records("lora")[:1], "")[0], status="failed", metrics={}, reason="killed")
+    (chosen,) = comparable_sets([*computed(records(), "bf16"), *computed(records("lora")[1:], "bf16"), killed])
+    assert sorted(chosen.rows["label"].unique()) == ["LORA", "SCT"] and len(chosen.rows) == 10
+
+
 def stranger(**changes):
     (record,) = on_data([make_record(spec=make_spec(task="digits", method="lora"))], **changes)
     return record

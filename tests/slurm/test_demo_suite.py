@@ -13,7 +13,13 @@ from harness.records.store import read_record
 
 pytestmark = pytest.mark.slurm_demo
 
-WHAT = [Path(__file__).parents[2] / "suites/experiments/demo.yaml", "--seeds", "2", "--recipe", "epochs=1"]
+WHAT = [
+    Path(__file__).parents[2] / "suites/experiments/demo.yaml",
+    "--seeds",
+    "2",
+    "--recipe",
+    "epochs=1,precision=float32",
+]
 SEVEN_JOBS = ["--gpus", "0", "--cpus", "1", "--time", "60", "--parallel", "2", "--runs-per-job", "10"]
 
 

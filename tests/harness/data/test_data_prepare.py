@@ -18,6 +18,8 @@ from harness.data import sources as data_sources
 from harness.data.check import check
 from harness.data.lists import Roots, read_list
 from harness.data.prepare import NOTE_FILE, draw, prepare, sources
+from harness.data.preprocessing import Preprocessing
+from harness.data.splits import TaskData
 from harness.errors import HarnessError
 from suites import SUITES, packages
 
@@ -130,6 +132,9 @@ def test_each_archive_becomes_a_folder_that_is_whole(tmp_path, task, folder, mak
     assert name == task and "own split, not VTAB's" in note
     assert "own split, not VTAB's" in (tmp_path / "new" / task / NOTE_FILE).read_text()
     assert check(layouts.VTAB, Roots(data=tmp_path / "new"), (task,), deep=True).errors == 0
+    whole = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    made = TaskData(layouts.VTAB, layouts.VTAB.task(task), whole, Roots(data=tmp_path / "new")).fingerprint()
+    assert made.not_official == [note]
     seen = set()
     for split in ("train800", "val200", "test"):
         for entry in read_list(tmp_path / "new" / task / f"{split}.txt", 3):

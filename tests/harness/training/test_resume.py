@@ -7,6 +7,7 @@ import pytest
 import torch
 from examples import make_spec
 
+from harness import device as devices
 from harness import tensor_files
 from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
@@ -162,6 +163,32 @@ def test_a_state_made_with_other_code_or_of_another_run_is_not_used(tmp_path, ca
         train(spec, keeper(tmp_path, StopAt(5)))
     assert train(spec, keeper(tmp_path, identity="other")).resumed == []
     assert "000000005.safetensors: not used, made with other run_id\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("was", [True, False])
+def test_a_training_goes_on_in_the_precision_of_its_state(was, tmp_path, monkeypatch):
+    spec = spec_of("lora", recipe=dataclasses.replace(RECIPE, precision="auto"))
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: was)
+    with pytest.raises(Interrupted):
+        train(spec, keeper(tmp_path, StopAt(4)))
+    undisturbed = train(spec)
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: not was)
+    resumed = train(spec, keeper(tmp_path))
+    assert (resumed.resumed, resumed.trainer.precision) == ([4], "bf16" if was else "float32")
+    same(resumed, undisturbed)
+
+
+def test_a_training_that_cannot_go_on_in_that_precision_begins_anew_and_says_so(tmp_path, monkeypatch, capsys):
+    spec = spec_of("linear", recipe=dataclasses.replace(RECIPE, precision="auto"))
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
+    with pytest.raises(Interrupted):
+        train(spec, keeper(tmp_path, StopAt(4)))
+    monkeypatch.setattr(devices, "fast_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "can", lambda precision, device: precision == "float32")
+    resumed = train(spec, keeper(tmp_path))
+    assert (resumed.resumed, resumed.trainer.precision) == ([], "float32")
+    assert f"{spec.run_id}: begun anew, cpu cannot go on in bf16" in capsys.readouterr().err
+    same(resumed, train(spec))
 
 
 def test_any_damage_to_a_state_is_noticed(tmp_path):
