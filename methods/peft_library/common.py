@@ -115,9 +115,9 @@ def inject(backbone: nn.Module, config: Any) -> Any:
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](backbone, config, ADAPTER)
     del backbone.peft_config  # the tuner's note to itself; the backbone stays a plain timm model
     backbone.to(next(backbone.parameters()).device)  # some tuners leave buffers on the CPU
-    for module in backbone.modules():
-        if type(module).__module__.startswith("peft."):
-            module.stateless = True  # an update of a linear layer's weight
+    layers: list[Any] = [m for m in backbone.modules() if type(m).__module__.startswith("peft.")]
+    for layer in layers:
+        layer.stateless = True  # an update of a linear layer's weight
     return tuner
 
 
