@@ -7,6 +7,7 @@ replaced under a lock on that very file: of several that find it stale, one take
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -123,12 +124,14 @@ class Held:
 
 
 def read(folder: Path) -> Held | None:
-    """The lease in a run's folder, if there is one."""
+    """The lease in a run's folder, if there is one. One that cannot be read counts as held: it may be alive."""
     try:
         with (folder / LEASE_NAME).open("rb") as file:
             return Held(_holder(file.read()), time.time() - os.fstat(file.fileno()).st_mtime)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:
+        return Held(None, age=0.0)
 
 
 def is_stale(held: Held) -> bool:
@@ -159,14 +162,15 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        if self.is_ours():
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # it goes stale when this process has ended; the run and its record are done
+            if self.is_ours():
+                self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
-            self._lost = not self.is_ours()
-            with suppress(OSError):  # a file server that is away for a moment
+            with suppress(OSError):  # a file server that is away for a moment: nobody has taken anything
+                self._lost = not self.is_ours()
                 os.utime(self._descriptor)
 
     def is_ours(self) -> bool:
@@ -180,11 +184,15 @@ class Lease:
 
 
 def lies_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the one of that name. `OSError` if that cannot be seen."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # so a file server speaks of an open file that another machine has replaced
+            return False
+        raise
 
 
 def acquire(folder: Path) -> Lease:

@@ -138,7 +138,10 @@ class Batch:
         while waiting:
             held: list[tuple[Job, str]] = []
             for job in waiting:
-                outcome = self._do(job)
+                try:
+                    outcome = self._do(job)
+                except OSError as error:  # a record that cannot be read: asked again, as for runs that others are at
+                    outcome = f"{describe(like(job))}: {error}"
                 if isinstance(outcome, str):
                     held.append((job, outcome))
                     continue

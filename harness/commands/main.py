@@ -17,6 +17,7 @@ from harness.commands.runs import runs_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
+from harness.failures import is_passing
 from harness.terminal import JsonFlag, console, errors, print_rows, words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -151,4 +152,9 @@ def main() -> None:
         app()
     except USER_ERRORS as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if not is_passing(error):
+            raise
+        errors.print(f"[red]error:[/red] {escape(str(error))}: the same command tries it again", highlight=False)
         raise SystemExit(2) from None

@@ -24,6 +24,7 @@ from harness.errors import Interrupted
 from harness.execution import worker
 from harness.execution.worker import Busy, Setup
 from harness.failures import CLASSES, FailureClass
+from harness.plans.overview import like
 from harness.plans.spec import RunSpec
 from harness.plans.stages import Waiting
 from harness.plans.tuning import Final, Job, resolve
@@ -114,9 +115,11 @@ class _Worker:
     def give(self, job: Job | None) -> None:
         """Hand over the next run, or None to end."""
         self.job = job
-        self.spec = resolve(job, Store(self.setup.root).read)[0] if job is not None else None
+        self.spec = None
         if job is not None:
-            self.share = shared(job)
+            self.spec, self.share = like(job), shared(job)
+            with suppress(OSError):  # what the trials chose cannot be read: the worker tries it again
+                self.spec = resolve(job, Store(self.setup.root).read)[0]
         with suppress(OSError):  # it may have died: the next read says so
             self.connection.send(job)
 
@@ -270,8 +273,11 @@ class _Execution:
     def _release(self, spec: RunSpec, setup: Setup) -> None:
         """Put behind the others what waited for this run alone. A final with a trial that gave no verdict is left."""
         read = Store(setup.root).read
-        free = self.waiting.done(spec.run_id)
-        ready = [final for final in free if final.spec(read)]
+        free, ready = self.waiting.done(spec.run_id), []
+        for final in free:
+            with suppress(OSError):  # a trial whose record cannot be read gives no verdict either
+                if final.spec(read):
+                    ready.append(final)
         self.queue.add(ready)
         self.outcome.not_started += len(free) - len(ready)
 
