@@ -148,6 +148,7 @@ def list_backbones(as_json: JsonFlag = False) -> None:
 
 def main() -> None:
     """Entry point of `sctbench`: errors meant for the user are printed without a traceback."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook hands on its own, which only its own installation knows
     try:
         app()
     except USER_ERRORS as error:

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from harness.errors import Interrupted
+from harness import children
+from harness.errors import USER_ERRORS, HarnessError, Interrupted
 from harness.execution import worker
 from harness.execution.worker import Busy, Setup
 from harness.failures import CLASSES, FailureClass
@@ -34,6 +35,9 @@ from harness.training.trainer import Progress
 
 Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
 """Called with each run's progress, at last with its record, and when somebody else is at it."""
+
+READY = "ready"
+"""What a worker says before anything else; another text is the reason why it cannot work."""
 
 RETRY_SECONDS = 2.0
 """Time until it is asked again whether a run that somebody else was at is done."""
@@ -64,8 +68,13 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
     """A worker's life: receive a job, do it, send its record back; until None comes, or a stop is requested."""
     os.environ.clear()
     os.environ.update(environment)
-    worker.enter(setup)
+    try:
+        worker.enter(setup)
+    except Exception as error:  # every other worker would meet it too
+        connection.send(str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}")
+        return
     worker.stop_on_signals()
+    connection.send(READY)
 
     def report(progress: Progress) -> None:
         try:
@@ -103,12 +112,15 @@ class _Worker:
         self.share: Any = None
         """What its runs have in common, see `shared`."""
 
+        self.ready = False
+
         self.connection, theirs = context.Pipe()
         arguments = theirs, setup, dict(os.environ)  # of now: a process to fork from may be an earlier one
         self.process: BaseProcess = context.Process(target=_work, args=arguments)
         # Ctrl-C reaches all processes of a terminal. The workers inherit that it is ignored: this process tells them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.process.start()
+        with children.apart():
+            self.process.start()
         signal.signal(signal.SIGINT, before)
         theirs.close()
 
@@ -250,9 +262,14 @@ class _Execution:
         """Take one message from a worker; give it the next run when it has finished one."""
         job, spec = one.job, one.spec
         try:
-            message: Progress | RunRecord | Busy = one.connection.recv()
+            message: Progress | RunRecord | Busy | str = one.connection.recv()
         except (EOFError, OSError):
             self._died(one)
+            return
+        if isinstance(message, str):
+            if message != READY:
+                raise HarnessError(f"a worker process cannot work: {message}")
+            one.ready = True
             return
         assert job is not None and spec is not None
         self.listen(spec, message)
@@ -294,6 +311,8 @@ class _Execution:
     def _died(self, one: _Worker) -> None:
         """A worker takes one run with it, which is recorded as failed, and is replaced."""
         one.process.join()
+        if not one.ready and (one.process.exitcode or 0) > 0:
+            raise HarnessError(f"a worker process could not start (exit code {one.process.exitcode}): see what it printed")
         if one.spec is not None and not self.outcome.interrupted:
             reason = f"the worker process ended with exit code {one.process.exitcode} (out of memory, or killed)"
             self.listen(one.spec, worker.record_killed(one.spec, one.setup, reason))

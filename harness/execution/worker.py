@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 
 from harness import device as devices
-from harness import failures, lease
+from harness import environment, failures, lease
 from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.failures import CLASSES, Failure
@@ -60,6 +60,9 @@ class Setup:
 
     save_every: float = SAVE_EVERY_SECONDS
     """Seconds between two training states, see `harness.training.resume`; 0: one after every step."""
+
+    sources: str = field(default_factory=environment.source_digest)
+    """Digest of the sources that the process which makes the setup has imported, see `environment.check_sources`."""
 
 
 def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Setup:
@@ -106,7 +109,12 @@ def stop_on_signals() -> None:
 
 
 def enter(setup: Setup) -> None:
-    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU."""
+    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU.
+
+    `HarnessError` if its sources are not those of the process that made the setup.
+    """
+    environment.check_sources(setup.sources)
+    registry.all_methods()  # imported now: what is edited later must not run under the digest of what was there
     backbones.remember_files(setup.weight_files)
     for reference in setup.method_files:
         registry.add_file(reference)
