@@ -9,8 +9,8 @@ def _check_rooms() -> None:
     here = Path(__file__).resolve().parents[1]
     for room in ("methods", "suites", "slurm", "analysis"):
         spec = find_spec(room)
-        for folder in (spec.submodule_search_locations or [spec.origin]) if spec else []:
-            if Path(str(folder)).resolve().parent != here:
+        for folder in (spec.submodule_search_locations or [str(spec.origin)]) if spec else []:
+            if Path(folder).resolve().parent != here:
                 raise ImportError(
                     f"{folder} hides the package {room!r} of {here}: it comes first on Python's path. Start elsewhere, "
                     "take its folder out of PYTHONPATH, or give it another name"

@@ -113,7 +113,7 @@ def _submission() -> dict[str, Any]:
     return {"code_at_submission": dict(_submitted), "code_changed": _submitted != code_state()}
 
 
-source_digest()  # now, while they are being imported: what lies there later may be other code than what this process runs
+source_digest()  # now, while they are imported: what lies there later may be other code than what this process runs
 
 
 def describe(device: torch.device, precision: str) -> dict[str, Any]:

@@ -89,7 +89,15 @@ _ALL = (
     ),
     FailureClass(
         name="read_only",
-        about="the results folder cannot be written to: see its permissions, the same command goes on",
+        about="a folder or file is closed to us: see its permissions and its disk, the same command goes on",
+        again=True,
+        keeps_state=True,
+        ends_all=True,
+    ),
+    FailureClass(
+        name="file_system",
+        about="the file system of the results or the cache has no locks (Lustre: mount option flock): move the folder "
+        "with --out or --cache-dir",
         again=True,
         keeps_state=True,
         ends_all=True,
@@ -134,10 +142,35 @@ TRACEBACK_LINES = 12
 """Lines of a traceback that a record keeps."""
 
 _PASSING = frozenset(
-    (errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK)
-    + (errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE)
-    + (errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EPROTO)
-    + (errno.ECOMM, errno.ENXIO, errno.ENODEV, errno.ENFILE, errno.EMFILE, errno.ENOBUFS)
+    getattr(errno, name)
+    for name in [
+        "ESTALE",
+        "EIO",
+        "EREMOTEIO",
+        "ETIMEDOUT",
+        "EAGAIN",
+        "EBUSY",
+        "EINTR",
+        "ENOLCK",
+        "ECONNRESET",
+        "ECONNREFUSED",
+        "ECONNABORTED",
+        "ENOTCONN",
+        "ESHUTDOWN",
+        "EPIPE",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENETRESET",
+        "EPROTO",
+        "ECOMM",
+        "ENXIO",
+        "ENODEV",
+        "ENFILE",
+        "EMFILE",
+        "ENOBUFS",
+    ]
 )
 """Errors of file servers, disks and networks that may be gone a moment later."""
 
@@ -147,6 +180,8 @@ _PASSING_WORDS = tuple(os.strerror(number) for number in _PASSING)
 _ERRNO = {
     **dict.fromkeys(_PASSING, "io"),
     errno.ENOENT: "data",
+    errno.ENOSYS: "file_system",
+    errno.EOPNOTSUPP: "file_system",
     errno.ENOSPC: "disk_full",
     errno.EDQUOT: "disk_full",
     errno.EROFS: "read_only",

@@ -1,6 +1,7 @@
 """Leases: two processes never do one run twice, wherever they are.
 
-A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one. Its
+A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one (where
+a file system has no hard links: created there and then filled, and until it is filled nobody can name its holder). Its
 owner touches it every `BEAT_SECONDS`, through the open file, so that it can never touch another's. A stale lease is
 replaced under a lock on that very file: of several that find it stale, one takes it over.
 """
@@ -25,6 +26,9 @@ LEASE_NAME = "lease.json"
 
 BEAT_SECONDS = 10.0
 """Time between two heartbeats."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without hard links answer: exFAT, and those of cloud storage."""
 
 STALE_SECONDS = 300.0
 """A lease without a heartbeat for so long belongs to nobody. File servers may show an old time for up to a minute."""
@@ -207,6 +211,10 @@ def acquire(folder: Path) -> Lease:
             # The new file's time is the file server's clock, as the heartbeats are.
             if _take_over(path, mine, os.fstat(descriptor).st_mtime, me):
                 break
+        if not lies_at(path, descriptor):  # a file of its own, made where there are no links
+            placed = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            os.close(descriptor)
+            descriptor = placed
     except BaseException:
         os.close(descriptor)
         raise
@@ -218,6 +226,19 @@ def acquire(folder: Path) -> Lease:
 def _put(mine: Path, path: Path) -> bool:
     try:
         path.hardlink_to(mine)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _put_without_links(mine, path)
+    return True
+
+
+def _put_without_links(mine: Path, path: Path) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(mine.read_bytes())
     except FileExistsError:
         return False
     return True

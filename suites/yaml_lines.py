@@ -17,12 +17,11 @@ import yaml
 
 from suites.base import SuiteError
 
-
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 and -.5 as the numbers they are (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+    """Safe YAML that reads 1e-3 and -.5 as the numbers they are (YAML 1.1: texts) and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

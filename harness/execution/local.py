@@ -214,6 +214,7 @@ class _Execution:
         self.busy: deque[Job] = deque()
         self.workers: list[_Worker] = []
         self.interrupts = _Interrupts()
+        self.refusal = ""
 
     def run(self) -> Outcome:
         """Until all is done, or until it is interrupted and the workers have saved their states."""
@@ -226,6 +227,8 @@ class _Execution:
                     self._step()
             finally:
                 self._end()
+        if self.refusal:
+            raise HarnessError(f"a worker process cannot work: {self.refusal}")
         return self.outcome
 
     def _step(self) -> None:
@@ -267,9 +270,9 @@ class _Execution:
             self._died(one)
             return
         if isinstance(message, str):
-            if message != READY:
-                raise HarnessError(f"a worker process cannot work: {message}")
-            one.ready = True
+            one.ready = message == READY
+            if not one.ready:
+                self._refused(one, message)
             return
         assert job is not None and spec is not None
         self.listen(spec, message)
@@ -308,11 +311,20 @@ class _Execution:
             one.give(None)
             self._replace(one)
 
+    def _refused(self, one: _Worker, reason: str) -> None:
+        """A new process cannot work, so none could: those that are at work end their runs, and that is all."""
+        self.refusal = reason
+        self.workers.remove(one)
+        self.queue.clear()
+        self.waiting.clear()
+        self.busy.clear()
+
     def _died(self, one: _Worker) -> None:
         """A worker takes one run with it, which is recorded as failed, and is replaced."""
         one.process.join()
         if not one.ready and (one.process.exitcode or 0) > 0:
-            raise HarnessError(f"a worker process could not start (exit code {one.process.exitcode}): see what it printed")
+            self._refused(one, f"it ended with exit code {one.process.exitcode}, see what it printed")
+            return
         if one.spec is not None and not self.outcome.interrupted:
             reason = f"the worker process ended with exit code {one.process.exitcode} (out of memory, or killed)"
             self.listen(one.spec, worker.record_killed(one.spec, one.setup, reason))

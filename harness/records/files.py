@@ -17,7 +17,6 @@ from typing import Any
 from harness.failures import is_passing
 from harness.paths import write_atomically
 
-
 UNREAD = "cannot be read now"
 """How the reason begins why a record was set aside that may be sound: no cache keeps that."""
 

@@ -226,6 +226,7 @@ def test_a_lease_that_cannot_be_read_is_held_by_somebody(tmp_path):
 def test_a_heartbeat_that_meets_a_passing_error_loses_no_lease(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
     with lease.acquire(tmp_path) as held:
+
         def fail(*_):
             raise OSError(errno.EIO, "Input/output error")
 
@@ -234,3 +235,26 @@ def test_a_heartbeat_that_meets_a_passing_error_loses_no_lease(tmp_path, monkeyp
             held._end.wait(0.1)
             held.check()
     assert not (tmp_path / lease.LEASE_NAME).exists()
+
+
+def test_a_lease_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    with lease.acquire(tmp_path) as held:
+        assert held.is_ours()
+        with pytest.raises(lease.Taken, match=f"process {os.getpid()}"):
+            lease.acquire(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_named(setup, monkeypatch, tmp_path):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    record = do(*tiny.specs(["linear"]), setup)
+    assert record.failure.kind == "file_system" and "file_system" in tuning.NO_VERDICT
