@@ -89,7 +89,7 @@ _ALL = (
     ),
     FailureClass(
         name="read_only",
-        about="a folder or file is closed to us: see its permissions and its disk, the same command goes on",
+        about="a folder or file may not be written to, or read: see its permissions, the same command goes on",
         again=True,
         keeps_state=True,
         ends_all=True,
