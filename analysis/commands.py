@@ -41,19 +41,20 @@ def show(make: Callable[[], list[Table]], console: Console, errors: Console) -> 
 
 def report(
     root: Path,
+    folder: Path,
     suite: str | None,
     options: TableOptions,
     about: Mapping[str, Mapping[str, Any]],
     console: Console,
     errors: Console,
 ) -> list[Path]:
-    """Write the report of the records below `root`; what was asked for and is nowhere ends the program."""
+    """Write the report of the records below `root` into `folder`; what was asked for and is nowhere ends it."""
     from analysis.report import write_report  # draws, and so takes long to load
 
     runs = load(root, errors)
     try:
         _check_suite(suite, runs)
-        return write_report(runs, root / "report", console, suite, options, about=about)
+        return write_report(runs, folder, console, suite, options, about=about)
     except AnalysisError as error:
         errors.print(f"error: {error}", highlight=False, markup=False)
         raise SystemExit(2) from None

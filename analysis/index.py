@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis import frame as frame_module
 from analysis.frame import row, typed
-from harness.records.files import read_cache, run_folders, stamp, write_cache
+from harness.records.files import UNREAD, read_cache, run_folders, stamp, write_cache
 from harness.records.record import SCHEMA, BadRecord, RunRecord
 from harness.records.store import RECORD_NAME, Rejected
 
@@ -39,7 +39,9 @@ def _read(root: Path, path: str) -> dict[str, Any]:
     """The row of one record file, or the reason why it was set aside."""
     try:
         return {"rejected": "", **row(RunRecord.from_json((root / path).read_text()))}
-    except (OSError, UnicodeDecodeError, BadRecord, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        return {"rejected": f"{UNREAD}: {error.strerror}"}
+    except (UnicodeDecodeError, BadRecord, KeyError, TypeError, ValueError) as error:
         return {"rejected": str(error) or type(error).__name__}
 
 
@@ -84,7 +86,7 @@ def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
         read = pd.DataFrame([{**fact, **_read(root, str(fact["path"]))} for fact in facts])
         frame = pd.concat([part for part in (frame, read) if len(part)]).sort_values("path", ignore_index=True)
     if new.any() or len(frame) != len(stored):
-        write_cache(root / INDEX_NAME, VERSION, _encode(frame))
+        write_cache(root / INDEX_NAME, VERSION, _encode(frame[~frame["rejected"].str.startswith(UNREAD)]))
     bad = frame[frame["rejected"] != ""]
     rejected = [Rejected(root / path, reason) for path, reason in zip(bad["path"], bad["rejected"], strict=True)]
     good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS[1:]).reset_index(drop=True)

@@ -69,6 +69,18 @@ def use(device: torch.device) -> None:
             torch.cuda.set_device(device)
 
 
+SLACK_BYTES = 1 << 30
+"""GPU memory that a process may use beside torch's allocator: context, kernels, libraries' workspaces."""
+
+
+def is_shared(device: torch.device) -> bool:
+    """Whether other processes hold some of the device's memory; a CPU's is everybody's."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) > SLACK_BYTES
+
+
 def random_states(device: torch.device) -> list[torch.Tensor]:
     """States of torch's global generators: the CPU's, and the device's where it is another."""
     states = [torch.get_rng_state()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.errors import USER_ERRORS, DataError, PlaceError
@@ -26,6 +28,13 @@ class FailureClass:
     about: str
     """What it means, and what to do."""
 
+    verdict: bool = False
+    """Whether it says something of the settings: under `tuned` a trial that failed so counts as the worst. After any
+    other failure nothing is chosen until the trial has been done again."""
+
+    pauses: tuple[float, ...] = ()
+    """Seconds to wait before each further try that the same process makes at once."""
+
     again: bool
     """Whether the same run may succeed another time, because nothing is wrong with the run: `sctbench submit` and a job
     that is queued again do it once more."""
@@ -46,15 +55,31 @@ _ALL = (
         about="out of memory: a smaller batch, a smaller backbone or a larger machine",
         again=False,
         keeps_state=True,
+        verdict=True,
     ),
-    FailureClass(name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False),
+    FailureClass(
+        name="memory_shared",
+        about="out of memory on a device that other processes use too: wait for them, or take another",
+        again=True,
+        keeps_state=True,
+    ),
+    FailureClass(
+        name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False, verdict=True
+    ),
     FailureClass(
         name="data",
-        about="lists or pictures are missing or damaged: see `sctbench data check`",
+        about="lists, pictures or other files are missing or damaged: see `sctbench data check`",
         again=False,
         keeps_state=True,
     ),
-    FailureClass(name="config", about="method, backbone and settings do not go together", again=False),
+    FailureClass(name="config", about="method, backbone and settings do not go together", again=False, verdict=True),
+    FailureClass(
+        name="io",
+        about="a file server, a disk or the network failed, several times in a row: the same command tries again",
+        again=True,
+        keeps_state=True,
+        pauses=(1.0, 5.0, 25.0),
+    ),
     FailureClass(
         name="disk_full",
         about="no space left: free some, the same command goes on",
@@ -64,7 +89,15 @@ _ALL = (
     ),
     FailureClass(
         name="read_only",
-        about="results or cache cannot be written to: see the folder's permissions, the same command goes on",
+        about="a folder or file may not be written to, or read: see its permissions, the same command goes on",
+        again=True,
+        keeps_state=True,
+        ends_all=True,
+    ),
+    FailureClass(
+        name="file_system",
+        about="the file system of the results or the cache has no locks (Lustre: mount option flock): move the folder "
+        "with --out or --cache-dir",
         again=True,
         keeps_state=True,
         ends_all=True,
@@ -82,7 +115,9 @@ _ALL = (
         keeps_state=True,
         ends_process=True,
     ),
-    FailureClass(name="unexpected", about="a defect, in method or harness; the record says where", again=False),
+    FailureClass(
+        name="unexpected", about="a defect, in method or harness; the record says where", again=False, verdict=True
+    ),
 )
 
 CLASSES = {kind.name: kind for kind in _ALL}
@@ -106,7 +141,47 @@ class Failure:
 TRACEBACK_LINES = 12
 """Lines of a traceback that a record keeps."""
 
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in [
+        "ESTALE",
+        "EIO",
+        "EREMOTEIO",
+        "ETIMEDOUT",
+        "EAGAIN",
+        "EBUSY",
+        "EINTR",
+        "ENOLCK",
+        "ECONNRESET",
+        "ECONNREFUSED",
+        "ECONNABORTED",
+        "ENOTCONN",
+        "ESHUTDOWN",
+        "EPIPE",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENETRESET",
+        "EPROTO",
+        "ECOMM",
+        "ENXIO",
+        "ENODEV",
+        "ENFILE",
+        "EMFILE",
+        "ENOBUFS",
+    ]
+)
+"""Errors of file servers, disks and networks that may be gone a moment later."""
+
+_PASSING_WORDS = tuple(os.strerror(number) for number in _PASSING)
+"""What libraries that are not Python's own put into other errors than `OSError`."""
+
 _ERRNO = {
+    **dict.fromkeys(_PASSING, "io"),
+    errno.ENOENT: "data",
+    errno.ENOSYS: "file_system",
+    errno.EOPNOTSUPP: "file_system",
     errno.ENOSPC: "disk_full",
     errno.EDQUOT: "disk_full",
     errno.EROFS: "read_only",
@@ -126,9 +201,29 @@ def kind_of(error: BaseException) -> FailureClass:
     return CLASSES[_kind(error)]
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether the error, or one that it was raised for, is of a file server, disk or network and may be gone a moment
+    later: then it says nothing of what was being read or done."""
+    return any(_passes(one) for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _PASSING or isinstance(error, ConnectionError | TimeoutError)
+    return not isinstance(error, (*USER_ERRORS, Diverged)) and any(words in str(error) for words in _PASSING_WORDS)
+
+
 def _kind(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
+    if is_passing(error):
+        return "io"
     if isinstance(error, DataError | SuiteError):  # suites raise while they build their pictures; specs name real ones
         return "data"
     if isinstance(error, PlaceError):

@@ -1,12 +1,14 @@
 """Leases: two processes never do one run twice, wherever they are.
 
-A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one. Its
+A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one (where
+a file system has no hard links: created there and then filled, and until it is filled nobody can name its holder). Its
 owner touches it every `BEAT_SECONDS`, through the open file, so that it can never touch another's. A stale lease is
 replaced under a lock on that very file: of several that find it stale, one takes it over.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +26,9 @@ LEASE_NAME = "lease.json"
 
 BEAT_SECONDS = 10.0
 """Time between two heartbeats."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without hard links answer: exFAT, and those of cloud storage."""
 
 STALE_SECONDS = 300.0
 """A lease without a heartbeat for so long belongs to nobody. File servers may show an old time for up to a minute."""
@@ -123,12 +128,14 @@ class Held:
 
 
 def read(folder: Path) -> Held | None:
-    """The lease in a run's folder, if there is one."""
+    """The lease in a run's folder, if there is one. One that cannot be read counts as held: it may be alive."""
     try:
         with (folder / LEASE_NAME).open("rb") as file:
             return Held(_holder(file.read()), time.time() - os.fstat(file.fileno()).st_mtime)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:
+        return Held(None, age=0.0)
 
 
 def is_stale(held: Held) -> bool:
@@ -159,14 +166,15 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        if self.is_ours():
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # it goes stale when this process has ended; the run and its record are done
+            if self.is_ours():
+                self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
-            self._lost = not self.is_ours()
-            with suppress(OSError):  # a file server that is away for a moment
+            with suppress(OSError):  # a file server that is away for a moment: nobody has taken anything
+                self._lost = not self.is_ours()
                 os.utime(self._descriptor)
 
     def is_ours(self) -> bool:
@@ -180,11 +188,15 @@ class Lease:
 
 
 def lies_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the one of that name. `OSError` if that cannot be seen."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # so a file server speaks of an open file that another machine has replaced
+            return False
+        raise
 
 
 def acquire(folder: Path) -> Lease:
@@ -199,6 +211,10 @@ def acquire(folder: Path) -> Lease:
             # The new file's time is the file server's clock, as the heartbeats are.
             if _take_over(path, mine, os.fstat(descriptor).st_mtime, me):
                 break
+        if not lies_at(path, descriptor):  # a file of its own, made where there are no links
+            placed = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            os.close(descriptor)
+            descriptor = placed
     except BaseException:
         os.close(descriptor)
         raise
@@ -210,6 +226,19 @@ def acquire(folder: Path) -> Lease:
 def _put(mine: Path, path: Path) -> bool:
     try:
         path.hardlink_to(mine)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _put_without_links(mine, path)
+    return True
+
+
+def _put_without_links(mine: Path, path: Path) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(mine.read_bytes())
     except FileExistsError:
         return False
     return True

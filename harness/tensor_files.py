@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 PLAIN = (str, int, float, bool, type(None))
@@ -35,17 +35,19 @@ def encode(value: Any) -> bytes:
 def decode(path: Path, device: torch.device) -> Any:
     """The value in a file; tensors that lay on an accelerator are put on `device`, all others stay on the CPU.
 
-    Raises `BadTensorFile` if the file is torn or altered, `OSError` if it cannot be read.
+    Raises `BadTensorFile` if the file was read and is torn or altered, `OSError` if it cannot be read: the two must
+    never be taken for each other.
     """
+    content = path.read_bytes()
     try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors = load(content)
+        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if facts["digest"] != _digest(facts["tree"], tensors):
             raise BadTensorFile("altered: its digest does not fit its content")
-        return _rebuild(json.loads(facts["tree"]), tensors, device)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        tree = json.loads(facts["tree"])
+    except (SafetensorError, KeyError, ValueError) as error:
         raise BadTensorFile(str(error) or type(error).__name__) from None
+    return _rebuild(tree, tensors, device)
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

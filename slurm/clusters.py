@@ -17,11 +17,12 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
+from harness.children import apart
 from slurm import scheduler
 from slurm.body import Body
 from slurm.errors import ClusterError
 from slurm.profile import Profile
-from slurm.sbatch import parameters
+from slurm.sbatch import PYTHON, parameters
 from slurm.scheduler import Live
 from slurm.submissions import Sent
 
@@ -76,7 +77,7 @@ class Slurm:
         """One call of sbatch, whatever the number of jobs."""
         with outside_jobs():
             try:
-                executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.requeues)
+                executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.requeues, python=PYTHON)
                 executor.update_parameters(**parameters(profile, array, after))
                 jobs = executor.submit_array([Body(pickle.dumps(work)) for work in works])
             except (FailedJobError, FailedSubmissionError) as error:
@@ -122,7 +123,8 @@ class Local:
         ours, theirs = mp.Pipe()
         start = mp.get_context("spawn").Process(target=_start, args=(theirs, bodies, profile, folder))
         with outside_jobs():
-            start.start()
+            with apart():
+                start.start()
             theirs.close()
             try:
                 return "+".join(ours.recv())
@@ -192,7 +194,7 @@ def _start(connection: Connection, bodies: list[Body], profile: Profile, folder:
         os.dup2(null, descriptor)
     ids = []
     for number, body in enumerate(bodies):
-        executor = submitit.LocalExecutor(folder, max_num_timeout=profile.requeues)
+        executor = submitit.LocalExecutor(folder, max_num_timeout=profile.requeues, python=PYTHON)
         executor.update_parameters(**_local_parameters(profile, number))
         ids.append(executor.submit(body).job_id)
     connection.send(ids)

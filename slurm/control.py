@@ -10,6 +10,7 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission, JobPaths
 
+from harness.environment import source_digest
 from harness.errors import HarnessError
 from harness.plans.spec import RunSpec
 from slurm.clusters import CLUSTERS
@@ -125,6 +126,6 @@ def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tel
     cluster = CLUSTERS[submission.cluster]
     after = jobs_of_trials(blocked, held_keys(log, cluster))
     plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit(), after)
-    setup = dataclasses.replace(next(iter(batches.values())).setup, device=profile.device)
+    setup = dataclasses.replace(next(iter(batches.values())).setup, device=profile.device, sources=source_digest())
     send(plan, setup, profile, cluster, log, tell)
     return len(jobs)

@@ -128,6 +128,10 @@ _TYPES: dict[str, Any] = {
 }
 
 
+TEXTS = ("time", "partition", "account", "qos", "constraint", "report_partition")
+"""Keys whose values are what is written: 4:00:00 is no number in base 60, and an account may be called 0042."""
+
+
 def minutes(text: str) -> int:
     """A time limit as SLURM writes it, in minutes, rounded up: `90`, `30:00`, `4:00:00`, `1-12`, `1-12:30:00`."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
@@ -145,14 +149,12 @@ def minutes(text: str) -> int:
 
 def read_file(path: Path) -> YamlFile:
     """A profile file. `SuiteError` names file and line of what is wrong."""
-    return YamlFile(path, KEYS, "a cluster profile")
+    return YamlFile(path, KEYS, "a cluster profile", texts=TEXTS)
 
 
 def make_profile(flags: Mapping[str, Any], file: YamlFile | None = None) -> Profile:
     """The profile; a flag beats the file. `HarnessError` names file and line where the value came from the file."""
     values = (file.values if file else {}) | dict(flags)
-    if file and "time" in file.values and "time" not in flags:
-        values["time"] = file.text("time")  # YAML would read 4:00:00 in base 60
 
     def blame(key: str) -> str:
         return f"{file.where(key)}: " if file and key in file.values and key not in flags else ""

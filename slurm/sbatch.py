@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
+from harness.children import SAFE
 from slurm.profile import Profile
 
 if TYPE_CHECKING:
     from slurm.planning import Array
+
+PYTHON = f"{shlex.quote(sys.executable)} {SAFE}"
+"""How a job starts Python: it must not import from the folder that it starts in."""
 
 REPORT_MINUTES = 30
 """Time limit of the job that writes the tables."""
@@ -49,6 +53,6 @@ def parameters(profile: Profile, array: Array, after: list[str]) -> dict[str, An
 
 def script(profile: Profile, array: Array, folder: Path, after: list[str]) -> str:
     """The batch script that submitit writes for the array; needs no SLURM."""
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     count = len(array.jobs) if len(array.jobs) > 1 else None
     return _make_sbatch_string(command=command, folder=folder, map_count=count, **parameters(profile, array, after))

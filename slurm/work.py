@@ -22,6 +22,7 @@ from typing import Any
 from submitit.core.job_environment import JobEnvironment
 
 from harness import environment, lease
+from harness.children import SAFE
 from harness.errors import Interrupted
 from harness.execution import worker
 from harness.execution.progress import describe
@@ -138,7 +139,10 @@ class Batch:
         while waiting:
             held: list[tuple[Job, str]] = []
             for job in waiting:
-                outcome = self._do(job)
+                try:
+                    outcome = self._do(job)
+                except OSError as error:  # a record that cannot be read: asked again, as for runs that others are at
+                    outcome = f"{describe(like(job))}: {error}"
                 if isinstance(outcome, str):
                     held.append((job, outcome))
                     continue
@@ -217,10 +221,13 @@ class Report:
 
     suite: str
     after_processes: tuple[int, ...] = ()
+    sources: str = field(default_factory=lambda: environment.source_digest(environment.ALL_ROOMS))
+    """Of the process that submits."""
 
     def __call__(self) -> None:
         """Run `sctbench report` in a process of its own. Raises `CalledProcessError` if it fails."""
         wait_for(self.after_processes)
+        environment.check_sources(self.sources, environment.ALL_ROOMS)
         command = "from harness.commands.main import main; main()"
         arguments = ["report", "--out", str(self.root), "--suite", self.suite]
-        subprocess.run([sys.executable, "-c", command, *arguments], check=True)
+        subprocess.run([sys.executable, SAFE, "-c", command, *arguments], check=True)

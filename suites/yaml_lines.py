@@ -1,4 +1,8 @@
-"""YAML files with the line of every key, so that an error can name file and line."""
+"""YAML files with the line of every key, so that an error can name file and line, and without YAML's surprises.
+
+What YAML 1.1 reads otherwise than it is written (010 as eight, 1:30 as ninety, no as false) is refused unless it stands
+in quotes; true, false, null and numbers written plainly mean what they say.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,11 @@ import yaml
 
 from suites.base import SuiteError
 
+TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+    """Safe YAML that reads 1e-3 and -.5 as the numbers they are (YAML 1.1: texts) and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -27,15 +33,64 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)$"),
+    list("-+.0123456789"),
 )
+
+_SURPRISES = {
+    r"[-+]?0[0-9_]+": "octal to YAML, or text",
+    r"[-+]?0[bo][0-7_]+": "a number in one version of YAML and text in another",
+    r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.\d*)?": "a number in base 60 to YAML",
+    r"[-+]?[\d.]*\d_[\d_.]*([eE][-+]?\d+)?": "a number without its underscores to YAML, or text",
+    r"(?i)yes|no|on|off": "true or false to YAML",
+    r"\d{4}-\d\d?-\d\d?([Tt ].*)?": "a date to YAML",
+}
+"""Plain scalars that are read otherwise than they are written, and as what."""
+
+
+def _surprise(node: yaml.Node) -> str:
+    """What is wrong with a plain scalar; empty if nothing is."""
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
+        return ""
+    for pattern, meaning in _SURPRISES.items():
+        if re.fullmatch(pattern, node.value):
+            return f"{node.value!r} is {meaning}: write a plain number, true or false, or put text in quotes"
+    return ""
+
+
+def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
+    """A node and all below it, keys included."""
+    yield node
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            for part in pair:
+                yield from _nodes(part)
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _nodes(part)
+
+
+def scalar(text: str) -> Any:
+    """The value of a text as it would be in a file. `SuiteError` if it is no YAML, or reads otherwise than it looks."""
+    try:
+        node = _Loader(text).get_single_node()
+        if node is None:
+            return None
+        for part in _nodes(node):
+            if problem := _surprise(part):
+                raise SuiteError(problem)
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise SuiteError(f"{text!r} is not valid YAML: {getattr(error, 'problem', error)}") from None
 
 
 class YamlFile:
     """A YAML mapping, its values, and where they stand."""
 
-    def __init__(self, path: Path, keys: Sequence[str], what: str) -> None:
-        """Read `path`, a mapping with no keys but `keys`; `what` names such a file in errors ("an experiment")."""
+    def __init__(self, path: Path, keys: Sequence[str], what: str, texts: Sequence[str] = ()) -> None:
+        """Read `path`, a mapping with no keys but `keys`; `what` names such a file in errors ("an experiment"). The
+        values of `texts` are what is written there, whatever it looks like."""
         self.path = path
         try:
             text = path.read_text()
@@ -47,6 +102,7 @@ class YamlFile:
             node = loader.get_single_node()
             if not isinstance(node, yaml.MappingNode):
                 raise SuiteError(f"{path}:1: {what} is a mapping with the keys {', '.join(keys)}")
+            self._check(node, texts)
             self.values: dict[str, Any] = loader.construct_document(node)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -65,9 +121,14 @@ class YamlFile:
                 hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(keys)}."
                 raise SuiteError(f"{self.where(str(key))}: unknown key {key!r}. {hint}")
 
-    def text(self, key: str) -> str:
-        """The plain value of a key as it is written, before YAML makes a number of it."""
-        return str(self._nodes[key][1].value)
+    def _check(self, node: yaml.MappingNode, texts: Sequence[str]) -> None:
+        """`SuiteError` for a value that reads otherwise than it looks."""
+        for key, value in node.value:
+            if key.value in texts and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
+                value.tag, value.style = TEXT, '"'
+        for part in _nodes(node):
+            if problem := _surprise(part):
+                raise SuiteError(f"{self.path}:{part.start_mark.line + 1}: {problem}")
 
     @contextmanager
     def blamed(self, key: str, item: int | None = None) -> Iterator[None]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from command import sctbench
-from examples import write_example_method
+from examples import make_record, write_example_method
 
 from harness.commands.main import main
+from harness.records.store import Store
 
 SCTBENCH = Path(sys.executable).parent / "sctbench"
 RUN = ["run", "--suite", "demo", "--tasks", "digits", "--methods", "linear,sct:channels=8", "--recipe", "epochs=1"]
@@ -125,3 +126,13 @@ def test_mistakes_are_one_line_without_a_traceback(tmp_path, monkeypatch, capsys
     expected = "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-dg' or 'demo-full'?"
     assert " ".join(capsys.readouterr().err.split()) == expected
     assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_answered_by_name(tmp_path, monkeypatch, capsys):
+    Store(tmp_path).write(make_record())
+    monkeypatch.setattr(sys, "argv", ["sctbench", "report", "--out", str(tmp_path), "--to", "/sys/report"])
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and "/sys/report" in told and "see its permissions" in " ".join(told.split())

@@ -17,6 +17,7 @@ from harness.commands.runs import runs_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
+from harness.failures import kind_of
 from harness.terminal import JsonFlag, console, errors, print_rows, words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -47,6 +48,7 @@ def report(
         str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
     ] = None,
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for tables and figures; OUT/report if not given.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
     from analysis.commands import report as write
@@ -57,9 +59,10 @@ def report(
     name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
     options = TableOptions(reference, tuple(words(ablation) or ()) if ablation is not None else None)
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
-    paths = write(out, name, options, about, console, errors)
+    to = to or out / "report"
+    paths = write(out, to, name, options, about, console, errors)
     if paths:
-        console.print(f"{len(paths) - 1} tables and figures in {out / 'report'}, and one page with all of them:")
+        console.print(f"{len(paths) - 1} tables and figures in {to}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")
 
 
@@ -148,8 +151,15 @@ def list_backbones(as_json: JsonFlag = False) -> None:
 
 def main() -> None:
     """Entry point of `sctbench`: errors meant for the user are printed without a traceback."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook hands on its own, which only its own installation knows
     try:
         app()
     except USER_ERRORS as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True)
+        raise SystemExit(2) from None
+    except OSError as error:
+        kind = kind_of(error)
+        if kind.name in ("unexpected", "data"):
+            raise
+        errors.print(f"[red]error:[/red] {escape(f'{error}: {kind.about}')}", highlight=False)
         raise SystemExit(2) from None

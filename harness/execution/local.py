@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 
-from harness.errors import Interrupted
+from harness import children
+from harness.errors import USER_ERRORS, HarnessError, Interrupted
 from harness.execution import worker
 from harness.execution.worker import Busy, Setup
 from harness.failures import CLASSES, FailureClass
+from harness.plans.overview import like
 from harness.plans.spec import RunSpec
 from harness.plans.stages import Waiting
 from harness.plans.tuning import Final, Job, resolve
@@ -33,6 +35,9 @@ from harness.training.trainer import Progress
 
 Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
 """Called with each run's progress, at last with its record, and when somebody else is at it."""
+
+READY = "ready"
+"""What a worker says before anything else; another text is the reason why it cannot work."""
 
 RETRY_SECONDS = 2.0
 """Time until it is asked again whether a run that somebody else was at is done."""
@@ -63,8 +68,13 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
     """A worker's life: receive a job, do it, send its record back; until None comes, or a stop is requested."""
     os.environ.clear()
     os.environ.update(environment)
-    worker.enter(setup)
+    try:
+        worker.enter(setup)
+    except Exception as error:  # every other worker would meet it too
+        connection.send(str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}")
+        return
     worker.stop_on_signals()
+    connection.send(READY)
 
     def report(progress: Progress) -> None:
         try:
@@ -102,21 +112,26 @@ class _Worker:
         self.share: Any = None
         """What its runs have in common, see `shared`."""
 
+        self.ready = False
+
         self.connection, theirs = context.Pipe()
         arguments = theirs, setup, dict(os.environ)  # of now: a process to fork from may be an earlier one
         self.process: BaseProcess = context.Process(target=_work, args=arguments)
         # Ctrl-C reaches all processes of a terminal. The workers inherit that it is ignored: this process tells them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.process.start()
+        with children.apart():
+            self.process.start()
         signal.signal(signal.SIGINT, before)
         theirs.close()
 
     def give(self, job: Job | None) -> None:
         """Hand over the next run, or None to end."""
         self.job = job
-        self.spec = resolve(job, Store(self.setup.root).read)[0] if job is not None else None
+        self.spec = None
         if job is not None:
-            self.share = shared(job)
+            self.spec, self.share = like(job), shared(job)
+            with suppress(OSError):  # what the trials chose cannot be read: the worker tries it again
+                self.spec = resolve(job, Store(self.setup.root).read)[0]
         with suppress(OSError):  # it may have died: the next read says so
             self.connection.send(job)
 
@@ -199,6 +214,7 @@ class _Execution:
         self.busy: deque[Job] = deque()
         self.workers: list[_Worker] = []
         self.interrupts = _Interrupts()
+        self.refusal = ""
 
     def run(self) -> Outcome:
         """Until all is done, or until it is interrupted and the workers have saved their states."""
@@ -211,6 +227,8 @@ class _Execution:
                     self._step()
             finally:
                 self._end()
+        if self.refusal:
+            raise HarnessError(f"a worker process cannot work: {self.refusal}")
         return self.outcome
 
     def _step(self) -> None:
@@ -247,9 +265,14 @@ class _Execution:
         """Take one message from a worker; give it the next run when it has finished one."""
         job, spec = one.job, one.spec
         try:
-            message: Progress | RunRecord | Busy = one.connection.recv()
+            message: Progress | RunRecord | Busy | str = one.connection.recv()
         except (EOFError, OSError):
             self._died(one)
+            return
+        if isinstance(message, str):
+            one.ready = message == READY
+            if not one.ready:
+                self._refused(one, message)
             return
         assert job is not None and spec is not None
         self.listen(spec, message)
@@ -270,8 +293,11 @@ class _Execution:
     def _release(self, spec: RunSpec, setup: Setup) -> None:
         """Put behind the others what waited for this run alone. A final with a trial that gave no verdict is left."""
         read = Store(setup.root).read
-        free = self.waiting.done(spec.run_id)
-        ready = [final for final in free if final.spec(read)]
+        free, ready = self.waiting.done(spec.run_id), []
+        for final in free:
+            with suppress(OSError):  # a trial whose record cannot be read gives no verdict either
+                if final.spec(read):
+                    ready.append(final)
         self.queue.add(ready)
         self.outcome.not_started += len(free) - len(ready)
 
@@ -285,9 +311,20 @@ class _Execution:
             one.give(None)
             self._replace(one)
 
+    def _refused(self, one: _Worker, reason: str) -> None:
+        """A new process cannot work, so none could: those that are at work end their runs, and that is all."""
+        self.refusal = reason
+        self.workers.remove(one)
+        self.queue.clear()
+        self.waiting.clear()
+        self.busy.clear()
+
     def _died(self, one: _Worker) -> None:
         """A worker takes one run with it, which is recorded as failed, and is replaced."""
         one.process.join()
+        if not one.ready and (one.process.exitcode or 0) > 0:
+            self._refused(one, f"it ended with exit code {one.process.exitcode}, see what it printed")
+            return
         if one.spec is not None and not self.outcome.interrupted:
             reason = f"the worker process ended with exit code {one.process.exitcode} (out of memory, or killed)"
             self.listen(one.spec, worker.record_killed(one.spec, one.setup, reason))

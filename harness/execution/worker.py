@@ -6,9 +6,10 @@ import gc
 import json
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -16,11 +17,12 @@ from types import FrameType
 import torch
 
 from harness import device as devices
-from harness import failures, lease
+from harness import environment, failures, lease
 from harness.data.lists import Roots
 from harness.errors import HarnessError
-from harness.failures import Failure
+from harness.failures import CLASSES, Failure
 from harness.models import backbones
+from harness.plans.overview import like
 from harness.plans.plan import Selection
 from harness.plans.spec import RunSpec
 from harness.plans.tuning import Job, resolve
@@ -58,6 +60,9 @@ class Setup:
 
     save_every: float = SAVE_EVERY_SECONDS
     """Seconds between two training states, see `harness.training.resume`; 0: one after every step."""
+
+    sources: str = field(default_factory=environment.source_digest)
+    """Digest of the sources that the process which makes the setup has imported, see `environment.check_sources`."""
 
 
 def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Setup:
@@ -104,7 +109,12 @@ def stop_on_signals() -> None:
 
 
 def enter(setup: Setup) -> None:
-    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU."""
+    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU.
+
+    `HarnessError` if its sources are not those of the process that made the setup.
+    """
+    environment.check_sources(setup.sources)
+    registry.all_methods()  # imported now: what is edited later must not run under the digest of what was there
     backbones.remember_files(setup.weight_files)
     for reference in setup.method_files:
         registry.add_file(reference)
@@ -117,15 +127,38 @@ def enter(setup: Setup) -> None:
 def do(job: Job, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
     """Do one run: give its record if it is complete, else go on from its state, and write the record.
 
-    A failure is a failed record too. Raises `Interrupted` when a stop was requested; the state is saved then. Raises
-    `HarnessError` for a final run whose trials are not all done.
+    A failure is a failed record too; after one that may be gone a moment later the run is tried again, a few times.
+    Raises `Interrupted` when a stop was requested; the state is saved then. Raises `HarnessError` for a final run whose
+    trials are not all done.
     """
-    store = Store(setup.root)
-    spec, tuning = resolve(job, store.read)
-    if done := store.complete(spec):
-        return done
-    _STOP.check()
+    tries = 0
+    while True:
+        outcome = _try(job, setup, report)
+        pauses = CLASSES[outcome.failure.kind].pauses if isinstance(outcome, RunRecord) and outcome.failure else ()
+        if tries == len(pauses):
+            return outcome
+        again = f"tried again in {pauses[tries]:.0f} s"
+        print(f"{outcome.spec.task} {outcome.spec.method}: {outcome.reason}; {again}", file=sys.stderr, flush=True)
+        _wait(pauses[tries])
+        tries += 1
+
+
+def _wait(seconds: float) -> None:
+    """Wait, unless a stop is requested: then `Interrupted`."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        _STOP.check()
+        time.sleep(min(left, 0.5))
+
+
+def _try(job: Job, setup: Setup, report: Report | None) -> RunRecord | Busy:
+    """`do` once."""
+    store, spec = Store(setup.root), like(job)
     try:
+        spec, tuning = resolve(job, store.read)
+        if done := store.complete(spec):
+            return done
+        _STOP.check()
         with lease.acquire(store.folder(spec)) as held:
             return store.complete(spec) or _do_alone(spec, tuning, setup, store, held, report)
     except lease.Taken as other:
@@ -147,11 +180,11 @@ def _do_alone(
     keeper = Keeper(states, _STOP, held.check, setup.save_every)
     listen = _progress_to(folder, report)
     record = _write(store, held, attempt(spec, device, setup.data, listen, keeper, tuning, setup.curve))
-    kind = failures.CLASSES[record.failure.kind] if record.failure else None
+    kind = CLASSES[record.failure.kind] if record.failure else None
     if kind is None or not kind.keeps_state:
         states.remove()
     (folder / PROGRESS_NAME).unlink(missing_ok=True)
-    if kind and kind.name == "memory" and device.type == "cuda":
+    if kind and kind.name.startswith("memory") and device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
     return record

@@ -15,7 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from harness.data.preprocessing import STATISTICS
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 from harness.models import checkpoints, embedded
 from harness.models.names import RECOMMENDED, check_name, check_weights_are_named
 from harness.plans.spec import BackboneSpec
@@ -170,9 +170,9 @@ def _verified(spec: BackboneSpec) -> Path:
     """The checkpoint file of a spec, after its sha256 has been compared once more."""
     file = _FILES.get(spec.digest)
     if file is None or not file.is_file():
-        raise HarnessError(f"the checkpoint {spec.weights!r} of backbone {spec.name!r} is not there (any more)")
+        raise DataError(f"the checkpoint {spec.weights!r} of backbone {spec.name!r} is not there (any more)")
     if embedded.sha256_of(file) != spec.digest:
-        raise HarnessError(f"{file} was changed: its sha256 is not {spec.digest[:12]}... any more")
+        raise DataError(f"{file} was changed: its sha256 is not {spec.digest[:12]}... any more")
     return file
 
 

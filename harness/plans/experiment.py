@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.data.preprocessing import STATISTICS, Preprocessing
 from harness.errors import USER_ERRORS, HarnessError
 from harness.models import backbones
@@ -19,8 +17,8 @@ from methods.base import did_you_mean
 from methods.blocks import kind
 from methods.registry import all_methods, parameters_on
 from suites import SUITES, load_suite, published
-from suites.base import Suite
-from suites.yaml_lines import YamlFile
+from suites.base import Suite, SuiteError
+from suites.yaml_lines import YamlFile, scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +96,17 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
             raise HarnessError(f"{text!r} is no setting: write key=value, several with commas between them")
         if key in settings:
             raise HarnessError(f"{key!r} is given twice")
-        settings[key] = _scalar(value)
+        try:
+            settings[key] = _scalar(value)
+        except SuiteError as error:
+            raise HarnessError(f"{key}: {error}") from None
     return settings
 
 
 def _scalar(text: str) -> Any:
     if "+" in text.lstrip("+") and "e+" not in text.lower():
         return [_scalar(part) for part in text.split("+")]
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return yaml.safe_load(text)
+    return scalar(text)
 
 
 def _method_choice(item: Any) -> plan.MethodChoice:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.failures import CLASSES
 from harness.plans.spec import RunSpec, digest
 from harness.records.record import RunRecord, Trial, Tuning
 
@@ -29,8 +30,8 @@ BUDGET = 8
 SEED = 0
 """Of the draw, and of the trials' training."""
 
-NO_VERDICT = frozenset({"killed", "device", "disk_full", "read_only", "data"})
-"""Classes of failure (`harness.failures`) that say nothing of the setting that was tried."""
+NO_VERDICT = frozenset(kind.name for kind in CLASSES.values() if not kind.verdict)
+"""Classes of failure that say nothing of the setting that was tried."""
 
 Read = Callable[[RunSpec], RunRecord | None]
 """The valid record of a run, complete or failed, or None."""

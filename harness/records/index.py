@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from harness.records.files import read_cache, run_folders, stamp, write_cache
+from harness.records.files import UNREAD, read_cache, run_folders, stamp, write_cache
 from harness.records.record import SCHEMA, BadRecord, RunRecord
 from harness.records.store import RECORD_NAME, read_record
 from harness.terminal import Advance
@@ -64,7 +64,8 @@ def places(root: Path, advance: Advance | None = None) -> dict[str, Place]:
         if advance:
             advance(number, len(unread))
     if unread or len(facts) != len(known):
-        write_cache(root / INDEX_NAME, VERSION, facts)
+        lasting = {name: fact for name, fact in facts.items() if not str(fact[4]).startswith(UNREAD)}
+        write_cache(root / INDEX_NAME, VERSION, lasting)
     return {name: Place(f"{runs}/{name}", Found(*facts[name][2:]) if name in facts else None) for name in stamps}
 
 
@@ -76,7 +77,9 @@ def look(folder: Path) -> Place:
 def _read(path: Path) -> Found:
     try:
         record: RunRecord = read_record(path)
-    except (OSError, BadRecord) as error:
+    except OSError as error:
+        return Found(state="bad", reason=f"{UNREAD}: {error.strerror}")
+    except BadRecord as error:
         return Found(state="bad", reason=str(error))
     kind = record.failure.kind if record.failure else ""
     spec = record.spec

@@ -10,6 +10,7 @@ from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
 from harness.paths import write_atomically
 from harness.plans.spec import RunSpec
+from harness.records.files import run_folders
 from harness.records.record import BadRecord, RunRecord
 
 RECORD_NAME = "record.json"
@@ -52,10 +53,10 @@ class Store:
         return path
 
     def read(self, spec: RunSpec) -> RunRecord | None:
-        """The run's record, or None if there is no valid one."""
+        """The run's record, or None if there is no valid one. `OSError` if there is one that cannot be read."""
         try:
             return read_record(self.folder(spec) / RECORD_NAME, spec)
-        except (OSError, BadRecord):
+        except (FileNotFoundError, NotADirectoryError, BadRecord):
             return None
 
     def complete(self, spec: RunSpec) -> RunRecord | None:
@@ -96,9 +97,11 @@ class Store:
     def records(self) -> tuple[list[RunRecord], list[Rejected]]:
         """All valid records, ordered by path, and the files that were set aside with the reason."""
         good, bad = [], []
-        for path in sorted(self.root.glob(f"runs/*/*/*/{RECORD_NAME}")):
+        for path in [self.root / "runs" / folder / RECORD_NAME for folder in run_folders(self.root)]:
             try:
                 good.append(read_record(path))
+            except FileNotFoundError:
+                continue
             except (OSError, BadRecord) as error:
                 bad.append(Rejected(path, str(error)))
         return good, bad

@@ -2,7 +2,7 @@
 
 A state is one file, `state/<step>.safetensors` in the run's folder, put in place by a rename. The two newest are kept;
 one that is torn, altered, or made by another run, on other data or with other code is not used, and the one before it
-is. With none, the run starts anew.
+is. With none, the run starts anew. What cannot be read is neither passed over nor deleted: it may be sound.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class States:
 
     def _files(self) -> list[Path]:
         """Newest last."""
-        return sorted(self.folder.glob("*.safetensors"))
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.suffix == ".safetensors")
+        except FileNotFoundError:
+            return []
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Put a state in its place and drop what is older than the one before it."""
@@ -75,9 +78,10 @@ class States:
             old.unlink(missing_ok=True)
 
     def newest(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest state that can be used; newer ones that cannot are removed."""
+        """The newest state that can be used; newer ones that were read and cannot be used are removed. `OSError` if
+        one cannot be read."""
         for path in reversed(self._files()):
-            with suppress(OSError, tensor_files.BadTensorFile):
+            with suppress(tensor_files.BadTensorFile):
                 state = tensor_files.decode(path, device)
                 other = self._differences(state)
                 if not other:

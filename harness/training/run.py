@@ -296,6 +296,8 @@ def attempt(
         raise
     except Exception as error:  # a defect in a method must not stop the other runs
         reason, failure = failures.describe(error)
+        if failure.kind == "memory" and devices.is_shared(device):
+            failure = replace(failure, kind="memory_shared")
     where = environment.describe(device, precision or devices.precision_in_use(spec.recipe.precision, device))
     return replace(failed_record(spec, reason, failure, where), tuning=tuning)
 

@@ -37,6 +37,17 @@ def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path):
     assert list((folder / "state").glob("*"))
 
 
+def test_a_job_submitted_from_a_folder_with_other_methods_runs_ours(data, tmp_path, undisturbed, monkeypatch):
+    (spec,) = tiny.specs(["linear"])
+    for room in ("methods", "slurm"):
+        (tmp_path / "there" / room).mkdir(parents=True)
+        (tmp_path / "there" / room / "__init__.py").write_text("raise SystemExit('other code')")
+    monkeypatch.chdir(tmp_path / "there")
+    send(tiny.setup(tmp_path, data), [spec], cluster="local")
+    wait(lambda: ended(tmp_path))
+    assert tiny.lasting(Store(tmp_path).read(spec)) == undisturbed(spec)
+
+
 def test_the_commands_as_a_user_types_them(tmp_path):
     """From a selection to tables, in a folder of one's own, with relative paths."""
     what = ["--suite", "demo", "--tasks", "digits", "--methods", "linear", "--recipe", "epochs=1", "--gpus", "0"]

@@ -36,6 +36,11 @@ def test_a_files_time_is_not_read_in_base_60(tmp_path):
     assert make_profile({}, written(tmp_path, "time: 4:00:00\n")).time == 240
 
 
+def test_names_are_what_is_written(tmp_path):
+    made = make_profile({}, written(tmp_path, "account: 0042\npartition: on\nconstraint: 2080\n"))
+    assert (made.account, made.partition, made.constraint) == ("0042", "on", "2080")
+
+
 def test_flags_beat_the_file(tmp_path):
     file = written(tmp_path, "partition: a\ncpus: 2\nsetup: [module load x]\n")
     made = make_profile({"partition": "b", "time": "1:00:00"}, file)
@@ -49,6 +54,9 @@ def test_flags_beat_the_file(tmp_path):
         ("gpus: 1\ncpus: many\n", "mine.yaml:2: cpus='many' must be int"),
         ("gpus: true\n", "mine.yaml:1: gpus=True must be int"),
         ("gpus: 2\n", "mine.yaml:1: gpus=2 must be 0 or 1"),
+        ("gpus: 1\nsbatch:\n  nice: 0100\n", "mine.yaml:3: '0100' is octal to YAML"),
+        ("sbatch: {begin: 16:00}\n", "mine.yaml:1: '16:00' is a number in base 60"),
+        ("sbatch: {exclusive: yes}\n", "mine.yaml:1: 'yes' is true or false to YAML"),
         ("setup: module load x\n", "mine.yaml:1: setup='module load x' must be list"),
         ("setup: [1]\n", "must be a list of shell lines"),
         ("time: soon\n", "mine.yaml:1: time='soon' must be minutes, hours:minutes:seconds or days-hours"),

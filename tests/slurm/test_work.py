@@ -13,7 +13,7 @@ from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError
 
 from harness import environment, lease
-from harness.errors import Interrupted
+from harness.errors import HarnessError, Interrupted
 from harness.execution import worker
 from harness.failures import Failure
 from harness.plans.tuning import Final
@@ -111,6 +111,14 @@ def test_a_job_does_its_runs_and_the_record_tells_where(setup, job):
         told = record(setup, spec).environment
         assert told["slurm"] == {"job": JOB, "node": "n7", "restarts": 0}
         assert told["code_at_submission"] == {"commit": "old"} and told["code_changed"] is True
+
+
+def test_a_job_that_has_imported_other_sources_than_were_submitted_does_nothing(setup, job, monkeypatch):
+    (spec,) = tiny.specs(["linear"])
+    monkeypatch.setattr(environment, "source_digest", lambda *_: "0ther")
+    with pytest.raises(HarnessError, match="other sources"):
+        job(spec)
+    assert record(setup, spec) is None
 
 
 def test_the_warning_signal_saves_the_state_and_queues_the_job_again(setup, job, fake, undisturbed, monkeypatch):

@@ -154,14 +154,14 @@ def test_signals_request_a_stop(setup, number):
 
 
 ERRORS = {
-    "memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "memory_shared": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "disk_full": OSError(errno.ENOSPC, "No space left on device"),
     "device": RuntimeError("CUDA error: an illegal memory access was encountered"),
     "unexpected": ZeroDivisionError("a defect"),
 }
 
 
-@pytest.mark.parametrize("kind", ["memory", "disk_full", "device", "unexpected"])
+@pytest.mark.parametrize("kind", ["memory_shared", "disk_full", "device", "unexpected"])
 def test_a_failure_is_recorded_with_its_class_and_the_next_try_succeeds(setup, monkeypatch, kind):
     (spec,) = tiny.specs(["linear"])
 

@@ -21,7 +21,7 @@
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /results/slurm/sub/0/%A_%a_%t_log.out --cpus-per-task 8 python -u -m submitit.core._submit /results/slurm/sub/0
+srun --unbuffered --output /results/slurm/sub/0/%A_%a_%t_log.out --cpus-per-task 8 python -P -u -m submitit.core._submit /results/slurm/sub/0
 
 #!/bin/bash
 
@@ -42,4 +42,4 @@ srun --unbuffered --output /results/slurm/sub/0/%A_%a_%t_log.out --cpus-per-task
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /results/slurm/sub/report/%j_%t_log.out --cpus-per-task 1 python -u -m submitit.core._submit /results/slurm/sub/report
+srun --unbuffered --output /results/slurm/sub/report/%j_%t_log.out --cpus-per-task 1 python -P -u -m submitit.core._submit /results/slurm/sub/report
