@@ -76,7 +76,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
-    from harness.data.lists import Roots, check_roots
+    from harness.data.lists import Roots, check_roots, folders_taken
     from harness.execution.worker import setup_for
     from harness.records.store import Store
     from slurm import submit as submission
@@ -87,6 +87,8 @@ def submit(
     name, flags, file = cluster
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
+        for line in folders_taken(selection.suite, selection.tasks, Roots(data=root, lists=lists)):
+            errors.print(line, markup=False, highlight=False)
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
         errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
