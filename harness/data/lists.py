@@ -274,10 +274,10 @@ def real_paths(source: ListFile, entries: Sequence[Entry]) -> list[str]:
     folders: dict[str, str] = {}
     found: list[str] = []
     for entry in entries:
-        head, _, tail = entry.name.rpartition("/")
+        head, tail = os.path.split(entry.name)
         if head not in folders:
             folders[head] = os.path.realpath(source.folder / head)
-        path = f"{folders[head]}/{tail}"
+        path = os.path.join(folders[head], tail)  # noqa: PTH118
         found.append(os.path.realpath(path) if tail == ".." or os.path.islink(path) else path)  # noqa: PTH114
     return found
 
