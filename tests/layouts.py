@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from itertools import product
 
 import numpy as np
@@ -13,11 +14,13 @@ PICTURES = list(packages.photos().values())
 
 
 def picture(path, number):
-    """A small piece of a bundled photograph."""
+    """A small piece of a bundled photograph, with a corner in a colour of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = PICTURES[number % len(PICTURES)]
     left, top = (number * 7) % (source.width - 24), (number * 5) % (source.height - 20)
-    source.crop((left, top, left + 24, top + 20)).save(path)
+    piece = source.crop((left, top, left + 24, top + 20)).convert("RGB")
+    piece.paste(tuple(number.to_bytes(4, "little")[:3]), (0, 0, 8, 8))
+    piece.save(path)
 
 
 def write_list(path, rows, windows=False):
@@ -41,9 +44,9 @@ def shrunk(suite, classes=3, **sizes):
 
 
 def rows_of(folder, names, classes=3):
-    """Write pictures of these names; rows `(name, label)`."""
-    for number, name in enumerate(names):
-        picture(folder / name, number + len(str(folder)))
+    """Write pictures of these names, no two alike; rows `(name, label)`."""
+    for name in names:
+        picture(folder / name, zlib.crc32(f"{folder.name}/{name}".encode()))
     return [(name, number % classes) for number, name in enumerate(names)]
 
 

@@ -25,7 +25,9 @@ def check_data(
     lists: ListFolder = None,
     tasks: TaskNames = None,
     shots: ShotCounts = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every picture, not its header and end alone.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every picture, and find copies by pixels, not by bytes.")
+    ] = False,
     show: Annotated[int, typer.Option(help="Problems to print; --json has all.")] = 50,
     as_json: JsonFlag = False,
 ) -> None:
@@ -71,10 +73,12 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
     ]
     if as_json:
         problems = [{"severity": problem.severity, "text": problem.text} for problem in report.problems]
-        print(json.dumps({"lists": rows, "problems": problems}, indent=1))
+        print(json.dumps({"lists": rows, "taken": report.taken, "problems": problems}, indent=1))
         return
     if rows:
         print_rows(rows, False)
+    for line in report.taken:
+        console.print(line, markup=False, highlight=False)
     for problem in report.problems[:show]:
         errors.print(f"{problem.severity}: {problem.text}", markup=False, highlight=False)
     if len(report.problems) > show:

@@ -91,7 +91,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
     from harness import device as devices
     from harness.data import arrays
-    from harness.data.lists import check_roots
+    from harness.data.lists import check_roots, folders_taken
     from harness.data.splits import done_on_other_data, not_official
     from harness.execution import local
     from harness.execution.progress import Display
@@ -121,6 +121,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     if not to_do:
         return
     check_roots(selection.suite, selection.tasks, roots)
+    for line in folders_taken(selection.suite, selection.tasks, roots):
+        console.print(line, markup=False, highlight=False)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(device, jobs)

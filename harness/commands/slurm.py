@@ -78,7 +78,7 @@ def submit(
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
     from harness import device as devices
-    from harness.data.lists import Roots, check_roots
+    from harness.data.lists import Roots, check_roots, folders_taken
     from harness.data.splits import not_official
     from harness.execution.worker import setup_for
     from harness.records.store import Store
@@ -90,6 +90,8 @@ def submit(
     name, flags, file = cluster
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
+        for line in folders_taken(selection.suite, selection.tasks, Roots(data=root, lists=lists)):
+            errors.print(line, markup=False, highlight=False)
     profile, where, log, roots = make_profile(flags, file), CLUSTERS[name], Log(out), Roots(data=root, lists=lists)
     for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
         errors.print(f"warning: {warning}", markup=False, highlight=False)

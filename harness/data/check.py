@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 from PIL import Image
 
+from harness.data import copies
+from harness.data.agreement import disagreements
+from harness.data.copies import Listed, Look
 from harness.data.decoding import MAY_BE_REFUSED, UNREADABLE, as_rgb
+from harness.data.files import file_problem
 from harness.data.lists import (
     Entry,
     ListFile,
@@ -23,6 +28,7 @@ from harness.data.lists import (
     locate_lists,
     locate_target,
     read_list,
+    real_paths,
 )
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
@@ -33,7 +39,8 @@ Advance = Callable[[int, int], None]
 """Told how many pictures of how many are done."""
 
 END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-"""What stands in the last bytes of a file that is whole. A file without it is decoded to see whether it is cut off."""
+"""What stands in the last bytes of a file that is whole. A file without it, and one of any other format, is decoded to
+see whether it is cut off: Pillow finds that in all formats."""
 
 TAIL = 64
 
@@ -65,6 +72,8 @@ class CheckedList:
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    whole: bool = False
+    """Whether every line could be read."""
 
     @property
     def found(self) -> int:
@@ -74,6 +83,11 @@ class CheckedList:
     @property
     def _few_shot(self) -> bool:
         return self.shots is not None and self.split == "train"
+
+    @property
+    def listed(self) -> Listed:
+        """The list and what is in it."""
+        return self.source, self.entries
 
     def where(self, entry: Entry) -> str:
         """`file:line` of an entry."""
@@ -88,6 +102,7 @@ class CheckedList:
         except HarnessError as error:
             texts.append(str(error))
         self.problems += [Problem(text) for text in texts]
+        self.whole = not texts
         if self.entries:
             self.problems += [*self._counts(), *self._repeats(), *self._classes()]
 
@@ -96,14 +111,14 @@ class CheckedList:
             yield Problem(f"{self.source.path}: {self.found} pictures, where {self.known} are known")
         if self._few_shot:
             counts = Counter(label for _, label in {(entry.name, entry.label) for entry in self.entries})
-            for label in range(self.task.num_classes):
+            for label in sorted(counts):
                 if counts[label] != self.shots:
                     yield Problem(f"{self.source.path}: class {label} has {counts[label]} pictures, not {self.shots}")
 
     def _repeats(self) -> Iterator[Problem]:
         first: dict[str, Entry] = {}
-        for entry in self.entries:
-            other = first.setdefault(entry.name, entry)
+        for path, entry in zip(real_paths(*self.listed), self.entries, strict=True):
+            other = first.setdefault(path, entry)
             if other.label != entry.label:
                 what = f"{entry.name} has label {entry.label} here and {other.label} in line {other.line}"
                 yield Problem(f"{self.where(entry)}: {what}")
@@ -112,11 +127,13 @@ class CheckedList:
 
     def _classes(self) -> Iterator[Problem]:
         """Classes that a list should hold and does not."""
-        absent = sorted(set(range(self.task.num_classes)) - {entry.label for entry in self.entries})
+        labels = {entry.label for entry in self.entries}
+        absent = self.task.num_classes - len(labels)
         few = self.split == "val" or self.split in {target.name for target in self.task.targets if target.masked}
         if absent and not few:
-            number = f"{len(absent)} of {self.task.num_classes} classes, first class {absent[0]}"
-            yield Problem(f"{self.source.path}: no picture of {number}", "warning")
+            first = next(label for label in count() if label not in labels)
+            text = f"{self.source.path}: no picture of {absent} of {self.task.num_classes} classes, first class {first}"
+            yield Problem(text, "error" if self._few_shot else "warning")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +146,11 @@ class Report:
 
     pictures: int = 0
     """Files looked at."""
+
+    @property
+    def taken(self) -> list[str]:
+        """Which folders were taken where several bear the suite's names."""
+        return [line for line in dict.fromkeys(row.source.choice for row in self.rows) if line]
 
     @property
     def problems(self) -> list[Problem]:
@@ -157,8 +179,12 @@ def check(
         for row in rows:
             row.read()
         _find_overlaps(rows)
+        _find_disagreements(rows)
         report.rows += rows
-    _check_pictures(report, deep, advance)
+    looks = _check_pictures(report, deep, advance)
+    identity = copies.identities(looks, deep)
+    for task in dict.fromkeys(row.task.name for row in report.rows):
+        _find_copies([row for row in report.rows if row.task.name == task], identity)
     return report
 
 
@@ -200,42 +226,82 @@ def _find_overlaps(rows: list[CheckedList]) -> None:
                 one.problems.append(Problem(text))
 
 
-def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> None:
+def _find_disagreements(rows: list[CheckedList]) -> None:
+    """`trainval` must be `train` and `val`, and a picture have the same label in all draws."""
+    lists = {row.split: row for row in rows}
+    for found in disagreements({split: row.listed for split, row in lists.items() if row.whole}):
+        lists["trainval"].problems.append(Problem(found.text, "error" if found.certain else "warning"))
+    first: dict[str, tuple[CheckedList, Entry]] = {}
+    for row in (row for row in rows if row.split == "train"):
+        pictures = zip(real_paths(*row.listed), row.entries, strict=True)
+        seen = [(entry, *first.setdefault(path, (row, entry))) for path, entry in pictures]
+        if wrong := [one for one in seen if one[1] is not row and one[0].label != one[2].label]:
+            entry, other, twin = wrong[0]
+            what = f"{entry.name} has label {entry.label} here and {twin.label} in {other.where(twin)}"
+            row.problems.append(Problem(f"{row.where(entry)}: {what}{copies.more(wrong)}"))
+
+
+def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> None:
+    """Copies between splits that may have no picture in common, and copies in one list under two labels."""
+    pairs = disjoint({row.split for row in rows})
+    if any(one == "trainval" for one, _ in pairs):  # it holds what train and val hold
+        pairs = [pair for pair in pairs if pair[0] == "trainval" or pair == ("train", "val")]
+    for one, other in product(rows, rows):
+        if (one.split, other.split) in pairs and (found := copies.between(one.listed, other.listed, identity)):
+            entry, twin = found.pairs[0]
+            what = f"{entry.name} is a copy of {twin.name} in {other.where(twin)}"
+            what += f"; {found.words(one.split, other.split)}"
+            one.problems.append(Problem(f"{one.where(entry)}: {what}", "error" if found.whole else "warning"))
+    for row in rows:
+        if found_twice := copies.two_labels(row.listed, identity):
+            entry, twin = found_twice[0]
+            what = f"{entry.name} has label {entry.label}, and its copy {twin.name} in line {twin.line} {twin.label}"
+            row.problems.append(Problem(f"{row.where(entry)}: {what}{copies.more(found_twice)}", "warning"))
+
+
+def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> dict[Path, Look]:
     """Look at each file once, and blame the first line that names it."""
     first: dict[Path, tuple[CheckedList, Entry]] = {}
     for row in report.rows:
         for entry in row.entries:
             first.setdefault(row.source.folder / entry.name, (row, entry))
-    report.pictures = len(first)
-    for done, (path, problem) in enumerate(_look_at(first, deep), start=1):
-        if problem:
+    report.pictures, looks = len(first), {}
+    for done, (path, seen) in enumerate(_look_at(first, deep), start=1):
+        looks[path] = seen
+        if seen.problem:
             row, entry = first[path]
-            row.problems.append(Problem(f"{row.where(entry)}: {path}: {problem}"))
+            row.problems.append(Problem(f"{row.where(entry)}: {path}: {seen.problem}"))
         if advance and (done % 100 == 0 or done == len(first)):
             advance(done, len(first))
+    return looks
 
 
-def _look_at(paths: Iterable[Path], deep: bool) -> Iterator[tuple[Path, str | None]]:
+def _look_at(paths: Iterable[Path], deep: bool) -> Iterator[tuple[Path, Look]]:
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(lambda path: (path, picture_problem(path, deep)), paths)
+        yield from pool.map(lambda path: (path, look(path, deep)), paths)
 
 
 def picture_problem(path: Path, deep: bool = False) -> str | None:
     """What is wrong with a picture file; None if nothing is."""
+    return look(path, deep).problem
+
+
+def look(path: Path, deep: bool = False) -> Look:
+    """What is wrong with a picture file, and else what it shares with its copies."""
+    if problem := file_problem(path):
+        return Look(problem=problem)
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if not size:
-                return "the file is empty"
-            file.seek(max(0, size - TAIL))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             tail = file.read()
             file.seek(0)
             with Image.open(file) as image:
-                whole = END_MARKS.get(image.format or "", b"") in tail
-                if deep or not whole or image.mode in MAY_BE_REFUSED:
+                if deep:
+                    pixels = as_rgb(image)
+                    return Look(likeness=hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest())
+                whole = image.format in END_MARKS and END_MARKS[image.format] in tail
+                if not whole or image.mode in MAY_BE_REFUSED:
                     as_rgb(image)
-    except FileNotFoundError:
-        return "listed, but there is no such file"
     except UNREADABLE as error:
-        return f"cannot be decoded ({error})"
-    return None
+        return Look(problem=f"cannot be decoded ({error})")
+    return Look(likeness=copies.end_digest(path))

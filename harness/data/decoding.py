@@ -24,6 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
+from harness.data.files import no_file
 from harness.errors import DataError
 
 VERSION = 1
@@ -58,6 +59,8 @@ def versions_digest() -> str:
 def read(path: Path) -> Image.Image:
     """The picture in a file, in mode RGB with 8 bits. `DataError` names a file that cannot be decoded."""
     try:
+        if problem := no_file(path.stat()):
+            raise DataError(f"{path}: {problem}")
         with Image.open(path) as image:
             return as_rgb(image)
     except FileNotFoundError:

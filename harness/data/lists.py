@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -37,6 +38,9 @@ class ListFile:
 
     numbered_with: tuple[Path, ...] = ()
     """JSON lists of the same task: class ids are numbered over all of them."""
+
+    choice: str = ""
+    """What was taken and what passed over, where several folders bear the suite's names."""
 
     @property
     def changed(self) -> tuple[int, ...]:
@@ -97,6 +101,16 @@ def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[
     return [(n, name, order[value]) for n, (name, value) in enumerate(classes.items(), start=1)]
 
 
+SAMPLE = 16
+"""Pictures of a list, about, that are looked for to see where its names begin."""
+
+LABEL_DIGITS = 18
+"""A longer number is no label; one of more than 4300 digits Python would not even read."""
+
+LINE_SHOWN = 200
+"""Characters of a bad line that a message shows."""
+
+
 def read_list(
     path: Path, num_classes: int, problems: list[str] | None = None, numbered_with: Iterable[Path] = ()
 ) -> list[Entry]:
@@ -110,10 +124,11 @@ def read_list(
     found: list[str] = []
     entries, is_json = [], path.suffix == ".json"
     for number, name, label in _json_entries(path, numbered_with, num_classes) if is_json else _text_entries(path):
-        if name and label.isdecimal() and int(label) < num_classes:
-            entries.append(Entry(name, int(label), number))
+        value = int(label) if label.isdecimal() and len(label) <= LABEL_DIGITS else num_classes
+        if name and "\0" not in name and value < num_classes:
+            entries.append(Entry(name, value, number))
         else:
-            line = f"{name} {label}".strip()
+            line = f"{name} {label}".strip()[:LINE_SHOWN]
             found.append(f"{path}:{number}: {line!r} is not `file label` with a label from 0 to {num_classes - 1}")
     if not entries and not found:
         found.append(f"{path}: the list is empty")
@@ -124,54 +139,118 @@ def read_list(
     return entries
 
 
-def _first_existing(root: Path, suite: Suite, folders: tuple[str, ...], what: str) -> Path:
+def _existing(root: Path, suite: Suite, folders: tuple[str, ...], what: str) -> list[Path]:
+    """The folders of these names that are there, each once, in the names' order. `DataError` if there is none."""
     candidates = [base / folder for base in (root, *(root / f for f in suite.folders)) for folder in folders]
+    found: dict[str, Path] = {}
     for candidate in candidates:
         if candidate.is_dir():
-            return candidate
-    tried = ", ".join(str(candidate.relative_to(root)) for candidate in candidates)
-    raise DataError(f"no folder for {what} below {root}: tried {tried}")
+            found.setdefault(os.path.realpath(candidate), candidate)
+    if not found:
+        tried = ", ".join(str(candidate.relative_to(root)) for candidate in candidates)
+        raise DataError(f"no folder for {what} below {root}: tried {tried}")
+    return list(found.values())
 
 
 def locate_lists(
     suite: Suite, task: Task, roots: Roots, shots: int | None = None, split_seed: int | None = None
 ) -> dict[str, ListFile]:
-    """The list of each split on the user's disk. `HarnessError` says what was tried if a folder is not there."""
-    data = _data_root(suite, roots)
-    images = _first_existing(data, suite, task.folders or (task.name,), f"the images of {task.name!r}")
-    lists = images
-    if task.list_folders:
-        lists = _first_existing(roots.lists or data, suite, task.list_folders, f"the lists of {task.name!r}")
+    """The list of each split on the user's disk. `HarnessError` says what was tried if a folder is not there.
+
+    Copies of one set, as several projects lay them out, often lie side by side: the folder that holds most of the
+    lists is taken, and for pictures that lie apart from them the one that holds most of these. The first of equals.
+    """
     fill = {"shots": shots, "split_seed": split_seed}
-    files = {split: lists / name.format(**fill) for split, name in task.lists.items()}
+    names = {split: name.format(**fill) for split, name in task.lists.items()}
+    return _locate(suite, task, names, task.folders or (task.name,), task.subfolders, roots)
+
+
+def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
+    """The list of a further test set on the user's disk, likewise."""
+    return _locate(suite, target, {target.name: target.list_file}, target.folders, ("",), roots)[target.name]
+
+
+def _locate(
+    suite: Suite,
+    owner: Task | Target,
+    names: dict[str, str],
+    folders: tuple[str, ...],
+    subfolders: tuple[str, ...],
+    roots: Roots,
+) -> dict[str, ListFile]:
+    data = _data_root(suite, roots)
+    images = _existing(data, suite, folders, f"the images of {owner.name!r}")
+    lists, what = images, "lists and pictures"
+    if owner.list_folders:
+        lists = _existing(roots.lists or data, suite, owner.list_folders, f"the lists of {owner.name!r}")
+        what = "lists"
+    held = {folder: _files_in(folder, names.values()) for folder in lists}
+    taken = max(held, key=held.__getitem__)
+    files = {split: taken / name for split, name in names.items()}
+    pictures, choice = _picture_folders(images if owner.list_folders else [taken], subfolders, files)
+    choices = [f"{owner.name}: {text}" for text in (_choice(what, held, "lists"), choice) if text]
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
-    return {split: ListFile(file, _subfolder(images, task, file), numbered) for split, file in files.items()}
+    return {split: ListFile(file, pictures[split], numbered, "; ".join(choices)) for split, file in files.items()}
 
 
-def _subfolder(images: Path, task: Task, file: Path) -> Path:
-    """The folder that the names in a list are relative to: that which holds most of a sample of them."""
-    if len(task.subfolders) == 1 or not file.is_file():
-        return images / task.subfolders[0]
-    rows = list(_json_classes(file)) if file.suffix == ".json" else [name for _, name, _ in _text_entries(file)]
-    sample = rows[:: max(1, len(rows) // 16)]
-    found = [sum((images / sub / name).is_file() for name in sample) for sub in task.subfolders]
-    return images / task.subfolders[found.index(max(found))]
+def _files_in(folder: Path, names: Iterable[str]) -> int:
+    """How many of these files a folder holds; none where it may not be looked into."""
+    return sum(os.path.isfile(folder / name) for name in names)  # noqa: PTH113 (raises nothing)
+
+
+def _choice(what: str, held: Mapping[Path, int], unit: str) -> str:
+    """Which of these folders was taken, that which holds most; empty if there is no other outside it."""
+    taken = max(held, key=held.__getitem__)
+    others = [folder for folder in held if not (folder.is_relative_to(taken) or taken.is_relative_to(folder))]
+    passed = ", ".join(f"{folder} (holds {held[folder]})" for folder in others)
+    return f"{what} are taken from {taken} (holds {held[taken]} {unit}), not from {passed}" if others else ""
+
+
+def _picture_folders(
+    images: list[Path], subfolders: tuple[str, ...], files: Mapping[str, Path]
+) -> tuple[dict[str, Path], str]:
+    """The folder that the names in each list are relative to: of the folders of images, and below it of its subfolders,
+    that which holds most of a sample of them. And what was passed over."""
+    if len(images) * len(subfolders) == 1:
+        return dict.fromkeys(files, images[0] / subfolders[0]), ""
+    samples = {split: _sample(file) for split, file in files.items()}
+
+    def found(folder: Path, split: str) -> int:
+        return _files_in(folder, samples[split])
+
+    below = {
+        folder: {split: max((folder / sub for sub in subfolders), key=lambda f: found(f, split)) for split in files}
+        for folder in images
+    }
+    held = {folder: sum(found(place, split) for split, place in places.items()) for folder, places in below.items()}
+    unit = f"of {sum(map(len, samples.values()))} looked for"
+    return below[max(held, key=held.__getitem__)], _choice("pictures", held, unit)
+
+
+def _sample(file: Path) -> list[str]:
+    """Some of the names in a list; none of one that cannot be read, which shows when it is."""
+    try:
+        rows = list(_json_classes(file)) if file.suffix == ".json" else [name for _, name, _ in _text_entries(file)]
+    except DataError:
+        return []
+    return rows[:: max(1, len(rows) // SAMPLE)]
+
+
+def folders_taken(suite: Suite, tasks: Iterable[str], roots: Roots) -> list[str]:
+    """A line for each task, or further test set, of which several folders are there: which was taken."""
+    found: list[str] = []
+    for task in map(suite.task, tasks if roots.data else ()):
+        with suppress(HarnessError):  # what is not there is told where it is needed
+            shots, seed = next(product(suite.shots or (None,), suite.split_seeds or (None,)))
+            found += [source.choice for source in locate_lists(suite, task, roots, shots, seed).values()]
+            found += [locate_target(suite, target, roots).choice for target in task.targets]
+    return [line for line in dict.fromkeys(found) if line]
 
 
 def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
     """`HarnessError` if tasks that are not built from packages have no folder to be in."""
     if roots.data is not None or any(suite.task(name).build is None for name in tasks):
         _data_root(suite, roots)
-
-
-def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
-    """The list of a further test set on the user's disk."""
-    data = _data_root(suite, roots)
-    images = _first_existing(data, suite, target.folders, f"the images of {target.name!r}")
-    lists = images
-    if target.list_folders:
-        lists = _first_existing(roots.lists or data, suite, target.list_folders, f"the list of {target.name!r}")
-    return ListFile(lists / target.list_file, images)
 
 
 def _data_root(suite: Suite, roots: Roots) -> Path:
@@ -202,15 +281,20 @@ def disjoint(splits: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def by_file(source: ListFile, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The entries by `os.path.realpath` of their pictures: the same file has the same, however it is written or linked.
-    Folders are looked at once, which makes it four times as fast."""
+def real_paths(source: ListFile, entries: Sequence[Entry]) -> list[str]:
+    """`os.path.realpath` of each entry's picture: the same file has the same, however it is written or linked. Folders
+    are looked at once, which makes it four times as fast."""
     folders: dict[str, str] = {}
-    found: dict[str, Entry] = {}
+    found: list[str] = []
     for entry in entries:
         head, tail = os.path.split(entry.name)
         if head not in folders:
             folders[head] = os.path.realpath(source.folder / head)
         path = os.path.join(folders[head], tail)  # noqa: PTH118
-        found[os.path.realpath(path) if tail == ".." or os.path.islink(path) else path] = entry  # noqa: PTH114
+        found.append(os.path.realpath(path) if tail == ".." or os.path.islink(path) else path)  # noqa: PTH114
     return found
+
+
+def by_file(source: ListFile, entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The entries by the real paths of their pictures."""
+    return dict(zip(real_paths(source, entries), entries, strict=True))

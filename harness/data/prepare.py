@@ -75,7 +75,11 @@ def prepare(source: Path, to: Path, tasks: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def _place(source: Path, task: Task, alone: bool) -> Path | None:
+    """The folder of one task. `HarnessError` if several bear its names: nobody knows which is meant."""
     named = [source / folder for folder in (task.folders or (task.name,)) if (source / folder).is_dir()]
+    if len({path.resolve() for path in named}) > 1:
+        places = ", ".join(map(str, named))
+        raise HarnessError(f"{task.name}: several folders bear its names, move all but one away: {places}")
     return named[0] if named else source if alone and source.is_dir() else None
 
 

@@ -17,6 +17,9 @@ from harness.data.decoding import as_rgb, read
 from harness.errors import HarnessError
 from suites import packages
 
+LEFT_BEHIND = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
+"""Folders that systems and file servers leave beside the data; others, and files, begin with a dot."""
+
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
@@ -33,9 +36,18 @@ Pools = dict[str, Pool]
 """`all`; or `train` and `test`; or `train`, `val` and `test`, as the archive is divided."""
 
 
+def of_the_set(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those that belong to a set unpacked in `folder`, in order; not what macOS, Jupyter or a server left there."""
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith(".") or part in LEFT_BEHIND for part in path.relative_to(folder).parts)
+    )
+
+
 def find(folder: Path, name: str) -> Path:
     """The file or folder of that name (a glob pattern) in `folder` or below; `HarnessError` if there is none."""
-    found = sorted(folder.glob(name)) or sorted(folder.rglob(name))
+    found = of_the_set(folder, folder.glob(name)) or of_the_set(folder, folder.rglob(name))
     if not found:
         raise HarnessError(f"{folder}: no {name} in it")
     return found[0]
@@ -99,7 +111,7 @@ def smallnorb(column: int, divisor: int, folder: Path) -> Pools:
 
 def dsprites(column: int, steps: int, folder: Path) -> Pools:
     """The npz file, or that of the installed package; 16 classes of a latent factor, as VTAB bins them."""
-    own = sorted(folder.glob("dsprites*.npz"))
+    own = of_the_set(folder, folder.glob("dsprites*.npz"))
     npz = own[0] if own else None
     labels = packages.dsprites_latents(npz)[:, column].astype(np.int64) * 16 // steps
     return {"all": Pool(labels, lambda index: (Image.fromarray(i) for i in packages.dsprites_images(index, npz)))}
@@ -108,7 +120,7 @@ def dsprites(column: int, steps: int, folder: Path) -> Pools:
 def dtd(folder: Path) -> Pools:
     """The folder `dtd` with `images` and `labels`; division 1 of ten, as VTAB."""
     images = find(folder, "images")
-    classes = sorted(path.name for path in images.iterdir() if path.is_dir())
+    classes = [path.name for path in of_the_set(images, images.iterdir()) if path.is_dir()]
     pools = {}
     for split in ("train", "val", "test"):
         names = find(folder, f"{split}1.txt").read_text().split()
@@ -164,7 +176,7 @@ def clevr_distance(objects: list[Any]) -> int:
 
 def class_folders(folder: Path) -> Pools:
     """One folder of pictures per class, at any depth; classes are numbered in the order of their names."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+    files = of_the_set(folder, (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS))
     names = sorted({str(path.parent.relative_to(folder)) for path in files})
     number = {name: index for index, name in enumerate(names)}
     return {"all": from_files(files, [number[str(path.parent.relative_to(folder))] for path in files])}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.data import arrays
+from harness.data.agreement import disagreements
 from harness.data.door import Door, check_open
 from harness.data.lists import (
     NOTE_FILE,
@@ -91,7 +92,7 @@ no later run finds them in memory."""
 
 
 _DISJOINT: set[tuple[object, ...]] = set()
-"""Lists that this process has found to share no picture where they may not, as they were then."""
+"""Lists, as they were then, that this process has found to belong together, and to share no picture they may not."""
 
 
 @lru_cache(maxsize=32)
@@ -138,7 +139,7 @@ class TaskData:
         self._sources = locate_lists(suite, task, roots, shots, split_seed)
         self._sources |= {target.name: locate_target(suite, target, roots) for target in task.targets}
         self._label = f"{suite.name}-{task.name}"
-        self._refuse_overlaps(val_is_scored)
+        self._refuse_contradictions(val_is_scored)
 
     def entries(self, split: str) -> tuple[Entry, ...]:
         """Names and labels of a split."""
@@ -148,12 +149,17 @@ class TaskData:
         read = _entries if split in TRAINED_ON else _entries.__wrapped__
         return read(source, self.task.num_classes, source.changed)
 
-    def _refuse_overlaps(self, val_is_scored: bool) -> None:
-        """No picture that is scored may be trained on, and none of the test splits validated on."""
+    def _refuse_contradictions(self, val_is_scored: bool) -> None:
+        """`trainval` must be `train` and `val`; no picture that is scored may be trained on, and none of the test
+        splits validated on."""
         key = tuple((source, source.changed) for source in self._sources.values()), val_is_scored
         if key in _DISJOINT:
             return
-        files = {split: by_file(source, self.entries(split)) for split, source in self._sources.items()}
+        lists = {split: (source, self.entries(split)) for split, source in self._sources.items()}
+        for found in disagreements(lists):
+            if found.certain:
+                raise DataError(found.text)
+        files = {split: by_file(*listed) for split, listed in lists.items()}
         for one, other in disjoint(files):
             same = next((path for path in files[one] if path in files[other]), None)
             if same and ((one, other) != ("train", "val") or val_is_scored):

@@ -9,7 +9,7 @@ import torch
 from analysis.frame import comparable_sets
 from analysis.tables import accuracy_tables
 from harness.data.check import check
-from harness.data.lists import Roots
+from harness.data.lists import Roots, folders_taken, locate_lists, locate_target
 from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.plans.experiment import select
@@ -62,6 +62,66 @@ def test_the_folder_between_root_and_tasks_may_be_there(tmp_path, between):
     layouts.vtab(tmp_path / between, "cifar")
     task = layouts.VTAB.task("cifar100")
     read(layouts.VTAB, task, Roots(data=tmp_path), {"train": 6, "val": 3, "trainval": 9, "test": 6})
+
+
+def other_copies(root):
+    """The same set as torchvision and CoOp lay it out: folders of the suite's names without its lists."""
+    layouts.picture(root / "dtd/images/banded/banded_0002.jpg", 1)
+    (root / "dtd/labels").mkdir()
+    (root / "dtd/split_zhou_DescribableTextures.json").write_text("{}")
+    (root / "eurosat/2750/Forest").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("name", ["dtd", "eurosat"])
+def test_the_folder_that_holds_the_lists_is_taken_and_named(tmp_path, name):
+    other_copies(tmp_path)
+    folder, roots = layouts.vtab(tmp_path / "vtab-1k", name), Roots(data=tmp_path)
+    report = read(layouts.VTAB, layouts.VTAB.task(name), roots, {"train": 6, "val": 3, "trainval": 9, "test": 6})
+    line = f"{name}: lists and pictures are taken from {folder} (holds 4 lists), not from {tmp_path / name} (holds 0)"
+    assert report.taken == folders_taken(layouts.VTAB, ["sun397", name], roots) == [line]
+
+
+def test_of_two_copies_the_one_with_more_lists_is_taken_then_the_first(tmp_path):
+    near, far = layouts.vtab(tmp_path, "cifar"), layouts.vtab(tmp_path / "vtab", "cifar100")
+    (near / "val200.txt").unlink()
+    roots, task = Roots(data=tmp_path), layouts.VTAB.task("cifar100")
+    assert locate_lists(layouts.VTAB, task, roots)["test"].folder == far
+    (far / "test.txt").unlink()
+    assert locate_lists(layouts.VTAB, task, roots)["train"].folder == near
+    (tmp_path / "vtab-1k").symlink_to("vtab")  # another name of the same folder is no choice
+    assert "vtab-1k" in folders_taken(layouts.VTAB, ["cifar100"], roots)[0]
+    assert folders_taken(layouts.VTAB, ["cifar100"], roots)[0].count("(holds 3") == 2
+
+
+def test_a_folder_inside_the_one_taken_is_no_choice(tmp_path):
+    layouts.few_shot(tmp_path / "fgvc_aircraft/images", tmp_path / "fgvc_aircraft/annotations", layouts.FEWSHOT)
+    assert folders_taken(layouts.FEWSHOT, ["fgvc_aircraft"], Roots(data=tmp_path)) == []
+
+
+def test_pictures_apart_from_the_lists_are_taken_from_where_they_are(tmp_path):
+    """torchvision's `food-101/images` is there, but empty."""
+    suite, roots = one_task(layouts.FEWSHOT, "food101"), Roots(data=tmp_path)
+    (tmp_path / "food-101/images").mkdir(parents=True)
+    (tmp_path / "few-shot/food101/annotations").mkdir(parents=True)
+    layouts.few_shot(tmp_path / "food101/images", tmp_path / "food101/annotations", suite)
+    report = read(suite, suite.tasks[0], roots, {"train": 0, "val": 6, "test": 6})
+    assert any(
+        f"lists are taken from {tmp_path}/food101/annotations (holds 3 lists), not from "
+        f"{tmp_path}/few-shot/food101/annotations (holds 0); food101: pictures are taken from "
+        f"{tmp_path}/food101/images (holds " in line
+        for line in report.taken
+    )
+
+
+def test_a_further_test_set_is_taken_from_where_its_list_and_pictures_are(tmp_path):
+    suite, roots = layouts.DG, Roots(data=tmp_path / "data", lists=tmp_path / "noah")
+    layouts.imagenet(roots.data, roots.lists)
+    (roots.data / "imagenet-sketch/images").rename(roots.data / "imagenet-sketch/pictures")
+    (roots.data / "imagenet-sketch/images").mkdir()
+    target = dataclasses.replace(
+        suite.tasks[0].targets[1], folders=("imagenet-sketch/images", "imagenet-sketch/pictures")
+    )
+    assert locate_target(suite, target, roots).folder == roots.data / "imagenet-sketch/pictures"
 
 
 FEW_SHOT_FOLDERS = [

@@ -85,9 +85,9 @@ def test_complete_runs_on_other_data_are_named(folder):
     assert told(num_classes=4) == [first + "(labels, names, classes or final split differ)"]
     Image.new("RGB", (40, 40)).save(folder / "images/test/0.png")
     assert told() == [first + "(pictures differ)"]
-    with (folder / "val200.txt").open("a") as file:
-        file.write("images/val/0.png 1\n")
-    assert told() == [first + "(lists differ (val 3 instead of 4))"]
+    with (folder / "test.txt").open("a") as file:
+        file.write("images/test/0.png 1\n")
+    assert told() == [first + "(lists differ (test 9 instead of 10))"]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:128] + bytes(len(b) - 128), lambda b: b[: len(b) // 2], lambda _: b""])
@@ -145,7 +145,7 @@ def test_fingerprint_sees_lists_and_pixels(folder):
     pixels = toy(folder).fingerprint()
     assert (pixels.lists, pixels.files) != (before.lists, before.files)
     assert pixels.lists == before.lists
-    (folder / "val200.txt").write_text("images/val/0.png 1\n")
+    (folder / "test.txt").write_text("images/test/0.png 1\n")
     assert toy(folder).fingerprint().lists != before.lists
 
 
@@ -189,8 +189,9 @@ def test_a_suite_without_data_asks_for_its_folder(folder):
 
 
 def test_a_picture_of_the_test_split_may_not_be_trained_on(folder):
-    with (folder / "val200.txt").open("a") as file:
-        file.write("images/test/4.png 1\n")
+    for name in ("val200.txt", "train800val200.txt"):
+        with (folder / name).open("a") as file:
+            file.write("images/test/4.png 1\n")
     with pytest.raises(HarnessError, match=r"val200\.txt:4: images/test/4\.png is also in .*test\.txt"):
         toy(folder)
 

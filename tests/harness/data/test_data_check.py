@@ -1,11 +1,15 @@
 """The check of a copy of the data: every defect is named with file and line, and what is whole passes."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import socket
 import struct
 import zlib
 
 import layouts
+import numpy as np
 import pytest
 from examples import make_record
 from PIL import Image
@@ -105,6 +109,73 @@ def test_missing_empty_truncated_and_foreign_pictures(folder):
         assert text.startswith(f"test.txt:{number + 1}: images/test/00000{number}.png: ") and part in text
 
 
+FORMATS = {
+    "tif": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "jpeg.tif": {"compression": "jpeg"},
+    "gif": {},
+    "bmp": {},
+    "ppm": {},
+    "jp2": {},
+    "j2k": {"no_jp2": True},
+    "webp": {},
+    "tga": {},
+    "pcx": {},
+    "dds": {},
+    "avif": {},
+    "png": {},
+    "jpg": {},
+}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_a_file_that_was_cut_is_found_in_every_format(tmp_path, ending, share):
+    path = tmp_path / f"x.{ending}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(path, **FORMATS[ending])
+    assert picture_problem(path) is None
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert picture_problem(path).startswith("cannot be decoded")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_is_no_file_is_named_and_not_opened(folder, deep):
+    names = [f"images/test/{number:06d}.png" for number in range(5)]
+    for name in names:
+        (folder / name).unlink()
+    os.mkfifo(folder / names[0])
+    (folder / names[1]).mkdir()
+    (folder / names[2]).symlink_to("/dev/zero")
+    with contextlib.chdir(folder / "images/test"), socket.socket(socket.AF_UNIX) as server:
+        server.bind("000003.png")
+    (folder / names[4]).symlink_to(folder / names[4])
+    found = problems(folder, deep=deep)
+    for number, what in enumerate(
+        ["a pipe, not", "a folder, not", "a device, not", "a socket, not", "cannot be looked"]
+    ):
+        assert found[number].startswith(f"test.txt:{number + 1}: {names[number]}: {what}")
+    assert len(found) == 5
+
+
+def test_very_many_classes_take_neither_memory_nor_lines(tmp_path):
+    notes = tmp_path / "oxford_pets/annotations"
+    layouts.few_shot(tmp_path / "oxford_pets/images", notes, layouts.FEWSHOT)
+    task = dataclasses.replace(layouts.FEWSHOT.task("oxford_pets"), num_classes=10**15)
+    report = check(dataclasses.replace(layouts.FEWSHOT, tasks=(task,)), Roots(data=tmp_path), shots=(2,))
+    texts = [problem.text for problem in report.problems if "no picture of" in problem.text]
+    assert len(texts) == 4 and all(f"{10**15 - 3} of {10**15} classes, first class 3" in text for text in texts)
+
+
+@pytest.mark.parametrize("line", ["images/test/000001.png " + "9" * 5000, "images/test/\0.png 1"])
+def test_lines_that_nobody_meant(folder, line):
+    rewrite(folder, "test.txt", lambda lines: [lines[0], line, *lines[2:]])
+    bad, _ = problems(folder)
+    assert bad.startswith("test.txt:2: ") and "with a label from 0 to 2" in bad and len(bad) < 400
+    with pytest.raises(HarnessError, match=r"test\.txt:2: .* label from 0 to 2"):
+        TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
+
+
 def test_damage_inside_a_picture_needs_the_deep_check(folder):
     path = folder / "images/test/000000.png"
     layouts.random_picture(path)
@@ -155,9 +226,11 @@ def link(new, old):
 @pytest.mark.parametrize("leak", LEAKS)
 def test_the_same_picture_under_another_name(folder, leak):
     name = LEAKS[leak](folder)
-    rewrite(folder, "train800val200.txt", lambda lines: [f"{name} 0", *lines[1:]])
-    (text,) = problems(folder)
-    assert text == f"train800val200.txt:1: {name} is also in test.txt:1"
+    texts = []
+    for file in ("train800.txt", "train800val200.txt"):
+        rewrite(folder, file, lambda lines: [f"{name} 0", *lines[1:]])
+        texts.append(f"{file}:1: {name} is also in test.txt:1")
+    assert problems(folder) == texts
     with pytest.raises(HarnessError, match=f"{name} is also in .*test.txt:1"):
         TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
 
@@ -176,6 +249,7 @@ def test_a_further_test_set_may_hold_no_training_picture(tmp_path):
 
 def test_val_may_hold_training_pictures_only_where_it_is_not_scored(folder):
     rewrite(folder, "val200.txt", lambda lines: ["images/train/000000.png 0", *lines[1:]])
+    rewrite(folder, "train800val200.txt", lambda lines: [*lines[:6], "images/train/000000.png 0", *lines[7:]])
     data = layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent)
     TaskData(*data)
     with pytest.raises(HarnessError, match=r"train800\.txt:1: .* is also in .*val200\.txt:1"):
@@ -183,10 +257,10 @@ def test_val_may_hold_training_pictures_only_where_it_is_not_scored(folder):
 
 
 def test_a_picture_listed_twice_is_a_warning_and_two_labels_are_an_error(folder):
-    rewrite(folder, "val200.txt", lambda lines: [lines[0], lines[0], "images/val/000000.png 2"])
+    rewrite(folder, "test.txt", lambda lines: [lines[0], lines[0], "images/test/000000.png 2", *lines[3:]])
     report = check(layouts.VTAB, Roots(data=folder.parent), (TASK,))
     (twice, labels) = report.problems
-    assert twice.severity == "warning" and "val200.txt:2: " in twice.text and "line 1 already" in twice.text
+    assert twice.severity == "warning" and "test.txt:2: " in twice.text and "line 1 already" in twice.text
     assert labels.severity == "error" and "has label 2 here and 0 in line 1" in labels.text
 
 

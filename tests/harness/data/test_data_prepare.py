@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import struct
 import sys
 import types
@@ -33,22 +34,22 @@ def small(monkeypatch):
     monkeypatch.setitem(SUITES, "vtab1k", layouts.VTAB)
 
 
-def plain(size=32):
-    """Twenty pictures, each of one grey value that tells its number."""
-    return np.broadcast_to((NUMBERS * 10).astype(np.uint8)[:, None, None, None], (20, size, size, 3))
+def plain(size=32, part=0):
+    """Twenty pictures, each of one grey value that tells its number, and the part of the archive with it."""
+    return np.broadcast_to((NUMBERS * 10 + part).astype(np.uint8)[:, None, None, None], (20, size, size, 3))
 
 
 def make_cifar(folder):
-    for split in ("train", "test"):
-        values = {b"data": plain().transpose(0, 3, 1, 2).reshape(20, -1), b"fine_labels": LABELS.tolist()}
+    for part, split in enumerate(("train", "test")):
+        values = {b"data": plain(part=part).transpose(0, 3, 1, 2).reshape(20, -1), b"fine_labels": LABELS.tolist()}
         (folder / "cifar-100-python").mkdir(parents=True, exist_ok=True)
         (folder / "cifar-100-python" / split).write_bytes(pickle.dumps(values, protocol=4))
 
 
 def make_svhn(folder):
-    folder.mkdir()
-    for split in ("train", "test"):
-        values = {"X": plain().transpose(1, 2, 3, 0), "y": np.where(LABELS == 0, 10, LABELS)[:, None]}
+    folder.mkdir(parents=True)
+    for part, split in enumerate(("train", "test")):
+        values = {"X": plain(part=part).transpose(1, 2, 3, 0), "y": np.where(LABELS == 0, 10, LABELS)[:, None]}
         savemat(folder / f"{split}_32x32.mat", values)
 
 
@@ -58,31 +59,31 @@ def norb(path, array, magic):
 
 
 def make_norb(folder):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     info = np.stack([NUMBERS, LABELS, LABELS * 2, NUMBERS], axis=1).astype("<i4")
-    pair = np.stack([plain(96)[..., 0], np.zeros((20, 96, 96), np.uint8)], axis=1)
-    for name in ("training", "testing"):
+    for part, name in enumerate(("training", "testing")):
+        pair = np.stack([plain(96, part)[..., 0], np.zeros((20, 96, 96), np.uint8)], axis=1)
         norb(folder / f"smallnorb-5x-{name}-dat.mat", pair, 0x1E3D4C55)
         norb(folder / f"smallnorb-5x-{name}-info.mat", info, 0x1E3D4C54)
 
 
-def grey(path, number):
+def grey(path, number, part=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (32, 32), (int(number) * 10,) * 3).save(path, quality=100)
+    Image.new("RGB", (32, 32), (int(number) * 10 + part,) * 3).save(path, quality=100)
 
 
 def make_dtd(folder):
     for part, split in enumerate(("train", "val", "test")):
         names = [f"{'abc'[n % 3]}/{n:02d}_{part}.jpg" for n in NUMBERS]
         for number, name in enumerate(names):
-            grey(folder / "dtd/images" / name, number)
+            grey(folder / "dtd/images" / name, number, part)
         (folder / "dtd/labels").mkdir(exist_ok=True)
         (folder / f"dtd/labels/{split}1.txt").write_text("\n".join(names))
 
 
 def make_flowers(folder):
     for number in range(60):
-        grey(folder / f"jpg/image_{number + 1:05d}.jpg", number % 20)
+        grey(folder / f"jpg/image_{number + 1:05d}.jpg", number % 20, number // 20)
     savemat(folder / "imagelabels.mat", {"labels": (np.arange(60) % 20 % 3 + 1)[None]})
     parts = {"trnid": NUMBERS + 1, "valid": NUMBERS + 21, "tstid": NUMBERS + 41}
     savemat(folder / "setid.mat", {key: numbers[None] for key, numbers in parts.items()})
@@ -90,18 +91,18 @@ def make_flowers(folder):
 
 def make_pets(folder):
     (folder / "annotations").mkdir(parents=True)
-    for split in ("trainval", "test"):
+    for part, split in enumerate(("trainval", "test")):
         for number in NUMBERS:
-            grey(folder / f"images/{split}_{number}.jpg", number)
+            grey(folder / f"images/{split}_{number}.jpg", number, part)
         rows = [f"{split}_{n} {n % 3 + 1} 1 1" for n in NUMBERS]
         (folder / f"annotations/{split}.txt").write_text("\n".join(rows) + "\n")
 
 
 def make_clevr(folder):
-    for split in ("train", "val"):
+    for part, split in enumerate(("train", "val")):
         scenes = [{"image_filename": f"{n}.png", "objects": [{}] * (3 + n % 3)} for n in NUMBERS.tolist()]
         for number in NUMBERS:
-            grey(folder / f"CLEVR_v1.0/images/{split}/{number}.png", number)
+            grey(folder / f"CLEVR_v1.0/images/{split}/{number}.png", number, part)
         (folder / "CLEVR_v1.0/scenes").mkdir(exist_ok=True)
         (folder / f"CLEVR_v1.0/scenes/CLEVR_{split}_scenes.json").write_text(json.dumps({"scenes": scenes}))
 
@@ -143,6 +144,50 @@ def test_each_archive_becomes_a_folder_that_is_whole(tmp_path, task, folder, mak
             assert entry.label == number % 3
             seen.add((split == "test", number))
     assert len(seen) >= 9
+
+
+def left_by_macos(folder):
+    """Folders and files beside each picture that hold no picture."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        fork = b"\0\5\x16\7" + bytes(60)
+        twin = folder / "__MACOSX" / path.relative_to(folder).with_name(f"._{path.name}")
+        twin.parent.mkdir(parents=True, exist_ok=True)
+        for place in (twin, path.with_name(f"._{path.name}")):
+            place.write_bytes(fork)
+
+
+def left_by_jupyter(folder):
+    for place in [path for path in folder.rglob("*") if path.is_dir()]:
+        pictures = [path for path in place.iterdir() if path.suffix in (".jpg", ".png")]
+        (place / ".ipynb_checkpoints").mkdir()
+        for path in pictures[:1]:
+            shutil.copyfile(path, place / f".ipynb_checkpoints/{path.stem}-checkpoint{path.suffix}")
+
+
+def left_by_a_server(folder):
+    for place in [path for path in folder.rglob("*") if path.is_dir()]:
+        grey(place / "@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", 1)
+
+
+@pytest.mark.parametrize("leave", [left_by_macos, left_by_jupyter, left_by_a_server])
+@pytest.mark.parametrize(("task", "folder", "make"), CASES, ids=lambda x: getattr(x, "__name__", x))
+def test_what_systems_leave_beside_the_pictures_is_none_of_them(tmp_path, task, folder, make, leave):
+    make(tmp_path / "clean" / folder)
+    shutil.copytree(tmp_path / "clean", tmp_path / "old")
+    leave(tmp_path / "old" / folder)
+    for name in ("clean", "old"):
+        assert [name for name, _ in prepare(tmp_path / name, tmp_path / f"new_{name}")] == [task]
+    files = sorted(path.relative_to(tmp_path / "new_old") for path in (tmp_path / "new_old").rglob("*.*"))
+    assert len(files) == 15 + 5
+    for file in files:
+        assert (tmp_path / "new_old" / file).read_bytes() == (tmp_path / "new_clean" / file).read_bytes()
+
+
+def test_two_folders_of_one_task_are_refused(tmp_path):
+    make_cifar(tmp_path / "old/cifar")
+    make_cifar(tmp_path / "old/cifar100")
+    with pytest.raises(HarnessError, match=r"cifar100: several folders bear its names.*old/cifar100, .*old/cifar$"):
+        list(prepare(tmp_path / "old", tmp_path / "new"))
 
 
 def test_draws_are_disjoint_seeded_and_have_the_sizes():
@@ -232,9 +277,9 @@ def saved(tmp_path, monkeypatch):
     return save
 
 
-def numbered(images="img", label="fine_label"):
+def numbered(images="img", label="fine_label", part=0):
     """Twenty grey pictures, one of them with an alpha channel, as the package decodes them."""
-    pictures = [Image.new("RGBA" if n == 3 else "RGB", (32, 32), (int(n) * 10,) * 3) for n in NUMBERS]
+    pictures = [Image.new("RGBA" if n == 3 else "RGB", (32, 32), (int(n) * 10 + part,) * 3) for n in NUMBERS]
     return Table({images: pictures, label: LABELS.tolist()})
 
 
@@ -248,7 +293,8 @@ def numbered(images="img", label="fine_label"):
     ],
 )
 def test_a_copy_of_the_package_datasets(tmp_path, saved, images, label, parts):
-    content = {part: numbered(images, label) for part in parts} if parts else numbered(images, label)
+    tables = {part: numbered(images, label, number) for number, part in enumerate(parts)}
+    content = tables or numbered(images, label)
     assert [name for name, _ in prepare(saved("cifar", content), tmp_path / "new")] == ["cifar100"]
     assert check(layouts.VTAB, Roots(data=tmp_path / "new"), ("cifar100",), deep=True).errors == 0
     for entry in read_list(tmp_path / "new/cifar100/test.txt", 3):

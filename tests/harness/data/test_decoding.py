@@ -1,6 +1,7 @@
 """One decoding for all paths: deep grey, floats, transparency, frames, orientation, and what is refused."""
 
 import dataclasses
+import os
 import struct
 import zlib
 
@@ -16,7 +17,7 @@ from harness.data.export import PictureFormat
 from harness.data.lists import Entry, ListFile
 from harness.data.preprocessing import Preprocessing
 from harness.data.sources import from_files
-from harness.errors import HarnessError
+from harness.errors import DataError, HarnessError
 
 GREY = np.add.outer(np.arange(16), 15 * np.arange(16)).astype(np.uint8)
 """Levels from 0 to 240, another mean in each row and column."""
@@ -195,3 +196,9 @@ def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
     assert name() == before
     assert arrays.array_path("x", ListFile(tmp_path / "list", tmp_path), [Entry("x.png", 0, 1)], WHOLE).name == before
     assert dataclasses.replace(WHOLE, std=(0.5,) * 3).pixels_id == WHOLE.pixels_id
+
+
+def test_a_pipe_is_named_and_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "picture.png")
+    with pytest.raises(DataError, match=r"picture\.png: a pipe, not a file"):
+        decoding.read(tmp_path / "picture.png")

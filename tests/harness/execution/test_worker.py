@@ -126,8 +126,9 @@ def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup
     worker._STOP.reason = ""
     folder = tmp_path / "data" / "first"
     if change == "a label":
-        list_file = folder / "train800val200.txt"
-        list_file.write_text(list_file.read_text().replace("000000.png 0", "000000.png 1"))
+        for name in ("train800.txt", "val200.txt", "train800val200.txt"):
+            list_file = folder / name
+            list_file.write_text(list_file.read_text().replace("000000.png 0", "000000.png 1"))
     if change == "a picture":
         layouts.random_picture(folder / "images" / "train" / "000000.png")
     if change == "the classes":
