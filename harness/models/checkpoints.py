@@ -128,8 +128,8 @@ def _read_npz(file: Path) -> State:
 def _read_torch(file: Path) -> Any:
     try:
         # timm stores its arguments as a Namespace, which holds data only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), file.open("rb") as opened:
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error):
             raise
