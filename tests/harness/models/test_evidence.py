@@ -140,6 +140,13 @@ def test_a_selection_with_a_file_of_unknown_statistics_is_refused(small):
         asked(weights=small, backbone=SMALL)
 
 
+def test_an_experiment_file_is_blamed_with_its_line(small, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"suite: demo\nmethods: [linear]\nimage_size: 32\nbackbone: {SMALL}\nweights: {small}\n")
+    with pytest.raises(HarnessError, match=r"mine\.yaml:5: mine\.pth is .*does not say which mean"):
+        experiment.select({}, experiment.read_file(file))
+
+
 def test_a_file_under_another_name_is_refused_whatever_the_statistics(tmp_path):
     model = timm.create_model(TINY, num_classes=1000, img_size=32)
     torch.save(model.state_dict(), tmp_path / "mine.pth")
