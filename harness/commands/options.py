@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.terminal import shot_words, task_words, words
+from harness.terminal import console, shot_words, task_words, words
 
 DataFolder = Annotated[Path | None, typer.Option("--root", help="Folder of the images, where you bring them.")]
 ListFolder = Annotated[Path | None, typer.Option("--lists", help="Folder of the lists, if not that of the images.")]
@@ -68,6 +68,15 @@ def read_selection(
     }
     file = experiments.read_file(experiment) if experiment else None
     return experiments.select({k: v for k, v in given.items() if v is not None}, file)
+
+
+def tell_weights(selection: Any) -> None:
+    """Say what the user's own checkpoint is, where there is one, and how the inputs are made for it."""
+    from harness.models.backbones import about_file
+
+    if about := about_file(selection.backbone):
+        text = f"{selection.backbone.weights} is {about}; inputs: {selection.preprocessing.id}"
+        console.print(text, highlight=False, markup=False)
 
 
 def takes_options(parameter: str, read: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

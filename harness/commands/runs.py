@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_selection
+from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_selection, tell_weights
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows
 
 runs_app = typer.Typer()
@@ -51,6 +51,7 @@ def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFla
     if as_json:
         print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
         return
+    tell_weights(selection)
     print_rows([_plan_row(line.as_dict()) for line in lines], False)
     total = totals(lines)
     disk, hours = human_size(total["array_bytes"]), _hours(gpu_hours(total["operations"]))
@@ -100,6 +101,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness.plans.stages import stage
     from harness.records.store import Store
 
+    tell_weights(selection)
     store, found, device = Store(out), dict[str, Any](), devices.choose(device_name)
     selection = replace(selection, precision=devices.precision_in_use("auto", device))
 

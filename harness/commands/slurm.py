@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection
+from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection, tell_weights
 from harness.terminal import console, errors, print_rows
 
 slurm_app = typer.Typer()
@@ -88,6 +88,7 @@ def submit(
     from slurm.submissions import Log
 
     name, flags, file = cluster
+    tell_weights(selection)
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
         for line in folders_taken(selection.suite, selection.tasks, Roots(data=root, lists=lists)):

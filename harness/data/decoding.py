@@ -63,6 +63,8 @@ def read(path: Path) -> Image.Image:
             raise DataError(f"{path}: {problem}")
         with Image.open(path) as image:
             return as_rgb(image)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: listed, but there is no such file") from None
     except UNREADABLE as error:

@@ -14,10 +14,10 @@ from timm.layers import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from harness.data.preprocessing import STATISTICS
+from harness.data.preprocessing import Statistics
 from harness.errors import DataError, HarnessError
-from harness.models import checkpoints, embedded
-from harness.models.names import RECOMMENDED, check_name, check_weights_are_named
+from harness.models import checkpoints, embedded, evidence
+from harness.models.names import RECOMMENDED, check_activation, check_name, check_weights_are_named
 from harness.plans.spec import BackboneSpec
 
 
@@ -74,6 +74,9 @@ def _hub_file(name: str) -> Path:
 _FILES: dict[str, Path] = {}
 """Checkpoint files by sha256, as resolved in this process."""
 
+_EVIDENCE: dict[str, evidence.Evidence] = {}
+"""What the user's own files are, by sha256, as resolved in this process."""
+
 
 def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | None = None) -> BackboneSpec:
     """Turn what the user said into an exact spec: find the checkpoint and take its sha256.
@@ -87,14 +90,26 @@ def resolve(name: str = DEFAULT, weights: str = "pretrained", image_size: int | 
         embedded.installed_file()
         digest = embedded.SHA256
     else:
+        check_activation(name)
         file = _checkpoint(name, weights)
-        digest, weights = embedded.sha256_of(file), weights if weights == "pretrained" else file.name
+        digest, weights = _digest(file), weights if weights == "pretrained" else file.name
         _FILES[digest] = file
     spec = BackboneSpec(name=name, weights=weights, digest=digest, image_size=fitting_size(name, image_size))
     if digest in _FILES:
         # On the meta device, so that a file that does not fit is answered here and not in every run.
-        checkpoints.fit(checkpoints.read(_FILES[digest]), skeleton(name, 0, spec.image_size), weights, name)
+        state, model = checkpoints.read(_FILES[digest]), skeleton(name, 0, spec.image_size)
+        checkpoints.fit(state, model, weights, name)
+        if weights != "pretrained":
+            _EVIDENCE[digest] = evidence.examine(state, weights)
+            evidence.check_claim(_EVIDENCE[digest], name, weights)
     return spec
+
+
+def _digest(file: Path) -> str:
+    try:
+        return embedded.sha256_of(file)
+    except OSError as error:
+        raise HarnessError(f"weights {str(file)!r}: cannot be read ({error.strerror})") from None
 
 
 def fitting_size(name: str, asked: int | None) -> int:
@@ -113,6 +128,8 @@ def _checkpoint(name: str, weights: str) -> Path:
         check_weights_are_named(name)
         return _hub_file(name)
     file = Path(weights).expanduser()
+    if file.is_dir():
+        raise HarnessError(f"weights {weights!r}: a folder; name the file in it, such as model.safetensors")
     if not file.is_file():
         raise HarnessError(f"weights {weights!r}: no such file (or use `pretrained` or `random`)")
     if name in EMBEDDED:
@@ -134,7 +151,9 @@ def skeleton(name: str, num_classes: int = 1, image_size: int | None = None) -> 
     arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
     size = image_size or native_size(name)
     with torch.device("meta"):
-        model = timm.create_model(_timm_name(name), img_size=size, num_classes=num_classes, **arguments)
+        model: Any = timm.create_model(_timm_name(name), img_size=size, num_classes=num_classes, **arguments)
+    if not isinstance(model.get_classifier(), nn.Module):
+        raise HarnessError(f"backbone {name!r} has no single linear head (a distilled model has two)")
     return model.requires_grad_(False).eval()
 
 
@@ -210,12 +229,21 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
     return model.eval()
 
 
-def statistics(spec: BackboneSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per colour channel that the checkpoint was trained with, from timm's config."""
-    config = timm.get_pretrained_cfg(_timm_name(spec.name))
-    if config is None:
-        raise HarnessError(f"timm knows no input statistics for backbone {spec.name!r}")
-    return tuple(config.mean), tuple(config.std)
+def statistics(spec: BackboneSpec) -> Statistics:
+    """Mean and standard deviation per colour channel that the weights were trained with.
+
+    A name with a tag says it; for a user's file under a name without, the file and timm's tags decide, and a
+    `HarnessError` asks where they leave it open.
+    """
+    name, found = _timm_name(spec.name), _EVIDENCE.get(spec.digest)
+    if found is None or "." in name:
+        return evidence.statistics_of(name)
+    return evidence.decided_statistics(found, name, spec.weights)
+
+
+def about_file(spec: BackboneSpec) -> str:
+    """What the user's own checkpoint file is, as far as it tells; empty for other weights."""
+    return found.about if (found := _EVIDENCE.get(spec.digest)) else ""
 
 
 def listing() -> list[dict[str, Any]]:
@@ -225,7 +253,6 @@ def listing() -> list[dict[str, Any]]:
     for name, text in about.items():
         size = native_size(name)
         inputs = statistics(BackboneSpec(name=name, weights="pretrained", digest="", image_size=size))
-        known = next((key for key, value in STATISTICS.items() if value == inputs), str(inputs))
-        parameters = sum(p.numel() for p in skeleton(name, 0).parameters())
+        parameters, known = sum(p.numel() for p in skeleton(name, 0).parameters()), evidence.in_words(inputs)
         rows.append({"name": name, "parameters": parameters, "image_size": size, "statistics": known, "about": text})
     return rows

@@ -1,8 +1,9 @@
 """Checkpoint files as users have them, read without running anything in them, and fitted strictly to a timm model.
 
 Known: Google's `ViT-B_16.npz` and its siblings (the `vit_models` release), Swin's official `.pth`, timm's `.pth` and
-`.safetensors`, and any of these inside `state_dict`, `model` and the like, with `module.` in front of the names. timm's
-checkpoint filters rename and resize; what a file and a model do not share is an error before anything is trained.
+`.safetensors`, Hugging Face's ViTs, and any of these inside `state_dict`, `model`, `teacher` and the like, with a
+prefix (`module.`, `backbone.`) in front of the names. `layouts` and timm's checkpoint filters rename and resize; what a
+file and a model do not share is an error before anything is trained.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -23,29 +24,41 @@ from timm.models import clean_state_dict, swin_transformer, vision_transformer
 from torch import Tensor
 
 from harness.errors import HarnessError
+from harness.models.layouts import State, as_timm
 
-State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Keys under which files keep the weights, in timm's order: averaged weights first."""
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+"""Keys under which files keep the weights, in timm's order: averaged weights first, as DINO's teacher is."""
 
-HEADS = ("head.", "head_dist.", "head/", "pre_logits/")
-"""What belongs to the pretraining's classifier. Every run gets a head of its own."""
+HEADS = ("head.", "head_dist.", "head/", "pre_logits/", "pooler.", "decoder_")
+"""What belongs to the pretraining: classifier, projection, MAE's decoder. Every run gets a head of its own."""
 
 SHOWN = 3
 """Names per kind of difference that an error prints."""
 
 
+_OTHER_THINGS = (
+    (rb"version https://git-lfs", "a git-LFS pointer, which stands for the checkpoint. Run `git lfs pull` beside it"),
+    (rb"(\.\./|/)*(\.git/)?annex/objects/", "a git-annex pointer. Run `git annex get` beside it"),
+    (rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head)", "an HTML page, such as a notice or a sign-in. Download again"),
+    (rb"\s*<(\?xml|error)", "an XML text, such as a server's error message. Download again"),
+    (rb"\s*[{\[]", "a JSON text: a server's answer, or the index of a checkpoint in several files. Join these first"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", "packed. Unpack it, and name the file inside"),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes. Store its arrays under timm's names, with torch.save or as .npz"),
+)
+"""How files begin that are taken for checkpoints, and what they are."""
+
+
 def read(file: Path) -> State:
     """The tensors of a checkpoint by the names in the file, without wrappers and `module.` prefixes.
 
-    `.npz` and `.safetensors` are known by their ending, all else is read as a torch file. `HarnessError` if the file is
-    damaged, holds something else, or cannot be read without running pickled code.
+    The content tells the format, whatever the ending. `HarnessError` if the file is damaged, holds something else, or
+    cannot be read without running pickled code.
     """
-    readers: dict[str, Callable[[Path], Any]] = {".npz": _read_npz, ".safetensors": load_file}
     try:
-        state = _unwrap(readers.get(file.suffix.lower(), _read_torch)(file))
+        content = _reader(file)(file)
+        state = _unwrap(content)
     except (
         OSError,
         EOFError,
@@ -63,8 +76,39 @@ def read(file: Path) -> State:
         reason = str(e).strip().split("\n")[0][:200] or type(e).__name__
         raise HarnessError(f"{file}: damaged, or not a checkpoint ({reason})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise HarnessError(f"{file}: holds no weights; expected tensors by name, or such under {', '.join(WRAPPERS)}")
+        keys = f". It has: {_first([str(key) for key in content])}" if isinstance(content, Mapping) and content else ""
+        expected = f"expected tensors by name, or such under {', '.join(WRAPPERS)}"
+        raise HarnessError(f"{file}: holds no weights; {expected}{keys}")
     return state
+
+
+def _reader(file: Path) -> Callable[[Path], Any]:
+    """What reads the file, by how it begins. `HarnessError` if it is something else than a checkpoint."""
+    with file.open("rb") as opened:
+        start, size = opened.read(512), opened.seek(0, 2)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
+        return load_file
+    if start.startswith(b"PK"):
+        return _reader_of_zip(file)
+    for pattern, what in _OTHER_THINGS:
+        if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
+            raise HarnessError(f"{file}: no checkpoint, but {what}")
+    if not start:
+        raise ValueError("it is empty")
+    if start.startswith(b"\x80"):  # a pickle, as torch wrote before its archives
+        return _read_torch
+    raise ValueError("neither a torch file nor .npz nor .safetensors")
+
+
+def _reader_of_zip(file: Path) -> Callable[[Path], Any]:
+    with ZipFile(file) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise HarnessError(
+            f"{file}: a TorchScript archive, which is a program, and is refused. If you trust it, store its weights "
+            "alone: torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
+        )
+    return _read_npz if any(name.endswith(".npy") for name in names) else _read_torch
 
 
 def _needs_pickle(file: Path, advice: str) -> HarnessError:
@@ -72,10 +116,7 @@ def _needs_pickle(file: Path, advice: str) -> HarnessError:
 
 
 def _read_npz(file: Path) -> State:
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("not an .npz archive")
-    with archive:
+    with np.load(file, allow_pickle=False) as archive:
         try:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
         except ValueError as error:
@@ -87,8 +128,8 @@ def _read_npz(file: Path) -> State:
 def _read_torch(file: Path) -> Any:
     try:
         # timm stores its arguments as a Namespace, which holds data only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), file.open("rb") as opened:
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error):
             raise
@@ -104,49 +145,6 @@ def _unwrap(content: Any) -> Any:
     return clean_state_dict(dict(content))
 
 
-_GOOGLE = {
-    "cls": "cls_token",
-    "embedding/kernel": "patch_embed.proj.weight",
-    "embedding/bias": "patch_embed.proj.bias",
-    "Transformer/posembed_input/pos_embedding": "pos_embed",
-    "Transformer/encoder_norm/scale": "norm.weight",
-    "Transformer/encoder_norm/bias": "norm.bias",
-}
-_GOOGLE_BLOCK = {"MultiHeadDotProductAttention_1/out": "attn.proj"}
-_GOOGLE_BLOCK |= {f"LayerNorm_{source}": f"norm{i}" for source, i in ((0, 1), (2, 2))}
-_GOOGLE_BLOCK |= {f"MlpBlock_3/Dense_{i}": f"mlp.fc{i + 1}" for i in (0, 1)}
-_PART = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-
-
-def from_google(state: State) -> State:
-    """timm's names and layout for the arrays of the `vit_models` release; names that it does not know stay."""
-    result: State = {}
-    fused: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        match = re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)/(\w+)", name)
-        block, module, part = match.groups() if match else ("", "", "")
-        *_, last = module.split("/")
-        if last in ("query", "key", "value"):
-            # [d, heads, d / heads] and [heads, d / heads]
-            rows = tensor.flatten(1).T if part == "kernel" else tensor.flatten()
-            fused.setdefault(f"blocks.{block}.attn.qkv.{_PART[part]}", {})[last] = rows
-        elif module in _GOOGLE_BLOCK:
-            result[f"blocks.{block}.{_GOOGLE_BLOCK[module]}.{_PART[part]}"] = _google_layout(tensor)
-        else:
-            result[_GOOGLE.get(name, name)] = _google_layout(tensor) if name.endswith("kernel") else tensor
-    for name, parts in fused.items():
-        if len(parts) == 3:
-            result[name] = torch.cat([parts["query"], parts["key"], parts["value"]])
-    return {name: tensor.contiguous() for name, tensor in result.items()}
-
-
-def _google_layout(tensor: Tensor) -> Tensor:
-    """Kernels [in, out], [heads, d / heads, out] and [height, width, in, out] with the outputs first."""
-    if tensor.ndim == 4:
-        return tensor.permute(3, 2, 0, 1)
-    return tensor.flatten(0, -2).T if tensor.ndim > 1 else tensor
-
-
 def fit(state: State, model: Any, file: str, name: str) -> State:
     """The weights under the names of `model`, a timm ViT or Swin without head, which may lie on the meta device.
 
@@ -155,10 +153,11 @@ def fit(state: State, model: Any, file: str, name: str) -> State:
     """
     patches = None
     try:
-        if "Transformer/encoder_norm/scale" in state:
-            state = from_google(state)
+        state = as_timm(state, file)
         patches = state.get("patch_embed.proj.weight")
         fitted = _timm_filter(state, model)
+    except HarnessError:
+        raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         fitted = state  # of another architecture: the differences below say so
     if patches is not None and patches.ndim == 4:

@@ -22,6 +22,11 @@ RECOMMENDED = {
 """Names to take, and what they stand for in the literature."""
 
 
+def pretrained_names() -> list[str]:
+    """timm's names with tag of all plain ViT and Swin models that have pretrained weights."""
+    return [name for module in MODULES for name in timm.list_models(module=module, pretrained=True)]
+
+
 def known_tags(architecture: str) -> list[str]:
     """timm's names with tag of this architecture that have pretrained weights."""
     return timm.list_pretrained(f"{architecture}.*")
@@ -70,3 +75,15 @@ def check_weights_are_named(name: str) -> None:
     hint = f" Published SCT and NOAH rows use {rows[-1]!r}." if rows and rows[-1].endswith("orig_in21k") else ""
     default = f"timm's plain name means {plain.tag!r}. " if plain is not None else ""
     raise HarnessError(f"backbone {name!r} does not say which weights. {default}Name one: {', '.join(tags)}.{hint}")
+
+
+def check_activation(name: str) -> None:
+    """`HarnessError` if the weights of `name` were trained with QuickGELU and the model computes with GELU."""
+    config = timm.get_pretrained_cfg(name)
+    trained_with = any("QuickGELU" in note for note in config.notes or ()) if config and "." in name else False
+    if trained_with and "_clip_quickgelu_" not in name:
+        meant = name.replace("_clip_", "_clip_quickgelu_")
+        raise HarnessError(
+            f"backbone {name!r}: these weights were trained with QuickGELU, and timm's model of this name computes "
+            f"with GELU. Did you mean {meant!r}?"
+        )

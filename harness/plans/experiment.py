@@ -238,7 +238,7 @@ def _fitting(
 def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Blame) -> Preprocessing:
     released = protocol.get(asked.protocol).published and published.table_for(asked.suite).statistics
     statistics = asked.statistics or released or "model"
-    with _Blame(blame("statistics")):
+    with _Blame(blame("statistics") or blame("weights")):
         if statistics == "model":
             mean, std = backbones.statistics(backbone)
         elif statistics in STATISTICS:

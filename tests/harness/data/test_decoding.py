@@ -200,5 +200,5 @@ def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
 
 def test_a_pipe_is_named_and_not_opened(tmp_path):
     os.mkfifo(tmp_path / "picture.png")
-    with pytest.raises(DataError, match=r"picture\.png: a pipe, not a file"):
+    with pytest.raises(DataError, match=r"^[^(]*picture\.png: a pipe, not a file"):
         decoding.read(tmp_path / "picture.png")

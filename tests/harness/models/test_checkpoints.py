@@ -245,8 +245,8 @@ def test_a_bare_array_or_pickle_is_no_npz(tmp_path):
     with (tmp_path / "bare.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps({"a": 1}))
-    for name in ("bare.npz", "pickle.npz"):
-        with pytest.raises(HarnessError, match=f"{name}: damaged, or not a checkpoint"):
+    for name, message in (("bare.npz", "damaged, or not a checkpoint"), ("pickle.npz", "needs pickle")):
+        with pytest.raises(HarnessError, match=f"{name}: {message}"):
             checkpoints.read(tmp_path / name)
 
 
