@@ -27,6 +27,10 @@ class MethodError(ValueError):
     """A method is unknown, wrongly configured, or cannot serve a backbone. The message is for the user."""
 
 
+class PluginWarning(UserWarning):
+    """An installed package offers a method that cannot be used. The message names the package."""
+
+
 def did_you_mean(name: str, options: Sequence[str]) -> str:
     """A sentence that names the closest options to a misspelt `name`, or lists them all."""
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
@@ -135,6 +139,10 @@ class Method(ABC):
 
     identity_at_start: ClassVar[bool] = True
     """Whether the attached, untrained model computes the pretrained function."""
+
+    built_from: ClassVar[tuple[str, ...]] = ()
+    """Names of the other registered methods whose code this one runs, beside those that its file imports: when one of
+    them is edited, records of this one come from an older source too."""
 
     mergeable: ClassVar[bool] = False
     """Whether the trained parameters fold into the frozen ones: `attach` then returns an attachment with `merge`."""

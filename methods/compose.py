@@ -64,6 +64,7 @@ class Compose(Method):
     recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
     identity_at_start = False
+    built_from = ORDER
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

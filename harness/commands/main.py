@@ -17,7 +17,7 @@ from harness.commands.runs import runs_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
-from harness.terminal import JsonFlag, console, errors, print_rows, words
+from harness.terminal import JsonFlag, console, errors, print_rows, show_plugin_warnings, words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(runs_app)
@@ -35,6 +35,7 @@ def common(
     ] = None,
 ) -> None:
     """Compare parameter-efficient fine-tuning methods for vision transformers."""
+    show_plugin_warnings()
     if cache_dir is not None:
         os.environ["SCTBENCH_CACHE"] = str(cache_dir.absolute())  # the workers inherit it
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection
+from harness.commands.options import DataFolder, ListFolder, OutFolder, Redo, takes_options, takes_selection
 from harness.terminal import console, errors, print_rows
 
 slurm_app = typer.Typer()
@@ -73,25 +74,27 @@ def submit(
     root: DataFolder = None,
     lists: ListFolder = None,
     out: OutFolder = Path("results"),
+    redo: Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
     from harness.data.lists import Roots, check_roots
     from harness.execution.worker import setup_for
+    from harness.records.stale import check_redo
     from harness.records.store import Store
     from slurm import submit as submission
     from slurm.clusters import CLUSTERS
     from slurm.profile import make_profile
     from slurm.submissions import Log
 
-    name, flags, file = cluster
+    redo_stale, (name, flags, file) = check_redo(redo), cluster
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
         errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
     with nullcontext() if dry_run else log.alone():  # a dry run leaves no files
-        missing = submission.todo(selection, Store(out), submission.held_keys(log, where))
+        missing = submission.todo(selection, Store(out), submission.held_keys(log, where), redo_stale)
         _tell_todo(missing, out)
         if not missing.ready and not missing.blocked:
             return
@@ -103,6 +106,7 @@ def submit(
             _tell_scripts(plan, profile, log, name)
             return
         setup = setup_for(selection, out, Roots(data=root, lists=lists), profile.device)
+        setup = replace(setup, redo_stale=redo_stale)
         submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 
@@ -123,11 +127,15 @@ def _limit(cluster: Any, dry_run: bool) -> int:
 
 def _tell_todo(missing: Any, out: Path) -> None:
     """What is there, what is under way, what is to be submitted."""
+    from harness.records.stale import warning
+
     total = missing.complete + missing.held + len(missing.failed) + len(missing.ready) + len(missing.blocked)
     console.print(
         f"{total} runs: {missing.complete} complete, {missing.held} submitted already, "
         f"{len(missing.ready) + len(missing.blocked)} to submit. Records: {out / 'runs'}"
     )
+    if text := warning(missing.stale):
+        errors.print(f"warning: {text}.", highlight=False, markup=False)
     if missing.failed:
         errors.print(
             f"{len(missing.failed)} failed in a way that they would fail again, or wait for trials that did, and are "

@@ -61,6 +61,7 @@ class Selection:
 def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
     """Split `settings` into the method's knobs and recipe fields, and check that the method takes them."""
     method = registry.get(name)
+    registry.require_declared(method)
     own = {f.name for f in dataclasses.fields(method.Config)}
     for key in settings:
         if key not in own | RECIPE_KEYS:
