@@ -166,6 +166,20 @@ class Method(ABC):
         with what `attach` really turned on.
         """
 
+    def starts_at_identity(self) -> bool:
+        """Whether the attached, untrained model computes the pretrained function with these settings: override it
+        where one of them makes `identity_at_start` untrue."""
+        return self.identity_at_start
+
+    def resolve(self, backbone: nn.Module) -> Any:
+        """The config in which every setting that is taken from this untouched timm model has the value that is used.
+
+        It is what a run is known by, so that one configuration has one name. Override it where a setting may be left
+        open (None) or where several values come to the same on a backbone. The result attaches to the same model.
+        Raises `MethodError` where a setting does not fit.
+        """
+        return self.config
+
     def can_serve(self, kind: str) -> bool:
         """Whether the method, as configured, attaches to backbones of this kind."""
         return kind in self.serves
