@@ -45,8 +45,9 @@ def write_report(
 ) -> list[Path]:
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
-    `suite`: only that one; `about`: title, family and paper by method, for records that do not say. The runs are expected beside `folder`, which is
-    where the page's links point. `AnalysisError` where `options` name what no set has.
+    `suite`: only that one; `about`: title, family and paper by method, for records that do not say. The runs are
+    expected beside `folder`, which is where the page's links point. `AnalysisError` where `options` name what no set
+    has.
     """
     sets = [s for s in comparable_sets(runs.rows) if suite in (None, s.key["suite"])]
     if not sets:

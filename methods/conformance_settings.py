@@ -26,6 +26,7 @@ from methods.conformance_tools import (
 )
 from methods.testbed import Attached, attach, kind_of, small_model
 
+
 @on_every_kind
 def check_resolved(method: type[Method], kind: str) -> None:
     """The config that `resolve` gives is one of plain values, resolves to itself, and attaches to the same model."""

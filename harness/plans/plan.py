@@ -249,9 +249,7 @@ def finals(selection: Selection) -> list[tuning.Final]:
     return found
 
 
-def _distinct(
-    selection: Selection, choice: MethodChoice, key: str, values: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def _distinct(selection: Selection, choice: MethodChoice, key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Candidate values as they are used on the backbone, each once: an open setting and its value are one."""
     if key in RECIPE_KEYS:
         return values
