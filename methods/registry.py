@@ -70,19 +70,19 @@ def _own_methods() -> dict[str, type[Method]]:
         for cls in _defined_in(importlib.import_module(info.name)):
             if problem := clash(cls, found.values()):
                 raise MethodError(f"{cls}: {problem}")
+            if cls.title in {other.title for other in found.values()}:
+                raise MethodError(f"{cls}: the title {cls.title!r} is taken")
             found[cls.name] = cls
     return found
 
 
 def clash(cls: type[Method], others: Iterable[type[Method]]) -> str:
-    """What keeps a class from standing beside others, which tables tell apart by title; empty if nothing does."""
+    """What keeps a class from standing beside others; empty if nothing does. Equal titles do not: tables and figures
+    then say the names too."""
     for other in others:
-        where = f"exists already ({other.__module__}.{other.__qualname__}); give yours another"
         if cls.name == other.name:
-            return f"a method named {cls.name!r} {where} name"
-        title = getattr(cls, "title", None)  # `sctbench check` is what says that there is none
-        if title is not None and title == getattr(other, "title", None):
-            return f"a method with the title {title!r} {where} title"
+            where = f"{other.__module__}.{other.__qualname__}"
+            return f"a method named {cls.name!r} exists already ({where}); give yours another name"
     return ""
 
 

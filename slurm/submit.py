@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -99,7 +100,8 @@ def jobs_of_trials(finals: Iterable[Final], held: Mapping[str, str]) -> list[str
 
 def todo(selection: Selection, store: Store, held: dict[str, str], redo_stale: bool = False) -> Todo:
     """Sort a selection's runs by what is to be submitted; with `redo_stale` also complete ones of older sources."""
-    read = without_stale(store.read) if redo_stale else store.read
+    found = functools.cache(store.read)
+    read = without_stale(found) if redo_stale else found
     stages = stage(selection, read)
     free = [job for job in stages.ready if key_of(job) not in held]
     failed = {key_of(job): job for job in free if _would_fail_again(job, read)}
@@ -112,7 +114,7 @@ def todo(selection: Selection, store: Store, held: dict[str, str], redo_stale: b
         held=len(stages.ready) - len(free) + len(stages.blocked) - len(waiting),
         failed=[*failed.values(), *never.values()],
         complete=len(stages.settled),
-        stale=[spec.method for spec in stages.settled if (record := store.read(spec)) and is_stale(record)],
+        stale=[spec.method for spec in stages.settled if (record := found(spec)) and is_stale(record)],
         after_jobs=jobs_of_trials(blocked, held),
     )
 

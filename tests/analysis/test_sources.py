@@ -68,6 +68,17 @@ def test_an_ablation_joins_no_two_sources():
     }
 
 
+def test_an_ablation_joins_no_two_methods_of_one_title():
+    given = [
+        dataclasses.replace(record, method_title="SCT")
+        for method in ("sct", "my_sct")
+        for channels in (24, 48)
+        for record in records(method, config={"channels": channels})
+    ]
+    points, _ = ablation_points(run_frame(only_set(given)), "channels", ["channels"])
+    assert points.groupby("line").size().to_dict() == {"SCT [sct]": 2, "SCT [my_sct]": 2}
+
+
 def test_pairs_of_two_protocols_are_of_one_source():
     sets = comparable_sets([*sourced(OLD), *sourced(NEW, "sct", (60,) * 5, protocol="oracle")])
     with pytest.raises(AnalysisError, match="another source of the method: 11111111 against 22222222"):

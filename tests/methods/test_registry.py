@@ -140,7 +140,6 @@ def test_a_method_of_another_package_is_listed_planned_and_checked(installed):
 
 BROKEN = {
     METHOD.format(name="lora", title="Mine"): "a method named 'lora' exists already",
-    METHOD.format(name="mine", title="LoRA"): "a method with the title 'LoRA' exists already",
     "Mine = 3": "not a class derived from methods.base.Method",
     "import no_such_thing": "cannot be loaded: ModuleNotFoundError: No module named 'no_such_thing'",
     "raise SystemExit(3)": "cannot be loaded: SystemExit: 3",
@@ -192,12 +191,6 @@ def test_a_plugin_that_cannot_count_is_listed_with_the_reason(installed):
     assert found.startswith("AttributeError") and "no_such_layer" in found
     with pytest.raises(USER_ERRORS, match="method 'cannot_count': AttributeError"):
         select(DEMO | {"methods": ["cannot_count"]})
-
-
-def test_an_external_file_with_the_title_of_another_method_is_told_to_take_one_of_its_own(tmp_path):
-    (tmp_path / "copied.py").write_text(METHOD.format(name="my_linear", title="LoRA"))
-    with pytest.raises(MethodError, match=r"copied\.py:Mine: a method with the title 'LoRA' exists already"):
-        registry.get(f"{tmp_path}/copied.py:Mine")
 
 
 def test_a_method_that_does_not_say_its_title_is_refused_in_the_plan(tmp_path):
