@@ -294,7 +294,7 @@ def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dic
     )
 
 
-def of_method(name: str) -> dict[str, str]:
+def of_method(name: str) -> dict[str, Any]:
     """What a record says of its method, which whoever reads it may not have."""
     cls = registry.get(name)
     return {
