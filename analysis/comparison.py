@@ -223,6 +223,8 @@ def _compare_sets(
         same = theirs[theirs["variant"].isin(runs["variant"])]
         if theirs.empty:
             yield f"{label}: only in {names[0]}"
+        elif same["source"].nunique() > 1:
+            yield f"{label}: from {same['source'].nunique()} sources of the method in {names[1]}"
         elif same.empty:
             differ = settings_difference(runs["variant"].iloc[0], list(theirs["variant"].unique()))
             yield f"{label}: settings differ, {differ}"

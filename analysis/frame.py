@@ -53,6 +53,8 @@ OPENED_OFTEN = "†"
 
 BY_DEVICE = '"recipe.precision":"auto"'
 """In a JSON text of settings: a precision that was left to the device."""
+NO_SOURCE = "not known"
+"""Source of a method in records of versions that did not keep it."""
 
 OTHER = "other"
 """Group of tasks that the suite, as this version knows it, does not have."""
@@ -212,6 +214,9 @@ def row(record: RunRecord) -> dict[str, Any]:
         "preprocessing": spec.preprocessing,
         "method": spec.method,
         "title": record.method_title,
+        "family": record.method_family,
+        "paper": record.method_paper,
+        "source": record.method_source[:8] or NO_SOURCE,
         "settings": canonical_json(settings),
         "variant": canonical_json({key: value for key, value in settings.items() if key not in searched}),
         "chosen": canonical_json({key: value for key, value in settings.items() if key in searched}),
@@ -286,15 +291,18 @@ def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
 
 
 def _labels(rows: pd.DataFrame, per_task: bool) -> pd.Series:
-    """Table labels: title, own name where titles clash, settings where they differ, and the mark `OPENED_OFTEN`."""
+    """Table labels: title, own name where titles clash, settings and source where they differ, and the mark
+    `OPENED_OFTEN`."""
     labels = pd.Series("", index=rows.index, dtype=object)
     clashes = rows.groupby("title")["method"].nunique().to_dict()
     for (title, method), runs in rows.groupby(["title", "method"]):
         keys = _distinguishing(runs, per_task)
         name = f"{title} [{method}]" if clashes[title] > 1 else str(title)
-        for text, same in runs.groupby("variant"):
-            shown = settings_text(parsed(str(text)), keys)
-            labels.loc[same.index] = f"{name} ({shown})" if shown else name
+        several = runs.loc[runs["status"] == "complete", "source"].nunique() > 1
+        for (text, source), same in runs.groupby(["variant", "source"] if several else ["variant", "method"]):
+            shown = [settings_text(parsed(str(text)), keys), f"source {source}" if several else ""]
+            about = ", ".join(filter(None, shown))
+            labels.loc[same.index] = f"{name} ({about})" if about else name
     opened = (rows["protocol"] == "oracle") | (rows["test_looks"] > 1)
     marked = labels.isin(labels[opened])
     return labels.where(~marked, labels + f" {OPENED_OFTEN}")

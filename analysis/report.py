@@ -45,8 +45,9 @@ def write_report(
 ) -> list[Path]:
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
-    `suite`: only that one; `about`: title, family and paper by method. The runs are expected beside `folder`, which is
-    where the page's links point. `AnalysisError` where `options` name what no set has.
+    `suite`: only that one; `about`: title, family and paper by method, for records that do not say. The runs are
+    expected beside `folder`, which is where the page's links point. `AnalysisError` where `options` name what no set
+    has.
     """
     sets = [s for s in comparable_sets(runs.rows) if suite in (None, s.key["suite"])]
     if not sets:
@@ -54,6 +55,7 @@ def write_report(
         return []
     check_options(sets, options)
     methods = {name: About(**{k: str(facts[k]) for k in About.__slots__}) for name, facts in (about or {}).items()}
+    methods |= _about(runs.rows)
     base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
     paths: list[Path] = []
     sections = []
@@ -67,6 +69,13 @@ def write_report(
     rows = runs.rows[runs.rows["suite"].isin([s.key["suite"] for s in sets])]
     page.write_text(to_html(sections, rows, set_aside=set_aside, about=methods, base=base, folder=folder))
     return [page, *paths]
+
+
+def _about(rows: pd.DataFrame) -> dict[str, About]:
+    """What records say of their methods, which may not be known here."""
+    told = rows[rows["family"] != ""].drop_duplicates("method", keep="last")
+    facts = told[["method", "title", "family", "paper"]].itertuples(index=False)
+    return {method: About(title=title, family=family, paper=paper) for method, title, family, paper in facts}
 
 
 def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:

@@ -52,7 +52,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
     for keys, column, differ in (
         (LIST_KEYS, "data", _data_difference),
         (LIST_KEYS, "pixels", lambda _, __: "pictures differ"),
-        ([*LIST_KEYS, "method", "variant"], "choice", lambda _, __: "settings chosen by other trials"),
+        ([*LIST_KEYS, "method", "variant", "source"], "choice", lambda _, __: "settings chosen by other trials"),
     ):
         usual = _usual(rows, keys, column)
         other = rows[column].notna() & (rows[column] != usual[column])
@@ -119,4 +119,17 @@ def notes(rows: pd.DataFrame) -> list[str]:
         if len(counts) > 1:
             states = ", ".join(f"{state} ({count} run{'s' * (count > 1)})" for state, count in counts.items())
             found.append(f"{len(counts)} {name}: {states}" if len(counts) <= MOST_NOTED else f"{len(counts)} {name}")
-    return found
+    return found + _sources(rows[rows["status"] == "complete"])
+
+
+def _sources(runs: pd.DataFrame) -> list[str]:
+    """`sources of methods, which have a row each: SCT 1a2b3c4d (3 runs) and not known (2 runs)`."""
+    several = []
+    for title, same in runs.groupby("title"):
+        counts = same["source"].value_counts()
+        if len(counts) > 1:
+            each = [f"{source} ({count} run{'s' * (count > 1)})" for source, count in counts.items()]
+            several.append(f"{title} {' and '.join(each)}")
+    if len(several) > MOST_NOTED:
+        return [f"sources of {len(several)} methods, which have a row each"]
+    return [f"sources of methods, which have a row each: {', '.join(several)}"] if several else []

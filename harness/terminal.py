@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from harness.errors import HarnessError
+from methods.base import PluginWarning
 
 console = Console(soft_wrap=True, markup=False)  # paths and reasons may hold brackets
 errors = Console(stderr=True, soft_wrap=True, markup=False)
@@ -24,6 +26,19 @@ Advance = Callable[[int, int], None]
 """Told how many of how many are done."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def show_plugin_warnings() -> None:
+    """From now on print what is wrong with installed packages' methods as a line, without a place in our source."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **further: Any) -> None:
+        if issubclass(category, PluginWarning):
+            errors.print(f"warning: {message}", highlight=False)
+        else:
+            usual(message, category, *place, **further)
+
+    warnings.showwarning = show
 
 
 def words(text: str | None) -> list[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -61,6 +61,12 @@ class AdapterPfeiffer(Method):
         """Width h, asked for or the form's own."""
         c = self.config
         return int(FORMS[c.variant][0] if c.bottleneck is None else c.bottleneck)
+
+    def starts_at_identity(self) -> bool:
+        return FORMS[self.config.variant][2] == 0
+
+    def resolve(self, backbone: nn.Module) -> AdapterConfig:
+        return replace(self.config, bottleneck=self.bottleneck_width())
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         h = self.bottleneck_width()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -50,6 +50,13 @@ class AdaptFormer(Method):
             check(self.scale is None or self.scale > 0, "scale", self.scale, "positive")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.variant in FORMS, "variant", self.variant, f"one of {tuple(FORMS)}")
+
+    def starts_at_identity(self) -> bool:
+        return self.config.variant == "paper"
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        bottleneck, scale = self.resolved()
+        return replace(self.config, bottleneck=bottleneck, scale=scale)
 
     def resolved(self) -> tuple[int, float]:
         """Bottleneck width and scale, asked for or the variant's own."""

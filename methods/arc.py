@@ -64,8 +64,6 @@ class ARC(Method):
     """One adapter behind each of the two norms of every block; all that follow attention norms share a U, all that
     follow MLP norms another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
     shares its own.
-
-    `identity_at_start` holds for the default variant.
     """
 
     name = "arc"
@@ -92,6 +90,9 @@ class ARC(Method):
             check(self.rank >= 1, "rank", self.rank, "at least 1")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    def starts_at_identity(self) -> bool:
+        return self.config.variant == "identity"
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank

@@ -27,6 +27,10 @@ class MethodError(ValueError):
     """A method is unknown, wrongly configured, or cannot serve a backbone. The message is for the user."""
 
 
+class PluginWarning(UserWarning):
+    """An installed package offers a method that cannot be used. The message names the package."""
+
+
 def did_you_mean(name: str, options: Sequence[str]) -> str:
     """A sentence that names the closest options to a misspelt `name`, or lists them all."""
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
@@ -136,6 +140,10 @@ class Method(ABC):
     identity_at_start: ClassVar[bool] = True
     """Whether the attached, untrained model computes the pretrained function."""
 
+    built_from: ClassVar[tuple[str, ...]] = ()
+    """Names of the other registered methods whose code this one runs, beside those that its file imports: when one of
+    them is edited, records of this one come from an older source too."""
+
     mergeable: ClassVar[bool] = False
     """Whether the trained parameters fold into the frozen ones: `attach` then returns an attachment with `merge`."""
 
@@ -157,6 +165,20 @@ class Method(ABC):
         It is computed from the shapes of the backbone's blocks, not by attaching: the conformance check compares it
         with what `attach` really turned on.
         """
+
+    def starts_at_identity(self) -> bool:
+        """Whether the attached, untrained model computes the pretrained function with these settings: override it
+        where one of them makes `identity_at_start` untrue."""
+        return self.identity_at_start
+
+    def resolve(self, backbone: nn.Module) -> Any:
+        """The config in which every setting that is taken from this untouched timm model has the value that is used.
+
+        It is what a run is known by, so that one configuration has one name. Override it where a setting may be left
+        open (None) or where several values come to the same on a backbone. The result attaches to the same model.
+        Raises `MethodError` where a setting does not fit.
+        """
+        return self.config
 
     def can_serve(self, kind: str) -> bool:
         """Whether the method, as configured, attaches to backbones of this kind."""

@@ -18,10 +18,10 @@ where LayerScale, if any, belongs to `attn` and `mlp`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -30,6 +30,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.base import MethodError
+
+Value = TypeVar("Value")
 
 SLOTS = (
     "input",
@@ -162,6 +164,12 @@ def kind(backbone: nn.Module) -> str:
 def width(block: Any) -> int:
     """Number of channels of the block's residual stream."""
     return int(block.norm1.normalized_shape[0])
+
+
+def the_one(values: Iterable[Value]) -> Value | None:
+    """The value that all of them are; None where they differ, as on a Swin what is taken from the width of a block."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def plug(block: Any, slot: str, module: nn.Module) -> None:

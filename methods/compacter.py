@@ -87,6 +87,9 @@ class Compacter(Method):
             check(self.bottleneck % self.products == 0, "bottleneck", self.bottleneck, "a multiple of products")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
+    def starts_at_identity(self) -> bool:
+        return self.config.variant == "zero_up"
+
     def widths(self, backbone: nn.Module) -> list[int]:
         """The blocks' widths. Raises `MethodError` if n does not divide one."""
         n, found = self.config.products, [width(b) for b in blocks(backbone)]

@@ -64,6 +64,7 @@ class Compose(Method):
     recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
     identity_at_start = False
+    built_from = ORDER
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -76,6 +77,8 @@ class Compose(Method):
             check(distinct and known, "parts", self.parts, f"distinct methods of {', '.join(ORDER)}")
             tuners = [part for part in self.parts if part in TUNERS]
             check(len(tuners) <= 1, "parts", self.parts, f"with at most one of {', '.join(TUNERS)}")
+            # In one order, so that runs that differ in the order alone are one.
+            object.__setattr__(self, "parts", tuple(sorted(self.parts, key=ORDER.index)))
 
     def can_serve(self, kind: str) -> bool:
         return all(method.can_serve(kind) for method in self.methods())
@@ -84,7 +87,7 @@ class Compose(Method):
         """The parts, configured, in the order in which they are attached."""
         from methods.registry import get
 
-        return [get(part)() for part in sorted(self.config.parts, key=ORDER.index)]
+        return [get(part)() for part in self.config.parts]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(method.expected_parameters(backbone) for method in self.methods())

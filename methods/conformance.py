@@ -25,6 +25,8 @@ from torch import Tensor
 
 from methods import testbed
 from methods.base import Method, MethodError
+from methods.conformance_runs import RUN_CHECKS
+from methods.conformance_settings import SETTING_CHECKS
 from methods.conformance_tools import (
     NotConforming,
     all_tensors,
@@ -376,6 +378,8 @@ CHECKS: dict[str, Check] = {
     "autocast": check_autocast,
     "checkpointing": check_checkpointing,
     "compile": check_compile,
+    **RUN_CHECKS,
+    **SETTING_CHECKS,
 }
 """All checks by the name that tests and the command line print."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, plug_layer, unplug_layer
+from methods.blocks import blocks, plug_layer, the_one, unplug_layer
 from methods.layers import NORMS, block_linears, body_layers
 
 VARIANTS = ("paper", "released")
@@ -76,7 +76,7 @@ class Consolidator(Method):
     class Config:
         groups: int | None = None
         """Number g of groups, a divisor of every layer's inputs and outputs; None is half the block's width, the 384 of
-        ViT-B."""
+        ViT-B. It stays None where the blocks differ in width."""
 
         drop_path: float = 0.0
         """Probability of leaving out a connection for a sample, the paper's way to enlarge its capacity; beside Swin's
@@ -89,6 +89,12 @@ class Consolidator(Method):
             check(self.groups is None or self.groups >= 1, "groups", self.groups, "at least 1")
             check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "in [0, 1)")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    def starts_at_identity(self) -> bool:
+        return self.config.variant == "paper"
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        return replace(self.config, groups=the_one(groups for _, groups in self.layers(backbone)))
 
     def layers(self, backbone: nn.Module) -> list[tuple[Any, int]]:
         """Every linear layer of every block with its number of groups. Raises `MethodError` if that does not divide."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,6 +126,17 @@ class DTL(Method):
             check(self.beta > 0, "beta", self.beta, "positive")
             check(self.kernel >= 0, "kernel", self.kernel, "at least 0")
             check(self.readout in ("backbone", "patches"), "readout", self.readout, "'backbone' or 'patches'")
+
+    def starts_at_identity(self) -> bool:
+        return self.config.readout == "backbone"
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        """The smallest `start`, to three digits, with the same blocks in every stage: 0.5 of 12 blocks for 0.55 too."""
+        depths = [len(stage) for stage in stages(backbone)]
+        feeding = [int(self.config.start * depth) for depth in depths]
+        starts = (thousandths / 1000 for thousandths in range(1000))
+        same = (start for start in starts if [int(start * depth) for depth in depths] == feeding)
+        return replace(self.config, start=next(same, self.config.start))
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r, k, readout = self.config.rank, self.config.kernel, self.config.readout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,13 @@ class LoRAQV(Method):
             check(self.alpha > 0, "alpha", self.alpha, "positive")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    def starts_at_identity(self) -> bool:
+        return self.config.variant == "paper"
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        unused = self.config.variant == "released"
+        return replace(self.config, alpha=self.Config.alpha) if unused else self.config
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,12 @@ class LoRand(Method):
         c, found = self.config, [width(b) for b in blocks(backbone)]
         check(c.reduction <= min(found), "reduction", c.reduction, f"at most the backbone's width {min(found)}")
         return [(d, d // c.reduction) for d in found]
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        """The smallest `reduction` with bottlenecks of the same widths."""
+        found = self.widths(backbone)
+        smaller = range(1, self.config.reduction + 1)
+        return replace(self.config, reduction=next(r for r in smaller if all(d // r == h for d, h in found)))
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         a, k = self.config.branches, self.config.rank

@@ -8,6 +8,8 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import warnings
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -17,8 +19,9 @@ from typing import Any
 from torch import nn
 
 import methods
-from methods.base import Method, MethodError, did_you_mean
+from methods.base import Method, MethodError, PluginWarning, did_you_mean
 from methods.blocks import kind
+from methods.sources import digest_of
 
 ENTRY_POINT_GROUP = "sctbench.methods"
 
@@ -29,36 +32,89 @@ def _defined_in(module: ModuleType) -> list[type[Method]]:
     return [c for c in classes if c.__module__ == module.__name__ and "name" in vars(c)]
 
 
+_refused: dict[str, str] = {}
+"""What is wrong with methods of installed packages, by the names under which they may be asked for."""
+
+_packages: dict[type[Method], str] = {}
+"""Name and version of the package, of methods that came by an entry point."""
+
+
 @cache
 def all_methods() -> dict[str, type[Method]]:
-    """Every registered method by name, sorted: this folder's files, then installed entry points."""
+    """Every registered method by name, sorted: this folder's files, then installed entry points.
+
+    An entry point that cannot be used is left out with a `PluginWarning`; asking for its method is an error.
+    """
+    found = _own_methods()
+    offered: dict[type[Method], EntryPoint] = {}
+    _refused.clear()
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            offered.setdefault(_installed(point), point)
+        except MethodError as error:
+            _refuse(point, str(error))
+    for cls, point in offered.items():
+        others = [other for other in (*found.values(), *offered) if other is not cls]
+        if problem := clash(cls, others):
+            _refuse(point, problem, cls.name)
+        else:
+            _packages[cls] = _package(point)
+    usable = {cls.name: cls for cls in offered if cls in _packages}
+    return dict(sorted((found | usable).items()))
+
+
+def _own_methods() -> dict[str, type[Method]]:
+    """The methods of this folder's files."""
     found: dict[str, type[Method]] = {}
     for info in pkgutil.walk_packages(methods.__path__, "methods."):
         for cls in _defined_in(importlib.import_module(info.name)):
-            if cls.name in found:
-                raise MethodError(f"two methods are named {cls.name!r}: {found[cls.name]} and {cls}")
+            if problem := clash(cls, found.values()):
+                raise MethodError(f"{cls}: {problem}")
+            if cls.title in {other.title for other in found.values()}:
+                raise MethodError(f"{cls}: the title {cls.title!r} is taken")
             found[cls.name] = cls
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        cls = _installed(point)
-        if cls.name in found:
-            raise MethodError(f"entry point {point.value}: a method named {cls.name!r} exists already")
-        found[cls.name] = cls
-    titles = [cls.title for cls in found.values()]
-    for cls in found.values():
-        if titles.count(cls.title) > 1:
-            raise MethodError(f"two methods have the title {cls.title!r}, which tables could not tell apart")
-    return dict(sorted(found.items()))
+    return found
+
+
+def clash(cls: type[Method], others: Iterable[type[Method]]) -> str:
+    """What keeps a class from standing beside others; empty if nothing does. Equal titles do not: tables and figures
+    then say the names too."""
+    for other in others:
+        if cls.name == other.name:
+            where = f"{other.__module__}.{other.__qualname__}"
+            return f"a method named {cls.name!r} exists already ({where}); give yours another name"
+    return ""
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+
+
+def _refuse(point: EntryPoint, problem: str, *names: str) -> None:
+    """Warn, and keep the reason for whoever asks for the method by one of its names."""
+    message = f"package {_package(point)}, entry point {point.name} = {point.value}: {problem}"
+    warnings.warn(f"{message}. Its method is left out", PluginWarning, stacklevel=3)
+    _refused.update(dict.fromkeys((point.name, *names), message))
 
 
 def _installed(point: EntryPoint) -> type[Method]:
     """The method class that another package's entry point names."""
     try:
         cls = point.load()
-    except Exception as error:  # whatever the package does on import, the user is told whose fault it is
-        raise MethodError(f"entry point {point.value} cannot be loaded: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the package does on import, the user is told whose fault it is
+        raise MethodError(f"cannot be loaded: {type(error).__name__}: {error}") from None
     if not (inspect.isclass(cls) and issubclass(cls, Method)):
-        raise MethodError(f"entry point {point.value} is not a class derived from methods.base.Method")
+        raise MethodError("not a class derived from methods.base.Method")
+    require_declared(cls)
     return cls
+
+
+def require_declared(cls: type[Method]) -> None:
+    """Raise `MethodError` unless the class says what lists, records and tables print of every method."""
+    for attribute in ("name", "title", "paper", "family"):
+        value = getattr(cls, attribute, None)
+        if not isinstance(value, str) or not value:
+            raise MethodError(f"{cls.__qualname__}: class attribute {attribute!r} is missing or empty")
 
 
 _external: dict[str, tuple[str, type[Method]]] = {}
@@ -94,9 +150,10 @@ def add_file(reference: str) -> type[Method]:
     if class_name not in classes:
         raise MethodError(f"{path} has no method class {class_name!r}. {did_you_mean(class_name, list(classes))}")
     cls = classes[class_name]
-    if cls.name in all_methods() or cls.name in _external:
-        raise MethodError(f"{reference}: a method named {cls.name!r} exists already; give yours another name")
+    if problem := clash(cls, [*all_methods().values(), *(other for _, other in _external.values())]):
+        raise MethodError(f"{reference}: {problem}")
     _external[cls.name] = (reference, cls)
+    _digest(cls)  # of the file as it is now
     return cls
 
 
@@ -110,9 +167,21 @@ def get(name: str) -> type[Method]:
     if ".py:" in name:
         return add_file(name)
     known = all_methods() | {key: cls for key, (_, cls) in _external.items()}
+    if name in _refused and name not in known:
+        raise MethodError(f"method {name!r}: {_refused[name]}")
     if name not in known:
         raise MethodError(f"unknown method {name!r}. {did_you_mean(name, list(known))}")
     return known[name]
+
+
+def source_digest(name: str) -> str:
+    """sha256 over the source of the method of that name, see `methods.sources`; empty if it cannot be read."""
+    return _digest(get(name))
+
+
+@cache
+def _digest(cls: type[Method]) -> str:
+    return digest_of([cls, *(get(part) for part in cls.built_from)], _packages.get(cls, ""))
 
 
 def parameters_on(method: Method, backbone: nn.Module) -> int:
@@ -121,12 +190,16 @@ def parameters_on(method: Method, backbone: nn.Module) -> int:
     Needs the backbone's shapes alone. Raises `MethodError` where the method does not serve the backbone or a setting
     does not fit it.
     """
-    if not method.can_serve(kind(backbone)):
-        raise MethodError(f"method {method.name!r} serves {' and '.join(sorted(method.serves))}, not {kind(backbone)}")
     try:
-        return method.expected_parameters(backbone)
+        served = method.can_serve(kind(backbone))
+        expected = method.expected_parameters(backbone) if served else 0
     except MethodError as error:
         raise MethodError(f"method {method.name!r}: {error}") from None
+    except Exception as error:  # a defect of the method must name it, and stop no list of methods
+        raise MethodError(f"method {method.name!r}: {type(error).__name__}: {error}") from error
+    if not served:
+        raise MethodError(f"method {method.name!r} serves {' and '.join(sorted(method.serves))}, not {kind(backbone)}")
+    return expected
 
 
 def describe(method: type[Method], backbone: nn.Module) -> dict[str, Any]:

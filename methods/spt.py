@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -102,10 +102,17 @@ class SPTLoRA(Method):
         """Whether this is the variant `released`."""
         return bool(self.config.variant == "released")
 
+    def starts_at_identity(self) -> bool:
+        return not self.released
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        own = THRESHOLDS[self.config.variant]
+        return replace(self.config, threshold=own if self.config.threshold is None else self.config.threshold)
+
     def segments(self, backbone: nn.Module) -> list[Segment]:
         """The backbone's segments as this configuration judges them."""
         c = self.config
-        threshold = THRESHOLDS[c.variant] if c.threshold is None else c.threshold
+        threshold = self.resolve(backbone).threshold
         return segments(backbone, c.rank, threshold, self.released)
 
     def class_token(self, backbone: Any) -> list[nn.Parameter]:

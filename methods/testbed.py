@@ -100,10 +100,13 @@ class Attached:
     plain_buffers: frozenset[str]
     """Names of the buffers that were there before."""
 
+    head: frozenset[str] = frozenset()
+    """Names of the parameters that were the classifier's before: the harness's own. What a method plugs into the
+    classifier is the method's, here as in a run."""
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name, head excluded."""
-        head = {id(p) for p in self.model.get_classifier().parameters()}
-        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in head}
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad and n not in self.head}
 
     def state(self) -> dict[str, Tensor]:
         """What a task stores: trained parameters, and buffers that the method added."""
@@ -122,12 +125,22 @@ def kind_of(method: type[Method]) -> str:
     return "vit" if "vit" in method.serves else min(method.serves)
 
 
-def attach(method: type[Method], kind: str | None = None, seed: int = 0, model: Any = None) -> Attached:
-    """The method in its default configuration on a fresh small model, with a context of that seed."""
+def attach(
+    method: type[Method],
+    kind: str | None = None,
+    seed: int = 0,
+    model: Any = None,
+    config: Any = None,
+    context: Context | None = None,
+) -> Attached:
+    """The method, in its default configuration if none is given, on a fresh small model, with a context of that seed
+    if none is given."""
     model = small_model(kind or kind_of(method)) if model is None else model
     buffers = frozenset(n for n, _ in model.named_buffers())
-    attachment = method().attach(model, make_context(seed=seed))
-    return Attached(model, attachment, float(method.recipe.get("lr", 1e-3)), buffers)
+    head = {id(p) for p in model.get_classifier().parameters()}
+    attachment = method(config).attach(model, context or make_context(seed=seed))
+    names = frozenset(n for n, p in model.named_parameters() if id(p) in head)
+    return Attached(model, attachment, float(method.recipe.get("lr", 1e-3)), buffers, names)
 
 
 def separable(size: int = 16) -> tuple[Tensor, Tensor]:

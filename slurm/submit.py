@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ from harness.plans.overview import like, run_operations
 from harness.plans.plan import Selection
 from harness.plans.spec import RunSpec
 from harness.plans.stages import stage
-from harness.plans.tuning import NO_VERDICT, Final, Job
+from harness.plans.tuning import NO_VERDICT, Final, Job, Read
+from harness.records.stale import is_stale, without_stale
 from harness.records.store import Store
 from slurm import planning
 from slurm.clusters import CLUSTERS, Cluster
@@ -42,6 +44,9 @@ class Todo:
     that cannot run without them."""
 
     complete: int
+    stale: list[str]
+    """Methods of those of the complete runs that come from another source than there is now, once for each run."""
+
     after_jobs: list[str]
     """Live jobs of earlier submissions that hold trials of `blocked`."""
 
@@ -93,11 +98,13 @@ def jobs_of_trials(finals: Iterable[Final], held: Mapping[str, str]) -> list[str
     return sorted({held[key].partition("_")[0] for key in trials if held.get(key)})
 
 
-def todo(selection: Selection, store: Store, held: dict[str, str]) -> Todo:
-    """Sort a selection's runs by what is to be submitted."""
-    stages = stage(selection, store.read)
+def todo(selection: Selection, store: Store, held: dict[str, str], redo_stale: bool = False) -> Todo:
+    """Sort a selection's runs by what is to be submitted; with `redo_stale` also complete ones of older sources."""
+    found = functools.cache(store.read)
+    read = without_stale(found) if redo_stale else found
+    stages = stage(selection, read)
     free = [job for job in stages.ready if key_of(job) not in held]
-    failed = {key_of(job): job for job in free if _would_fail_again(job, store)}
+    failed = {key_of(job): job for job in free if _would_fail_again(job, read)}
     waiting = [final for final in stages.blocked if key_of(final) not in held]
     never = {key_of(final): final for final in waiting if _lacks_verdict(final, failed, store)}
     blocked = [final for final in waiting if key_of(final) not in never]
@@ -107,6 +114,7 @@ def todo(selection: Selection, store: Store, held: dict[str, str]) -> Todo:
         held=len(stages.ready) - len(free) + len(stages.blocked) - len(waiting),
         failed=[*failed.values(), *never.values()],
         complete=len(stages.settled),
+        stale=[spec.method for spec in stages.settled if (record := found(spec)) and is_stale(record)],
         after_jobs=jobs_of_trials(blocked, held),
     )
 
@@ -117,9 +125,9 @@ def _lacks_verdict(final: Final, failed: Mapping[str, Job], store: Store) -> boo
     return any(record and record.failure and record.failure.kind in NO_VERDICT for record in records)
 
 
-def _would_fail_again(job: Job, store: Store) -> bool:
-    spec = job if isinstance(job, RunSpec) else job.spec(store.read)
-    record = store.read(spec) if spec else None
+def _would_fail_again(job: Job, read: Read) -> bool:
+    spec = job if isinstance(job, RunSpec) else job.spec(read)
+    record = read(spec) if spec else None
     return record is not None and record.failure is not None and not CLASSES[record.failure.kind].again
 
 

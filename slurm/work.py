@@ -172,8 +172,9 @@ class Batch:
         spec = job if isinstance(job, RunSpec) else job.spec(read)
         if spec is None:
             return f"{describe(like(job))} waits for trials that have no record"
-        earlier = read(spec)
-        if earlier is not None and (earlier.status == "complete" or _failed_here(earlier)):
+        done = worker.settled(spec, self.setup)
+        earlier = done or read(spec)
+        if earlier is not None and (done or _failed_here(earlier)):
             say(f"{describe(spec)}  {earlier.status} already")
             return earlier
         outcome = worker.do(job, self.setup)

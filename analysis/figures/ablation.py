@@ -35,8 +35,8 @@ def ablation_points(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> tu
     runs = runs.assign(
         value=pd.Series([s.get(field) for s in runs["settings"]], index=runs.index, dtype=object),
         line=[
-            ", ".join([t, *(f"{k.removeprefix('recipe.')}={s[k]}" for k in other if k in s)])
-            for t, s in zip(runs["title"], runs["settings"], strict=True)
+            ", ".join([name, *(f"{k.removeprefix('recipe.')}={s[k]}" for k in other if k in s)])
+            for name, s in zip(_names(runs), runs["settings"], strict=True)
         ],
     )
     varied = runs.groupby("line")["value"].transform(lambda v: v.map(repr).nunique()) > 1
@@ -50,6 +50,18 @@ def ablation_points(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> tu
     points = seed_means(runs) if len(runs) else pd.DataFrame(columns=["label"])
     about = runs.drop_duplicates("label")[["label", "method", "line", "value"]]
     return points.merge(about, on="label"), tasks
+
+
+def _names(runs: pd.DataFrame) -> list[str]:
+    """What a line is called before its settings: the title, with the own name and the source where titles clash and
+    where sources of one method differ."""
+    by_title = runs.groupby("title")
+    clash, several = (by_title[column].transform("nunique") > 1 for column in ("method", "source"))
+    columns = zip(runs["title"], runs["method"], runs["source"], clash, several, strict=True)
+    return [
+        f"{title}{f' [{method}]' if own else ''}{f', source {source}' if sources else ''}"
+        for title, method, source, own, sources in columns
+    ]
 
 
 def ablation(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> Figure | None:

@@ -13,7 +13,7 @@ from analysis.tables.base import Cell
 from analysis.tables.cells import Key, seed_count
 from analysis.unlike import MOST_NOTED
 
-RUN_KEYS = ["method", "variant", *CELL_KEYS, *REPLICATE_KEYS]
+RUN_KEYS = ["method", "variant", "source", *CELL_KEYS, *REPLICATE_KEYS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,10 @@ def _reasons(runs: pd.DataFrame, other: pd.DataFrame, name: str) -> np.ndarray |
     variants = list(theirs["variant"].unique())
     if runs["variant"].iloc[0] not in variants:
         return f"settings differ: {settings_difference(runs['variant'].iloc[0], variants)}"
+    if runs["source"].iloc[0] not in set(theirs["source"]):
+        return (
+            f"another source of the method: {runs['source'].iloc[0]} against {' and '.join(theirs['source'].unique())}"
+        )
     known = runs[RUN_KEYS].merge(theirs[RUN_KEYS].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
     return np.where(known, "on other data", f"no complete run of the task and seed under {name}")
 

@@ -68,7 +68,9 @@ def _ablation_rows(chosen: ComparableSet, axis: str) -> pd.DataFrame:
     values = [parsed(text)[axis] for text in rows["settings"]]
     rows = rows.assign(axis=pd.Series(values, index=rows.index, dtype=object))
     others = rows["settings"].map(lambda text: repr({k: v for k, v in parsed(text).items() if k != axis}))
-    several = rows["axis"].map(repr).groupby([rows["title"], others, rows["task"]]).transform("nunique") > 1
+    several = (
+        rows["axis"].map(repr).groupby([rows["title"], rows["source"], others, rows["task"]]).transform("nunique") > 1
+    )
     return rows[several]
 
 

@@ -18,7 +18,7 @@ from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
 from harness.failures import kind_of
-from harness.terminal import JsonFlag, console, errors, print_rows, words
+from harness.terminal import JsonFlag, console, errors, print_rows, show_plugin_warnings, words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(runs_app)
@@ -36,6 +36,7 @@ def common(
     ] = None,
 ) -> None:
     """Compare parameter-efficient fine-tuning methods for vision transformers."""
+    show_plugin_warnings()
     if cache_dir is not None:
         os.environ["SCTBENCH_CACHE"] = str(cache_dir.absolute())  # the workers inherit it
 

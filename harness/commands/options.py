@@ -15,6 +15,10 @@ from harness.terminal import console, shot_words, task_words, words
 DataFolder = Annotated[Path | None, typer.Option("--root", help="Folder of the images, where you bring them.")]
 ListFolder = Annotated[Path | None, typer.Option("--lists", help="Folder of the lists, if not that of the images.")]
 OutFolder = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder of the results.")]
+Redo = Annotated[
+    str | None,
+    typer.Option("--redo", help="`stale`: do complete runs again whose method's source has changed since."),
+]
 SuiteName = Annotated[str | None, typer.Option("--suite", help="Suite, see `sctbench suites`.")]
 TaskNames = Annotated[str | None, typer.Option("--tasks", help="Tasks of the suite; all if not given.")]
 ShotCounts = Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_selection, tell_weights
+from harness.commands.options import DataFolder, ListFolder, OutFolder, Redo, takes_selection, tell_weights
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows
 
 runs_app = typer.Typer()
@@ -31,23 +31,27 @@ def run(
     curve: Annotated[
         bool, typer.Option("--curve", help="Score val after every epoch where it is not trained on; no result changes.")
     ] = False,
+    redo: Redo = None,
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness.data.lists import Roots
+    from harness.records.stale import check_redo
 
-    _execute(selection, out, Roots(data=root, lists=lists), device, jobs, curve)
+    _execute(selection, out, Roots(data=root, lists=lists), device, jobs, curve, check_redo(redo))
 
 
 @runs_app.command("plan")
 @takes_selection
-def show_plan(selection: Any, out: OutFolder = Path("results"), as_json: JsonFlag = False) -> None:
+def show_plan(selection: Any, out: OutFolder = Path("results"), redo: Redo = None, as_json: JsonFlag = False) -> None:
     """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
     from harness import device as devices
     from harness.plans.overview import ASSUMED_RATE, gpu_hours, overview, totals
+    from harness.records.stale import check_redo, without_stale
     from harness.records.store import Store
 
     selection = replace(selection, precision=devices.precision_in_use("auto", devices.choose("auto")))
-    lines = overview(selection, Store(out).read)
+    read = Store(out).read
+    lines = overview(selection, without_stale(read) if check_redo(redo) else read)
     if as_json:
         print(json.dumps({"tasks": [line.as_dict() for line in lines], "total": totals(lines)}, indent=1))
         return
@@ -88,7 +92,9 @@ def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if line[_SHOWN_WITH.get(key, "runs")]}
 
 
-def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None, curve: bool) -> None:
+def _execute(
+    selection: Any, out: Path, roots: Any, device_name: str, jobs: int | None, curve: bool, redo_stale: bool
+) -> None:
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
     from harness import device as devices
     from harness.data import arrays
@@ -99,6 +105,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     from harness.execution.worker import setup_for
     from harness.plans.overview import overview, totals
     from harness.plans.stages import stage
+    from harness.records import stale
     from harness.records.store import Store
 
     tell_weights(selection)
@@ -108,7 +115,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     def read(spec: Any) -> Any:
         return found.setdefault(spec.run_id, store.read(spec))
 
-    stages = stage(selection, read)
+    stages = stage(selection, stale.without_stale(read) if redo_stale else read)
     to_do = len(stages.ready) + len(stages.blocked)
     console.print(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {out / 'runs'}")
     for note in _other_precisions(selection, read):
@@ -120,6 +127,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
         warnings = list(done_on_other_data(selection.suite, settled, roots, selection.preprocessing, advance))
     for warning in warnings:
         errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
+    if text := stale.warning(record.spec.method for record in settled if stale.is_stale(record)):
+        errors.print(f"warning: {text}.", markup=False, highlight=False)
     if not to_do:
         return
     check_roots(selection.suite, selection.tasks, roots)
@@ -128,7 +137,9 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(device, jobs)
-    setups = [replace(setup_for(selection, out, roots, worker), curve=curve) for worker in devices_]
+    setups = [
+        replace(setup_for(selection, out, roots, worker), curve=curve, redo_stale=redo_stale) for worker in devices_
+    ]
     with Display(to_do, console) as display:
         try:
             outcome = local.execute(stages.ready, setups, display, stages.blocked)

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection, tell_weights
+from harness.commands.options import (
+    DataFolder,
+    ListFolder,
+    OutFolder,
+    Redo,
+    takes_options,
+    takes_selection,
+    tell_weights,
+)
 from harness.terminal import console, errors, print_rows
 
 slurm_app = typer.Typer()
@@ -74,6 +82,7 @@ def submit(
     root: DataFolder = None,
     lists: ListFolder = None,
     out: OutFolder = Path("results"),
+    redo: Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
@@ -81,13 +90,14 @@ def submit(
     from harness.data.lists import Roots, check_roots, folders_taken
     from harness.data.splits import not_official
     from harness.execution.worker import setup_for
+    from harness.records.stale import check_redo
     from harness.records.store import Store
     from slurm import submit as submission
     from slurm.clusters import CLUSTERS
     from slurm.profile import make_profile
     from slurm.submissions import Log
 
-    name, flags, file = cluster
+    redo_stale, (name, flags, file) = check_redo(redo), cluster
     tell_weights(selection)
     if not dry_run:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
@@ -102,7 +112,7 @@ def submit(
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
         errors.print(f"warning: with --cluster local these mean nothing: {', '.join(idle)}", highlight=False)
     with nullcontext() if dry_run else log.alone():  # a dry run leaves no files
-        missing = submission.todo(selection, Store(out), submission.held_keys(log, where))
+        missing = submission.todo(selection, Store(out), submission.held_keys(log, where), redo_stale)
         _tell_todo(missing, out)
         if not missing.ready and not missing.blocked:
             return
@@ -113,7 +123,7 @@ def submit(
         if dry_run:
             _tell_scripts(plan, profile, log, name)
             return
-        setup = setup_for(selection, out, roots, profile.device)
+        setup = replace(setup_for(selection, out, roots, profile.device), redo_stale=redo_stale)
         submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 
@@ -134,11 +144,15 @@ def _limit(cluster: Any, dry_run: bool) -> int:
 
 def _tell_todo(missing: Any, out: Path) -> None:
     """What is there, what is under way, what is to be submitted."""
+    from harness.records.stale import warning
+
     total = missing.complete + missing.held + len(missing.failed) + len(missing.ready) + len(missing.blocked)
     console.print(
         f"{total} runs: {missing.complete} complete, {missing.held} submitted already, "
         f"{len(missing.ready) + len(missing.blocked)} to submit. Records: {out / 'runs'}"
     )
+    if text := warning(missing.stale):
+        errors.print(f"warning: {text}.", highlight=False, markup=False)
     if missing.failed:
         errors.print(
             f"{len(missing.failed)} failed in a way that they would fail again, or wait for trials that did, and are "

@@ -41,6 +41,7 @@ def status(
     as_json: JsonFlag = False,
 ) -> None:
     """Show how runs stand, here and on a cluster: those that the options of `run` name, or all of the folder."""
+    from harness.records import stale
     from harness.records.status import KEYS, STATES, counts, failures, waiting
 
     keys = words(by) or []
@@ -61,6 +62,8 @@ def status(
     for run in runs:
         if "\n" in run.reason:  # the end of a job's log
             console.print(f"{run.run_id}: {run.reason}\n", highlight=False, markup=False)
+    if text := stale.warning(run.method for run in runs if run.stale):
+        errors.print(f"warning: {text}.", highlight=False, markup=False)
     total = Counter(run.state for run in runs)
     console.print(", ".join(f"{total[state]} {state}" for state in STATES if total[state]) or f"No runs in {out}.")
 

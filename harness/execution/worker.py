@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -27,11 +28,13 @@ from harness.plans.plan import Selection
 from harness.plans.spec import RunSpec
 from harness.plans.tuning import Job, resolve
 from harness.records.record import RunRecord, Tuning
+from harness.records.stale import is_stale
 from harness.records.store import PROGRESS_NAME, Store
 from harness.training.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
 from harness.training.run import attempt, failed_record
 from harness.training.trainer import Progress, Report
 from methods import registry
+from methods.base import PluginWarning
 from suites import SUITES
 from suites.base import Suite
 
@@ -57,6 +60,9 @@ class Setup:
 
     curve: bool = False
     """Whether val is scored after every epoch, where it is not trained on."""
+
+    redo_stale: bool = False
+    """Whether complete runs are done again whose method's source has changed since, see `harness.records.stale`."""
 
     save_every: float = SAVE_EVERY_SECONDS
     """Seconds between two training states, see `harness.training.resume`; 0: one after every step."""
@@ -114,6 +120,7 @@ def enter(setup: Setup) -> None:
     `HarnessError` if its sources are not those of the process that made the setup.
     """
     environment.check_sources(setup.sources)
+    warnings.simplefilter("ignore", PluginWarning)  # the command that started this process has said so
     registry.all_methods()  # imported now: what is edited later must not run under the digest of what was there
     backbones.remember_files(setup.weight_files)
     for reference in setup.method_files:
@@ -122,6 +129,12 @@ def enter(setup: Setup) -> None:
     devices.use(torch.device(setup.device))
     if torch.device(setup.device).type == "cpu":
         torch.set_num_threads(1)
+
+
+def settled(spec: RunSpec, setup: Setup) -> RunRecord | None:
+    """The run's record of success, unless it is a stale one that is to be done again."""
+    done = Store(setup.root).complete(spec)
+    return None if done is not None and setup.redo_stale and is_stale(done) else done
 
 
 def do(job: Job, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
@@ -134,7 +147,9 @@ def do(job: Job, setup: Setup, report: Report | None = None) -> RunRecord | Busy
     tries = 0
     while True:
         outcome = _try(job, setup, report)
-        pauses = CLASSES[outcome.failure.kind].pauses if isinstance(outcome, RunRecord) and outcome.failure else ()
+        if not isinstance(outcome, RunRecord) or not outcome.failure:
+            return outcome
+        pauses = CLASSES[outcome.failure.kind].pauses
         if tries == len(pauses):
             return outcome
         again = f"tried again in {pauses[tries]:.0f} s"
@@ -156,11 +171,11 @@ def _try(job: Job, setup: Setup, report: Report | None) -> RunRecord | Busy:
     store, spec = Store(setup.root), like(job)
     try:
         spec, tuning = resolve(job, store.read)
-        if done := store.complete(spec):
+        if done := settled(spec, setup):
             return done
         _STOP.check()
         with lease.acquire(store.folder(spec)) as held:
-            return store.complete(spec) or _do_alone(spec, tuning, setup, store, held, report)
+            return settled(spec, setup) or _do_alone(spec, tuning, setup, store, held, report)
     except lease.Taken as other:
         return Busy(spec, str(other))
     except OSError as error:
@@ -214,7 +229,7 @@ def record_killed(spec: RunSpec, setup: Setup, reason: str) -> RunRecord | Busy:
     store = Store(setup.root)
     try:
         with lease.acquire(store.folder(spec)) as held:
-            return store.complete(spec) or _write(store, held, failed_record(spec, reason, Failure(kind="killed")))
+            return settled(spec, setup) or _write(store, held, failed_record(spec, reason, Failure(kind="killed")))
     except lease.Taken as other:
         return Busy(spec, str(other))
     except OSError as error:

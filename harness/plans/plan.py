@@ -1,4 +1,5 @@
-"""The plan: a selection of suite, methods, protocol and seeds, expanded to a list of RunSpec. Pure, no I/O.
+"""The plan: a selection of suite, methods, protocol and seeds, expanded to a list of RunSpec. Pure: of the backbone
+it takes the shapes alone.
 
 Under `tuned` the list holds the trials, and `finals` the runs that they decide; `harness.plans.stages` puts both in
 order.
@@ -7,18 +8,22 @@ order.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from harness.data.preprocessing import Preprocessing
 from harness.errors import HarnessError
+from harness.models import backbones
 from harness.plans import protocol as protocols
 from harness.plans import tuning
-from harness.plans.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec
+from harness.plans.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec, canonical_json
 from methods import registry
-from methods.base import Method, did_you_mean
+from methods.base import Method, MethodError, did_you_mean
 from suites import published
 from suites.base import Suite
 
@@ -64,6 +69,7 @@ class Selection:
 def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
     """Split `settings` into the method's knobs and recipe fields, and check that the method takes them."""
     method = registry.get(name)
+    registry.require_declared(method)
     own = {f.name for f in dataclasses.fields(method.Config)}
     for key in settings:
         if key not in own | RECIPE_KEYS:
@@ -149,7 +155,31 @@ def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[di
         recipe = make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe)
     if recipe.precision == "auto":
         recipe = dataclasses.replace(recipe, precision=selection.precision)
-    return dataclasses.asdict(choice.method.configure(config).config), recipe
+    return resolved(choice.method, config, selection.backbone), recipe
+
+
+@lru_cache(maxsize=64)
+def _shapes(backbone: BackboneSpec) -> Any:
+    """The untouched model without weights. Nothing changes it."""
+    return backbones.skeleton(backbone.name, image_size=backbone.image_size)
+
+
+def resolved(method: type[Method], config: Mapping[str, Any], backbone: BackboneSpec) -> dict[str, Any]:
+    """The whole configuration, with the values that settings which are left open have on this backbone.
+
+    One configuration so has one run id, whether a value was given or is the default. `MethodError` for what does not
+    fit.
+    """
+    return dict(_resolved(method, canonical_json(config), backbone))
+
+
+@lru_cache(maxsize=4096)
+def _resolved(method: type[Method], config: str, backbone: BackboneSpec) -> Mapping[str, Any]:
+    configured = method.configure(json.loads(config))
+    try:
+        return dataclasses.asdict(configured.resolve(_shapes(backbone)))
+    except MethodError as error:
+        raise MethodError(f"method {method.name!r}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,17 +241,36 @@ def finals(selection: Selection) -> list[tuning.Final]:
     found = []
     for cell in _cells(selection):
         fixed = {**cell.choice.config, **cell.choice.recipe, **selection.recipe}
-        space = {key: values for key, values in cell.choice.method.search_space.items() if key not in fixed}
+        space = {
+            key: _distinct(selection, cell.choice, key, values)
+            for key, values in cell.choice.method.search_space.items()
+            if key not in fixed
+        }
         trials = _trials(selection, cell, space)
         found += [
             tuning.Final(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
         ]
-    if len({(final.cell, final.seed) for final in found}) < len(found):
-        raise HarnessError(_TWICE)
+    _check_distinct([((final.cell, final.seed), final.trials[0].method) for final in found])
     return found
 
 
-_TWICE = "the selection names the same run twice: a method or a seed is repeated"
+def _distinct(selection: Selection, choice: MethodChoice, key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Candidate values as they are used on the backbone, each once: an open setting and its value are one."""
+    if key in RECIPE_KEYS:
+        return values
+    found = [resolved(choice.method, {**choice.config, key: value}, selection.backbone)[key] for value in values]
+    return tuple(value for number, value in enumerate(found) if value not in found[:number])
+
+
+def _check_distinct(runs: list[tuple[Hashable, str]]) -> None:
+    """`HarnessError` for two equal runs, given as what they are known by and their method."""
+    counts = Counter(identity for identity, _ in runs)
+    twice = sorted({method for identity, method in runs if counts[identity] > 1})
+    if twice:
+        raise HarnessError(
+            f"the selection names the same run twice: a seed or one of the methods {', '.join(twice)} is repeated, or "
+            "two settings of it come to the same on this backbone"
+        )
 
 
 def expand(selection: Selection) -> list[RunSpec]:
@@ -230,6 +279,5 @@ def expand(selection: Selection) -> list[RunSpec]:
         trials = [spec for final in finals(selection) for spec in final.trials]
         return list({spec.run_id: spec for spec in trials}.values())
     specs = [_spec(selection, cell, selection.protocol, seed) for cell in _cells(selection) for seed in selection.seeds]
-    if len({spec.run_id for spec in specs}) < len(specs):
-        raise HarnessError(_TWICE)
+    _check_distinct([(spec.run_id, spec.method) for spec in specs])
     return specs

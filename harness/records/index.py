@@ -16,7 +16,7 @@ from harness.terminal import Advance
 
 INDEX_NAME = ".runs.json"
 
-VERSION = f"{SCHEMA}/1"
+VERSION = f"{SCHEMA}/2"
 """Of the records and of `Found`."""
 
 
@@ -35,6 +35,8 @@ class Found:
 
     protocol: str = ""
     seed: int | None = None
+    source: str = ""
+    """Digest of the method's source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +85,11 @@ def _read(path: Path) -> Found:
         return Found(state="bad", reason=str(error))
     kind = record.failure.kind if record.failure else ""
     spec = record.spec
-    return Found(state=record.status, kind=kind, reason=record.reason, protocol=spec.protocol, seed=spec.seed)
+    return Found(
+        state=record.status,
+        kind=kind,
+        reason=record.reason,
+        protocol=spec.protocol,
+        seed=spec.seed,
+        source=record.method_source,
+    )

@@ -14,6 +14,7 @@ from harness import lease
 from harness.plans.spec import RunSpec
 from harness.records import index
 from harness.records.index import Found, Place
+from harness.records.stale import differs
 from harness.records.store import PROGRESS_NAME, Store
 from harness.terminal import Advance
 
@@ -47,6 +48,9 @@ class Run:
 
     progress: dict[str, Any] | None = None
     """Of a running one, as its `progress.json` has it."""
+
+    stale: bool = False
+    """Whether a complete one comes from another source of its method than there is now."""
 
     left: str = ""
     """Time that a cluster leaves to the job of a running one, as SLURM writes it."""
@@ -95,6 +99,7 @@ def _run(place: Place, spec: RunSpec | None = None) -> Run:
         reason="" if over else found.reason,
         holder=holder,
         progress=progress,
+        stale=state == "complete" and differs(method, found.source),
     )
 
 

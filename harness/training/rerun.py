@@ -143,7 +143,8 @@ def _point(epoch: Epoch) -> str:
 def _surroundings(record: RunRecord) -> dict[str, str]:
     """The environment without what differs from run to run: the time, and where it was resumed."""
     facts = {key: value for key, value in record.environment.items() if key not in ("finished", "resumed_at_steps")}
-    return dict(_flat(facts, ""))
+    source = {"method source": record.method_source[:12]} if record.method_source else {}
+    return dict(_flat(facts, "")) | source
 
 
 def _flat(value: Any, name: str) -> list[tuple[str, str]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,12 +43,11 @@ def find_task(spec: RunSpec) -> tuple[Suite, Task]:
 
 def identity(spec: RunSpec, device: torch.device, data: Fingerprint, trained_on: str) -> dict[str, Any]:
     """What a training state must have been made with for this run to go on from it exactly."""
-    source = inspect.getsourcefile(registry.get(spec.method))  # one of the user's own lies outside of our sources
     return {
         "run_id": spec.run_id,
         "device": device.type,
         "code": environment.source_digest(),
-        "method_code": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+        "method_source": registry.source_digest(spec.method),  # one of the user's own lies outside of our sources
         "data": asdict(data),
         "trained_on": trained_on,
     }
@@ -193,7 +189,7 @@ def run(
     )
     return RunRecord(
         spec=spec,
-        method_title=registry.get(spec.method).title,
+        **of_method(spec.method),
         status="complete",
         metrics=scored.metrics,
         last_epoch=scored.last_epoch,
@@ -304,7 +300,22 @@ def attempt(
 
 def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dict[str, Any] | None = None) -> RunRecord:
     """The record of a run that failed."""
-    title = registry.get(spec.method).title
     return RunRecord(
-        spec=spec, method_title=title, status="failed", reason=reason, failure=failure, environment=environment or {}
+        spec=spec,
+        **of_method(spec.method),
+        status="failed",
+        reason=reason,
+        failure=failure,
+        environment=environment or {},
     )
+
+
+def of_method(name: str) -> dict[str, Any]:
+    """What a record says of its method, which whoever reads it may not have."""
+    cls = registry.get(name)
+    return {
+        "method_title": cls.title,
+        "method_family": cls.family,
+        "method_paper": cls.paper,
+        "method_source": registry.source_digest(name),
+    }

@@ -72,6 +72,9 @@ class LoRA(LoraTuner):
             super().__post_init__()
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
+    def starts_at_identity(self) -> bool:
+        return self.config.variant == "paper"
+
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         tuner = super().inject(backbone, config, context)
         for layer in lora_layers(backbone).values() if self.config.variant == "noah_release" else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -140,6 +140,9 @@ class VBLoRA(PeftMethod):
             check(self.vectors >= 2, "vectors", self.vectors, "at least 2")
             check(self.length is None or self.length >= 1, "length", self.length, "at least 1")
             check(2 <= self.top <= self.vectors, "top", self.top, "between 2 and vectors")
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        return replace(self.config, length=self.length(backbone))
 
     def length(self, backbone: nn.Module) -> int:
         """The length v that is used on this backbone. Raises `MethodError` if it does not divide a width."""

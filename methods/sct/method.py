@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, plug_layer, width
+from methods.blocks import blocks, new_linear, plug, plug_layer, the_one, width
 from methods.sct.module import SalientChannels, fold_into
 from methods.sct.selection import Tap, score, top_channels
 
@@ -66,7 +66,8 @@ class SCT(Method):
         """Where: `attn` after the attention residual, `mlp` on the MLP's output, `qkv` on queries and values."""
 
         channels: int | None = None
-        """Number K of channels per block; None is one in eight of the width: 96 of ViT-B's 768, as published."""
+        """Number K of channels per block; None is one in eight of the width: 96 of ViT-B's 768, as published. It stays
+        None where the blocks differ in width."""
 
         selection: str = "class_aware"
         """How channels are chosen: `class_aware` (the paper), `l2` (no classes), `random`, `lowest` (the least
@@ -98,6 +99,16 @@ class SCT(Method):
             check(bool(self.indices) == (self.selection == "fixed"), "indices", self.indices, "given for fixed, only")
             check(len(set(self.blocks)) == len(self.blocks), "blocks", self.blocks, "without repetition")
             check(all(b >= 0 for b in self.blocks), "blocks", self.blocks, "at least 0")
+            # What comes to the same has one name, so that runs that differ in it alone are one.
+            object.__setattr__(self, "indices", tuple(tuple(sorted(given)) for given in self.indices))
+            if not self.indices:  # which belong to the blocks in their order
+                object.__setattr__(self, "blocks", tuple(sorted(self.blocks)))
+            if self.scale == 1:
+                object.__setattr__(self, "scaling", "none")
+
+    def resolve(self, backbone: nn.Module) -> Config:
+        channels = the_one(site.channels for site in self.sites(backbone))
+        return replace(self.config, channels=channels, blocks=self.config.blocks or tuple(default_blocks(backbone)))
 
     def sites(self, backbone: nn.Module) -> list[Site]:
         """Where modules go on this backbone. Raises `MethodError` if a block or channel does not exist."""
@@ -136,7 +147,7 @@ class SCT(Method):
     def choose_channels(self, backbone: nn.Module, sites: list[Site], context: Context) -> list[Tensor]:
         """Ascending channel indices [K] of each site, relative to its tap."""
         if self.config.selection == "fixed":
-            return [torch.tensor(sorted(given)) for given in self.config.indices]
+            return [torch.tensor(given) for given in self.config.indices]
         taps, batches = [site.tap for site in sites], context.calibration(SELECTION_BATCH)
         scores = score(self.config.selection, backbone, taps, batches, context.num_classes, context.generator)
         return [top_channels(s, site.channels) for s, site in zip(scores, sites, strict=True)]

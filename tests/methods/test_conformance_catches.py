@@ -1,6 +1,7 @@
 """The conformance suite notices methods that break the contract, and says how."""
 
 import json
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from typer.testing import CliRunner
 
 from harness.commands.main import app
 from methods import conformance
-from methods.base import Attachment, Method
-from methods.blocks import blocks, new_linear, plug, plug_layer, width
+from methods.base import Attachment, Method, check
+from methods.blocks import blocks, new_linear, plug, plug_layer, the_one, width
+from methods.layers import fold_linears
 
 
 class Good(Method):
@@ -112,7 +114,223 @@ class ViTOnlyInSilence(Good):
     serves = frozenset({"vit"})
 
 
+class CountsInSilence(Good):
+    """Its penalty grows with the number of steps, which nothing stores."""
+
+    def attach(self, backbone, context):
+        super().attach(backbone, context)
+        first, steps = next(p for p in backbone.parameters() if p.requires_grad), [0]
+
+        def penalty():
+            steps[0] += 1
+            return 0.1 * steps[0] * first.square().sum()
+
+        return Attachment(penalty=penalty)
+
+
+class RemembersInAModule(Good):
+    """A factor that moves with every training pass, in a plain attribute."""
+
+    def attach(self, backbone, context):
+        super().attach(backbone, context)
+        plug(blocks(backbone)[0], "output", Drifting())
+        return Attachment()
+
+
+class Drifting(nn.Module):
+    factor = 1.0
+
+    def forward(self, x):
+        if self.training:
+            self.factor *= 0.9
+        return x * self.factor
+
+
+class PlainTensor(Good):
+    """Adds a tensor that is no buffer."""
+
+    def attach(self, backbone, context):
+        super().attach(backbone, context)
+        plug(blocks(backbone)[0], "output", Offset(torch.full((width(blocks(backbone)[0]),), 0.1)))
+        return Attachment()
+
+
+class Offset(nn.Module):
+    def __init__(self, offset):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, x):
+        return x + self.offset
+
+
+class LooksTwice(Good):
+    """Chooses by the calibration data, and would again in a resumed run."""
+
+    def attach(self, backbone, context):
+        images, _ = next(context.calibration(4))
+        blocks(backbone)[0].sign = float(images.mean())
+        return super().attach(backbone, context)
+
+
+class RemembersWhatCannotBeStored(Good):
+    """Keeps a generator."""
+
+    def attach(self, backbone, context):
+        context.remember("generator", lambda: context.generator)
+        return super().attach(backbone, context)
+
+
+class UncountedInTheHead(Good):
+    """Plugs a map into the classifier, and takes it for a part of the head."""
+
+    def attach(self, backbone, context):
+        head = backbone.get_classifier()
+        plug_layer(head, "output", new_linear(head.out_features, head.out_features, context.generator))
+        return super().attach(backbone, context)
+
+
+class ReplacesTheHead(Good):
+    """Puts a classifier of its own in the place of the harness's."""
+
+    def attach(self, backbone, context):
+        backbone.reset_classifier(backbone.get_classifier().out_features)
+        return super().attach(backbone, context)
+
+
+class Knobs(Good):
+    """With settings that the defaults say nothing of; as it is, a zero map on the projection, which folds."""
+
+    identity_at_start = True
+    mergeable = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        bias: bool = False
+        """Whether the map has a bias."""
+
+        start: str = "zero"
+        """Of the map: `zero` or `normal`."""
+
+        scale: float = 2.0
+        """Factor on the map."""
+
+        def __post_init__(self):
+            check(self.start in ("zero", "normal"), "start", self.start, "one of zero, normal")
+
+    def expected_parameters(self, backbone):
+        return sum(width(b) * (width(b) + self.config.bias) for b in blocks(backbone))
+
+    def starts_at_identity(self):
+        return self.config.start == "zero"
+
+    def attach(self, backbone, context):
+        c = self.config
+        for block in blocks(backbone):
+            std = 0.02 if c.start == "normal" else 0.0
+            plain = new_linear(width(block), width(block), context.generator, std=std, bias=c.bias)
+            plug_layer(block.attn.proj, "parallel", Scaled(plain, c.scale))
+        return Attachment(merge=lambda: fold_linears([block.attn.proj for block in blocks(backbone)]))
+
+
+class Scaled(nn.Module):
+    def __init__(self, linear, scale):
+        super().__init__()
+        self.linear, self.scale = linear, scale
+
+    def forward(self, x):
+        return self.scale * self.linear(x)
+
+
+class ForgetsTheBias(Knobs):
+    """Counts as if there were no bias."""
+
+    def expected_parameters(self, backbone):
+        return sum(width(b) ** 2 for b in blocks(backbone))
+
+
+class ForgetsTheStart(Knobs):
+    """Says that it starts at the identity whatever the setting."""
+
+    def starts_at_identity(self):
+        return True
+
+
+class ForgetsTheScale(Knobs):
+    """Folds as if the scale were the default."""
+
+    def attach(self, backbone, context):
+        super().attach(backbone, context)
+
+        def merge():
+            for block in blocks(backbone):
+                block.attn.proj.slots["parallel"][0].scale = 2.0
+            fold_linears([block.attn.proj for block in blocks(backbone)])
+
+        return Attachment(merge=merge)
+
+
+class MergesByDefaultOnly(Knobs):
+    """Does not fold with a bias, and does not say so."""
+
+    def attach(self, backbone, context):
+        made = super().attach(backbone, context)
+        return Attachment() if self.config.bias else made
+
+
+class Open(Good):
+    """A map of a width that is taken from the backbone where it is left open."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        hidden: int | None = None
+        """Width of the map; None is that of the block."""
+
+    def hidden(self, block):
+        return width(block) if self.config.hidden is None else self.config.hidden
+
+    def expected_parameters(self, backbone):
+        return sum(2 * width(b) * self.hidden(b) for b in blocks(backbone))
+
+    def resolve(self, backbone):
+        return replace(self.config, hidden=the_one(map(self.hidden, blocks(backbone))))
+
+    def attach(self, backbone, context):
+        for block in blocks(backbone):
+            down = new_linear(width(block), self.hidden(block), context.generator, bias=False)
+            up = new_linear(self.hidden(block), width(block), context.generator, bias=False)
+            plug(block, "attention_output", nn.Sequential(down, up))
+        return Attachment()
+
+
+class ResolvesToAnother(Open):
+    """Its open width is not the one that it names."""
+
+    def resolve(self, backbone):
+        return self.Config(hidden=16)
+
+
+class ResolvesAnew(Open):
+    """Grows whenever it is resolved."""
+
+    def resolve(self, backbone):
+        return self.Config(hidden=(self.config.hidden or 31) + 1)
+
+
 CASES = {
+    (CountsInSilence, "resume"): "in `state` and `load_state`",
+    (RemembersInAModule, "resume"): "stopped and resumed it trains differently",
+    (PlainTensor, "moves"): "register it as a buffer",
+    (LooksTwice, "remember"): "inside of `context.remember`",
+    (RemembersWhatCannotBeStored, "remember"): "more than tensors, numbers, texts",
+    (UncountedInTheHead, "parameters"): "expected_parameters says",
+    (ReplacesTheHead, "head"): "replaces the classifier",
+    (ForgetsTheBias, "settings"): "with bias=True",
+    (ForgetsTheStart, "settings"): "with start='normal', starts_at_identity() is True",
+    (ForgetsTheScale, "settings"): "with scale=1.0, the logits move by",
+    (MergesByDefaultOnly, "settings"): "with bias=True, there is no merge",
+    (ResolvesToAnother, "resolved"): "resolved, expected_parameters says",
+    (ResolvesAnew, "resolved"): "resolved twice",
     (Miscounts, "parameters"): "expected_parameters says",
     (ClaimsIdentity, "identity"): "identity_at_start is True",
     (DrawsGlobally, "clean"): "global generator",
@@ -127,8 +345,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS)
-def test_good_passes(check):
-    assert conformance.run_check(check, Good) is None
+@pytest.mark.parametrize("method", [Good, Knobs, Open])
+def test_good_passes(method, check):
+    assert conformance.run_check(check, method) is None
 
 
 @pytest.mark.parametrize(("method", "check"), CASES, ids=lambda value: getattr(value, "__name__", value))

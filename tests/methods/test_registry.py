@@ -1,12 +1,18 @@
 """Names to methods, settings to configs, and what is refused with the backbone's shapes alone, before any data."""
 
-import pytest
+import re
+import sys
+import warnings
 
+import pytest
+from typer.testing import CliRunner
+
+from harness.commands.main import app
 from harness.errors import USER_ERRORS
 from harness.models.backbones import skeleton
 from harness.plans.experiment import select
 from methods import registry
-from methods.base import MethodError
+from methods.base import MethodError, PluginWarning
 from methods.testbed import small_swin, small_vit
 
 DEMO = {"suite": "demo", "tasks": ["digits"]}
@@ -107,25 +113,24 @@ def installed(tmp_path, monkeypatch):
     """Puts a package with an entry point on the path, as an installation does."""
 
     def install(code, value="my_package:Mine"):
-        (tmp_path / "my_package.py").write_text(code)
-        info = tmp_path / "my_package-1.0.dist-info"
+        module = value.partition(":")[0]
+        (tmp_path / f"{module}.py").write_text(code)
+        info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+        name = module.replace("_", "-")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[{registry.ENTRY_POINT_GROUP}]\nmine = {value}\n")
         monkeypatch.syspath_prepend(tmp_path)
         registry.all_methods.cache_clear()
 
     yield install
     monkeypatch.undo()
-    __import__("sys").modules.pop("my_package", None)
+    for module in ("my_package", "your_package"):
+        sys.modules.pop(module, None)
     registry.all_methods.cache_clear()
 
 
 def test_a_method_of_another_package_is_listed_planned_and_checked(installed):
-    from typer.testing import CliRunner
-
-    from harness.commands.main import app
-
     installed(METHOD.format(name="installed_one", title="Installed"))
     assert "installed_one" in registry.all_methods()
     assert [choice.method.title for choice in select(DEMO | {"methods": ["installed_one"]}).methods] == ["Installed"]
@@ -133,18 +138,65 @@ def test_a_method_of_another_package_is_listed_planned_and_checked(installed):
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        (METHOD.format(name="lora", title="Mine"), "my_package:Mine: a method named 'lora' exists already"),
-        ("Mine = 3", "my_package:Mine is not a class derived from methods.base.Method"),
-        ("import no_such_thing", "my_package:Mine cannot be loaded: ModuleNotFoundError"),
-    ],
-)
-def test_what_is_wrong_with_an_entry_point_is_said(installed, code, message):
+BROKEN = {
+    METHOD.format(name="lora", title="Mine"): "a method named 'lora' exists already",
+    "Mine = 3": "not a class derived from methods.base.Method",
+    "import no_such_thing": "cannot be loaded: ModuleNotFoundError: No module named 'no_such_thing'",
+    "raise SystemExit(3)": "cannot be loaded: SystemExit: 3",
+    METHOD.format(name="mine", title=""): "Mine: class attribute 'title' is missing or empty",
+}
+
+
+@pytest.mark.parametrize("code", BROKEN)
+def test_a_broken_entry_point_is_a_warning_and_only_asking_for_its_method_fails(installed, code):
     installed(code)
-    with pytest.raises(MethodError, match=message):
-        registry.all_methods()
+    said = f"package my-package 1.0, entry point mine = my_package:Mine: {BROKEN[code]}"
+    with pytest.warns(PluginWarning, match=re.escape(said)):
+        known = registry.all_methods()
+    assert {"linear", "lora", "sct"} <= set(known) and "mine" not in known
+    assert registry.get("lora").__module__ == "methods.peft_library.lora"
+    assert [choice.method.name for choice in select(DEMO | {"methods": ["linear"]}).methods] == ["linear"]
+    with pytest.raises(MethodError, match=re.escape(said)):
+        registry.get("mine")
+
+
+def test_of_two_packages_with_one_method_name_neither_is_taken(installed):
+    installed(METHOD.format(name="twin", title="One"))
+    installed(METHOD.format(name="twin", title="Other"), "your_package:Mine")
+    with pytest.warns(PluginWarning) as warned:
+        known = registry.all_methods()
+    packages = {
+        name for name in ("my-package", "your-package") for w in warned if f"package {name} 1.0" in str(w.message)
+    }
+    assert packages == {"my-package", "your-package"} and "twin" not in known
+    with pytest.raises(MethodError, match="a method named 'twin' exists already"):
+        registry.get("twin")
+
+
+def test_commands_go_on_and_say_which_package_is_broken(installed, tmp_path):
+    installed("import no_such_thing")
+    for command in (["methods"], ["check", "linear"], ["report", "--out", str(tmp_path / "none")]):
+        registry.all_methods.cache_clear()
+        with warnings.catch_warnings():  # pytest shows warnings in a way of its own
+            warnings.resetwarnings()
+            result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert "warning: package my-package 1.0" in result.output, command
+
+
+def test_a_plugin_that_cannot_count_is_listed_with_the_reason(installed):
+    counting = "    def expected_parameters(self, backbone):\n        return backbone.no_such_layer\n"
+    installed(METHOD.format(name="cannot_count", title="Cannot count") + counting)
+    found = registry.describe(registry.get("cannot_count"), small_vit())["parameters"]
+    assert found.startswith("AttributeError") and "no_such_layer" in found
+    with pytest.raises(USER_ERRORS, match="method 'cannot_count': AttributeError"):
+        select(DEMO | {"methods": ["cannot_count"]})
+
+
+def test_a_method_that_does_not_say_its_title_is_refused_in_the_plan(tmp_path):
+    (tmp_path / "bare.py").write_text(METHOD.format(name="bare", title=""))
+    with pytest.raises(USER_ERRORS, match="class attribute 'title' is missing or empty"):
+        select(DEMO | {"methods": [f"{tmp_path}/bare.py:Mine"]})
 
 
 def test_two_files_of_one_name_are_two_methods(tmp_path):

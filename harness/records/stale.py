@@ -1,0 +1,68 @@
+"""Complete runs whose method's source is another one by now: they are named, and done again only when asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from harness.errors import HarnessError
+from harness.plans.spec import RunSpec
+from harness.plans.tuning import Read
+from harness.records.record import RunRecord
+from methods.base import MethodError
+
+STALE = "stale"
+"""What `--redo` takes."""
+
+
+def current_source(method: str) -> str:
+    """Digest of the source of a method as it is here; empty where it is not known here, or cannot be read."""
+    from methods import registry  # loads torch, which `status` does without where no record has a source
+
+    try:
+        return registry.source_digest(method)
+    except MethodError:
+        return ""
+
+
+def differs(method: str, source: str) -> bool:
+    """Whether a record's source is another one than there is here. One that is not known is no other one."""
+    return bool(source) and current_source(method) not in ("", source)
+
+
+def is_stale(record: RunRecord) -> bool:
+    """Whether the record stands, and its method has been edited since."""
+    stands = record.status == "complete" or (record.failure is not None and record.failure.kind == "diverged")
+    return stands and differs(record.spec.method, record.method_source)
+
+
+def without_stale(read: Read) -> Read:
+    """The same as `read`, but None for stale records: what plans from it has these runs done again."""
+
+    def read_fresh(spec: RunSpec) -> RunRecord | None:
+        record = read(spec)
+        return None if record is not None and is_stale(record) else record
+
+    return read_fresh
+
+
+def check_redo(redo: str | None) -> bool:
+    """Whether stale runs are to be done again. `HarnessError` for anything but `stale`."""
+    if redo not in (None, STALE):
+        raise HarnessError(
+            f"--redo {redo}: only `--redo {STALE}` is known, complete runs whose method has changed since"
+        )
+    return redo == STALE
+
+
+def warning(methods: Iterable[str]) -> str:
+    """A line on stale runs, given the method of each; empty if there are none."""
+    counts = Counter(methods)
+    if not counts:
+        return ""
+    total, each = counts.total(), ", ".join(f"{method} ({count})" for method, count in sorted(counts.items()))
+    what = "1 complete run comes" if total == 1 else f"{total} complete runs come"
+    return (
+        f"{what} from another source of the method than there is now: {each}. Results are kept as they are; "
+        f"`--redo {STALE}` of `run` and `submit` does these runs again and replaces them"
+    )

@@ -1,0 +1,140 @@
+"""What a run does with a method beside training it: it counts by role, moves to a device, is stopped and goes on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods import testbed
+from methods.base import Method
+from methods.conformance_tools import (
+    NotConforming,
+    all_tensors,
+    changed_names,
+    copies,
+    on_every_kind,
+    require,
+    some,
+)
+from methods.testbed import Attached, attach, small_model
+
+STOP, STEPS = 4, 8
+"""Where a training is stopped, and how long it is: with ten steps planned, what a schedule does late is in it."""
+
+OTHER_DEVICE = ("expected device", "same device", "but found at least two devices", "not on the expected")
+"""What torch says of operations over two devices."""
+
+
+@on_every_kind
+def check_head(method: type[Method], kind: str) -> None:
+    """The classifier, which the harness trains and counts, stays in its place with its own parameters."""
+    model = small_model(kind)
+    head = model.get_classifier()
+    own = {id(p): n for n, p in head.named_parameters()}
+    attach(method, model=model)
+    require(model.get_classifier() is head, "attach replaces the classifier, which the harness trains; plug into it")
+    lost = set(own) - {id(p) for p in model.parameters()}
+    require(not lost, f"the classifier's own {some({own[key] for key in lost})} is not in the model any more")
+
+
+@on_every_kind
+def check_moves(method: type[Method], kind: str) -> None:
+    """Every tensor that the forward pass needs moves with the model: it is a parameter or a buffer, no plain attribute.
+
+    The model is moved to torch's `meta` device. What torch cannot compute there says nothing.
+    """
+    attached = attach(method, kind)
+    model, images = attached.model.to("meta"), testbed.batch()[0].to("meta")
+    for training in (False, True):
+        try:
+            model.train(training)(images)
+        except (RuntimeError, NotImplementedError) as error:
+            stays = any(words in str(error) for words in OTHER_DEVICE)
+            line = str(error).splitlines()[0]
+            require(not stays, f"a tensor stays behind when the model moves: register it as a buffer ({line})")
+
+
+def check_remember(method: type[Method]) -> None:
+    """What `attach` finds in the calibration data goes through `context.remember`, and can be stored."""
+    context, looks = testbed.make_context(), 0
+    given = context.calibration
+
+    def seen(size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal looks
+        looks += 1
+        return given(size)
+
+    def closed(size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotConforming(
+            "a resumed run's attach looks at the calibration data again: choose inside of `context.remember`"
+        )
+
+    attach(method, context=dataclasses.replace(context, calibration=seen))
+    require(_can_be_stored(context.memory), "`context.memory` holds more than tensors, numbers, texts, lists and dicts")
+    if looks:
+        memory = copy.deepcopy(context.memory)
+        attach(method, context=dataclasses.replace(testbed.make_context(), calibration=closed, memory=memory))
+
+
+def _can_be_stored(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) for key in value) and all(map(_can_be_stored, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_can_be_stored, value))
+    return value is None or isinstance(value, Tensor | bool | int | float | str)
+
+
+def _go_on(attached: Attached, first: int, last: int) -> None:
+    """The training steps `first` to `last`, each with random numbers of its own; no optimiser keeps anything."""
+    model, own = attached.model.train(), attached.attachment
+    for step in range(first, last + 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step)
+            loss = testbed.task_loss(model, testbed.batch(seed=step)) + (own.penalty() if own.penalty else 0)
+            if loss.requires_grad:
+                loss.backward()
+        with torch.no_grad():
+            for parameter in attached.trained().values():
+                if parameter.grad is not None:
+                    parameter.sub_(1e-2 * parameter.grad)
+        if own.after_step:
+            own.after_step(step)
+        model.zero_grad(set_to_none=True)
+
+
+def check_resume(method: type[Method]) -> None:
+    """A training that is stopped and goes on in a fresh model ends with the same bits as one that is not: what is
+    carried from step to step is a parameter, a buffer, or in `Attachment.state`."""
+    context = testbed.make_context()
+    whole = attach(method, context=context)
+    own = whole.attachment
+    require((own.state is None) == (own.load_state is None), "`state` and `load_state` come together")
+    _go_on(whole, 1, STOP)
+    tensors, state = copies(all_tensors(whole.model)), copy.deepcopy(own.state()) if own.state else None
+    require(_can_be_stored(state), "`state` gives more than tensors, numbers, texts, lists and dicts")
+    memory = copy.deepcopy(context.memory)
+    resumed = attach(method, context=dataclasses.replace(testbed.make_context(), memory=memory))
+    fresh = all_tensors(resumed.model)
+    missing = set(tensors) ^ set(fresh)
+    require(not missing, f"{some(missing)} is not there in both a trained and a freshly attached model")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            fresh[name].copy_(tensor)
+    if resumed.attachment.load_state:
+        resumed.attachment.load_state(state)
+    for attached in (whole, resumed):
+        _go_on(attached, STOP + 1, STEPS)
+    apart = changed_names(all_tensors(whole.model), all_tensors(resumed.model))
+    require(
+        not apart,
+        f"stopped and resumed it trains differently in {some(apart)}: what penalty, after_step or a module carries "
+        "from step to step must be a parameter, a buffer, or in `state` and `load_state`",
+    )
+
+
+RUN_CHECKS = {"head": check_head, "moves": check_moves, "remember": check_remember, "resume": check_resume}

@@ -1,0 +1,130 @@
+"""What must hold of every setting of a method, not of its defaults alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from methods import testbed
+from methods.base import Method, MethodError
+from methods.conformance_tools import (
+    all_tensors,
+    changed_names,
+    copies,
+    on_every_kind,
+    relative_gap,
+    require,
+    some,
+)
+from methods.testbed import Attached, attach, kind_of, small_model
+
+
+@on_every_kind
+def check_resolved(method: type[Method], kind: str) -> None:
+    """The config that `resolve` gives is one of plain values, resolves to itself, and attaches to the same model."""
+    model = small_model(kind)
+    before = copies(all_tensors(model))
+    resolved = method().resolve(model)
+    require(not changed_names(before, all_tensors(model)), "resolve changed the model")
+    require(isinstance(resolved, method.Config), f"resolve gives a {type(resolved).__name__}, no Config of the method")
+    read = method.configure(json.loads(json.dumps(dataclasses.asdict(resolved)))).config
+    require(read == resolved, f"the resolved config is another one when a record is read: {read} instead of {resolved}")
+    twice = method(resolved).resolve(model)
+    require(twice == resolved, f"resolved twice, {resolved} becomes {twice}")
+    expected, found = (method(c).expected_parameters(small_model(kind)) for c in (None, resolved))
+    require(found == expected, f"resolved, expected_parameters says {found} instead of {expected}")
+    plain, same = (all_tensors(attach(method, kind, config=config).model) for config in (None, resolved))
+    apart = set(plain) ^ set(same) or changed_names(plain, same)
+    require(not apart, f"resolved, it attaches to another model: {some(set(apart))}")
+
+
+def check_settings(method: type[Method]) -> None:
+    """Counting, identity at the start and merging hold with other values of every setting, one at a time.
+
+    Tried are the search space, a few numbers around the default, and for texts the words that the refusal of a wrong
+    one names. What `configure`, `expected_parameters` or `attach` refuses is passed over.
+    """
+    plain = Attached(small_model(kind_of(method)), testbed.Attachment(), 0.0, frozenset()).logits()
+    for key, value in _other_settings(method):
+        configured = method.configure({key: value})
+        with contextlib.suppress(MethodError):
+            expected = configured.expected_parameters(small_model(kind_of(method)))
+            attached = attach(method, config=configured.config)
+            _check_setting(configured, f"with {key}={value!r}", attached, expected, plain)
+
+
+def _check_setting(method: Method, with_: str, attached: Attached, expected: int, plain: torch.Tensor) -> None:
+    found = sum(p.numel() for p in attached.trained().values())
+    require(found == expected, f"{with_}, {found} parameters are trained, expected_parameters says {expected}")
+    gap = relative_gap(attached.logits(), plain)
+    claimed = method.starts_at_identity()
+    require(not claimed or gap <= 1e-5, f"{with_}, starts_at_identity() is True, but the logits move by {gap:.1e}")
+    merge = attached.attachment.merge
+    require(merge is not None or not method.mergeable, f"{with_}, there is no merge, but mergeable is True")
+    if merge is None:
+        return
+    attached.model.double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in attached.trained().values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        images = testbed.batch()[0].double()
+        try:
+            before = attached.model.eval()(images)
+        except RuntimeError:  # modules that compute in float32 whatever comes
+            attached.model.float()
+            images = images.float()
+            before = attached.model(images)
+        merge()
+        gap = relative_gap(attached.model(images), before)
+    require(gap <= 1e-4, f"{with_}, the logits move by {gap:.1e} (relative) in merge")
+
+
+def _other_settings(method: type[Method]) -> Iterator[tuple[str, Any]]:
+    """Fields and values other than the default that `configure` takes."""
+    default, hints = method().config, typing.get_type_hints(method.Config)
+    for field in dataclasses.fields(method.Config):
+        own = getattr(default, field.name)
+        tried: list[Any] = []
+        for value in [*method.search_space.get(field.name, ()), *_candidates(method, field.name, own, hints)]:
+            with contextlib.suppress(MethodError):
+                taken = getattr(method.configure({field.name: value}).config, field.name)
+                if taken != own and taken not in tried:
+                    tried.append(taken)
+        yield from ((field.name, value) for value in tried)
+
+
+def _candidates(method: type[Method], name: str, own: Any, hints: dict[str, Any]) -> list[Any]:
+    """Values to try: of a number those around it, of a text the words in the refusal of a wrong one."""
+    hint, item = hints[name], typing.get_args(hints[name])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(option for option in item if option is not types.NoneType)
+    if hint is bool:
+        return [not own]
+    if hint is int:
+        return [own * 2, 1] if own else [1, 2, 3]
+    if hint is float:
+        return [own / 2, 1.0] if own else [0.5]
+    if hint is str or (typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str):
+        return _words_in_refusal(method, name)
+    return [0, 1] if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is int else []
+
+
+def _words_in_refusal(method: type[Method], name: str) -> list[str]:
+    """Words of the message that refuses a wrong text; none if any text is taken."""
+    try:
+        method.configure({name: "?"})
+    except MethodError as refusal:
+        return list(dict.fromkeys(re.findall(r"[A-Za-z_][\w.+-]*\w", str(refusal))))
+    return []
+
+
+SETTING_CHECKS = {"resolved": check_resolved, "settings": check_settings}

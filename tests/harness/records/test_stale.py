@@ -1,0 +1,161 @@
+"""A complete run knows the source of its method: edited, it is named, and done again when asked."""
+
+import dataclasses
+
+import pytest
+import tiny
+from command import sctbench
+
+from harness.execution import worker
+from harness.execution.worker import do
+from harness.plans import stages
+from harness.records import stale
+from harness.records.record import RunRecord
+from harness.records.store import Store
+from harness.training.resume import Stop
+from methods import registry
+from methods.sources import digest_of
+from slurm import submit
+
+METHOD = """
+from dataclasses import dataclass
+from methods.base import Attachment, Method
+from methods.blocks import blocks, plug
+{helper}
+from torch import nn
+
+
+class Mine(Method):
+    "A bias behind every block: the widths' sum."
+
+    name, title, paper, family = "mine", "Mine", "a test, arXiv 2309.08513", "adapter"
+
+    def expected_parameters(self, backbone):
+        return sum(block.norm1.weight.numel() for block in blocks(backbone))
+
+    def attach(self, backbone, context):
+        for block in blocks(backbone):
+            plug(block, "output", Shift(block.norm1.weight.numel()))
+        return Attachment()
+"""
+SHIFT = """
+from torch import nn, zeros
+
+
+class Shift(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.shift = nn.Parameter(zeros(width))
+
+    def forward(self, x):
+        return x + {factor} * self.shift
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def setup(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
+    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(registry, "_external", {})
+    made = tiny.setup(tmp_path / "out", data)
+    worker.enter(made)
+    return made
+
+
+def write(folder, factor=1.0):
+    (folder / "mine.py").write_text(METHOD.format(helper=SHIFT.format(factor=factor)))
+    return f"{folder}/mine.py:Mine"
+
+
+def edited(folder, factor):
+    """As a new process finds it, after the file was edited."""
+    registry._external.clear()
+    return registry.get(write(folder, factor))
+
+
+def test_an_edited_file_makes_its_runs_stale_and_only_when_told_they_are_done_again(setup, tmp_path):
+    registry.get(write(tmp_path))
+    (spec,) = tiny.specs(["mine"], lr=1e-1)
+    first = do(spec, setup)
+    assert first.method_source == registry.source_digest("mine") and not stale.is_stale(first)
+
+    edited(tmp_path, 0.0)
+    store = Store(setup.root)
+    assert stale.is_stale(store.read(spec))
+    assert do(spec, setup) == first  # the old result, as before; whoever asks for it is told, see below
+    selection = tiny.selection(["mine"], lr=1e-1)
+    assert stages.stage(selection, store.read).settled == [spec]
+    assert stages.stage(selection, stale.without_stale(store.read)).ready == [spec]
+    assert submit.todo(selection, store, {}).stale == ["mine"]
+    assert submit.todo(selection, store, {}, redo_stale=True).ready == [spec]
+
+    again = do(spec, dataclasses.replace(setup, redo_stale=True))
+    assert again.metrics != first.metrics and again.method_source != first.method_source
+    assert store.read(spec) == again and not stale.is_stale(again)
+    assert do(spec, dataclasses.replace(setup, redo_stale=True)) == again  # once
+
+
+def test_a_record_without_a_source_is_not_called_stale(setup):
+    (spec,) = tiny.specs(["linear"])
+    old = dataclasses.replace(do(spec, setup), method_source="")
+    assert not stale.is_stale(old)
+    assert not stale.is_stale(dataclasses.replace(old, method_source="0" * 64, status="failed"))
+    assert stale.is_stale(dataclasses.replace(old, method_source="0" * 64))
+
+
+def test_run_status_and_submit_name_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+    selection = ["--suite", "demo", "--tasks", "digits", "--recipe", "epochs=1", "--backbone", "test_vit"]
+    selection += ["--weights", "random", "--methods", write(tmp_path), "--image-size", "32"]
+    sctbench("run", *selection, "--jobs", "1", cwd=tmp_path)
+    assert "another source" not in sctbench("run", *selection, cwd=tmp_path)
+    write(tmp_path, 0.5)
+    for command in (["run"], ["status"], ["submit", "--cluster", "local"]):
+        output = sctbench(*command, *selection, cwd=tmp_path)
+        assert "1 complete run comes from another source" in output, output
+        assert "mine (1)" in output and "--redo stale" in output
+    assert "1 runs, 0 complete" in sctbench("plan", *selection, "--redo", "stale", cwd=tmp_path)
+    assert "--redo all: only `--redo stale`" in sctbench("run", *selection, "--redo", "all", cwd=tmp_path, ok=False)
+    before = record_of(tmp_path)
+    sctbench("run", *selection, "--redo", "stale", "--jobs", "1", cwd=tmp_path)
+    assert record_of(tmp_path).method_source != before.method_source
+    assert "another source" not in sctbench("run", *selection, cwd=tmp_path)
+
+
+def record_of(folder) -> RunRecord:
+    (record,), _ = Store(folder / "results").records()
+    return record
+
+
+def test_what_belongs_to_a_methods_source(tmp_path, monkeypatch):
+    assert registry.source_digest("lora") != registry.source_digest("lora_qv")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "shift.py").write_text(SHIFT.format(factor=1.0))
+    (package / "unused.py").write_text("")
+    text = METHOD.format(helper="from my_package.shift import Shift")
+    (tmp_path / "other.py").write_text(text)
+    cls = registry._load_file(tmp_path / "other.py").Mine
+    first = digest_of([cls])
+    (package / "unused.py").write_text("changed = True")
+    assert digest_of([cls]) == first
+    (package / "shift.py").write_text(SHIFT.format(factor=2.0))
+    assert digest_of([cls]) != first  # its own helper, in a file of its own
+    assert digest_of([cls], "my-package 1.0") != digest_of([cls], "my-package 1.1")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "other.py").write_text(text)
+    assert digest_of([registry._load_file(tmp_path / "moved" / "other.py").Mine]) == digest_of([cls])
+
+
+def test_an_edited_part_makes_a_composition_stale(monkeypatch):
+    composed, lora = registry.get("compose"), registry.get("lora")
+    assert lora.name in composed.built_from
+    files = {digest_of([composed]), digest_of([composed, lora]), registry.source_digest("compose")}
+    assert len(files) == 3
