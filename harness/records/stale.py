@@ -64,5 +64,5 @@ def warning(methods: Iterable[str]) -> str:
     what = "1 complete run comes" if total == 1 else f"{total} complete runs come"
     return (
         f"{what} from another source of the method than there is now: {each}. Results are kept as they are; "
-        f"`--redo {STALE}` of `run` and `submit` does these runs again and replaces them"
+        f"`--redo {STALE}` of `run` and `submit` does these runs again; the old records then lie below superseded/"
     )

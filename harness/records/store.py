@@ -16,6 +16,9 @@ from harness.records.record import BadRecord, RunRecord
 RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
 
+CORRUPT, SUPERSEDED = "corrupt", "superseded"
+"""Folders beside `runs`: of files that are no records, and of results in whose place others stand now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -47,8 +50,11 @@ class Store:
         return self.root / "runs" / spec.suite / spec.task / f"{spec.method}-{spec.run_id}"
 
     def write(self, record: RunRecord) -> Path:
-        """Put the record in its place, whole or not at all."""
+        """Put the record in its place, whole or not at all. A result that stood there is kept below `superseded`."""
         path = self.folder(record.spec) / RECORD_NAME
+        if (old := self.complete(record.spec)) and old != record:
+            text = path.read_bytes()
+            write_atomically(self._aside(path, SUPERSEDED), lambda file: file.write(text))
         write_atomically(path, lambda file: file.write(record.to_json().encode()))
         return path
 
@@ -86,13 +92,18 @@ class Store:
             self._set_aside(folder / RECORD_NAME, str(error))
 
     def _set_aside(self, path: Path, reason: str) -> None:
-        """Move a file to `corrupt`, under a name that says where it was and when it was moved."""
-        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        to = self.root / "corrupt" / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
-        to.parent.mkdir(exist_ok=True)
+        """Move a file to `corrupt`, with the reason beside it."""
+        to = self._aside(path, CORRUPT)
         note = f"{path.relative_to(self.root)}: {reason}\n"
         write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
         path.replace(to)
+
+    def _aside(self, path: Path, folder: str) -> Path:
+        """A place in a folder beside `runs`, under a name that says where the file was and when it was put there."""
+        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        to = self.root / folder / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
+        to.parent.mkdir(exist_ok=True)
+        return to
 
     def records(self) -> tuple[list[RunRecord], list[Rejected]]:
         """All valid records, ordered by path, and the files that were set aside with the reason."""

@@ -11,7 +11,7 @@ from harness.execution.worker import do
 from harness.plans import stages
 from harness.records import stale
 from harness.records.record import RunRecord
-from harness.records.store import Store
+from harness.records.store import Store, read_record
 from harness.training.resume import Stop
 from methods import registry
 from methods.sources import digest_of
@@ -97,6 +97,8 @@ def test_an_edited_file_makes_its_runs_stale_and_only_when_told_they_are_done_ag
     again = do(spec, dataclasses.replace(setup, redo_stale=True))
     assert again.metrics != first.metrics and again.method_source != first.method_source
     assert store.read(spec) == again and not stale.is_stale(again)
+    (kept,) = (setup.root / "superseded").glob("*.json")
+    assert read_record(kept, spec) == first
     assert do(spec, dataclasses.replace(setup, redo_stale=True)) == again  # once
 
 
