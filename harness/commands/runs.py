@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_selection
-from harness.terminal import JsonFlag, console, errors, human_size, print_rows
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows
 
 runs_app = typer.Typer()
 
@@ -87,7 +87,7 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
     from harness import device as devices
     from harness.data import arrays
-    from harness.data.lists import check_roots
+    from harness.data.located import refuse_unusable
     from harness.data.splits import done_on_other_data
     from harness.execution import local
     from harness.execution.progress import Display
@@ -109,7 +109,8 @@ def _execute(selection: Any, out: Path, roots: Any, device_name: str, jobs: int 
         errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
     if not to_do:
         return
-    check_roots(selection.suite, selection.tasks, roots)
+    with counting("lists and pictures looked for") as advance:
+        refuse_unusable(selection, [*stages.ready, *stages.blocked], roots, curve, advance)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
     console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(devices.choose(device_name), jobs)

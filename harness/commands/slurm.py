@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.options import DataFolder, ListFolder, OutFolder, takes_options, takes_selection
-from harness.terminal import console, errors, print_rows
+from harness.terminal import console, counting, errors, print_rows
 
 slurm_app = typer.Typer()
 
@@ -77,6 +77,7 @@ def submit(
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
     from harness.data.lists import Roots, check_roots
+    from harness.data.located import refuse_unusable
     from harness.execution.worker import setup_for
     from harness.records.store import Store
     from slurm import submit as submission
@@ -95,6 +96,11 @@ def submit(
         _tell_todo(missing, out)
         if not missing.ready and not missing.blocked:
             return
+        if not dry_run:
+            with counting("lists and pictures looked for") as advance:
+                refuse_unusable(
+                    selection, [*missing.ready, *missing.blocked], Roots(data=root, lists=lists), advance=advance
+                )
         plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
         for warning in plan.warnings:
             errors.print(f"warning: {warning}")

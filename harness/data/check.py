@@ -6,14 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from PIL import Image
 
-from harness.data.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target, read_list
+from harness.data import hints
+from harness.data.lists import Entry, ListFile, Roots, by_file, disjoint, locate_lists, locate_target
 from harness.data.preprocessing import UNREADABLE
+from harness.data.problems import NO_FILE, Problem, no_folder, read_with_problems
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
 from harness.plans.plan import check_shots, task_names
@@ -26,17 +28,6 @@ END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 """What stands in the last bytes of a file that is whole. A file without it is decoded to see whether it is cut off."""
 
 TAIL = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong with the data."""
-
-    text: str
-    """`file:line: what is wrong`."""
-
-    severity: str = "error"
-    """`error`, or `warning` for what known copies have too."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,13 +62,8 @@ class CheckedList:
 
     def read(self) -> None:
         """Read the list and hold it to what is known of it."""
-        texts: list[str] = []
-        try:
-            numbered = self.source.numbered_with
-            self.entries = read_list(self.source.path, self.task.num_classes, texts, numbered)
-        except HarnessError as error:
-            texts.append(str(error))
-        self.problems += [Problem(text) for text in texts]
+        self.entries, problems = read_with_problems(self.source, self.task.num_classes)
+        self.problems += problems
         if self.entries:
             self.problems += [*self._counts(), *self._repeats(), *self._classes()]
 
@@ -140,20 +126,25 @@ def check(
     advance: Advance | None = None,
 ) -> Report:
     """Check lists and pictures; `deep` decodes every picture, else its header and end are looked at."""
-    report = Report()
+    report, absent = Report(), list[tuple[Task | Target, str]]()
     shots = check_shots(suite, shots)
     for name in task_names(suite, tasks):
-        rows = _locate(suite, suite.task(name), roots, shots, report)
+        rows = _locate(suite, suite.task(name), roots, shots, absent)
         for row in rows:
             row.read()
         _find_overlaps(rows)
         report.rows += rows
+    report.missing = no_folder(suite, absent, roots)
     _check_pictures(report, deep, advance)
+    for row in report.rows:
+        _offer_names(row)
     return report
 
 
-def _locate(suite: Suite, task: Task, roots: Roots, shots: tuple[int, ...], report: Report) -> list[CheckedList]:
-    """All lists of a task, those that several training lists share once."""
+def _locate(
+    suite: Suite, task: Task, roots: Roots, shots: tuple[int, ...], absent: list[tuple[Task | Target, str]]
+) -> list[CheckedList]:
+    """All lists of a task, those that several training lists share once; what has no folder is put into `absent`."""
     roots = build_if_bundled(suite, task, roots)
     rows: dict[tuple[str, Path], CheckedList] = {}
     try:
@@ -163,13 +154,13 @@ def _locate(suite: Suite, task: Task, roots: Roots, shots: tuple[int, ...], repo
                 row = _row(task, split, source, own, known_size(task, split, own[0]))
                 rows.setdefault((split, source.path), row)
     except HarnessError as error:
-        report.missing.append(Problem(str(error)))
+        absent.append((task, str(error)))
     for target in task.targets:
         try:
             source = locate_target(suite, target, roots)
             rows[target.name, source.path] = _row(task, target.name, source, (None, None), target.size)
         except HarnessError as error:
-            report.missing.append(Problem(str(error)))
+            absent.append((target, str(error)))
     return list(rows.values())
 
 
@@ -215,6 +206,14 @@ def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> None
             advance(done, len(first))
 
 
+def _offer_names(row: CheckedList) -> None:
+    """Say of a list's missing pictures, where it can be guessed, where they are."""
+    if any(problem.text.endswith(NO_FILE) for problem in row.problems):
+        names = [entry.name for entry in row.entries if hints.file(row.source.folder / entry.name) is None]
+        hint = hints.renamed(row.source, names)
+        row.problems = [replace(one, hint=hint) if one.text.endswith(NO_FILE) else one for one in row.problems]
+
+
 def _look_at(paths: Iterable[Path], deep: bool) -> Iterator[tuple[Path, str | None]]:
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(lambda path: (path, picture_problem(path, deep)), paths)
@@ -234,7 +233,7 @@ def picture_problem(path: Path, deep: bool = False) -> str | None:
                 if deep or END_MARKS.get(image.format or "", b"") not in tail:
                     image.load()
     except FileNotFoundError:
-        return "listed, but there is no such file"
+        return NO_FILE
     except UNREADABLE as error:
         return f"cannot be decoded ({error})"
     return None

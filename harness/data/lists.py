@@ -21,7 +21,8 @@ class Roots:
     """Folder that holds the images, `--root`."""
 
     lists: Path | None = None
-    """Folder that holds the lists, `--lists`; the same as `data` if not given."""
+    """Folder that holds the lists, `--lists`; the same as `data` if not given. Tasks whose lists lie beside the
+    images have in it a folder of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,16 @@ def read_list(
     return entries
 
 
+def folders_of(owner: Task | Target) -> tuple[str, ...]:
+    """Names of the folder of the images."""
+    return owner.folders or (owner.name,)
+
+
+def list_folders_of(owner: Task | Target) -> tuple[str, ...]:
+    """Names of the folder of the lists; those of the images' folder where the lists lie beside them."""
+    return owner.list_folders or folders_of(owner)
+
+
 def _first_existing(root: Path, suite: Suite, folders: tuple[str, ...], what: str) -> Path:
     candidates = [base / folder for base in (root, *(root / f for f in suite.folders)) for folder in folders]
     for candidate in candidates:
@@ -135,10 +146,10 @@ def locate_lists(
 ) -> dict[str, ListFile]:
     """The list of each split on the user's disk. `HarnessError` says what was tried if a folder is not there."""
     data = _data_root(suite, roots)
-    images = _first_existing(data, suite, task.folders or (task.name,), f"the images of {task.name!r}")
+    images = _first_existing(data, suite, folders_of(task), f"the images of {task.name!r}")
     lists = images
-    if task.list_folders:
-        lists = _first_existing(roots.lists or data, suite, task.list_folders, f"the lists of {task.name!r}")
+    if task.list_folders or roots.lists:
+        lists = _first_existing(roots.lists or data, suite, list_folders_of(task), f"the lists of {task.name!r}")
     fill = {"shots": shots, "split_seed": split_seed}
     files = {split: lists / name.format(**fill) for split, name in task.lists.items()}
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
@@ -156,7 +167,9 @@ def _subfolder(images: Path, task: Task, file: Path) -> Path:
 
 
 def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
-    """`HarnessError` if tasks that are not built from packages have no folder to be in."""
+    """`HarnessError` if tasks that are not built from packages have no folder to be in, or the lists have none."""
+    if roots.lists is not None and not roots.lists.is_dir():
+        raise HarnessError(f"--lists {roots.lists}: no such folder")
     if roots.data is not None or any(suite.task(name).build is None for name in tasks):
         _data_root(suite, roots)
 
@@ -164,10 +177,10 @@ def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
 def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
     """The list of a further test set on the user's disk."""
     data = _data_root(suite, roots)
-    images = _first_existing(data, suite, target.folders, f"the images of {target.name!r}")
+    images = _first_existing(data, suite, folders_of(target), f"the images of {target.name!r}")
     lists = images
-    if target.list_folders:
-        lists = _first_existing(roots.lists or data, suite, target.list_folders, f"the list of {target.name!r}")
+    if target.list_folders or roots.lists:
+        lists = _first_existing(roots.lists or data, suite, list_folders_of(target), f"the list of {target.name!r}")
     return ListFile(lists / target.list_file, images)
 
 
