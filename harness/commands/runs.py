@@ -32,7 +32,10 @@ def run(
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness.data.lists import Roots
+    from harness.plans.plan import check_curve
 
+    if curve:
+        check_curve(selection)
     _execute(selection, out, Roots(data=root, lists=lists), device, jobs, curve)
 
 

@@ -86,7 +86,7 @@ def submit(
     from slurm.submissions import Log
 
     name, flags, file = cluster
-    if not dry_run:
+    if not dry_run or root or lists:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
     profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
     if name == "local" and (idle := [f"--{key.replace('_', '-')}" for key in flags if key in _NOT_LOCAL]):
