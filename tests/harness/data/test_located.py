@@ -61,7 +61,7 @@ def rewrite(file, change):
 def test_a_root_one_level_off_is_one_error_that_names_the_right_one(data, where):
     root = data.parent if where == "up" else data / "sets/one"
     right = data if where == "up" else data / "sets"
-    first, *lines = refused(data, root=root, *["--seeds", "3"])
+    first, *lines = refused(data, "--seeds", "3", root=root)
     assert first == "the data of 2 of 2 tasks cannot be used; nothing was started"
     assert [line.split(":")[0] for line in lines[:2]] == [
         f"  no folder for the images of {task!r} below {root}" for task in TASKS

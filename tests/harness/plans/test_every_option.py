@@ -7,13 +7,15 @@ from itertools import product
 import layouts
 import pytest
 from command import sctbench
+from examples import make_record
 
 from harness.commands import data as data_commands
 from harness.commands import options, runs, slurm
+from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.plans.experiment import Experiment, read_file, select
 from harness.plans.plan import check_curve, expand, finals
-from harness.training.rerun import read
+from harness.training.rerun import again, read
 
 BASE = {"suite": "demo", "methods": "linear,lora", "tasks": "digits,animals"}
 
@@ -44,7 +46,7 @@ BASES = {
     "published": PUBLISHED,
 }
 REFUSED = {
-    **dict.fromkeys(("fixed", "validation", "oracle"), {"trials", "shots"}),
+    **{name: {"trials", "shots"} for name in ("fixed", "validation", "oracle")},
     "tuned": {"shots"},
     "fewshot": {"trials", "tasks"},
     "published": {"suite", "methods", "trials", "backbone", "image_size", "recipe", "shots", "tasks"},
@@ -54,7 +56,7 @@ REFUSED = {
 
 def plan(**given):
     """Everything that a selection decides of its runs."""
-    blank = {name: None for name in inspect.signature(options.read_selection).parameters}
+    blank = dict.fromkeys(inspect.signature(options.read_selection).parameters)
     selection = options.read_selection(**blank | given)
     decided = finals(selection) if selection.protocol == "tuned" else []
     return expand(selection), [(final.trials, final.seed, final.budget) for final in decided]
@@ -129,7 +131,7 @@ def test_a_curve_is_refused_where_no_run_has_one(suite, protocol, tmp_path):
     if has_one:
         check_curve(selection)
     else:
-        with pytest.raises(HarnessError, match="^--curve: under protocol"):
+        with pytest.raises(HarnessError, match=r"^--curve: under protocol"):
             check_curve(selection)
 
 
@@ -137,6 +139,12 @@ SUITE = """
 recipe: {epochs: 1, batch_size: 6, precision: float32}
 tasks:
   - {name: one, group: all, num_classes: 3}
+"""
+METHOD = """
+from methods.linear import Linear
+
+class Mine(Linear):
+    name = "mine"
 """
 RUN = ["--suite", "own.yaml", "--methods", "linear", "--backbone", "test_vit", "--weights", "random"]
 RUN += ["--image-size", "32", "--device", "cpu"]
@@ -206,6 +214,15 @@ def test_each_option_of_data_check_counts(place):
         test.with_name(f"00000{number}.png").unlink()
     assert [found("--show", n).count("no such file") for n in ("1", "4")] == [1, 4]
     assert found("--json").count("no such file") == 5
+
+
+def test_a_method_or_suite_that_the_run_did_not_have_is_no_help_to_rerun(place):
+    done = make_record()
+    (place / "mine.py").write_text(METHOD)
+    with pytest.raises(HarnessError, match=r"mine\.py:Mine is 'mine', and the run's method is"):
+        again(done, Roots(), method=f"{place}/mine.py:Mine")
+    with pytest.raises(HarnessError, match=r"own\.yaml is 'own', and the run's suite is"):
+        again(done, Roots(), suite=place / "own.yaml")
 
 
 SUBMIT = {
