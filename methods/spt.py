@@ -107,12 +107,12 @@ class SPTLoRA(Method):
 
     def resolve(self, backbone: nn.Module) -> Config:
         own = THRESHOLDS[self.config.variant]
-        return replace(self.config, threshold=own if self.config.threshold is None else self.config.threshold)
+        return self.config if self.config.threshold is not None else replace(self.config, threshold=own)
 
     def segments(self, backbone: nn.Module) -> list[Segment]:
         """The backbone's segments as this configuration judges them."""
         c = self.config
-        threshold = self.resolve(backbone).threshold
+        threshold = THRESHOLDS[c.variant] if c.threshold is None else c.threshold
         return segments(backbone, c.rank, threshold, self.released)
 
     def class_token(self, backbone: Any) -> list[nn.Parameter]:

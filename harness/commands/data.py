@@ -28,7 +28,7 @@ def check_data(
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode every picture, and find copies by pixels, not by bytes.")
     ] = False,
-    show: Annotated[int, typer.Option(help="Problems to print; --json has all.")] = 50,
+    show: Annotated[int, typer.Option(min=1, help="Problems of each kind to print; --json has all.")] = 3,
     as_json: JsonFlag = False,
 ) -> None:
     """Check every list and picture of a suite; the exit status is 1 if there is any error."""
@@ -58,6 +58,8 @@ def _given(value: str | None, flag: str) -> str:
 
 
 def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None:
+    from harness.data.problems import told
+
     rows = [
         {
             "task": row.task.name,
@@ -72,17 +74,16 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
         for row in report.rows
     ]
     if as_json:
-        problems = [{"severity": problem.severity, "text": problem.text} for problem in report.problems]
+        problems = [
+            {"severity": problem.severity, "text": problem.text, "hint": problem.hint.text}
+            for problem in report.problems
+        ]
         print(json.dumps({"lists": rows, "taken": report.taken, "problems": problems}, indent=1))
         return
     if rows:
         print_rows(rows, False)
-    for line in report.taken:
-        console.print(line, markup=False, highlight=False)
-    for problem in report.problems[:show]:
-        errors.print(f"{problem.severity}: {problem.text}", markup=False, highlight=False)
-    if len(report.problems) > show:
-        errors.print(f"... and {len(report.problems) - show} more problems (--json prints all)")
+    for line in [*report.taken, *told(report.problems, show)]:
+        errors.print(line, markup=False, highlight=False)
     warnings = len(report.problems) - report.errors
     console.print(f"{report.pictures} pictures in {seconds:.1f} s: {report.errors} errors, {warnings} warnings")
 

@@ -35,8 +35,11 @@ def run(
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness.data.lists import Roots
+    from harness.plans.plan import check_curve
     from harness.records.stale import check_redo
 
+    if curve:
+        check_curve(selection)
     _execute(selection, out, Roots(data=root, lists=lists), device, jobs, curve, check_redo(redo))
 
 
@@ -98,7 +101,8 @@ def _execute(
     """Do what is missing and show it. The exit status is 1 if runs failed or could not start, 130 after Ctrl-C."""
     from harness import device as devices
     from harness.data import arrays
-    from harness.data.lists import check_roots, folders_taken
+    from harness.data.lists import folders_taken
+    from harness.data.located import refuse_unusable
     from harness.data.splits import done_on_other_data, not_official
     from harness.execution import local
     from harness.execution.progress import Display
@@ -131,7 +135,8 @@ def _execute(
         errors.print(f"warning: {text}.", markup=False, highlight=False)
     if not to_do:
         return
-    check_roots(selection.suite, selection.tasks, roots)
+    with counting("lists and pictures looked for") as advance:
+        refuse_unusable(selection, [*stages.ready, *stages.blocked], roots, curve, advance)
     for line in folders_taken(selection.suite, selection.tasks, roots):
         console.print(line, markup=False, highlight=False)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])

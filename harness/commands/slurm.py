@@ -18,7 +18,7 @@ from harness.commands.options import (
     takes_selection,
     tell_weights,
 )
-from harness.terminal import console, errors, print_rows
+from harness.terminal import console, counting, errors, print_rows
 
 slurm_app = typer.Typer()
 
@@ -88,6 +88,7 @@ def submit(
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
     from harness import device as devices
     from harness.data.lists import Roots, check_roots, folders_taken
+    from harness.data.located import refuse_unusable
     from harness.data.splits import not_official
     from harness.execution.worker import setup_for
     from harness.records.stale import check_redo
@@ -99,7 +100,7 @@ def submit(
 
     redo_stale, (name, flags, file) = check_redo(redo), cluster
     tell_weights(selection)
-    if not dry_run:
+    if not dry_run or root or lists:
         check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
         for line in folders_taken(selection.suite, selection.tasks, Roots(data=root, lists=lists)):
             errors.print(line, markup=False, highlight=False)
@@ -116,6 +117,11 @@ def submit(
         _tell_todo(missing, out)
         if not missing.ready and not missing.blocked:
             return
+        if not dry_run:
+            with counting("lists and pictures looked for") as advance:
+                refuse_unusable(
+                    selection, [*missing.ready, *missing.blocked], Roots(data=root, lists=lists), advance=advance
+                )
         plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
         for warning in plan.warnings:
             errors.print(f"warning: {warning}")

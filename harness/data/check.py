@@ -7,17 +7,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, product
 from pathlib import Path
 
 from PIL import Image
 
-from harness.data import copies
+from harness.data import copies, hints
 from harness.data.agreement import disagreements
 from harness.data.copies import Listed, Look
 from harness.data.decoding import MAY_BE_REFUSED, UNREADABLE, as_rgb
-from harness.data.files import file_problem
+from harness.data.files import NO_FILE, file_problem
 from harness.data.lists import (
     Entry,
     ListFile,
@@ -27,13 +27,13 @@ from harness.data.lists import (
     known_size,
     locate_lists,
     locate_target,
-    read_list,
     real_paths,
 )
+from harness.data.problems import Problem, no_folder, read_with_problems
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
 from harness.plans.plan import check_shots, task_names
-from suites.base import Suite, Task
+from suites.base import Suite, Target, Task
 
 Advance = Callable[[int, int], None]
 """Told how many pictures of how many are done."""
@@ -43,17 +43,6 @@ END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 see whether it is cut off: Pillow finds that in all formats."""
 
 TAIL = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something wrong with the data."""
-
-    text: str
-    """`file:line: what is wrong`."""
-
-    severity: str = "error"
-    """`error`, or `warning` for what known copies have too."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,14 +84,9 @@ class CheckedList:
 
     def read(self) -> None:
         """Read the list and hold it to what is known of it."""
-        texts: list[str] = []
-        try:
-            numbered = self.source.numbered_with
-            self.entries = read_list(self.source.path, self.task.num_classes, texts, numbered)
-        except HarnessError as error:
-            texts.append(str(error))
-        self.problems += [Problem(text) for text in texts]
-        self.whole = not texts
+        self.entries, problems = read_with_problems(self.source, self.task.num_classes)
+        self.problems += problems
+        self.whole = not problems
         if self.entries:
             self.problems += [*self._counts(), *self._repeats(), *self._classes()]
 
@@ -172,24 +156,29 @@ def check(
     advance: Advance | None = None,
 ) -> Report:
     """Check lists and pictures; `deep` decodes every picture, else its header and end are looked at."""
-    report = Report()
+    report, absent = Report(), list[tuple[Task | Target, str]]()
     shots = check_shots(suite, shots)
     for name in task_names(suite, tasks):
-        rows = _locate(suite, suite.task(name), roots, shots, report)
+        rows = _locate(suite, suite.task(name), roots, shots, absent)
         for row in rows:
             row.read()
         _find_overlaps(rows)
         _find_disagreements(rows)
         report.rows += rows
+    report.missing = no_folder(suite, absent, roots)
     looks = _check_pictures(report, deep, advance)
     identity = copies.identities(looks, deep)
     for task in dict.fromkeys(row.task.name for row in report.rows):
         _find_copies([row for row in report.rows if row.task.name == task], identity)
+    for row in report.rows:
+        _offer_names(row)
     return report
 
 
-def _locate(suite: Suite, task: Task, roots: Roots, shots: tuple[int, ...], report: Report) -> list[CheckedList]:
-    """All lists of a task, those that several training lists share once."""
+def _locate(
+    suite: Suite, task: Task, roots: Roots, shots: tuple[int, ...], absent: list[tuple[Task | Target, str]]
+) -> list[CheckedList]:
+    """All lists of a task, those that several training lists share once; what has no folder is put into `absent`."""
     roots = build_if_bundled(suite, task, roots)
     rows: dict[tuple[str, Path], CheckedList] = {}
     try:
@@ -199,13 +188,13 @@ def _locate(suite: Suite, task: Task, roots: Roots, shots: tuple[int, ...], repo
                 row = _row(task, split, source, own, known_size(task, split, own[0]))
                 rows.setdefault((split, source.path), row)
     except HarnessError as error:
-        report.missing.append(Problem(str(error)))
+        absent.append((task, str(error)))
     for target in task.targets:
         try:
             source = locate_target(suite, target, roots)
             rows[target.name, source.path] = _row(task, target.name, source, (None, None), target.size)
         except HarnessError as error:
-            report.missing.append(Problem(str(error)))
+            absent.append((target, str(error)))
     return list(rows.values())
 
 
@@ -274,6 +263,14 @@ def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> dict
         if advance and (done % 100 == 0 or done == len(first)):
             advance(done, len(first))
     return looks
+
+
+def _offer_names(row: CheckedList) -> None:
+    """Say of a list's missing pictures, where it can be guessed, where they are."""
+    if any(problem.text.endswith(NO_FILE) for problem in row.problems):
+        names = [entry.name for entry in row.entries if hints.file(row.source.folder / entry.name) is None]
+        hint = hints.renamed(row.source, names)
+        row.problems = [replace(one, hint=hint) if one.text.endswith(NO_FILE) else one for one in row.problems]
 
 
 def _look_at(paths: Iterable[Path], deep: bool) -> Iterator[tuple[Path, Look]]:

@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+NO_FILE = "listed, but there is no such file"
+
 _OTHERS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -20,7 +22,7 @@ def file_problem(path: Path) -> str | None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        return "listed, but there is no such file"
+        return NO_FILE
     except (OSError, ValueError) as error:
         return f"cannot be looked at ({error})"
     if other := no_file(status):

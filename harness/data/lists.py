@@ -25,7 +25,8 @@ class Roots:
     """Folder that holds the images, `--root`."""
 
     lists: Path | None = None
-    """Folder that holds the lists, `--lists`; the same as `data` if not given."""
+    """Folder that holds the lists, `--lists`; the same as `data` if not given. Tasks whose lists lie beside the
+    images have in it a folder of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,16 @@ def read_list(
     return entries
 
 
+def folders_of(owner: Task | Target) -> tuple[str, ...]:
+    """Names of the folder of the images."""
+    return owner.folders or (owner.name,)
+
+
+def list_folders_of(owner: Task | Target) -> tuple[str, ...]:
+    """Names of the folder of the lists; those of the images' folder where the lists lie beside them."""
+    return owner.list_folders or folders_of(owner)
+
+
 def _existing(root: Path, suite: Suite, folders: tuple[str, ...], what: str) -> list[Path]:
     """The folders of these names that are there, each once, in the names' order. `DataError` if there is none."""
     candidates = [base / folder for base in (root, *(root / f for f in suite.folders)) for folder in folders]
@@ -162,32 +173,27 @@ def locate_lists(
     """
     fill = {"shots": shots, "split_seed": split_seed}
     names = {split: name.format(**fill) for split, name in task.lists.items()}
-    return _locate(suite, task, names, task.folders or (task.name,), task.subfolders, roots)
+    return _locate(suite, task, names, task.subfolders, roots)
 
 
 def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
     """The list of a further test set on the user's disk, likewise."""
-    return _locate(suite, target, {target.name: target.list_file}, target.folders, ("",), roots)[target.name]
+    return _locate(suite, target, {target.name: target.list_file}, ("",), roots)[target.name]
 
 
 def _locate(
-    suite: Suite,
-    owner: Task | Target,
-    names: dict[str, str],
-    folders: tuple[str, ...],
-    subfolders: tuple[str, ...],
-    roots: Roots,
+    suite: Suite, owner: Task | Target, names: dict[str, str], subfolders: tuple[str, ...], roots: Roots
 ) -> dict[str, ListFile]:
     data = _data_root(suite, roots)
-    images = _existing(data, suite, folders, f"the images of {owner.name!r}")
-    lists, what = images, "lists and pictures"
-    if owner.list_folders:
-        lists = _existing(roots.lists or data, suite, owner.list_folders, f"the lists of {owner.name!r}")
+    images = _existing(data, suite, folders_of(owner), f"the images of {owner.name!r}")
+    lists, what, apart = images, "lists and pictures", bool(owner.list_folders or roots.lists)
+    if apart:
+        lists = _existing(roots.lists or data, suite, list_folders_of(owner), f"the lists of {owner.name!r}")
         what = "lists"
     held = {folder: _files_in(folder, names.values()) for folder in lists}
     taken = max(held, key=held.__getitem__)
     files = {split: taken / name for split, name in names.items()}
-    pictures, choice = _picture_folders(images if owner.list_folders else [taken], subfolders, files)
+    pictures, choice = _picture_folders(images if apart else [taken], subfolders, files)
     choices = [f"{owner.name}: {text}" for text in (_choice(what, held, "lists"), choice) if text]
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
     return {split: ListFile(file, pictures[split], numbered, "; ".join(choices)) for split, file in files.items()}
@@ -248,7 +254,9 @@ def folders_taken(suite: Suite, tasks: Iterable[str], roots: Roots) -> list[str]
 
 
 def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
-    """`HarnessError` if tasks that are not built from packages have no folder to be in."""
+    """`HarnessError` if tasks that are not built from packages have no folder to be in, or the lists have none."""
+    if roots.lists is not None and not roots.lists.is_dir():
+        raise HarnessError(f"--lists {roots.lists}: no such folder")
     if roots.data is not None or any(suite.task(name).build is None for name in tasks):
         _data_root(suite, roots)
 

@@ -72,7 +72,7 @@ def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
         with writing_cache():
             folder.parent.mkdir(parents=True, exist_ok=True)
             task.build(folder)
-    return replace(roots, data=root, lists=root)
+    return replace(roots, data=root, lists=roots.lists or root)
 
 
 def is_there(suite: Suite, task: Task, roots: Roots) -> bool:

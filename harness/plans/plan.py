@@ -123,6 +123,20 @@ def check_lists(suite: Suite, tasks: tuple[str, ...], protocol: str) -> None:
                 raise HarnessError(f"{what}, which protocol {protocol!r} needs")
 
 
+def check_curve(selection: Selection) -> None:
+    """`HarnessError` if no run of the selection scores val after every epoch, which `--curve` asks for."""
+    rule, suite = protocols.get(selection.protocol), selection.suite
+    if rule.every_epoch:
+        why = "every epoch is scored on the test split already"
+    elif rule.final and not rule.tunes and suite.final_split == "trainval":
+        why = "val is trained on"
+    elif not any("val" in suite.task(name).lists for name in selection.tasks):
+        why = "there is no val split"
+    else:
+        return
+    raise HarnessError(f"--curve: under protocol {rule.name!r} on suite {suite.name!r} {why}; leave it out")
+
+
 def check_shots(suite: Suite, shots: tuple[int, ...]) -> tuple[int, ...]:
     """The chosen numbers of shots, checked; all of the suite's if none is chosen."""
     for count in shots:

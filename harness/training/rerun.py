@@ -76,10 +76,10 @@ def again(
     another than the run had.
     """
     spec, place = record.spec, devices.choose(device)
-    if method is not None:
-        registry.add_file(method)
-    if suite is not None:
-        find_suite(str(suite))
+    if method is not None and (given := registry.add_file(method).name) != spec.method:
+        raise HarnessError(f"--method {method} is {given!r}, and the run's method is {spec.method!r}")
+    if suite is not None and (named := find_suite(str(suite)).name) != spec.suite:
+        raise HarnessError(f"--suite {suite} is {named!r}, and the run's suite is {spec.suite!r}")
     if spec.suite not in SUITES:
         raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
     registry.get(spec.method)
