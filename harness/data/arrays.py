@@ -227,7 +227,7 @@ def _is_whole(path: Path) -> bool:
                 if file.read() != _checksum(path, size):
                     return False
             _WHOLE.add(stamp)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False  # any other error says nothing of the array: a sound one must not be built anew for it
     return True
 

@@ -99,11 +99,11 @@ def test_a_process_that_has_read_a_split_sees_it_change(root):
 
 
 def test_a_list_of_the_same_size_and_time_is_read_again(root):
-    file = root / "toy/train800.txt"
     assert view(root).entries("train")[0].label == 0
-    before = file.stat()
-    file.write_text(file.read_text().replace("0.png 0", "0.png 1"))
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for file in (root / "toy/train800.txt", root / "toy/train800val200.txt"):
+        before = file.stat()
+        file.write_text(file.read_text().replace("train/0.png 0", "train/0.png 1"))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert view(root).entries("train")[0].label == 1
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import textwrap
+from unittest import mock
 
 import pytest
 import tiny
@@ -19,6 +20,7 @@ from harness.records import index, status
 from harness.records.store import Store
 from harness.training import run, trainer
 from harness.training.resume import Stop
+from methods import registry
 
 UNREADABLE = "/proc/self/mem"
 """Opens, and gives EIO when it is read."""
@@ -41,6 +43,13 @@ def setup(tmp_path, data, monkeypatch):
     made = tiny.setup(tmp_path / "out", data)
     worker.enter(made)
     return made
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Each test has a method of the same name in a file of its own."""
+    with mock.patch.dict(registry._external):
+        yield
 
 
 def method_that_fails(folder, times, number="ESTALE"):
