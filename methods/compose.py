@@ -109,10 +109,11 @@ class Compose(Method):
         found = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
         alone = f"parts that train {expected} parameters together as they do alone, not {found}"
         check(found == expected, "parts", self.config.parts, alone)
+        stateful = any(a.state is not None for a in attachments)
         return Attachment(
             info={method.name: a.info for method, a in zip(parts, attachments, strict=True)},
             penalty=joined_penalty([a.penalty for a in attachments if a.penalty is not None]),
             after_step=one_after_the_other([a.after_step for a in attachments if a.after_step is not None]),
-            state=lambda: [a.state() if a.state is not None else None for a in attachments],
-            load_state=partial(load_states, attachments),
+            state=(lambda: [a.state() if a.state is not None else None for a in attachments]) if stateful else None,
+            load_state=partial(load_states, attachments) if stateful else None,
         )

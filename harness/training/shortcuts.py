@@ -58,7 +58,8 @@ def path(
     """The shortest path for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
     generators, and when it is closed the model, as they were."""
     few, penalty = preprocessing.normalise(images[:ASKED]), attachment.penalty
-    if attachment.after_step is not None:  # which may change what is frozen, or open what is shut
+    # A step of its own may change what is frozen, or open what is shut; asking would move a state outside of the model.
+    if attachment.after_step is not None or attachment.state is not None:
         yield Path(forward=model)
         return
     with class_token_alone(model, few, penalty):

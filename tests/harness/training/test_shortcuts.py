@@ -188,6 +188,18 @@ def test_a_step_that_may_change_frozen_weights_is_given_the_images():
     assert run.path.start == ""
 
 
+def test_a_penalty_with_a_state_of_its_own_is_not_asked():
+    calls = []
+
+    def penalty():
+        calls.append(1)
+        return torch.zeros(())
+
+    kept = Attachment(penalty=penalty, state=lambda: len(calls), load_state=lambda _: None)
+    with shortcuts.path(attached()[0], kept, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
+        assert path.start == "" and calls == []
+
+
 def test_too_much_is_not_kept(monkeypatch):
     monkeypatch.setattr(shortcuts, "MOST_BYTES", 26 * 32 * 4)
     assert trained().path.start == "head"
