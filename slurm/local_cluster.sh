@@ -53,9 +53,9 @@ finish() {  # SIGNAL NAME: and SIGKILL if it is still there after ten seconds
     kill -s KILL "$(pid_of "$2")" 2>/dev/null || true
 }
 
-until_true() {  # COMMAND...: for half a minute
+until_true() {  # COMMAND...: for a minute and a half, since a loaded machine starts daemons slowly
     local attempt
-    for attempt in {1..300}; do
+    for attempt in {1..900}; do
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.1
     done
