@@ -200,7 +200,14 @@ start_nodes() {
     until_true nodes_are_up
 }
 
-nodes_are_up() { [ "$(sinfo -h -N -p debug -o %T | grep -cE '^(idle|mixed|allocated)$')" = ${#NODES[@]} ]; }
+resume_drained() {  # a controller that was killed may find a job where it does not remember one, and drains the node
+    local node
+    for node in $(sinfo -h -N -p debug -t drain,draining -o %N | sort -u); do
+        scontrol update "NodeName=$node" State=RESUME
+    done
+}
+
+nodes_are_up() { resume_drained; [ "$(sinfo -h -N -p debug -o %T | grep -cE '^(idle|mixed|allocated)$')" = ${#NODES[@]} ]; }
 
 any_runs() {
     local name
