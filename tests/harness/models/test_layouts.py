@@ -150,7 +150,7 @@ INDEX = json.dumps({"metadata": {"total_size": 9}, "weight_map": {"norm.weight":
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML text, such as a server's error"),
         (b'{"error": "Repository not found"}', "a JSON text: a server's answer"),
         (INDEX, "a JSON text: .*the index of a checkpoint in several files"),
-        (gzip.compress(b"x" * 600), "packed. Unpack it"),
+        (gzip.compress(b"x" * 600, mtime=0), "packed. Unpack it"),
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "an HDF5 file, as Keras writes"),
     ],
 )
