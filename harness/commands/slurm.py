@@ -100,11 +100,12 @@ def submit(
 
     redo_stale, (name, flags, file) = check_redo(redo), cluster
     tell_weights(selection)
+    roots = Roots(data=root, lists=lists)
     if not dry_run or root or lists:
-        check_roots(selection.suite, selection.tasks, Roots(data=root, lists=lists))
-        for line in folders_taken(selection.suite, selection.tasks, Roots(data=root, lists=lists)):
+        check_roots(selection.suite, selection.tasks, roots)
+        for line in folders_taken(selection.suite, selection.tasks, roots):
             errors.print(line, markup=False, highlight=False)
-    profile, where, log, roots = make_profile(flags, file), CLUSTERS[name], Log(out), Roots(data=root, lists=lists)
+    profile, where, log = make_profile(flags, file), CLUSTERS[name], Log(out)
     for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
         errors.print(f"warning: {warning}", markup=False, highlight=False)
     if name == "local":  # of another cluster the device is not known here
@@ -119,9 +120,7 @@ def submit(
             return
         if not dry_run:
             with counting("lists and pictures looked for") as advance:
-                refuse_unusable(
-                    selection, [*missing.ready, *missing.blocked], Roots(data=root, lists=lists), advance=advance
-                )
+                refuse_unusable(selection, [*missing.ready, *missing.blocked], roots, advance=advance)
         plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
         for warning in plan.warnings:
             errors.print(f"warning: {warning}")
