@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.comparability import LeftOut, notes
 from analysis.errors import AnalysisError
 from analysis.frame import CELL_KEYS, IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.statistics import (
@@ -23,7 +24,6 @@ from analysis.tables.base import Cell, Column, Table, mean_cell, number_cell
 from analysis.tables.cells import Key, seed_count, set_caption, set_title
 from analysis.tables.pairs import settings_difference
 from analysis.tables.significance import MARGIN, find_reference
-from analysis.unlike import LeftOut, notes
 
 
 class CompareError(AnalysisError):

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from analysis.unlike import CELL_KEYS, LeftOut, notes, set_aside_unlike
-from harness.plans.spec import canonical_json
-from harness.records.record import RunRecord
+from analysis.comparability import CELL_KEYS, LeftOut, notes, set_aside_unlike
+from harness.schema.record import RunRecord
+from harness.schema.spec import canonical_json
 from suites import SUITES
 
 K = TypeVar("K")

@@ -16,8 +16,8 @@ import pandas as pd
 from analysis import frame as frame_module
 from analysis.frame import row, typed
 from harness.records.files import UNREAD, read_cache, run_folders, stamp, write_cache
-from harness.records.record import SCHEMA, BadRecord, RunRecord
 from harness.records.store import RECORD_NAME, Rejected
+from harness.schema.record import SCHEMA, BadRecord, RunRecord
 
 INDEX_NAME = "index.json"
 VERSION = f"{SCHEMA}/{hashlib.sha256(Path(frame_module.__file__).read_bytes()).hexdigest()[:16]}"

@@ -17,10 +17,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from analysis import render
-from analysis.board import Board, record_href
+from analysis.comparability import LeftOut
 from analysis.figures.style import small_png
+from analysis.page_tables import PageTable, record_href
 from analysis.tables import Table
-from analysis.unlike import LeftOut
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -62,7 +62,7 @@ class Section:
     name: str
     title: str
     key: Mapping[str, Any]
-    boards: list[Board]
+    boards: list[PageTable]
     """The leaderboard first."""
 
     tables: list[Table]

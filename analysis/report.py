@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis.board import make_board
 from analysis.figures import drawings, save
 from analysis.frame import ComparableSet, comparable_sets
 from analysis.page import About, Picture, Section, to_html
+from analysis.page_tables import make_board
 from analysis.published import measured_beside
 from analysis.render import to_terminal, write_table
 from analysis.runs import Read, Runs

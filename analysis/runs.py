@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import index
-from harness.records.record import BadRecord, RunRecord
 from harness.records.store import Rejected
+from harness.schema.record import BadRecord, RunRecord
 
 Read = Callable[[pd.DataFrame], list[RunRecord]]
 """Whole records of rows; those that cannot be read any more are left out."""

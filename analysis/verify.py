@@ -17,12 +17,12 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from analysis.comparability import taken_in_part
 from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name, parsed
 from analysis.published import FOLDER, PublishedError, Source
 from analysis.statistics import CONFIDENCE, independent
 from analysis.tables.base import Cell, Column, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
-from analysis.unlike import taken_in_part
 
 RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
@@ -181,7 +181,7 @@ def _decimals(number: str) -> int:
 
 
 def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) -> list[str]:
-    """What is not the same, or not known to be: which split chose, normalisation, precision, pictures, checkpoint,
+    """What is not the same, or not known to be: which split chose, normalisation, precision, images, checkpoint,
     seeds."""
     known = conditions()["sources"].get(source.name, {})
     ours = chosen.key

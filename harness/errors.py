@@ -9,7 +9,7 @@ class HarnessError(ValueError):
 
 
 class DataError(HarnessError):
-    """Lists or pictures that are missing or damaged."""
+    """Lists or images that are missing or damaged."""
 
 
 class PlaceError(HarnessError):

@@ -41,22 +41,22 @@ def show_plugin_warnings() -> None:
     warnings.showwarning = show
 
 
-def words(text: str | None) -> list[str] | None:
+def split_csv(text: str | None) -> list[str] | None:
     """The parts of `a,b,c`; None if there is no text."""
     return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
 
 
-def task_words(text: str | None, flag: str = "--tasks") -> list[str] | None:
+def split_tasks(text: str | None, flag: str = "--tasks") -> list[str] | None:
     """The parts of `a,b,c`. `HarnessError` for none: that would stand for all of them."""
-    tasks = words(text)
+    tasks = split_csv(text)
     if tasks == []:
         raise HarnessError(f"{flag} {text}: names nothing; leave it out for all of them")
     return tasks
 
 
-def shot_words(text: str | None) -> list[Any] | None:
+def split_shots(text: str | None) -> list[Any] | None:
     """The numbers of `1,4`; what is no number stays a text, for the error message."""
-    return [int(word) if word.isdecimal() else word for word in task_words(text, "--shots") or []] or None
+    return [int(word) if word.isdecimal() else word for word in split_tasks(text, "--shots") or []] or None
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

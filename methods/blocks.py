@@ -111,7 +111,7 @@ def blocks(backbone: nn.Module) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
+class CutPoint:
     """A place in a model's forward pass that everything goes through, and how the pass goes on from there."""
 
     name: str
@@ -122,12 +122,12 @@ class Passage:
     """From the value at this place to the logits."""
 
 
-def passages(model: Any) -> list[Passage]:
+def cut_points(model: Any) -> list[CutPoint]:
     """From the output to the input: the pooled features, and of a ViT or Swin the input of every block but the first,
     and of every block with slots the place before `after_attention`."""
     owner, dropout = (model.head, "drop") if hasattr(model.head, "drop") else (model, "head_drop")
     classify = nn.Sequential(getattr(owner, dropout), model.get_classifier())
-    found = [Passage(name="head", entrance=classify[0], run=classify)]
+    found = [CutPoint(name="head", entrance=classify[0], run=classify)]
     if isinstance(model, VisionTransformer):
         steps: list[Any] = [*model.blocks, model.norm]
     elif isinstance(model, SwinTransformer):
@@ -148,9 +148,9 @@ def passages(model: Any) -> list[Passage]:
             plugged = list(block.slots["after_attention"])
             entrance = plugged[0] if plugged else block.norm2
             run = partial(go_on, [block.behind_attention, *rest])
-            found.append(Passage(name=f"block {number}, behind its attention", entrance=entrance, run=run))
+            found.append(CutPoint(name=f"block {number}, behind its attention", entrance=entrance, run=run))
         if number > 0:
-            found.append(Passage(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
+            found.append(CutPoint(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
     return found
 
 

@@ -19,16 +19,16 @@ from submitit.helpers import clean_env
 
 from harness.children import apart
 from slurm import scheduler
-from slurm.body import Body
 from slurm.errors import ClusterError
+from slurm.job_payload import Body
 from slurm.profile import Profile
 from slurm.sbatch import PYTHON, parameters
 from slurm.scheduler import Live
 from slurm.submissions import Sent
 
 if TYPE_CHECKING:
+    from slurm.job_runner import Batch, Report
     from slurm.planning import Array
-    from slurm.work import Batch, Report
 
     Work = Batch | Report
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.plans.overview import ASSUMED_RATE, like
-from harness.plans.spec import RunSpec, digest
-from harness.plans.tuning import Job
+from harness.execution.overview import ASSUMED_RATE
+from harness.plans.tuning import WorkItem, representative_spec
+from harness.schema.spec import RunSpec, digest
 from slurm.profile import Profile
 
-Seconds = Callable[[Job], float | None]
+Seconds = Callable[[WorkItem], float | None]
 """Estimated duration of a run; None if it is not known."""
 
 CORE_RATE = 5e10
@@ -37,7 +37,7 @@ class Array:
     name: str
     """The jobs' name in SLURM; no other array has it."""
 
-    jobs: tuple[tuple[Job, ...], ...]
+    jobs: tuple[tuple[WorkItem, ...], ...]
     """The runs of each job, in order; empty for the job that writes the tables."""
 
     parallel: int | None = None
@@ -50,7 +50,7 @@ class Array:
     """SLURM ids of jobs of earlier submissions that must have ended."""
 
 
-def key_of(job: Job) -> str:
+def key_of(job: WorkItem) -> str:
     """What a run is called in the log of submissions: its run id, or a name for one that is not decided yet."""
     if isinstance(job, RunSpec):
         return job.run_id
@@ -65,33 +65,33 @@ def rate(profile: Profile) -> float:
 def estimate(operations: Callable[[RunSpec], float | None], profile: Profile) -> Seconds:
     """Durations by a count of operations."""
 
-    def seconds(job: Job) -> float | None:
-        count = operations(like(job))
+    def seconds(job: WorkItem) -> float | None:
+        count = operations(representative_spec(job))
         return None if count is None else RUN_SECONDS + count / rate(profile)
 
     return seconds
 
 
-def _shared(job: Job) -> tuple[object, ...]:
+def _shared(job: WorkItem) -> tuple[object, ...]:
     """What runs of one job have in common."""
-    spec = like(job)
+    spec = representative_spec(job)
     return spec.suite, spec.task, spec.shots, spec.split_seed, spec.backbone, spec.preprocessing
 
 
-def pack(runs: Sequence[Job], seconds: Seconds, profile: Profile) -> list[tuple[Job, ...]]:
+def pack(runs: Sequence[WorkItem], seconds: Seconds, profile: Profile) -> list[tuple[WorkItem, ...]]:
     """Runs grouped into jobs; a run of unknown duration is alone in its job unless `runs_per_job` says otherwise."""
-    groups: dict[tuple[object, ...], list[Job]] = {}
+    groups: dict[tuple[object, ...], list[WorkItem]] = {}
     for run in runs:
         groups.setdefault(_shared(run), []).append(run)
     return [job for group in groups.values() for job in _split(group, seconds, profile)]
 
 
-def _split(group: Sequence[Job], seconds: Seconds, profile: Profile) -> list[tuple[Job, ...]]:
+def _split(group: Sequence[WorkItem], seconds: Seconds, profile: Profile) -> list[tuple[WorkItem, ...]]:
     if profile.runs_per_job:
         size = profile.runs_per_job
         return [tuple(group[start : start + size]) for start in range(0, len(group), size)]
     room = profile.time * 60 * FILL - START_SECONDS
-    jobs: list[list[Job]] = []
+    jobs: list[list[WorkItem]] = []
     left = 0.0
     for run in group:
         duration = seconds(run)
@@ -104,12 +104,12 @@ def _split(group: Sequence[Job], seconds: Seconds, profile: Profile) -> list[tup
     return [tuple(job) for job in jobs]
 
 
-def deal(jobs: Sequence[tuple[Job, ...]], lanes: int) -> list[tuple[Job, ...]]:
+def deal(jobs: Sequence[tuple[WorkItem, ...]], lanes: int) -> list[tuple[WorkItem, ...]]:
     """The same runs in at most `lanes` jobs, dealt in turn."""
     return [tuple(run for job in jobs[lane::lanes] for run in job) for lane in range(min(lanes, len(jobs)))]
 
 
-def too_long(runs: Sequence[Job], seconds: Seconds, profile: Profile) -> list[Job]:
+def too_long(runs: Sequence[WorkItem], seconds: Seconds, profile: Profile) -> list[WorkItem]:
     """Runs that alone are estimated to need more than a job's time limit: they will time out and go on."""
     return [run for run in runs if (seconds(run) or 0.0) + START_SECONDS > profile.time * 60]
 
@@ -123,7 +123,7 @@ def shares(parallel: int | None, count: int) -> list[int | None]:
 
 def arrays(
     name: str,
-    stages: Sequence[Sequence[tuple[Job, ...]]],
+    stages: Sequence[Sequence[tuple[WorkItem, ...]]],
     parallel: int | None,
     limit: int,
     after_jobs: Sequence[str] = (),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.plans.tuning import Final
-from harness.records.record import BadRecord, RunRecord
+from harness.plans.tuning import TunedRun
 from harness.records.status import Run as StatusRun
 from harness.records.status import progress_of
 from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
+from harness.schema.record import BadRecord, RunRecord
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
 from slurm.scheduler import Live
@@ -113,7 +113,7 @@ def _run_id(log: Log, run: Run, read: Read) -> str:
     if not run.trials or len(trials) < len(run.trials):
         return run.key
     specs, space = tuple(record.spec for record in trials.values()), dict.fromkeys(run.searched, ())
-    final = Final(trials=specs, seed=run.seed, budget=run.budget, space=space)
+    final = TunedRun(trials=specs, seed=run.seed, budget=run.budget, space=space)
     spec = final.spec(lambda trial: trials[trial.run_id])
     return spec.run_id if spec else run.key
 

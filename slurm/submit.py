@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from harness import environment
+from harness.execution.overview import run_operations
 from harness.execution.worker import Setup
-from harness.failures import CLASSES
-from harness.plans.overview import like, run_operations
 from harness.plans.plan import Selection
-from harness.plans.spec import RunSpec
 from harness.plans.stages import stage
-from harness.plans.tuning import NO_VERDICT, Final, Job, Read
+from harness.plans.tuning import NO_VERDICT, TunedRun, WorkItem, representative_spec
 from harness.records.stale import is_stale, without_stale
 from harness.records.store import Store
+from harness.schema.failures import CLASSES
+from harness.schema.record import ReadRecord
+from harness.schema.spec import RunSpec
 from slurm import planning
 from slurm.clusters import CLUSTERS, Cluster
 from slurm.errors import ClusterError
+from slurm.job_runner import Batch, Report
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
 from slurm.submissions import Log, Run, Sent, Submission, new_id
-from slurm.work import Batch, Report
 
 Tell = Callable[[str], None]
 """Takes a line for the user."""
@@ -34,12 +35,12 @@ Tell = Callable[[str], None]
 class Todo:
     """What a selection still lacks, less what jobs have already."""
 
-    ready: list[Job]
-    blocked: list[Final]
+    ready: list[WorkItem]
+    blocked: list[TunedRun]
     held: int
     """Runs that wait or run in jobs submitted before."""
 
-    failed: list[Job]
+    failed: list[WorkItem]
     """Runs that failed in a way that they would fail again, which only `sctbench retry --failed` submits, and finals
     that cannot run without them."""
 
@@ -61,7 +62,7 @@ class Plan:
     seconds: planning.Seconds
     warnings: list[str]
 
-    def runs(self) -> list[Job]:
+    def runs(self) -> list[WorkItem]:
         """All runs in order."""
         return [run for array in self.arrays for job in array.jobs for run in job]
 
@@ -92,7 +93,7 @@ def held_keys(log: Log, cluster: Cluster) -> dict[str, str]:
     return held
 
 
-def jobs_of_trials(finals: Iterable[Final], held: Mapping[str, str]) -> list[str]:
+def jobs_of_trials(finals: Iterable[TunedRun], held: Mapping[str, str]) -> list[str]:
     """Ids of live jobs that hold trials of those finals."""
     trials = {spec.run_id for final in finals for spec in final.trials}
     return sorted({held[key].partition("_")[0] for key in trials if held.get(key)})
@@ -119,21 +120,21 @@ def todo(selection: Selection, store: Store, held: dict[str, str], redo_stale: b
     )
 
 
-def _lacks_verdict(final: Final, failed: Mapping[str, Job], store: Store) -> bool:
+def _lacks_verdict(final: TunedRun, failed: Mapping[str, WorkItem], store: Store) -> bool:
     """Whether one of the final's trials failed for good in a way that says nothing of its setting."""
     records = [store.read(trial) for trial in final.trials if trial.run_id in failed]
     return any(record and record.failure and record.failure.kind in NO_VERDICT for record in records)
 
 
-def _would_fail_again(job: Job, read: Read) -> bool:
+def _would_fail_again(job: WorkItem, read: ReadRecord) -> bool:
     spec = job if isinstance(job, RunSpec) else job.spec(read)
     record = read(spec) if spec else None
     return record is not None and record.failure is not None and not CLASSES[record.failure.kind].again
 
 
 def make_plan(
-    ready: Sequence[Job],
-    blocked: Sequence[Job],
+    ready: Sequence[WorkItem],
+    blocked: Sequence[WorkItem],
     seconds: planning.Seconds,
     profile: Profile,
     cluster: Cluster,
@@ -151,9 +152,10 @@ def make_plan(
     arrays = planning.arrays(name, stages, parallel, limit, after_jobs)
     warnings = profile.warnings()
     if long := planning.too_long([*ready, *blocked], seconds, profile):
+        first = representative_spec(long[0])
         warnings.append(
             f"{len(long)} run(s) are estimated to need more than the time limit of {profile.time} min, such as "
-            f"{like(long[0]).method} on {like(long[0]).task}: they will time out, queue up again and go on"
+            f"{first.method} on {first.task}: they will time out, queue up again and go on"
         )
     report = planning.report_array(name, arrays)
     return Plan(name=name, arrays=arrays, report=report, seconds=seconds, warnings=warnings)
@@ -165,9 +167,9 @@ def plan_selection(selection: Selection, missing: Todo, profile: Profile, cluste
     return make_plan(missing.ready, missing.blocked, seconds, profile, cluster, limit, missing.after_jobs)
 
 
-def run_of(job: Job, seconds: float | None) -> Run:
+def run_of(job: WorkItem, seconds: float | None) -> Run:
     """A run as the log names it."""
-    spec = like(job)
+    spec = representative_spec(job)
     run = Run(
         key=key_of(job),
         suite=spec.suite,

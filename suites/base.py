@@ -72,7 +72,7 @@ class Task:
 
     subfolders: tuple[str, ...] = ("",)
     """Folders below that of the images which the names of a list may be relative to: that under which most
-    of its pictures exist (ImageNet's lists leave out `train/` and `val/`)."""
+    of its images exist (ImageNet's lists leave out `train/` and `val/`)."""
 
     lists: Mapping[str, str] = field(default_factory=lambda: dict(VTAB_LISTS))
     """List file of each split; `{shots}` and `{split_seed}` in it are filled in."""

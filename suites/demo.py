@@ -44,7 +44,7 @@ def balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generator
 def from_arrays(
     load: Callable[[], tuple[np.ndarray, np.ndarray]], task: str, sizes: dict[str, int]
 ) -> dict[str, Split]:
-    """Disjoint balanced splits of the given sizes out of arrays of pictures and labels."""
+    """Disjoint balanced splits of the given sizes out of arrays of images and labels."""
     images, labels = load()
     chosen = balanced(labels, sizes, task_rng(task))
     return {split: ([Image.fromarray(images[i]) for i in index], labels[index]) for split, index in chosen.items()}
@@ -80,10 +80,10 @@ def crop_box(size: tuple[int, int], split: str, rng: np.random.Generator) -> tup
 def photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
     """Which of the photographs is this a piece of?"""
     rng, splits = task_rng(task), {}
-    pictures = list(packages.photos().values())
+    images = list(packages.photos().values())
     for split, size in sizes.items():
-        labels = np.arange(size) % len(pictures)
-        crops = [pictures[c].crop(crop_box(pictures[c].size, split, rng)) for c in labels]
+        labels = np.arange(size) % len(images)
+        crops = [images[c].crop(crop_box(images[c].size, split, rng)) for c in labels]
         splits[split] = ([crop.resize((64, 64), Image.Resampling.BICUBIC) for crop in crops], labels)
     return splits
 

@@ -18,7 +18,7 @@ from suites import packages
 from suites.base import Suite, Target, Task
 from suites.demo import balanced, from_arrays, photo_crops, task_rng
 from suites.demo_fewshot import TRAIN_LIST, class_names, draw
-from suites.folders import Split, appearing, write_list, write_pictures
+from suites.folders import Split, atomic_folder, write_images, write_list
 
 SHOTS = 16
 SPLIT_SEEDS = (0, 1, 2)
@@ -32,7 +32,7 @@ MakeTargets = Callable[[Split], Mapping[str, Split]]
 
 def _build(folder: Path, name: str, make: Make, make_targets: MakeTargets) -> None:
     splits = make()
-    with appearing(folder) as new:
+    with atomic_folder(folder) as new:
         images, labels = splits["train"]
         names, used = class_names(labels), []
         for seed in SPLIT_SEEDS:
@@ -41,7 +41,7 @@ def _build(folder: Path, name: str, make: Make, make_targets: MakeTargets) -> No
             write_list(new / "annotations" / file, names[index].tolist(), labels[index])
             used.append(index)
         chosen = np.unique(np.concatenate(used))
-        write_pictures(new / "images" / "train", names[chosen].tolist(), [images[i] for i in chosen])
+        write_images(new / "images" / "train", names[chosen].tolist(), [images[i] for i in chosen])
         # The selection set lies among the training images, as ImageNet's does.
         _write_set(new, "images/train", LISTS["val"], splits["val"], start=len(labels))
         _write_set(new, "images/val", LISTS["test"], splits["test"], start=len(labels) + len(splits["val"][1]))
@@ -51,7 +51,7 @@ def _build(folder: Path, name: str, make: Make, make_targets: MakeTargets) -> No
 
 def _write_set(folder: Path, images: str, list_file: str, split: Split, start: int = 0) -> None:
     names = class_names(split[1], start).tolist()
-    write_pictures(folder / images, names, split[0])
+    write_images(folder / images, names, split[0])
     write_list(folder / "annotations" / list_file, names, split[1])
 
 

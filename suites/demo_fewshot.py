@@ -14,18 +14,18 @@ import numpy as np
 from suites import packages
 from suites.base import Suite, Task
 from suites.demo import from_arrays, task_rng
-from suites.folders import appearing, write_list, write_pictures
+from suites.folders import atomic_folder, write_images, write_list
 
 SHOTS = (1, 2, 4, 8, 16)
 SPLIT_SEEDS = (0, 1, 2)
 TRAIN_LIST = "train_meta.list.num_shot_{shots}.seed_{split_seed}"
 _SIZES = {"val": 100, "test": 600}
 _POOL = 1000
-"""Pictures, the same number of each class, that the training lists are drawn from."""
+"""Images, the same number of each class, that the training lists are drawn from."""
 
 
 def draw(labels: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `shots` random pictures of every class, class by class."""
+    """Indices of `shots` random images of every class, class by class."""
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     return np.concatenate([rng.choice(indices, shots, replace=False) for indices in members])
 
@@ -37,21 +37,21 @@ def class_names(labels: np.ndarray, start: int = 0) -> np.ndarray:
 
 def _build(folder: Path) -> None:
     splits = from_arrays(packages.animals, "animals-fewshot", {"pool": _POOL, **_SIZES})
-    with appearing(folder) as new:
+    with atomic_folder(folder) as new:
         start = 0
         for split, (images, labels) in splits.items():
             names = class_names(labels, start)
             start += len(names)
             if split == "pool":
                 chosen = _write_training_lists(new / "annotations", names, labels)
-                write_pictures(new / "images", names[chosen].tolist(), [images[i] for i in chosen])
+                write_images(new / "images", names[chosen].tolist(), [images[i] for i in chosen])
             else:
                 write_list(new / "annotations" / f"{split}_meta.list", names.tolist(), labels)
-                write_pictures(new / "images", names.tolist(), images)
+                write_images(new / "images", names.tolist(), images)
 
 
 def _write_training_lists(folder: Path, names: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """All training lists, each a draw of its own, so that shots are not nested; returns the pictures in use."""
+    """All training lists, each a draw of its own, so that shots are not nested; returns the images in use."""
     used = []
     for shots in SHOTS:
         for seed in SPLIT_SEEDS:

@@ -1,4 +1,4 @@
-"""Writing pictures and lists; a task's folder appears whole or not at all."""
+"""Writing images and lists; a task's folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from suites.base import VTAB_LISTS
 
 Split = tuple[list[Image.Image], np.ndarray]
-"""Pictures and their labels."""
+"""Images and their labels."""
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `folder` at the end; it is deleted after an error."""
     partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial_folder, ignore_errors=True)
@@ -33,7 +33,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial_folder, ignore_errors=True)
 
 
-def write_pictures(root: Path, names: Sequence[str], images: Iterable[Image.Image]) -> None:
+def write_images(root: Path, names: Sequence[str], images: Iterable[Image.Image]) -> None:
     """PNG files `root`/name."""
     for name, image in zip(names, images, strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +52,11 @@ def write_vtab(
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Splits `train`, `val` and `test` as `suites.base` describes; `notes` are texts by file name."""
-    with appearing(folder) as new:
+    with atomic_folder(folder) as new:
         listed: dict[str, tuple[list[str], list[int]]] = {}
         for split, (images, labels) in splits().items():
             names = [f"images/{split}/{i:06d}.png" for i in range(len(labels))]
-            write_pictures(new, names, images)
+            write_images(new, names, images)
             listed[split] = (names, list(labels))
         listed["trainval"] = (listed["train"][0] + listed["val"][0], listed["train"][1] + listed["val"][1])
         for split, file in VTAB_LISTS.items():

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from harness.plans.spec import BackboneSpec, Recipe, RunSpec
-from harness.records.record import Cost, Epoch, Fingerprint, Metrics, Parameters, RunRecord
+from harness.schema.record import Cost, Epoch, Fingerprint, Metrics, Parameters, RunRecord
+from harness.schema.spec import BackboneSpec, Recipe, RunSpec
 
 
 def make_spec(**changes):

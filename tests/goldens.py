@@ -1,9 +1,9 @@
 """Goldens: what the authors' released code, or a formula written out, computed on a small ViT in float64.
 
-Each `methods/golden/NAME.npz` holds the values by this project's names (`state:`), the logits of two pictures (`out`)
+Each `methods/golden/NAME.npz` holds the values by this project's names (`state:`), the logits of two images (`out`)
 and, in float32, the gradients of `objective` (`grad:`). `meta` is JSON: method, settings, what the backbone differs in,
-source, and kind, `release` or `formula`. Weights that are the same in all files lie in common.npz; pictures are drawn
-by torch from fixed seeds. For SCT there are labels, and the channels that the release chose on the training pictures.
+source, and kind, `release` or `formula`. Weights that are the same in all files lie in common.npz; images are drawn
+by torch from fixed seeds. For SCT there are labels, and the channels that the release chose on the training images.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class Golden:
     """Parameters and buffers by this project's names, the backbone's included, in float64; shared ones once."""
 
     out: Tensor
-    """Logits of `pictures(5, 2)`: [2, 5]."""
+    """Logits of `images(5, 2)`: [2, 5]."""
 
     grads: Mapping[str, Tensor]
     """Gradients of `objective` by parameter; empty where none were computed."""
 
     labels: Tensor
-    """Labels of the training pictures, which are `pictures(9, len(labels))`."""
+    """Labels of the training images, which are `images(9, len(labels))`."""
 
     channels: list[list[int]] | None
-    """The channels that the release chose on the training pictures."""
+    """The channels that the release chose on the training images."""
 
     def configured(self) -> Method:
         """The method with its settings."""
@@ -83,19 +83,19 @@ class Golden:
         model.load_state_dict({n: self.state[n] for n in model.state_dict() if n in self.state}, strict=False)
 
     def context(self) -> Context:
-        """The training pictures as a method sees them."""
-        images = pictures(9, len(self.labels))
+        """The training images as a method sees them."""
+        shown = images(9, len(self.labels))
         return Context(
             num_classes=SIZES["num_classes"],
             device=torch.device("cpu"),
             generator=torch.Generator().manual_seed(3),
             total_steps=100,
-            calibration=lambda size: zip(images.split(size), self.labels.split(size), strict=True),
+            calibration=lambda size: zip(shown.split(size), self.labels.split(size), strict=True),
         )
 
 
-def pictures(seed: int, count: int) -> Tensor:
-    """Random pictures [count, 3, 56, 56] in float64."""
+def images(seed: int, count: int) -> Tensor:
+    """Random images [count, 3, 56, 56] in float64."""
     return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

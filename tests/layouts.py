@@ -10,13 +10,13 @@ from PIL import Image
 
 from suites import SUITES, packages
 
-PICTURES = list(packages.photos().values())
+IMAGES = list(packages.photos().values())
 
 
-def picture(path, number):
+def image(path, number):
     """A small piece of a bundled photograph, with a corner in a colour of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    source = PICTURES[number % len(PICTURES)]
+    source = IMAGES[number % len(IMAGES)]
     left, top = (number * 7) % (source.width - 24), (number * 5) % (source.height - 20)
     piece = source.crop((left, top, left + 24, top + 20)).convert("RGB")
     piece.paste(tuple(number.to_bytes(4, "little")[:3]), (0, 0, 8, 8))
@@ -44,9 +44,9 @@ def shrunk(suite, classes=3, **sizes):
 
 
 def rows_of(folder, names, classes=3):
-    """Write pictures of these names, no two alike; rows `(name, label)`."""
+    """Write images of these names, no two alike; rows `(name, label)`."""
     for name in names:
-        picture(folder / name, zlib.crc32(f"{folder.name}/{name}".encode()))
+        image(folder / name, zlib.crc32(f"{folder.name}/{name}".encode()))
     return [(name, number % classes) for number, name in enumerate(names)]
 
 
@@ -62,7 +62,7 @@ def vtab(root, folder, extension="png", sizes=(6, 3, 6)):
 
 
 def few_shot(images, lists, suite, subfolder=""):
-    """One few-shot task: NOAH's lists apart from the pictures."""
+    """One few-shot task: NOAH's lists apart from the images."""
     for split in ("val", "test"):
         rows = rows_of(images, [f"{subfolder}{split} {i}.jpg" for i in range(6)])
         write_list(lists / f"{split}_meta.list", rows)
@@ -109,7 +109,7 @@ DG = shrunk(SUITES["domain_generalization"], train=48, val=3, test=6)
 FGVC = shrunk(SUITES["fgvc"], train=6, val=3, test=6)
 
 
-def random_picture(path, size=(20, 30)):
+def random_image(path, size=(20, 30)):
     """Noise, which no compression makes small."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path)

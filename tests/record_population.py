@@ -15,9 +15,9 @@ import numpy as np
 from examples import make_record, make_spec
 from table_records import metrics
 
-from harness.plans.spec import BackboneSpec, Recipe, digest
-from harness.records.record import Cost, Epoch, Parameters, RunRecord
 from harness.records.store import RECORD_NAME, Store
+from harness.schema.record import Cost, Epoch, Parameters, RunRecord
+from harness.schema.spec import BackboneSpec, Recipe, digest
 from methods.registry import all_methods
 from suites import SUITES
 

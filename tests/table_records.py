@@ -6,8 +6,8 @@ from examples import make_record, make_spec
 
 from analysis.frame import comparable_sets, frame_of
 from analysis.runs import Runs
-from harness.plans.spec import Recipe
-from harness.records.record import Cost, Metrics, Parameters, RunRecord
+from harness.schema.record import Cost, Metrics, Parameters, RunRecord
+from harness.schema.spec import Recipe
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
 

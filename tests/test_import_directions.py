@@ -15,13 +15,53 @@ MAY_IMPORT = {
     "analysis": {"harness", "suites"},
 }
 ANALYSIS_MAY_USE = {
-    "harness.plans.protocol",
-    "harness.plans.spec",
+    "harness.schema.protocol",
+    "harness.schema.spec",
+    "harness.schema.record",
     "harness.records.files",
-    "harness.records.record",
     "harness.records.store",
 }
 """Records, and what describes them."""
+
+FLOORS = {
+    "harness": [
+        {"errors"},
+        {"paths", "tensor_files", "schema"},
+        {"children", "device", "lease", "terminal"},
+        {"environment", "models", "records"},
+        {"plans"},
+        {"data"},
+        {"training"},
+        {"execution", "bench"},
+        {"commands"},
+    ],
+    "analysis": [
+        {"errors", "comparability", "statistics"},
+        {"frame"},
+        {"tables", "index"},
+        {"runs", "comparison", "published", "render"},
+        {"figures", "page_tables", "verify"},
+        {"page"},
+        {"report"},
+        {"commands"},
+    ],
+    "slurm": [
+        {"errors", "job_payload", "profile", "submissions"},
+        {"planning", "scheduler", "job_runner"},
+        {"sbatch"},
+        {"clusters"},
+        {"status", "submit"},
+        {"actions"},
+    ],
+    "suites": [
+        {"base"},
+        {"folders", "packages", "yaml_lines"},
+        {"demo", "load", "released_recipes"},
+        {"demo_fewshot"},
+        {"demo_dg"},
+    ],
+}
+"""The folders and modules of a room, from the ground up: each may import what stands on a floor below its own."""
 
 
 def imports(path):
@@ -56,6 +96,21 @@ def test_analysis_reads_records_only():
     }
     modules = {".".join(name.split(".")[:3]) for name in used}
     assert modules <= ANALYSIS_MAY_USE
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_within_a_room_nothing_imports_what_stands_beside_or_above_it(room):
+    floor_of = {name: number for number, floor in enumerate(FLOORS[room]) for name in floor}
+    upward = set()
+    for path in (path for path in FILES if path.is_relative_to(ROOT / room)):
+        own = path.relative_to(ROOT / room).parts[0].removesuffix(".py")
+        used = {name.split(".")[1] for name in imports(path) if name.startswith(f"{room}.")}
+        if own != "__init__":
+            upward |= {(own, name) for name in used - {own} if floor_of[name] >= floor_of[own]}
+    assert not upward
+    assert {
+        p.name.removesuffix(".py") for p in (ROOT / room).iterdir() if list(p.rglob("*.py")) or p.suffix == ".py"
+    } - {"__init__"} == set(floor_of)
 
 
 def test_the_test_would_notice(tmp_path):

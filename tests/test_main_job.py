@@ -29,7 +29,7 @@ def record_files(folder):
     return sorted((folder / "results" / "runs").glob("*/*/*/record.json"))
 
 
-def test_from_pictures_to_records_and_tables(tmp_path):
+def test_from_images_to_records_and_tables(tmp_path):
     output = as_typed(*RUN, cwd=tmp_path)
     assert "2 runs, 0 complete already" in output
     one_record_each(tmp_path)
@@ -103,7 +103,7 @@ def test_a_method_of_ones_own_is_in_list_run_and_table_with_a_cache_of_ones_own(
     assert "Example" in sctbench("methods", mine, cwd=tmp_path)
     methods = ["--methods", f"{mine}:std=0.01,linear", "--recipe", "epochs=1", "--jobs", "1"]
     output = sctbench("--cache-dir", tmp_path / "mine", *RUN[:5], *methods, cwd=tmp_path)
-    assert "Decoded pictures of the selection: 7.5 MB in" in output
+    assert "Decoded images of the selection: 7.5 MB in" in output
     assert list((tmp_path / "mine" / "arrays").glob("demo-digits-test-*.npy"))
     records = [json.loads(path.read_text()) for path in record_files(tmp_path)]
     (record,) = [record for record in records if record["spec"]["method"] == "example"]

@@ -1,4 +1,4 @@
-"""Runs that take a fraction of a second: two tasks of a few pictures, and timm's smallest ViT from random weights."""
+"""Runs that take a fraction of a second: two tasks of a few images, and timm's smallest ViT from random weights."""
 
 import dataclasses
 import json
@@ -6,11 +6,11 @@ import json
 import layouts
 
 from harness.data.lists import Roots
-from harness.data.preprocessing import Preprocessing
 from harness.execution.worker import Setup
 from harness.models.backbones import resolve
 from harness.plans import plan
 from harness.plans.plan import Selection, choose_method
+from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 from suites.base import Suite, Task
 
@@ -34,7 +34,7 @@ def write_data(root):
 
 
 def setup(root, data, **changes):
-    """What a worker is told: results in `root`, pictures in `data`."""
+    """What a worker is told: results in `root`, images in `data`."""
     plain = Setup(device="cpu", root=root, data=data, weight_files={}, method_files=[], suites=[SUITE])
     return dataclasses.replace(plain, **changes)
 

@@ -9,19 +9,19 @@ from functools import cache
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.comparability import taken_in_part
 from analysis.figures.ablation import ablation, varied_fields
+from analysis.figures.beside_published import published_scatter
 from analysis.figures.channels import channel_heatmap, channel_overlap, with_channels
 from analysis.figures.data import PER_CELL, read_whole, run_frame
 from analysis.figures.learning import QUANTITIES, learning_curves, with_curves
 from analysis.figures.panels import few_shot_curves, group_bars, target_bars
-from analysis.figures.published import published_scatter
 from analysis.figures.ranks import critical_difference_diagram
 from analysis.figures.tradeoff import tradeoff
 from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
 from analysis.runs import Read
 from analysis.tables import ablation_axes
 from analysis.tables.significance import DEFAULT_REFERENCE
-from analysis.unlike import taken_in_part
 
 WHOLE = "methods that are complete on every task of the suite"
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from analysis.comparability import left_out_text, taken_in_part
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, Cell, number_cell
-from analysis.unlike import left_out_text, taken_in_part
-from harness.plans.protocol import PROTOCOLS
+from harness.schema.protocol import PROTOCOLS
 from suites import SUITES
 
 Key = tuple[str, int]

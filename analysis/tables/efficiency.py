@@ -63,7 +63,7 @@ CAPTION = (
     "FLOPs: one image's forward pass, and with the backward pass in training, a multiply-add counts as two; stored: "
     "trained parameters and added buffers, head included; ms: a forward pass of 1 or 64 images, merged: with the "
     "method folded into the backbone, where it folds; memory: peak of the device's allocator in training, missing on "
-    "CPU; process: peak of the process's resident memory, libraries and pictures included; hours: sum of all runs of "
+    "CPU; process: peak of the process's resident memory, libraries and images included; hours: sum of all runs of "
     "the row."
 )
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.comparability import MOST_NOTED
 from analysis.frame import CELL_KEYS, REPLICATE_KEYS, differing_keys, parsed
 from analysis.tables.base import Cell
 from analysis.tables.cells import Key, seed_count
-from analysis.unlike import MOST_NOTED
 
 RUN_KEYS = ["method", "variant", "source", *CELL_KEYS, *REPLICATE_KEYS]
 

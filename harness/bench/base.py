@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness import device as devices
-from harness.data.preprocessing import STATISTICS, Preprocessing
 from harness.models import backbones
-from harness.plans.spec import BackboneSpec
+from harness.schema.preprocessing import STATISTICS, Preprocessing
+from harness.schema.spec import BackboneSpec
 
 BATCH = 64
 CLASSES = 10
@@ -33,7 +33,7 @@ class Sizes:
     """How much is measured."""
 
     images: int = 1000
-    """Training pictures, as in VTAB-1K."""
+    """Training images, as in VTAB-1K."""
 
     test_images: int = 1000
     epochs: int = 3
@@ -92,7 +92,7 @@ class Setting:
         return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).to(self.device)
 
     def with_images(self, count: int) -> Setting:
-        """The same with another number of training pictures."""
+        """The same with another number of training images."""
         return replace(self, sizes=replace(self.sizes, images=count))
 
 

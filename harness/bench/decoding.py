@@ -1,4 +1,4 @@
-"""Epochs of a small model: pictures decoded once into an array, against decoding in every epoch as the release does."""
+"""Epochs of a small model: images decoded once into an array, against decoding in every epoch as the release does."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from harness.bench import released
 from harness.bench.base import BATCH, Measurement, Setting, seconds, side_by_side, trained
 from harness.bench.ceilings import Ceilings
-from harness.bench.whole import decoded, write_pictures
+from harness.bench.whole import decoded, write_images
 from harness.data.splits import Split
-from harness.plans.spec import BackboneSpec
+from harness.schema.spec import BackboneSpec
 
 SMALL = BackboneSpec(name="test_vit", weights="random", digest="", image_size=64)
 """A ViT of 0.4 M parameters: what remains of an epoch is mostly its data."""
@@ -27,11 +27,11 @@ def measure(setting: Setting, limits: Ceilings) -> list[Measurement]:
     model = small.model()
     optimizer = torch.optim.AdamW(trained(model), lr=1e-3)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "pictures"
-        entries = write_pictures(folder, setting.sizes.images, seed=0)
+        folder = Path(name) / "images"
+        entries = write_images(folder, setting.sizes.images, seed=0)
         kept: list[Split] = []
         once = seconds(lambda: kept.append(decoded(small, folder, entries).to(device)), device)
-        pictures = released.Pictures(folder, entries, small.preprocessing)
+        images = released.Images(folder, entries, small.preprocessing)
 
         def from_array() -> Iterator[tuple[Tensor, Tensor]]:
             order = torch.randperm(len(entries))[: len(entries) // BATCH * BATCH].to(device)
@@ -41,7 +41,7 @@ def measure(setting: Setting, limits: Ceilings) -> list[Measurement]:
         taken = side_by_side(
             {
                 "ours": lambda: released.train_epoch(model, optimizer, from_array(), device),
-                "theirs": lambda: released.train_epoch(model, optimizer, released.loader(pictures, True), device),
+                "theirs": lambda: released.train_epoch(model, optimizer, released.loader(images, True), device),
             },
             device,
             setting.sizes.rounds,
@@ -56,5 +56,5 @@ def measure(setting: Setting, limits: Ceilings) -> list[Measurement]:
         judged=ratio,
         at_least=5.0,
     )
-    rate = Measurement(part="decoding", what="decoding once", unit="pictures/s", ours=len(entries) / once)
+    rate = Measurement(part="decoding", what="decoding once", unit="images/s", ours=len(entries) / once)
     return [epoch, rate]

@@ -1,6 +1,6 @@
 """A straightforward implementation of the released way, written from a description of what SCT's release does.
 
-float32 throughout, pictures decoded at each access by four loader workers, every activation of a tapped block kept on
+float32 throughout, images decoded at each access by four loader workers, every activation of a tapped block kept on
 the host before it is scored, a module by indexed assignment on the residual, and the test split evaluated every ten
 epochs. It taps each block once, where the release taps it twice.
 """
@@ -20,7 +20,7 @@ from torchvision import transforms
 from harness.bench.base import BATCH, trained
 from harness.data import decoding
 from harness.data.lists import Entry
-from harness.data.preprocessing import Preprocessing
+from harness.schema.preprocessing import Preprocessing
 from methods.blocks import blocks, plug, width
 from methods.sct.selection import Batches
 
@@ -28,8 +28,8 @@ WORKERS = 4
 TEST_EVERY = 10
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """A picture file decoded, resized and normalised at each access."""
+class Images(Dataset[tuple[Tensor, int]]):
+    """An image file decoded, resized and normalised at each access."""
 
     def __init__(self, folder: Path, entries: Sequence[Entry], preprocessing: Preprocessing) -> None:
         size = (preprocessing.image_size, preprocessing.image_size)
@@ -50,10 +50,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(decoding.read(self.folder / entry.name)), entry.label
 
 
-def loader(pictures: Pictures, train: bool) -> DataLoader[tuple[Tensor, int]]:
+def loader(images: Images, train: bool) -> DataLoader[tuple[Tensor, int]]:
     """Shuffled batches without the small last one to train on; all in order to test on."""
     return DataLoader(
-        pictures, BATCH, shuffle=train, num_workers=WORKERS, drop_last=train, multiprocessing_context="fork"
+        images, BATCH, shuffle=train, num_workers=WORKERS, drop_last=train, multiprocessing_context="fork"
     )
 
 

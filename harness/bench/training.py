@@ -15,16 +15,16 @@ from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_sid
 from harness.bench.ceilings import Ceilings
 from harness.bench.module import add_ours
 from harness.data.splits import Split
-from harness.plans.spec import Recipe
-from harness.training import shortcuts
+from harness.schema.spec import Recipe
+from harness.training import fast_path
 from harness.training.cost import counted
-from harness.training.shortcuts import Path
+from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
 from methods.base import Attachment
 
 
 def random_split(setting: Setting) -> Split:
-    """Decoded pictures of noise, on the device."""
+    """Decoded images of noise, on the device."""
     count, size = setting.sizes.images, setting.backbone.image_size
     pixels = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
     return Split(pixels, torch.arange(count) % CLASSES).to(setting.device)
@@ -43,7 +43,9 @@ def recipe(setting: Setting, **changes: Any) -> Recipe:
     return Recipe(**(values | {"precision": setting.precision} | changes))
 
 
-def bare_loop(setting: Setting, model: Any, data: Split, path: Path, batches: int | None = None) -> Callable[[], None]:
+def bare_loop(
+    setting: Setting, model: Any, data: Split, path: ForwardPlan, batches: int | None = None
+) -> Callable[[], None]:
     """The steps of an epoch as a plain PyTorch loop: no metrics, no schedule, no reports."""
     preprocessing, device = setting.preprocessing, setting.device
 
@@ -66,7 +68,7 @@ def bare_loop(setting: Setting, model: Any, data: Split, path: Path, batches: in
     return fit
 
 
-def our_trainer(setting: Setting, model: Any, data: Split, path: Path) -> Callable[[], None]:
+def our_trainer(setting: Setting, model: Any, data: Split, path: ForwardPlan) -> Callable[[], None]:
     """The trainer's epoch, with a listener as the display has one."""
 
     def fit() -> None:
@@ -85,8 +87,8 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
     """All lines of this part."""
     data = random_split(setting.with_images(min(OVERHEAD_IMAGES, setting.sizes.images)))
     model = add_ours(setting.model(drop_path=0.1))  # the same tensors for both: where they lie in memory matters too
-    plain = Path(forward=model)
-    shortest = shortcuts.path(
+    plain = ForwardPlan(forward=model)
+    shortest = fast_path.open_plan(
         model, Attachment(), data.images, setting.preprocessing, one_epoch(setting), setting.precision
     )
     begun = time.perf_counter()

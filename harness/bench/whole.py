@@ -1,8 +1,8 @@
-"""A whole task from picture files to test accuracy, ours against the released way, in the same call.
+"""A whole task from image files to test accuracy, ours against the released way, in the same call.
 
 Both ways are run completely with the bench's number of epochs, on the same files, with the same model and recipe. The
 time of a VTAB-size task (100 epochs, 20,000 test images) follows in proportion: epochs and test passes repeat the same
-work, and what is done once (selection, decoding the training pictures, the part of the model in front of what is
+work, and what is done once (selection, decoding the training images, the part of the model in front of what is
 trained) is counted once.
 """
 
@@ -36,7 +36,7 @@ from methods.registry import get
 from suites import packages
 
 CROP, SIDE = 200, 440
-"""A picture is a square of 200 pixels out of a photograph, stored at 440 pixels, a usual size of VTAB's pictures."""
+"""An image is a square of 200 pixels out of a photograph, stored at 440 pixels, a usual size of VTAB's images."""
 
 LEARNING_RATE = 8e-3
 
@@ -47,20 +47,20 @@ class Times:
 
     selection: float
     once: float
-    """Decoding the training pictures, and what else is done once for all epochs."""
+    """Decoding the training images, and what else is done once for all epochs."""
 
     epoch: float
     test: float
-    """One pass over the test pictures, with their decoding."""
+    """One pass over the test images, with their decoding."""
 
     accuracy: float
 
     def total(self, epochs: int, tests: int, test_share: float = 1.0) -> float:
-        """Time of a task with so many epochs and test passes over `test_share` times the pictures."""
+        """Time of a task with so many epochs and test passes over `test_share` times the images."""
         return self.selection + self.once + epochs * self.epoch + tests * test_share * self.test
 
 
-def write_pictures(folder: Path, count: int, seed: int) -> list[Entry]:
+def write_images(folder: Path, count: int, seed: int) -> list[Entry]:
     """JPEG files of crops of the bundled photographs, written by all cores; the class is the photograph."""
     rng = np.random.default_rng(seed)
     photos = [photo.resize((640, 480)) for photo in list(packages.photos().values())[:CLASSES]]
@@ -92,7 +92,7 @@ class Clock:
 
 
 def decoded(setting: Setting, folder: Path, entries: Sequence[Entry]) -> Split:
-    """The pictures of a folder as an array that was just made, and that the cache does not keep."""
+    """The images of a folder as an array that was just made, and that the cache does not keep."""
     source = ListFile(folder / "list", folder)
     pixels = torch.from_numpy(arrays.load("bench", source, entries, setting.preprocessing))
     arrays.array_path("bench", source, entries, setting.preprocessing).unlink()
@@ -129,8 +129,7 @@ def theirs(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Ent
     """The released way."""
     device, clock, epochs = setting.device, Clock(setting.device), setting.sizes.epochs
     train, test = (
-        released.Pictures(folder, listed, setting.preprocessing)
-        for folder, listed in zip(folders, entries, strict=True)
+        released.Images(folder, listed, setting.preprocessing) for folder, listed in zip(folders, entries, strict=True)
     )
     model = setting.model(drop_path=0.1)
     clock.lap()
@@ -161,7 +160,7 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
     with tempfile.TemporaryDirectory() as name:
         folders = (Path(name) / "train", Path(name) / "test")
         counts = (sizes.images, sizes.test_images)
-        entries = [write_pictures(f, n, seed) for seed, (f, n) in enumerate(zip(folders, counts, strict=True))]
+        entries = [write_images(f, n, seed) for seed, (f, n) in enumerate(zip(folders, counts, strict=True))]
         pair = (entries[0], entries[1])
         for way in (ours, theirs):  # what is loaded or compiled once is no part of an epoch
             way(replace(setting, sizes=replace(sizes, epochs=1)), folders, (pair[0][:BATCH], pair[1][:BATCH]))
@@ -178,9 +177,9 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
                 part="whole", what=what, unit="s", ours=getattr(our_times, key), other=getattr(their_times, key)
             )
             for key, what in {
-                "selection": f"selection from {sizes.images} picture files or arrays",
-                "epoch": f"an epoch of {sizes.images} pictures, batch {BATCH}",
-                "test": f"one test of {sizes.test_images} picture files",
+                "selection": f"selection from {sizes.images} image files or arrays",
+                "epoch": f"an epoch of {sizes.images} images, batch {BATCH}",
+                "test": f"one test of {sizes.test_images} image files",
             }.items()
         ),
     ]

@@ -11,7 +11,7 @@ import typer
 
 from harness.commands.options import DataFolder, ListFolder, ShotCounts, SuiteName, TaskNames
 from harness.errors import HarnessError
-from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, shot_words, task_words
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_shots, split_tasks
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, convert and tidy up data.")
 cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that runs keep on disk.")
@@ -26,23 +26,23 @@ def check_data(
     tasks: TaskNames = None,
     shots: ShotCounts = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Decode every picture, and find copies by pixels, not by bytes.")
+        bool, typer.Option("--deep", help="Decode every image, and find copies by pixels, not by bytes.")
     ] = False,
     show: Annotated[int, typer.Option(min=1, help="Problems of each kind to print; --json has all.")] = 3,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check every list and picture of a suite; the exit status is 1 if there is any error."""
+    """Check every list and image of a suite; the exit status is 1 if there is any error."""
     from harness.data.check import check
     from harness.data.lists import Roots
     from harness.plans.experiment import find_suite
 
     start = time.perf_counter()
-    with counting("pictures") as advance:
+    with counting("images") as advance:
         report = check(
             find_suite(_given(suite, "--suite")),
             Roots(data=root, lists=lists),
-            tuple(task_words(tasks) or ()),
-            tuple(shot_words(shots) or ()),
+            tuple(split_tasks(tasks) or ()),
+            tuple(split_shots(shots) or ()),
             deep,
             advance,
         )
@@ -85,7 +85,7 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
     for line in [*report.taken, *told(report.problems, show)]:
         errors.print(line, markup=False, highlight=False)
     warnings = len(report.problems) - report.errors
-    console.print(f"{report.pictures} pictures in {seconds:.1f} s: {report.errors} errors, {warnings} warnings")
+    console.print(f"{report.images} images in {seconds:.1f} s: {report.errors} errors, {warnings} warnings")
 
 
 @data_app.command("export")
@@ -94,24 +94,24 @@ def export_data(
     to: Annotated[
         Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
     ] = None,
-    picture_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
+    image_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
     quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 if not given.")] = None,
     root: DataFolder = None,
     lists: ListFolder = None,
     tasks: TaskNames = None,
 ) -> None:
     """Write a suite's data into folders and lists that `--root` reads back: for VTAB suites, the usual layout."""
-    from harness.data.export import PictureFormat, export
+    from harness.data.export import ImageFormat, export
     from harness.data.lists import Roots
     from harness.plans.experiment import find_suite
 
     target = Path(_given(str(to) if to else None, "--to"))
-    chosen, roots = PictureFormat(name=picture_format, quality=quality), Roots(data=root, lists=lists)
-    with counting("pictures") as advance:
+    chosen, roots = ImageFormat(name=image_format, quality=quality), Roots(data=root, lists=lists)
+    with counting("images") as advance:
         count = export(
-            find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(task_words(tasks) or ()), advance
+            find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(split_tasks(tasks) or ()), advance
         )
-    console.print(f"{count} pictures written below {target}")
+    console.print(f"{count} images written below {target}")
 
 
 @data_app.command("prepare")
@@ -136,7 +136,7 @@ def prepare_data(
         print_rows(sources(), as_json)
         return
     folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
-    for name, note in prepare(folder, target, tuple(task_words(tasks) or ())):
+    for name, note in prepare(folder, target, tuple(split_tasks(tasks) or ())):
         console.print(f"{target / name}: {note}")
 
 

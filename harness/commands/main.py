@@ -17,8 +17,8 @@ from harness.commands.runs import runs_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
-from harness.failures import kind_of
-from harness.terminal import JsonFlag, console, errors, print_rows, show_plugin_warnings, words
+from harness.schema.failures import kind_of
+from harness.terminal import JsonFlag, console, errors, print_rows, show_plugin_warnings, split_csv
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(runs_app)
@@ -32,7 +32,7 @@ app.command()(bench)
 @app.callback()
 def common(
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder for weights, decoded pictures and bundled suites; also $SCTBENCH_CACHE.")
+        Path | None, typer.Option(help="Folder for weights, decoded images and bundled suites; also $SCTBENCH_CACHE.")
     ] = None,
 ) -> None:
     """Compare parameter-efficient fine-tuning methods for vision transformers."""
@@ -58,7 +58,7 @@ def report(
     from methods.registry import all_methods
 
     name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
-    options = TableOptions(reference, tuple(words(ablation) or ()) if ablation is not None else None)
+    options = TableOptions(reference, tuple(split_csv(ablation) or ()) if ablation is not None else None)
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
     to = to or out / "report"
     paths = write(out, to, name, options, about, console, errors)
@@ -118,7 +118,7 @@ def check_method(
     as_json: JsonFlag = False,
 ) -> None:
     """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
-    from harness.training.shortcut_check import check_shortcuts
+    from harness.training.fast_path_check import check_shortcuts
     from methods import conformance, registry
 
     cls, checks = registry.get(method), conformance.CHECKS | {"shortcuts": check_shortcuts}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.terminal import console, shot_words, task_words, words
+from harness.terminal import console, split_csv, split_shots, split_tasks
 
 DataFolder = Annotated[Path | None, typer.Option("--root", help="Folder of the images, where you bring them.")]
 ListFolder = Annotated[Path | None, typer.Option("--lists", help="Folder of the lists, if not that of the images.")]
@@ -47,24 +47,24 @@ def read_selection(
     recipe: Annotated[str | None, typer.Option(help="Recipe fields for all methods, e.g. epochs=5,lr=1e-3")] = None,
     shots: ShotCounts = None,
     statistics: Annotated[str | None, typer.Option(help="Input statistics: model, imagenet, half or none.")] = None,
-    fit: Annotated[str | None, typer.Option(help="How pictures become square: squash, crop or squash-crop.")] = None,
+    fit: Annotated[str | None, typer.Option(help="How images become square: squash, crop or squash-crop.")] = None,
     interpolation: Annotated[str | None, typer.Option(help="bicubic or bilinear.")] = None,
 ) -> Any:
     """The `plan.Selection` that the options and the experiment file ask for."""
     from harness.plans import experiment as experiments
 
-    fields = experiments.parse_settings(words(recipe) or []) if recipe is not None else None
+    fields = experiments.parse_settings(split_csv(recipe) or []) if recipe is not None else None
     given: dict[str, Any] = {
         "suite": suite,
-        "methods": words(methods),
-        "tasks": task_words(tasks),
+        "methods": split_csv(methods),
+        "tasks": split_tasks(tasks),
         "seeds": seeds,
         "protocol": protocol,
         "trials": trials,
         "backbone": backbone,
         "weights": weights,
         "image_size": image_size,
-        "shots": shot_words(shots),
+        "shots": split_shots(shots),
         "statistics": statistics,
         "fit": fit,
         "interpolation": interpolation,

@@ -48,7 +48,7 @@ def run(
 def show_plan(selection: Any, out: OutFolder = Path("results"), redo: Redo = None, as_json: JsonFlag = False) -> None:
     """Show what `run` would do with the same flags: runs, images and disk. The data need not be there."""
     from harness import device as devices
-    from harness.plans.overview import ASSUMED_RATE, gpu_hours, overview, totals
+    from harness.execution.overview import ASSUMED_RATE, gpu_hours, overview, totals
     from harness.records.stale import check_redo, without_stale
     from harness.records.store import Store
 
@@ -76,7 +76,7 @@ _SHOWN_WITH = {"shots": "shots", "draws": "shots", "trials": "trials"}
 
 def _plan_row(line: dict[str, Any]) -> dict[str, Any]:
     """The columns of a plan's table; shots, draws and trials where there are any."""
-    from harness.plans.overview import gpu_hours
+    from harness.execution.overview import gpu_hours
 
     row = {
         "task": line["task"],
@@ -105,9 +105,9 @@ def _execute(
     from harness.data.located import refuse_unusable
     from harness.data.splits import done_on_other_data, not_official
     from harness.execution import local
+    from harness.execution.overview import overview, totals
     from harness.execution.progress import Display
     from harness.execution.worker import setup_for
-    from harness.plans.overview import overview, totals
     from harness.plans.stages import stage
     from harness.records import stale
     from harness.records.store import Store
@@ -127,7 +127,7 @@ def _execute(
     settled = [record for spec in stages.settled if (record := found.get(spec.run_id))]
     for warning in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
         errors.print(f"warning: {warning}", markup=False, highlight=False)
-    with counting("pictures compared") as advance:
+    with counting("images compared") as advance:
         warnings = list(done_on_other_data(selection.suite, settled, roots, selection.preprocessing, advance))
     for warning in warnings:
         errors.print(f"warning: {warning}; not done again, for that take another --out", markup=False, highlight=False)
@@ -135,12 +135,12 @@ def _execute(
         errors.print(f"warning: {text}.", markup=False, highlight=False)
     if not to_do:
         return
-    with counting("lists and pictures looked for") as advance:
+    with counting("lists and images looked for") as advance:
         refuse_unusable(selection, [*stages.ready, *stages.blocked], roots, curve, advance)
     for line in folders_taken(selection.suite, selection.tasks, roots):
         console.print(line, markup=False, highlight=False)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])
-    console.print(f"Decoded pictures of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
+    console.print(f"Decoded images of the selection: {disk} in {arrays.folder()}, built where they are not there yet")
     devices_ = local.worker_devices(device, jobs)
     setups = [
         replace(setup_for(selection, out, roots, worker), curve=curve, redo_stale=redo_stale) for worker in devices_
@@ -172,7 +172,7 @@ def _other_precisions(selection: Any, read: Any) -> Iterator[str]:
 
 def _conclude(failed: list[Any], outcome: Any) -> None:
     """Say what failed and how to go on; the exit status tells too."""
-    from harness.failures import CLASSES
+    from harness.schema.failures import CLASSES
 
     if failed:
         kinds = [CLASSES[record.failure.kind] for record in failed]

@@ -119,7 +119,7 @@ def submit(
         if not missing.ready and not missing.blocked:
             return
         if not dry_run:
-            with counting("lists and pictures looked for") as advance:
+            with counting("lists and images looked for") as advance:
                 refuse_unusable(selection, [*missing.ready, *missing.blocked], roots, advance=advance)
         plan = submission.plan_selection(selection, missing, profile, where, _limit(where, dry_run))
         for warning in plan.warnings:
@@ -205,7 +205,7 @@ def logs(
     lines: Annotated[int, typer.Option(min=1, help="How many lines from the end.")] = 40,
 ) -> None:
     """Show the end of the log of the job that a run was in last."""
-    from slurm.control import find
+    from slurm.actions import find
     from slurm.status import log_file, places, tail
     from slurm.submissions import Log
 
@@ -225,7 +225,7 @@ def cancel(
 ) -> None:
     """Cancel submitted runs. What they have done is kept: submitted again, they go on from there."""
     from harness.errors import HarnessError
-    from slurm.control import cancel as cancel_runs
+    from slurm.actions import cancel as cancel_runs
 
     if bool(runs) == everything:
         raise HarnessError("say which: ids of runs, or --all")
@@ -243,7 +243,7 @@ def retry(
 ) -> None:
     """Submit runs that failed once more, with the profile of before; flags change it (--mem 64GB)."""
     from harness.errors import HarnessError
-    from slurm.control import retry as submit_again
+    from slurm.actions import retry as submit_again
     from slurm.profile import make_profile
 
     if not failed:

@@ -14,7 +14,7 @@ import typer
 
 from harness.commands.options import OutFolder, read_selection, takes_options
 from harness.errors import HarnessError
-from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, words
+from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_csv
 
 status_app = typer.Typer()
 
@@ -27,7 +27,7 @@ def _read_part(**options: Any) -> Any:
     """The selection that the options ask for; without methods and experiment file, what to filter a folder by."""
     given = {key: value for key, value in options.items() if value is not None}
     if given.keys() <= {"suite", "tasks"}:
-        return {"suite": words(options["suite"]), "task": words(options["tasks"])}
+        return {"suite": split_csv(options["suite"]), "task": split_csv(options["tasks"])}
     return read_selection(**options)
 
 
@@ -44,7 +44,7 @@ def status(
     from harness.records import stale
     from harness.records.status import KEYS, STATES, counts, failures, waiting
 
-    keys = words(by) or []
+    keys = split_csv(by) or []
     if not keys or not set(keys) <= set(KEYS):
         raise HarnessError(f"--by {by}: any of {','.join(KEYS)}")
     runs = _runs(part, out)
@@ -96,8 +96,9 @@ def _specs(selection: Any, out: Path, submitted: set[str]) -> list[Any]:
     one that is there, or in a job, counts, and else the one that `run` would do on this machine.
     """
     from harness import device as devices
-    from harness.plans import plan, protocol
+    from harness.plans import plan
     from harness.records.store import Store
+    from harness.schema import protocol
 
     store, tunes = Store(out), protocol.get(selection.protocol).tunes
     read = functools.cache(store.read)

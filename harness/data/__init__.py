@@ -1,1 +1,1 @@
-"""From list files and pictures to the splits that a run sees."""
+"""From list files and images to the splits that a run sees."""

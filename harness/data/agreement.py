@@ -1,6 +1,6 @@
-"""Do a task's lists belong together? `trainval` is `train` and `val`: the same pictures with the same labels.
+"""Do a task's lists belong together? `trainval` is `train` and `val`: the same images with the same labels.
 
-Where `trainval` names the files that `train` and `val` name, paths tell. NOAH's script writes each picture of
+Where `trainval` names the files that `train` and `val` name, paths tell. NOAH's script writes each image of
 `trainval` anew: such copies are known by size and end of the file, which costs a look at each.
 """
 
@@ -20,23 +20,23 @@ class Disagreement:
     """One way in which the lists contradict each other."""
 
     text: str
-    """`file:line: what is wrong`, for the first picture of its kind."""
+    """`file:line: what is wrong`, for the first image of its kind."""
 
     certain: bool = True
-    """False where pictures may be the same, encoded in another way."""
+    """False where images may be the same, encoded in another way."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     file: Path
     entry: Entry
-    picture: str | bytes
+    image: str | bytes
     """Its path, or what it shares with its copies."""
 
     @property
     def is_there(self) -> bool:
         """Whether there is a file, in lists that name none in common."""
-        return isinstance(self.picture, bytes)
+        return isinstance(self.image, bytes)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.entry.line}"
@@ -47,8 +47,8 @@ def disagreements(lists: Mapping[str, Listed]) -> Iterator[Disagreement]:
     if not {"train", "val", "trainval"} <= lists.keys():
         return
     parts, whole, shared = _lines(lists)
-    mine, theirs = _by_picture(whole), _by_picture(parts)
-    both = [(lines, theirs[picture]) for picture, lines in mine.items() if picture in theirs]
+    mine, theirs = _by_image(whole), _by_image(parts)
+    both = [(lines, theirs[image]) for image, lines in mine.items() if image in theirs]
     if wrong := [(a, b) for a, b in both if _labels(a).keys() != _labels(b).keys()]:
         (here, *_), (there, *_) = wrong[0]
         what = f"{here.entry.name} has label {here.entry.label} here and {there.entry.label} in {there}"
@@ -58,8 +58,8 @@ def disagreements(lists: Mapping[str, Listed]) -> Iterator[Disagreement]:
         what = f"{lines[0].entry.name} stands here {len(lines)} times and {len(others)} times in {_names(lists)}"
         yield Disagreement(f"{lines[0]}: {what}{more(wrong)}")
     certain = shared or _labels(whole) != _labels(parts)
-    only = [lines[0] for picture, lines in mine.items() if picture not in theirs and (certain or lines[0].is_there)]
-    lost = [lines[0] for picture, lines in theirs.items() if picture not in mine and (certain or lines[0].is_there)]
+    only = [lines[0] for image, lines in mine.items() if image not in theirs and (certain or lines[0].is_there)]
+    lost = [lines[0] for image, lines in theirs.items() if image not in mine and (certain or lines[0].is_there)]
     if only:
         what = f"{only[0].entry.name} is in neither {_names(lists, 'nor')}{more(only)}"
         yield Disagreement(f"{only[0]}: {what}", certain)
@@ -83,10 +83,10 @@ def _lines(lists: Mapping[str, Listed]) -> tuple[list[_Line], list[_Line], bool]
     return lines["train"] + lines["val"], lines["trainval"], bool(common)
 
 
-def _by_picture(lines: Iterable[_Line]) -> dict[str | bytes, list[_Line]]:
+def _by_image(lines: Iterable[_Line]) -> dict[str | bytes, list[_Line]]:
     found: dict[str | bytes, list[_Line]] = {}
     for line in lines:
-        found.setdefault(line.picture, []).append(line)
+        found.setdefault(line.image, []).append(line)
     return found
 
 

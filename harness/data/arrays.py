@@ -1,11 +1,11 @@
-"""Decode once: a split's pictures become one uint8 array on disk, which runs map into memory.
+"""Decode once: a split's images become one uint8 array on disk, which runs map into memory.
 
-An array's name holds a digest of the list, of all pictures' inodes, sizes and times, of the bytes of some of them, of
-the preprocessing and of the decoding's versions, so a changed list, picture, size or library makes a new array.
+An array's name holds a digest of the list, of all images' inodes, sizes and times, of the bytes of some of them, of
+the preprocessing and of the decoding's versions, so a changed list, image, size or library makes a new array.
 Several processes may ask for the same array: one builds it, the others wait. The file ends with its checksum, which
 each process compares once: a damaged array is built anew.
 
-Beside an array lie digests of each picture's decoded pixels, for the fingerprint of the data. They are small, and stay
+Beside an array lie digests of each image's decoded pixels, for the fingerprint of the data. They are small, and stay
 when the arrays are deleted: what a file decodes to is known as long as it is not touched.
 """
 
@@ -21,20 +21,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from harness.data import decoding
 from harness.data.lists import Entry, ListFile
-from harness.data.preprocessing import Preprocessing
 from harness.errors import DataError
 from harness.lease import lies_at
 from harness.paths import cache_folder, write_atomically, writing_cache
+from harness.schema.preprocessing import Preprocessing
 from harness.terminal import Advance
 
 SAMPLE = 16
-"""Pictures per list whose bytes go into the digest."""
+"""Images per list whose bytes go into the digest."""
 
 SUFFIXES = {".npy", ".tmp", ".lock"}
 """What lies in the folder: arrays, arrays in the making, and the locks of their builders."""
@@ -51,7 +52,7 @@ def list_digest(entries: Sequence[Entry]) -> str:
 
 
 def sample_digest(source: ListFile, entries: Sequence[Entry]) -> str:
-    """sha256 over the bytes of `SAMPLE` pictures, evenly spaced over the list."""
+    """sha256 over the bytes of `SAMPLE` images, evenly spaced over the list."""
     sha, count = hashlib.sha256(), min(SAMPLE, len(entries))
     for number in range(count):
         path = source.folder / entries[number * len(entries) // count].name
@@ -62,7 +63,7 @@ def sample_digest(source: ListFile, entries: Sequence[Entry]) -> str:
 
 @contextmanager
 def _reading(path: str | Path) -> Iterator[None]:
-    """Inside, `DataError` names a picture that is not there or cannot be read."""
+    """Inside, `DataError` names an image that is not there or cannot be read."""
     try:
         yield
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def _reading(path: str | Path) -> Iterator[None]:
 
 
 def _stamps_digest(source: ListFile, entries: Sequence[Entry]) -> str:
-    """sha256 over inode, size and times of all pictures: 0.1 s for 20,000 on a local disk. The time of the last change
+    """sha256 over inode, size and times of all images: 0.1 s for 20,000 on a local disk. The time of the last change
     of anything (ctime) cannot be set by hand, as that of the content (mtime) can."""
     sha = hashlib.sha256()
     for entry in entries:
@@ -84,7 +85,7 @@ def _stamps_digest(source: ListFile, entries: Sequence[Entry]) -> str:
 
 
 def array_bytes(count: int, preprocessing: Preprocessing) -> int:
-    """Size of the array of so many pictures."""
+    """Size of the array of so many images."""
     return count * preprocessing.image_size**2 * 3
 
 
@@ -103,7 +104,7 @@ def load(
     preprocessing: Preprocessing,
     advance: Advance | None = None,
 ) -> np.ndarray:
-    """Pixels uint8 [N, size, size, 3] of a list's pictures in order, built if need be, mapped copy-on-write."""
+    """Pixels uint8 [N, size, size, 3] of a list's images in order, built if need be, mapped copy-on-write."""
     return np.load(build(label, source, entries, preprocessing, advance), mmap_mode="c")
 
 
@@ -122,29 +123,29 @@ def build(
                 _decode(path, [source.folder / entry.name for entry in entries], preprocessing, advance)
                 if array_path(label, source, entries, preprocessing) != path:
                     path.unlink()
-                    raise DataError(f"{source.path}: pictures changed while they were decoded; start again")
+                    raise DataError(f"{source.path}: images changed while they were decoded; start again")
     return path
 
 
 def is_known(array: Path) -> bool:
-    """Whether `picture_digests` need not decode a picture for this array, which may be there itself or not."""
+    """Whether `image_digests` need not decode an image for this array, which may be there itself or not."""
     return array.is_file() or _digests_file(array).is_file()
 
 
-def picture_digests(
-    array: Path, pictures: Sequence[Path], preprocessing: Preprocessing, advance: Advance | None = None
+def image_digests(
+    array: Path, images: Sequence[Path], preprocessing: Preprocessing, advance: Advance | None = None
 ) -> list[bytes]:
-    """sha256 of each picture's decoded pixels: as kept, else out of the array where it is there, else by decoding,
+    """sha256 of each image's decoded pixels: as kept, else out of the array where it is there, else by decoding,
     which keeps the digests and makes no array.
 
-    `array`: `array_path` of the list that `pictures` are from.
+    `array`: `array_path` of the list that `images` are from.
     """
     file = _digests_file(array)
-    if (kept := _kept_digests(file, len(pictures))) is None:
+    if (kept := _kept_digests(file, len(images))) is None:
         with writing_cache(), _lock(array):
-            if (kept := _kept_digests(file, len(pictures))) is None:  # see `build`
+            if (kept := _kept_digests(file, len(images))) is None:  # see `build`
                 whole = np.load(array, mmap_mode="r") if _is_whole(array) else None
-                found = iter(whole) if whole is not None else _decoded(pictures, preprocessing, advance)
+                found = iter(whole) if whole is not None else _decoded(images, preprocessing, advance)
                 kept = [hashlib.sha256(pixels.tobytes()).digest() for pixels in found]
                 body = b"".join(kept)
                 write_atomically(file, lambda out: out.write(body + hashlib.sha256(body).digest()))
@@ -179,24 +180,24 @@ def _lock(path: Path) -> Iterator[None]:
                 return
 
 
-def _decoded(pictures: Sequence[Path], preprocessing: Preprocessing, advance: Advance | None) -> Iterator[np.ndarray]:
-    """The pixels of each picture in order, decoded on all cores."""
+def _decoded(images: Sequence[Path], preprocessing: Preprocessing, advance: Advance | None) -> Iterator[np.ndarray]:
+    """The pixels of each image in order, decoded on all cores."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for index, pixels in enumerate(pool.map(preprocessing.decode, pictures)):
+        for index, pixels in enumerate(pool.map(partial(decoding.decode, preprocessing=preprocessing), images)):
             yield pixels
-            if advance and (index % 100 == 99 or index + 1 == len(pictures)):
-                advance(index + 1, len(pictures))
+            if advance and (index % 100 == 99 or index + 1 == len(images)):
+                advance(index + 1, len(images))
 
 
-def _decode(path: Path, pictures: list[Path], preprocessing: Preprocessing, advance: Advance | None) -> None:
+def _decode(path: Path, images: list[Path], preprocessing: Preprocessing, advance: Advance | None) -> None:
     """Decode into a temporary file, then rename it."""
     temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     size = preprocessing.image_size
     try:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(pictures), size, size, 3))
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(images), size, size, 3))
         with temporary.open("rb+") as file:  # a full disk is an error here, and no bus error when a page is written
             os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        for index, pixels in enumerate(_decoded(pictures, preprocessing, advance)):
+        for index, pixels in enumerate(_decoded(images, preprocessing, advance)):
             array[index] = pixels
         array.flush()
         with temporary.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Augmentation of a training batch, on decoded pictures that have the model's size already.
+"""Augmentation of a training batch, on decoded images that have the model's size already.
 
 Every random choice of a batch follows from one seed. timm's transforms draw from the global generators of python, numpy
 and torch: these are seeded for the batch and put back afterwards, so that nothing outside is shifted, and a batch, and
@@ -25,7 +25,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harness.data.preprocessing import INTERPOLATIONS, Preprocessing
+from harness.schema.preprocessing import INTERPOLATIONS, Preprocessing
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 ERASE_PROBABILITY = 0.25
@@ -93,7 +93,7 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class TrainAug:
-    """`train_aug` of SCT's release: horizontal flip, then RandAugment, on pictures squashed to the model's size.
+    """`train_aug` of SCT's release: horizontal flip, then RandAugment, on images squashed to the model's size.
 
     The release builds timm's training transform and replaces its random crop by a plain resize; with RandAugment on,
     timm leaves colour jitter out. RandAugment is that of the timm installed (the release has 0.6.5).
@@ -102,21 +102,21 @@ class TrainAug:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing, self.rand_augment = preprocessing, rand_augment(preprocessing)
 
-    def picture(self, image: Image.Image) -> Image.Image:
-        """One picture, drawing from the global generators."""
+    def image(self, image: Image.Image) -> Image.Image:
+        """One image, drawing from the global generators."""
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.rand_augment(image)
 
-    def pictures(self, images: Tensor) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Augmented copies, uint8 [B, H, W, 3] on the CPU."""
-        arrays = [np.array(self.picture(Image.fromarray(array))) for array in images.cpu().numpy()]
+        arrays = [np.array(self.image(Image.fromarray(array))) for array in images.cpu().numpy()]
         return torch.from_numpy(np.stack(arrays))
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """See `Augment`."""
         with seeded(seed):
-            augmented = self.pictures(images)
+            augmented = self.images(images)
         return self.preprocessing.normalise(augmented.to(images.device)), labels
 
 
@@ -124,7 +124,7 @@ class FewShot(TrainAug):
     """NOAH's few-shot recipe: random resized crop, flip, RandAugment, random erasing, then mixup or cutmix.
 
     The crop is taken from the decoded square and not from the original file. So its shape is relative to the squashed
-    picture (with `fit=crop`: to its centre), and a small crop is enlarged from fewer pixels and looks softer.
+    image (with `fit=crop`: to its centre), and a small crop is enlarged from fewer pixels and looks softer.
     Erased areas are filled with noise per pixel, as is usual with these settings (DeiT); NOAH's mode was not checked.
     """
 
@@ -136,14 +136,14 @@ class FewShot(TrainAug):
         self.erase = RandomErasing(ERASE_PROBABILITY, mode="pixel", device="cpu")
         self.mixup = Mixup(MIXUP_ALPHA, CUTMIX_ALPHA, label_smoothing=smoothing, num_classes=num_classes)
 
-    def picture(self, image: Image.Image) -> Image.Image:
-        """One picture, drawing from the global generators."""
-        return super().picture(self.crop(image))
+    def image(self, image: Image.Image) -> Image.Image:
+        """One image, drawing from the global generators."""
+        return super().image(self.crop(image))
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """See `Augment`. The targets are probabilities [B, C]: of two classes for mixed pictures, and smoothed."""
+        """See `Augment`. The targets are probabilities [B, C]: of two classes for mixed images, and smoothed."""
         with seeded(seed):
-            erased = self.erase(self.preprocessing.normalise(self.pictures(images)).contiguous())
+            erased = self.erase(self.preprocessing.normalise(self.images(images)).contiguous())
             return self._mix(erased.to(images.device), labels)
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +168,8 @@ def workers_for(device: torch.device, augment: Augment) -> int:
     return min(MOST_WORKERS, share - 1)
 
 
-class _Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented batches, by the places of their pictures and the batch's seed."""
+class _Images(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented batches, by the places of their images and the batch's seed."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: Augment) -> None:
         self.images, self.labels, self.augment = images, labels, augment
@@ -179,7 +179,7 @@ class _Pictures(Dataset[tuple[Tensor, Tensor]]):
         return self.augment(self.images[index], self.labels[index], seed)
 
 
-class Ahead:
+class PrefetchLoader:
     """Augments the next batches in processes of its own while the device trains on the last: the same bits as without.
 
     images: uint8 [N, H, W, 3], labels: int64 [N], both copied to the CPU.
@@ -188,18 +188,18 @@ class Ahead:
     def __init__(self, images: Tensor, labels: Tensor, augment: Augment, workers: int) -> None:
         self._device, self._order = images.device, list[tuple[list[int], int]]()
         self._loader: DataLoader[Any] = DataLoader(
-            _Pictures(images.cpu(), labels.cpu(), augment),
+            _Images(images.cpu(), labels.cpu(), augment),
             batch_size=None,
             sampler=self._order,
             num_workers=workers,
             persistent_workers=True,
-            multiprocessing_context="fork",  # they share the pictures, and never touch the device
+            multiprocessing_context="fork",  # they share the images, and never touch the device
             pin_memory=images.is_cuda,
             generator=torch.Generator(),  # the global one is the training's
         )
 
     def batches(self, order: list[tuple[list[int], int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented images and targets, on the device, of batches given by picture numbers and seed."""
+        """Augmented images and targets, on the device, of batches given by image numbers and seed."""
         self._order[:] = order
         with _signals_held():
             found = iter(self._loader)

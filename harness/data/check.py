@@ -1,4 +1,4 @@
-"""Is a copy of a suite's data whole? Every list and every picture is looked at; all problems come in one report."""
+"""Is a copy of a suite's data whole? Every list and every image is looked at; all problems come in one report."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from harness.data.lists import (
 from harness.data.problems import Problem, no_folder, read_with_problems
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
-from harness.plans.plan import check_shots, task_names
+from harness.schema.tasks import chosen_shots, chosen_tasks
 from suites.base import Suite, Target, Task
 
 Advance = Callable[[int, int], None]
-"""Told how many pictures of how many are done."""
+"""Told how many images of how many are done."""
 
 END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 """What stands in the last bytes of a file that is whole. A file without it, and one of any other format, is decoded to
@@ -57,7 +57,7 @@ class CheckedList:
     split_seed: int | None
     source: ListFile
     known: int | None
-    """Number of pictures that the suite states."""
+    """Number of images that the suite states."""
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -66,7 +66,7 @@ class CheckedList:
 
     @property
     def found(self) -> int:
-        """Number of pictures: of lines, or where a number of shots is asked for, of different pictures."""
+        """Number of images: of lines, or where a number of shots is asked for, of different images."""
         return len({entry.name for entry in self.entries}) if self._few_shot else len(self.entries)
 
     @property
@@ -92,12 +92,12 @@ class CheckedList:
 
     def _counts(self) -> Iterator[Problem]:
         if self.known is not None and self.found != self.known:
-            yield Problem(f"{self.source.path}: {self.found} pictures, where {self.known} are known")
+            yield Problem(f"{self.source.path}: {self.found} images, where {self.known} are known")
         if self._few_shot:
             counts = Counter(label for _, label in {(entry.name, entry.label) for entry in self.entries})
             for label in sorted(counts):
                 if counts[label] != self.shots:
-                    yield Problem(f"{self.source.path}: class {label} has {counts[label]} pictures, not {self.shots}")
+                    yield Problem(f"{self.source.path}: class {label} has {counts[label]} images, not {self.shots}")
 
     def _repeats(self) -> Iterator[Problem]:
         first: dict[str, Entry] = {}
@@ -116,7 +116,7 @@ class CheckedList:
         few = self.split == "val" or self.split in {target.name for target in self.task.targets if target.masked}
         if absent and not few:
             first = next(label for label in count() if label not in labels)
-            text = f"{self.source.path}: no picture of {absent} of {self.task.num_classes} classes, first class {first}"
+            text = f"{self.source.path}: no image of {absent} of {self.task.num_classes} classes, first class {first}"
             yield Problem(text, "error" if self._few_shot else "warning")
 
 
@@ -128,7 +128,7 @@ class Report:
     missing: list[Problem] = field(default_factory=list)
     """Folders that are not there."""
 
-    pictures: int = 0
+    images: int = 0
     """Files looked at."""
 
     @property
@@ -155,10 +155,10 @@ def check(
     deep: bool = False,
     advance: Advance | None = None,
 ) -> Report:
-    """Check lists and pictures; `deep` decodes every picture, else its header and end are looked at."""
+    """Check lists and images; `deep` decodes every image, else its header and end are looked at."""
     report, absent = Report(), list[tuple[Task | Target, str]]()
-    shots = check_shots(suite, shots)
-    for name in task_names(suite, tasks):
+    shots = chosen_shots(suite, shots)
+    for name in chosen_tasks(suite, tasks):
         rows = _locate(suite, suite.task(name), roots, shots, absent)
         for row in rows:
             row.read()
@@ -166,7 +166,7 @@ def check(
         _find_disagreements(rows)
         report.rows += rows
     report.missing = no_folder(suite, absent, roots)
-    looks = _check_pictures(report, deep, advance)
+    looks = _check_images(report, deep, advance)
     identity = copies.identities(looks, deep)
     for task in dict.fromkeys(row.task.name for row in report.rows):
         _find_copies([row for row in report.rows if row.task.name == task], identity)
@@ -205,7 +205,7 @@ def _row(
 
 
 def _find_overlaps(rows: list[CheckedList]) -> None:
-    """No picture may stand in two of train, val and what is tested on; trainval may hold val."""
+    """No image may stand in two of train, val and what is tested on; trainval may hold val."""
     pairs = disjoint({row.split for row in rows})
     files = [(row, by_file(row.source, row.entries)) for row in rows]
     for (one, mine), (other, theirs) in product(files, files):
@@ -216,14 +216,14 @@ def _find_overlaps(rows: list[CheckedList]) -> None:
 
 
 def _find_disagreements(rows: list[CheckedList]) -> None:
-    """`trainval` must be `train` and `val`, and a picture have the same label in all draws."""
+    """`trainval` must be `train` and `val`, and an image have the same label in all draws."""
     lists = {row.split: row for row in rows}
     for found in disagreements({split: row.listed for split, row in lists.items() if row.whole}):
         lists["trainval"].problems.append(Problem(found.text, "error" if found.certain else "warning"))
     first: dict[str, tuple[CheckedList, Entry]] = {}
     for row in (row for row in rows if row.split == "train"):
-        pictures = zip(real_paths(*row.listed), row.entries, strict=True)
-        seen = [(entry, *first.setdefault(path, (row, entry))) for path, entry in pictures]
+        images = zip(real_paths(*row.listed), row.entries, strict=True)
+        seen = [(entry, *first.setdefault(path, (row, entry))) for path, entry in images]
         if wrong := [one for one in seen if one[1] is not row and one[0].label != one[2].label]:
             entry, other, twin = wrong[0]
             what = f"{entry.name} has label {entry.label} here and {twin.label} in {other.where(twin)}"
@@ -231,7 +231,7 @@ def _find_disagreements(rows: list[CheckedList]) -> None:
 
 
 def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> None:
-    """Copies between splits that may have no picture in common, and copies in one list under two labels."""
+    """Copies between splits that may have no image in common, and copies in one list under two labels."""
     pairs = disjoint({row.split for row in rows})
     if any(one == "trainval" for one, _ in pairs):  # it holds what train and val hold
         pairs = [pair for pair in pairs if pair[0] == "trainval" or pair == ("train", "val")]
@@ -248,13 +248,13 @@ def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> Non
             row.problems.append(Problem(f"{row.where(entry)}: {what}{copies.more(found_twice)}", "warning"))
 
 
-def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> dict[Path, Look]:
+def _check_images(report: Report, deep: bool, advance: Advance | None) -> dict[Path, Look]:
     """Look at each file once, and blame the first line that names it."""
     first: dict[Path, tuple[CheckedList, Entry]] = {}
     for row in report.rows:
         for entry in row.entries:
             first.setdefault(row.source.folder / entry.name, (row, entry))
-    report.pictures, looks = len(first), {}
+    report.images, looks = len(first), {}
     for done, (path, seen) in enumerate(_look_at(first, deep), start=1):
         looks[path] = seen
         if seen.problem:
@@ -266,7 +266,7 @@ def _check_pictures(report: Report, deep: bool, advance: Advance | None) -> dict
 
 
 def _offer_names(row: CheckedList) -> None:
-    """Say of a list's missing pictures, where it can be guessed, where they are."""
+    """Say of a list's missing images, where it can be guessed, where they are."""
     if any(problem.text.endswith(NO_FILE) for problem in row.problems):
         names = [entry.name for entry in row.entries if hints.file(row.source.folder / entry.name) is None]
         hint = hints.renamed(row.source, names)
@@ -278,13 +278,13 @@ def _look_at(paths: Iterable[Path], deep: bool) -> Iterator[tuple[Path, Look]]:
         yield from pool.map(lambda path: (path, look(path, deep)), paths)
 
 
-def picture_problem(path: Path, deep: bool = False) -> str | None:
-    """What is wrong with a picture file; None if nothing is."""
+def image_problem(path: Path, deep: bool = False) -> str | None:
+    """What is wrong with an image file; None if nothing is."""
     return look(path, deep).problem
 
 
 def look(path: Path, deep: bool = False) -> Look:
-    """What is wrong with a picture file, and else what it shares with its copies."""
+    """What is wrong with an image file, and else what it shares with its copies."""
     if problem := file_problem(path):
         return Look(problem=problem)
     try:

@@ -1,5 +1,5 @@
-"""The same picture under two names: hard links and byte for byte copies, and after decoding whatever has the same
-pixels. A copy of a test picture among those that are trained on is a leak that no list shows."""
+"""The same image under two names: hard links and byte for byte copies, and after decoding whatever has the same
+pixels. A copy of a test image among those that are trained on is a leak that no list shows."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ the same every quarter turn)."""
 
 def more(found: Sequence[object]) -> str:
     """Words for how many there are beside the first."""
-    return f" (and {len(found) - 1} more such pictures)" if len(found) > 1 else ""
+    return f" (and {len(found) - 1} more such images)" if len(found) > 1 else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a look at a picture file found."""
+    """What a look at an image file found."""
 
     problem: str | None = None
     """What is wrong with it."""
@@ -39,7 +39,7 @@ class Look:
 
 
 def end_digest(path: Path) -> bytes:
-    """Digest of a file's size and end: the same for copies, and for other pictures hardly ever. Empty if the file
+    """Digest of a file's size and end: the same for copies, and for other images hardly ever. Empty if the file
     cannot be read."""
     try:
         with path.open("rb") as file:
@@ -51,7 +51,7 @@ def end_digest(path: Path) -> bytes:
 
 
 def identities(looks: Mapping[Path, Look], deep: bool) -> dict[Path, bytes]:
-    """Pictures that have a copy, each with what is the same for all its copies: the digest of its bytes, which are read
+    """Images that have a copy, each with what is the same for all its copies: the digest of its bytes, which are read
     of files alone whose size and end are those of another one; or of its pixels, if these were looked at (`deep`)."""
     alike: dict[bytes, list[Path]] = {}
     for path, look in looks.items():
@@ -73,16 +73,16 @@ def identities(looks: Mapping[Path, Look], deep: bool) -> dict[Path, bytes]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeats:
-    """Pictures of one list that are copies of pictures of another one."""
+    """Images of one list that are copies of images of another one."""
 
     pairs: list[tuple[Entry, Entry]]
-    """Each such picture of the one list, with a copy in the other."""
+    """Each such image of the one list, with a copy in the other."""
 
     back: int
-    """How many pictures of the other list have a copy in the one."""
+    """How many images of the other list have a copy in the one."""
 
     sizes: tuple[int, int]
-    """Pictures of the one list and of the other."""
+    """Images of the one list and of the other."""
 
     @property
     def whole(self) -> bool:
@@ -91,13 +91,13 @@ class Repeats:
 
     def words(self, one: str, other: str) -> str:
         """How many there are, of two splits of these names."""
-        counts = f"{len(self.pairs)} of {self.sizes[0]} pictures of {one} and {self.back} of {self.sizes[1]} of {other}"
+        counts = f"{len(self.pairs)} of {self.sizes[0]} images of {one} and {self.back} of {self.sizes[1]} of {other}"
         labels = sum(entry.label != copy.label for entry, copy in self.pairs)
         return f"such are {counts}" + (f", {labels} with another label" if labels else "")
 
 
 def between(one: Listed, other: Listed, identity: Mapping[Path, bytes]) -> Repeats | None:
-    """Copies among the pictures of two lists, files left out that both lists name; None if there are none."""
+    """Copies among the images of two lists, files left out that both lists name; None if there are none."""
     mine, theirs = _known(one, identity), _known(other, identity)
     copies = {key: (path, entry) for path, key, entry in theirs}
     pairs = [
@@ -111,7 +111,7 @@ def between(one: Listed, other: Listed, identity: Mapping[Path, bytes]) -> Repea
 
 
 def two_labels(listed: Listed, identity: Mapping[Path, bytes]) -> list[tuple[Entry, Entry]]:
-    """Pictures of a list that have another label than an earlier copy in it, with that copy."""
+    """Images of a list that have another label than an earlier copy in it, with that copy."""
     first: dict[bytes, Entry] = {}
     pairs = [(entry, first.setdefault(key, entry)) for _, key, entry in _known(listed, identity)]
     found = [(entry, copy) for entry, copy in pairs if entry.label != copy.label]

@@ -1,16 +1,16 @@
-"""From a picture file to pixels of 8 bits: the one decoding behind runs, `data check --deep`, `data export`, `data
+"""From an image file to pixels of 8 bits: the one decoding behind runs, `data check --deep`, `data export`, `data
 prepare` and the bench.
 
-* Grey pictures of 16 bits (or 12) are scaled by their range: white is 65535 (or 4095), and the upper eight bits stay.
-* Floats go from 0, black, to 1, white. Integers of 32 bits or with a sign have no white that all agree on. Such a
-  picture, and one of floats outside of that range, is refused by name.
+* Grey images of 16 bits (or 12) are scaled by their range: white is 65535 (or 4095), and the upper eight bits stay.
+* Floats go from 0, black, to 1, white. Integers of 32 bits or with a sign have no white that all agree on. Such an
+  image, and one of floats outside of that range, is refused by name.
 * What is transparent, by an alpha channel, a palette or a key colour, shows white behind it.
 * Of several frames or pages the first is taken.
 * Pixels are taken as they are stored: an orientation in EXIF, colour profiles and gamma are not applied. Released code
   does the same (torchvision, timm, TensorFlow Datasets), and what it printed is what numbers are compared with. Only
   TIFF's own orientation, a part of that format, is followed, as Pillow does.
 
-What this makes of a picture may change with `VERSION` here or with the libraries behind Pillow, so `versions_digest` is
+What this makes of an image may change with `VERSION` here or with the libraries behind Pillow, so `versions_digest` is
 part of every decoded array's name.
 """
 
@@ -26,6 +26,7 @@ from PIL import Image, features
 
 from harness.data.files import no_file
 from harness.errors import DataError
+from harness.schema.preprocessing import Preprocessing
 
 VERSION = 1
 """Raised when the rules above change."""
@@ -34,7 +35,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBom
 """What Pillow raises for a file that it cannot decode, and `as_rgb` for one that it refuses."""
 
 MAY_BE_REFUSED = ("I", "F", "LAB")
-"""Modes in which a picture that is whole may still have no pixels of 8 bits: 32-bit integers, floats, and Lab."""
+"""Modes in which an image that is whole may still have no pixels of 8 bits: 32-bit integers, floats, and Lab."""
 
 _GREY = "I;16"
 """What the modes of grey with 16 bits begin with."""
@@ -46,7 +47,7 @@ _SCALED = ("L;2", "L;4", "RGB;16B")
 """Depths that Pillow scales to 8 bits, but not a key colour with them."""
 
 _WHITE_IS_ZERO, _BITS, _PHOTOMETRIC = 0, 258, 262
-"""TIFF's tags, and the value for pictures that count from white to black. Pillow heeds it up to 8 bits."""
+"""TIFF's tags, and the value for images that count from white to black. Pillow heeds it up to 8 bits."""
 
 
 @cache
@@ -56,8 +57,13 @@ def versions_digest() -> str:
     return hashlib.sha256(f"{VERSION} {PIL.__version__} {sorted(libraries.items())}".encode()).hexdigest()[:16]
 
 
+def decode(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Pixels uint8 [size, size, 3] of an image file. `DataError` names a file that cannot be decoded."""
+    return np.asarray(preprocessing.square(read(path)))
+
+
 def read(path: Path) -> Image.Image:
-    """The picture in a file, in mode RGB with 8 bits. `DataError` names a file that cannot be decoded."""
+    """The image in a file, in mode RGB with 8 bits. `DataError` names a file that cannot be decoded."""
     try:
         if problem := no_file(path.stat()):
             raise DataError(f"{path}: {problem}")
@@ -72,7 +78,7 @@ def read(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture by the rules above, in mode RGB. `ValueError` says why one is refused."""
+    """An opened image by the rules above, in mode RGB. `ValueError` says why one is refused."""
     if "transparency" in image.info and (depth := _depth(image)) in _SCALED:
         raise ValueError(f"a key colour at depth {depth} is not read: save it with an alpha channel")
     if image.mode in ("I", "F") or image.mode.startswith(_GREY):
@@ -90,7 +96,7 @@ def _depth(image: Image.Image) -> str:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """A grey picture of more than 8 bits in mode L."""
+    """A grey image of more than 8 bits in mode L."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     if image.mode == "F":
         if not (values.min() >= 0 and values.max() <= 1):  # NaN is not either

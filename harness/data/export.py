@@ -1,7 +1,7 @@
 """Write a suite's data anew, in the folders and lists that its definition reads: for VTAB suites, NOAH's layout.
 
-Pictures are numbered: `images/<split>/000000.png` beside the lists for VTAB, `<split>/000000.png` below the folder of
-the images where lists lie apart. A picture that several lists name is written once.
+Images are numbered: `images/<split>/000000.png` beside the lists for VTAB, `<split>/000000.png` below the folder of
+the images where lists lie apart. An image that several lists name is written once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.data.lists import Entry, ListFile, Roots, locate_lists, locate_targ
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
 from harness.paths import writing
-from harness.plans.plan import task_names
+from harness.schema.tasks import chosen_tasks
 from suites.base import Suite, Task
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG"}
@@ -34,8 +34,8 @@ Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureFormat:
-    """How pictures are written."""
+class ImageFormat:
+    """How images are written."""
 
     name: str = "png"
     """`png`, which loses nothing, or `jpeg`."""
@@ -50,7 +50,7 @@ class PictureFormat:
             raise HarnessError("--quality is a number from 1 to 100, for --format jpeg")
 
     def convert(self, path: Path) -> bytes:
-        """The picture in this format; a file that has it already is taken as it is, unless a quality is asked for."""
+        """The image in this format; a file that has it already is taken as it is, unless a quality is asked for."""
         try:
             with Image.open(path) as image:
                 pixels, out = as_rgb(image), io.BytesIO()
@@ -75,8 +75,8 @@ class _Plan:
     lists: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     """List file to names and labels."""
 
-    pictures: dict[str, Path] = field(default_factory=dict)
-    """New picture to the old one."""
+    images: dict[str, Path] = field(default_factory=dict)
+    """New image to the old one."""
 
     folders: set[str] = field(default_factory=set)
     """Folders that hold all of it."""
@@ -85,23 +85,23 @@ class _Plan:
 def export(
     suite: Suite,
     to: Path,
-    picture_format: PictureFormat | None = None,
+    image_format: ImageFormat | None = None,
     roots: Roots | None = None,
     tasks: tuple[str, ...] = (),
     advance: Advance | None = None,
 ) -> int:
-    """Write the suite below `to`; returns the number of pictures. Each folder of a task appears whole or not at all.
+    """Write the suite below `to`; returns the number of images. Each folder of a task appears whole or not at all.
 
     `HarnessError` before anything is written if a folder is there already.
     """
-    chosen, new = picture_format or PictureFormat(), {}
-    for name in task_names(suite, tasks):
+    chosen, new = image_format or ImageFormat(), {}
+    for name in chosen_tasks(suite, tasks):
         new[name] = _plan(suite, suite.task(name), roots or Roots(), chosen)
     for folder in (folder for plan in new.values() for folder in plan.folders):
         with writing(to, "--to"):
             if (to / folder).exists():
                 raise HarnessError(f"{to / folder} is there already; nothing is overwritten")
-    total, counter = sum(len(plan.pictures) for plan in new.values()), itertools.count(1)
+    total, counter = sum(len(plan.images) for plan in new.values()), itertools.count(1)
 
     def one_more() -> None:
         done = next(counter)
@@ -114,8 +114,8 @@ def export(
     return total
 
 
-def _plan(suite: Suite, task: Task, roots: Roots, chosen: PictureFormat) -> _Plan:
-    """Read all lists and give every picture its new name."""
+def _plan(suite: Suite, task: Task, roots: Roots, chosen: ImageFormat) -> _Plan:
+    """Read all lists and give every image its new name."""
     roots = build_if_bundled(suite, task, roots)
     images = (task.folders or (task.name,))[0]
     lists = task.list_folders[0] if task.list_folders else images
@@ -123,7 +123,7 @@ def _plan(suite: Suite, task: Task, roots: Roots, chosen: PictureFormat) -> _Pla
     names: dict[Path, str] = {}
     for shots, seed in itertools.product(suite.shots or (None,), suite.split_seeds or (None,)):
         sources = locate_lists(suite, task, roots, shots, seed)
-        for split in sorted(sources, key=lambda split: split == "trainval"):  # its pictures are those of train and val
+        for split in sorted(sources, key=lambda split: split == "trainval"):  # its images are those of train and val
             file = f"{lists}/{task.lists[split].format(shots=shots, split_seed=seed)}"
             prefix = f"images/{split}" if beside else split
             if file not in plan.lists:
@@ -146,7 +146,7 @@ def _rename(
     folder: str,
     prefix: str,
     names: dict[Path, str],
-    chosen: PictureFormat,
+    chosen: ImageFormat,
 ) -> list[tuple[str, int]]:
     """The list's lines with new names, relative to `folder`; `names` holds those given already."""
     start = sum(name.startswith(f"{prefix}/") for name in names.values())
@@ -155,7 +155,7 @@ def _rename(
         if old not in names:
             names[old] = f"{prefix}/{start:06d}{ENDINGS[chosen.name]}"
             start += 1
-            plan.pictures[f"{folder}/{names[old]}"] = old
+            plan.images[f"{folder}/{names[old]}"] = old
     return [(names[source.folder / entry.name], entry.label) for entry in entries]
 
 
@@ -164,15 +164,15 @@ def _outermost(folders: set[str]) -> set[str]:
     return {one for one in folders if not any(one.startswith(f"{other}/") for other in folders)}
 
 
-def _write(to: Path, name: str, plan: _Plan, chosen: PictureFormat, one_more: Callable[[], None]) -> None:
+def _write(to: Path, name: str, plan: _Plan, chosen: ImageFormat, one_more: Callable[[], None]) -> None:
     """Fill a folder that shows as unfinished, then put its parts in place, those with lists last."""
     new = to / f".{name}.unfinished"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        for parent in {(new / picture).parent for picture in plan.pictures}:
+        for parent in {(new / image).parent for image in plan.images}:
             parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            jobs = [pool.submit(_write_picture, old, new / name, chosen) for name, old in plan.pictures.items()]
+            jobs = [pool.submit(_write_image, old, new / name, chosen) for name, old in plan.images.items()]
             try:
                 for job in jobs:
                     job.result()
@@ -190,7 +190,7 @@ def _write(to: Path, name: str, plan: _Plan, chosen: PictureFormat, one_more: Ca
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _write_picture(old: Path, new: Path, chosen: PictureFormat) -> None:
+def _write_image(old: Path, new: Path, chosen: ImageFormat) -> None:
     new.write_bytes(chosen.convert(old))
 
 

@@ -18,7 +18,7 @@ _OTHERS = {
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a listed picture cannot be opened, by one look at its folder; None if it can be tried."""
+    """Why a listed image cannot be opened, by one look at its folder; None if it can be tried."""
     try:
         status = path.stat()
     except FileNotFoundError:

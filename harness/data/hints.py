@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from suites.base import Suite, Target, Task
 
 SAMPLE = 16
-"""Missing pictures that are looked for under another name or in another place."""
+"""Missing images that are looked for under another name or in another place."""
 
 MOST_FOLDERS = 200
 """Folders of the root that are looked into."""
@@ -84,7 +84,7 @@ def one_based(source: ListFile, num_classes: int) -> Hint:
 
 
 def renamed(source: ListFile, missing: Sequence[str]) -> Hint:
-    """Where most of a list's missing pictures are: under names that differ a little, or in another folder."""
+    """Where most of a list's missing images are: under names that differ a little, or in another folder."""
     sample = missing[:: max(1, len(missing) // SAMPLE)][:SAMPLE]
     best, most = Hint(), len(sample) // 2  # fewer than that have causes of their own
     for hint, find in _ways(source.folder, sample):

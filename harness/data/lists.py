@@ -31,7 +31,7 @@ class Roots:
 
 @dataclass(frozen=True, slots=True)
 class ListFile:
-    """One list: the pictures' folder, and the file that names them with their labels."""
+    """One list: the images' folder, and the file that names them with their labels."""
 
     path: Path
     folder: Path
@@ -79,12 +79,12 @@ def _text_entries(path: Path) -> list[tuple[int, str, str]]:
 
 
 def _json_classes(path: Path) -> dict[str, int]:
-    """VPT's form: a mapping of picture to class id."""
+    """VPT's form: a mapping of image to class id."""
     try:
         classes: dict[str, int] = json.loads(_text(path))
         return dict(classes.items())
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON mapping of pictures to classes ({error})") from None
+        raise DataError(f"{path}: not a JSON mapping of images to classes ({error})") from None
 
 
 def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[tuple[int, str, str]]:
@@ -95,7 +95,7 @@ def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[
     try:
         ids = sorted({value for one in lists for value in one.values()})
     except TypeError as error:
-        raise DataError(f"{path}: not a JSON mapping of pictures to classes ({error})") from None
+        raise DataError(f"{path}: not a JSON mapping of images to classes ({error})") from None
     if len(ids) != num_classes:
         raise DataError(f"{path}: {len(ids)} class ids in the task's JSON lists, where it has {num_classes} classes")
     order = {value: str(index) for index, value in enumerate(ids)}
@@ -103,7 +103,7 @@ def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[
 
 
 SAMPLE = 16
-"""Pictures of a list, about, that are looked for to see where its names begin."""
+"""Images of a list, about, that are looked for to see where its names begin."""
 
 LABEL_DIGITS = 18
 """A longer number is no label; one of more than 4300 digits Python would not even read."""
@@ -169,7 +169,7 @@ def locate_lists(
     """The list of each split on the user's disk. `HarnessError` says what was tried if a folder is not there.
 
     Copies of one set, as several projects lay them out, often lie side by side: the folder that holds most of the
-    lists is taken, and for pictures that lie apart from them the one that holds most of these. The first of equals.
+    lists is taken, and for images that lie apart from them the one that holds most of these. The first of equals.
     """
     fill = {"shots": shots, "split_seed": split_seed}
     names = {split: name.format(**fill) for split, name in task.lists.items()}
@@ -186,17 +186,17 @@ def _locate(
 ) -> dict[str, ListFile]:
     data = _data_root(suite, roots)
     images = _existing(data, suite, folders_of(owner), f"the images of {owner.name!r}")
-    lists, what, apart = images, "lists and pictures", bool(owner.list_folders or roots.lists)
+    lists, what, apart = images, "lists and images", bool(owner.list_folders or roots.lists)
     if apart:
         lists = _existing(roots.lists or data, suite, list_folders_of(owner), f"the lists of {owner.name!r}")
         what = "lists"
     held = {folder: _files_in(folder, names.values()) for folder in lists}
     taken = max(held, key=held.__getitem__)
     files = {split: taken / name for split, name in names.items()}
-    pictures, choice = _picture_folders(images if apart else [taken], subfolders, files)
+    folders, choice = _image_folders(images if apart else [taken], subfolders, files)
     choices = [f"{owner.name}: {text}" for text in (_choice(what, held, "lists"), choice) if text]
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
-    return {split: ListFile(file, pictures[split], numbered, "; ".join(choices)) for split, file in files.items()}
+    return {split: ListFile(file, folders[split], numbered, "; ".join(choices)) for split, file in files.items()}
 
 
 def _files_in(folder: Path, names: Iterable[str]) -> int:
@@ -212,7 +212,7 @@ def _choice(what: str, held: Mapping[Path, int], unit: str) -> str:
     return f"{what} are taken from {taken} (holds {held[taken]} {unit}), not from {passed}" if others else ""
 
 
-def _picture_folders(
+def _image_folders(
     images: list[Path], subfolders: tuple[str, ...], files: Mapping[str, Path]
 ) -> tuple[dict[str, Path], str]:
     """The folder that the names in each list are relative to: of the folders of images, and below it of its subfolders,
@@ -230,7 +230,7 @@ def _picture_folders(
     }
     held = {folder: sum(found(place, split) for split, place in places.items()) for folder, places in below.items()}
     unit = f"of {sum(map(len, samples.values()))} looked for"
-    return below[max(held, key=held.__getitem__)], _choice("pictures", held, unit)
+    return below[max(held, key=held.__getitem__)], _choice("images", held, unit)
 
 
 def _sample(file: Path) -> list[str]:
@@ -270,7 +270,7 @@ def _data_root(suite: Suite, roots: Roots) -> Path:
 
 
 def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
-    """Pictures of a split or further test set as the suite states them, None where it does not."""
+    """Images of a split or further test set as the suite states them, None where it does not."""
     if split == "train" and shots is not None:
         return shots * task.num_classes
     if split == "trainval" and {"train", "val"} <= set(task.sizes):
@@ -280,7 +280,7 @@ def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
 
 
 def disjoint(splits: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of splits that may have no picture in common: what is trained on, val, and all that is tested on."""
+    """Pairs of splits that may have no image in common: what is trained on, val, and all that is tested on."""
     rank = {"train": 0, "trainval": 0, "val": 1}
     return [
         (one, other)
@@ -290,7 +290,7 @@ def disjoint(splits: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def real_paths(source: ListFile, entries: Sequence[Entry]) -> list[str]:
-    """`os.path.realpath` of each entry's picture: the same file has the same, however it is written or linked. Folders
+    """`os.path.realpath` of each entry's image: the same file has the same, however it is written or linked. Folders
     are looked at once, which makes it four times as fast."""
     folders: dict[str, str] = {}
     found: list[str] = []
@@ -304,5 +304,5 @@ def real_paths(source: ListFile, entries: Sequence[Entry]) -> list[str]:
 
 
 def by_file(source: ListFile, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The entries by the real paths of their pictures."""
+    """The entries by the real paths of their images."""
     return dict(zip(real_paths(source, entries), entries, strict=True))

@@ -1,6 +1,6 @@
 """Before any run: are the data there that a selection needs? All tasks are looked at, and one error names all causes.
 
-Lists are read and every picture is looked for, a folder at a time; none is opened. What is built from packages is left
+Lists are read and every image is looked for, a folder at a time; none is opened. What is built from packages is left
 to the run that needs it first.
 """
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from harness.data import hints
 from harness.data.files import NO_FILE
 from harness.data.lists import Entry, ListFile, Roots, check_roots, locate_lists, locate_target
-from harness.data.preprocessing import Preprocessing
 from harness.data.problems import Problem, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
 from harness.errors import USER_ERRORS, DataError, HarnessError
-from harness.plans import protocol
 from harness.plans.plan import Selection
-from harness.plans.spec import RunSpec
-from harness.plans.tuning import Job
+from harness.plans.tuning import WorkItem
+from harness.schema import protocol
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import RunSpec
 from harness.terminal import Advance
 from suites.base import Suite, Target, Task
 
@@ -29,7 +29,7 @@ Cell = tuple[str, int | None, int | None]
 
 
 def refuse_unusable(
-    selection: Selection, jobs: Iterable[Job], roots: Roots, curve: bool = False, advance: Advance | None = None
+    selection: Selection, jobs: Iterable[WorkItem], roots: Roots, curve: bool = False, advance: Advance | None = None
 ) -> None:
     """`DataError` that names what is wrong with the data of `jobs`, of all their tasks, and what was probably meant."""
     cells: dict[Cell, bool] = {}
@@ -108,7 +108,7 @@ def _look(
 
 
 def _list_problems(source: ListFile, num_classes: int) -> list[Problem]:
-    """What is wrong with a list and the pictures that it names; one for all that lack their file."""
+    """What is wrong with a list and the images that it names; one for all that lack their file."""
     entries, problems = read_with_problems(source, num_classes)
     folders: dict[str, dict[str, bool] | OSError] = {}
     reasons: dict[str, list[Entry]] = {}
@@ -145,7 +145,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _reason(folder: dict[str, bool] | OSError, name: str) -> str:
-    """Why a picture cannot be read; empty if it is there."""
+    """Why an image cannot be read; empty if it is there."""
     if isinstance(folder, OSError):
         return f"cannot be looked for ({folder.strerror})"
     if name not in folder:

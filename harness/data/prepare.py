@@ -24,7 +24,7 @@ from harness.data.sources import (
 )
 from harness.errors import USER_ERRORS, HarnessError
 from harness.paths import writing
-from harness.plans.plan import task_names
+from harness.schema.tasks import chosen_tasks
 from suites import SUITES
 from suites.base import Task
 from suites.demo import task_rng
@@ -53,7 +53,7 @@ def prepare(source: Path, to: Path, tasks: tuple[str, ...] = ()) -> Iterator[tup
     Without `tasks`, those are done that have such a folder. `HarnessError` if nothing can be done.
     """
     suite = SUITES["vtab1k"]
-    places = {name: _place(source, suite.task(name), alone=len(tasks) == 1) for name in task_names(suite, tasks)}
+    places = {name: _place(source, suite.task(name), alone=len(tasks) == 1) for name in chosen_tasks(suite, tasks)}
     found = {name: place for name, place in places.items() if place}
     if tasks and len(found) < len(tasks):
         raise HarnessError(f"{source}: no folder for {', '.join(name for name in places if name not in found)}")
@@ -125,6 +125,6 @@ def draw(pools: Pools, task: Task) -> dict[str, tuple[Pool, np.ndarray]]:
         index = order[name][used[name] : used[name] + size]
         used[name] += size
         if len(index) < size:
-            raise HarnessError(f"{task.name}: {split} needs {size} pictures, {len(index)} are left of {name!r}")
+            raise HarnessError(f"{task.name}: {split} needs {size} images, {len(index)} are left of {name!r}")
         parts[split] = (pools[name], np.sort(index) if split == "test" else index)
     return parts

@@ -1,4 +1,4 @@
-"""Readers of the archives that VTAB's tasks were made from: each gives pools of labelled pictures."""
+"""Readers of the archives that VTAB's tasks were made from: each gives pools of labelled images."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from suites import packages
 LEFT_BEHIND = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
 """Folders that systems and file servers leave beside the data; others, and files, begin with a dot."""
 
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Labelled pictures, read when asked for."""
+    """Labelled images, read when asked for."""
 
     labels: np.ndarray
     read: Callable[[np.ndarray], Iterable[Image.Image]]
-    """The pictures at these indices, in their order."""
+    """The images at these indices, in their order."""
 
 
 Pools = dict[str, Pool]
@@ -59,7 +59,7 @@ def from_array(images: np.ndarray, labels: Iterable[Any]) -> Pool:
 
 
 def from_files(files: Sequence[Path], labels: Iterable[Any]) -> Pool:
-    """A pool of picture files."""
+    """A pool of image files."""
 
     return Pool(np.asarray(list(labels), np.int64), lambda index: (read(files[i]) for i in index))
 
@@ -175,8 +175,8 @@ def clevr_distance(objects: list[Any]) -> int:
 
 
 def class_folders(folder: Path) -> Pools:
-    """One folder of pictures per class, at any depth; classes are numbered in the order of their names."""
-    files = of_the_set(folder, (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS))
+    """One folder of images per class, at any depth; classes are numbered in the order of their names."""
+    files = of_the_set(folder, (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS))
     names = sorted({str(path.parent.relative_to(folder)) for path in files})
     number = {name: index for index, name in enumerate(names)}
     return {"all": from_files(files, [number[str(path.parent.relative_to(folder))] for path in files])}
@@ -243,7 +243,7 @@ SOURCES = {
 
 IMPOSSIBLE = {
     "patch_camelyon": "HDF5 archives are not read here; a copy of the package datasets is",
-    "diabetic_retinopathy": "VTAB uses pictures processed and divided by TensorFlow Datasets",
+    "diabetic_retinopathy": "VTAB uses images processed and divided by TensorFlow Datasets",
     "dmlab": "comes as TensorFlow records alone",
     "kitti": "labels and division are computed by TensorFlow Datasets' own loader",
 }

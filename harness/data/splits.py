@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.data import arrays
 from harness.data.agreement import disagreements
-from harness.data.door import Door, check_open
+from harness.data.held_out_guard import HeldOutGuard, check_open
 from harness.data.lists import (
     NOTE_FILE,
     Entry,
@@ -29,10 +29,10 @@ from harness.data.lists import (
     locate_target,
     read_list,
 )
-from harness.data.preprocessing import Preprocessing
 from harness.errors import DataError, HarnessError
 from harness.paths import cache_folder, writing_cache
-from harness.records.record import Fingerprint, RunRecord
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Fingerprint, RunRecord
 from harness.terminal import Advance
 from suites.base import Suite, Task
 
@@ -92,7 +92,7 @@ no later run finds them in memory."""
 
 
 _DISJOINT: set[tuple[object, ...]] = set()
-"""Lists, as they were then, that this process has found to belong together, and to share no picture they may not."""
+"""Lists, as they were then, that this process has found to belong together, and to share no image they may not."""
 
 
 @lru_cache(maxsize=32)
@@ -112,7 +112,7 @@ def _note(folder: Path) -> str:
 def _load_split(
     array: Path, label: str, source: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing
 ) -> Split:
-    """`array` stands for the pictures as they are now: after a change this process must not go on with the old ones."""
+    """`array` stands for the images as they are now: after a change this process must not go on with the old ones."""
     pixels = arrays.load(label, source, entries, preprocessing)
     return Split(torch.from_numpy(pixels), torch.tensor([entry.label for entry in entries]))
 
@@ -150,7 +150,7 @@ class TaskData:
         return read(source, self.task.num_classes, source.changed)
 
     def _refuse_contradictions(self, val_is_scored: bool) -> None:
-        """`trainval` must be `train` and `val`; no picture that is scored may be trained on, and none of the test
+        """`trainval` must be `train` and `val`; no image that is scored may be trained on, and none of the test
         splits validated on."""
         key = tuple((source, source.changed) for source in self._sources.values()), val_is_scored
         if key in _DISJOINT:
@@ -168,7 +168,7 @@ class TaskData:
         _DISJOINT.add(key)
 
     def fingerprint(self, pixels: bool = True, advance: Advance | None = None) -> Fingerprint:
-        """Digests of all lists, with what the suite makes of them, of a sample of all pictures, and of all decoded
+        """Digests of all lists, with what the suite makes of them, of a sample of all images, and of all decoded
         pixels, which nobody has to look at for it; without `pixels` none is decoded."""
         masked = [target.name for target in self.task.targets if target.masked]
         lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
@@ -181,45 +181,45 @@ class TaskData:
         return replace(self.origin(), lists=lists.hexdigest(), files=files.hexdigest(), pixels=decoded)
 
     def _pixels(self, advance: Advance | None) -> str:
-        """sha256 over the decoded pixels, list by list. A list whose pictures all stand in others that are decoded,
+        """sha256 over the decoded pixels, list by list. A list whose images all stand in others that are decoded,
         as those of train and val do in trainval, is not decoded for it."""
-        pictures, places = {}, {}
+        images, places = {}, {}
         for split, source in self._sources.items():
             entries = self.entries(split)
-            pictures[split] = [source.folder / entry.name for entry in entries]
+            images[split] = [source.folder / entry.name for entry in entries]
             places[split] = arrays.array_path(f"{self._label}-{split}", source, entries, self.preprocessing)
         known: dict[Path, bytes] = {}
         for split in sorted(places, key=lambda split: not arrays.is_known(places[split])):
-            if not known.keys() >= set(pictures[split]):
-                found = arrays.picture_digests(places[split], pictures[split], self.preprocessing, advance)
-                known.update(zip(pictures[split], found, strict=True))
+            if not known.keys() >= set(images[split]):
+                found = arrays.image_digests(places[split], images[split], self.preprocessing, advance)
+                known.update(zip(images[split], found, strict=True))
         sha = hashlib.sha256()
-        for split, paths in pictures.items():
+        for split, paths in images.items():
             sha.update(f"{split}:{len(paths)}\n".encode() + b"".join(known[path] for path in paths))
         return sha.hexdigest()
 
     def origin(self) -> Fingerprint:
-        """Sizes, those that the suite states, and who drew the lists; no digests, so that no picture is read."""
+        """Sizes, those that the suite states, and who drew the lists; no digests, so that no image is read."""
         known = {split: known_size(self.task, split, self._shots) for split in self._sources}
         official = {split: size for split, size in known.items() if size is not None}
         sizes = {split: len(self.entries(split)) for split in self._sources}
         if self._shots is not None and len({entry.name for entry in self.entries("train")}) == official["train"]:
-            official["train"] = sizes["train"]  # NOAH's 1-shot lists of pets name every picture twice
+            official["train"] = sizes["train"]  # NOAH's 1-shot lists of pets name every image twice
         notes = dict.fromkeys(_note(source.path.parent) for source in self._sources.values())
         return Fingerprint(
             lists="", files="", sizes=sizes, official_sizes=official, split_origin="; ".join(filter(None, notes))
         )
 
-    def guard(self, trained_on: str) -> Door:
+    def guard(self, trained_on: str) -> HeldOutGuard:
         """The door in front of every split but the one that is trained on; `train` and `val` lie within `trainval`."""
         free = {trained_on, "train", "val"} if trained_on == "trainval" else {trained_on}
         hidden = [split for split in self._sources if split not in free]
         prefixes = [arrays.folder() / f"{self._label}-{split}-" for split in hidden]
-        pictures = self._pictures(hidden) - self._pictures([trained_on])
-        return Door([self._sources[split] for split in hidden], prefixes, pictures)
+        images = self._images(hidden) - self._images([trained_on])
+        return HeldOutGuard([self._sources[split] for split in hidden], prefixes, images)
 
-    def _pictures(self, splits: list[str]) -> set[str]:
-        """Real paths of the pictures that these lists name."""
+    def _images(self, splits: list[str]) -> set[str]:
+        """Real paths of the images that these lists name."""
         return {path for split in splits for path in by_file(self._sources[split], self.entries(split))}
 
     def _load(self, split: str) -> Split:
@@ -230,7 +230,7 @@ class TaskData:
 
     def decode(self, split: str) -> None:
         """Make the array of a split that will be scored, of `test` with all further test sets, and give nothing away:
-        a picture that is missing shows before the training and not behind it."""
+        an image that is missing shows before the training and not behind it."""
         for name in self._tested if split == "test" else (split,):
             arrays.build(f"{self._label}-{name}", self._sources[name], self.entries(name), self.preprocessing)
 
@@ -263,7 +263,7 @@ class TaskData:
 def not_official(
     suite: Suite, tasks: Iterable[str], roots: Roots, shots: tuple[int, ...], preprocessing: Preprocessing
 ) -> Iterator[str]:
-    """A line for each task whose data, where they can be looked at, are not the suite's: fewer pictures, or an own
+    """A line for each task whose data, where they can be looked at, are not the suite's: fewer images, or an own
     split."""
     for name in tasks:
         task, found = suite.task(name), dict[str, None]()
@@ -285,7 +285,7 @@ def done_on_other_data(
     advance: Advance | None = None,
 ) -> Iterator[str]:
     """A line for each task and way in which complete runs were done on other data than there are now, where these can
-    be looked at. Pictures are decoded for it only where their files are not those that were decoded before."""
+    be looked at. Images are decoded for it only where their files are not those that were decoded before."""
     by_data: dict[tuple[str, int | None, int | None], list[Fingerprint]] = {}
     for record in records:
         spec = record.spec

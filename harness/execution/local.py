@@ -24,13 +24,12 @@ from harness import children
 from harness.errors import USER_ERRORS, HarnessError, Interrupted
 from harness.execution import worker
 from harness.execution.worker import Busy, Setup
-from harness.failures import CLASSES, FailureClass
-from harness.plans.overview import like
-from harness.plans.spec import RunSpec
 from harness.plans.stages import Waiting
-from harness.plans.tuning import Final, Job, resolve
-from harness.records.record import RunRecord
+from harness.plans.tuning import TunedRun, WorkItem, representative_spec, resolve
 from harness.records.store import Store
+from harness.schema.failures import CLASSES, FailureClass
+from harness.schema.record import RunRecord
+from harness.schema.spec import RunSpec
 from harness.training.trainer import Progress
 
 Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
@@ -69,7 +68,7 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
     os.environ.clear()
     os.environ.update(environment)
     try:
-        worker.enter(setup)
+        worker.init_worker(setup)
     except Exception as error:  # every other worker would meet it too
         connection.send(str(error) if isinstance(error, USER_ERRORS) else f"{type(error).__name__}: {error}")
         return
@@ -84,7 +83,7 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
 
     try:
         while (job := connection.recv()) is not None:
-            connection.send(worker.do(job, setup, report))
+            connection.send(worker.execute_run(job, setup, report))
     except (Interrupted, EOFError, OSError):
         return
 
@@ -105,7 +104,7 @@ class _Worker:
     def __init__(self, setup: Setup) -> None:
         context = _processes(setup.device)
         self.setup = setup
-        self.job: Job | None = None
+        self.job: WorkItem | None = None
         self.spec: RunSpec | None = None
         """The run that the job stands for."""
 
@@ -124,19 +123,19 @@ class _Worker:
         signal.signal(signal.SIGINT, before)
         theirs.close()
 
-    def give(self, job: Job | None) -> None:
+    def give(self, job: WorkItem | None) -> None:
         """Hand over the next run, or None to end."""
         self.job = job
         self.spec = None
         if job is not None:
-            self.spec, self.share = like(job), shared(job)
+            self.spec, self.share = representative_spec(job), shared(job)
             with suppress(OSError):  # what the trials chose cannot be read: the worker tries it again
                 self.spec = resolve(job, Store(self.setup.root).read)[0]
         with suppress(OSError):  # it may have died: the next read says so
             self.connection.send(job)
 
 
-def shared(job: Job) -> tuple[Any, ...]:
+def shared(job: WorkItem) -> tuple[Any, ...]:
     """What runs must have in common to share decoded data and loaded weights in one process."""
     spec = job if isinstance(job, RunSpec) else job.trials[0]
     return spec.suite, spec.task, spec.shots, spec.split_seed, spec.preprocessing, spec.backbone
@@ -145,11 +144,11 @@ def shared(job: Job) -> tuple[Any, ...]:
 class _Queue:
     """The runs that wait, by what they share."""
 
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self.groups: dict[Any, deque[Job]] = {}
+    def __init__(self, jobs: Iterable[WorkItem]) -> None:
+        self.groups: dict[Any, deque[WorkItem]] = {}
         self.add(jobs)
 
-    def add(self, jobs: Iterable[Job]) -> None:
+    def add(self, jobs: Iterable[WorkItem]) -> None:
         """Put further runs behind those that wait."""
         for job in jobs:
             self.groups.setdefault(shared(job), deque()).append(job)
@@ -157,7 +156,7 @@ class _Queue:
     def __len__(self) -> int:
         return sum(map(len, self.groups.values()))
 
-    def take(self, own: Any, others: set[Any]) -> Job | None:
+    def take(self, own: Any, others: set[Any]) -> WorkItem | None:
         """The next run for a worker whose last runs shared `own`: of the same kind, or of a kind that no other worker
         is at, or of the kind that has most left."""
         if not self.groups:
@@ -208,10 +207,12 @@ class _Interrupts:
 class _Execution:
     """One call of `execute`."""
 
-    def __init__(self, ready: list[Job], blocked: Iterable[Final], setups: list[Setup], listen: Listener) -> None:
+    def __init__(
+        self, ready: list[WorkItem], blocked: Iterable[TunedRun], setups: list[Setup], listen: Listener
+    ) -> None:
         self.queue, self.setups, self.listen, self.outcome = _Queue(ready), setups, listen, Outcome()
         self.waiting = Waiting(ready, blocked)
-        self.busy: deque[Job] = deque()
+        self.busy: deque[WorkItem] = deque()
         self.workers: list[_Worker] = []
         self.interrupts = _Interrupts()
         self.refusal = ""
@@ -238,7 +239,7 @@ class _Execution:
         if self.interrupts.count and not self.outcome.interrupted:
             self._interrupt()
         for one in [one for one in self.workers if one.connection in ready]:
-            self._hear(one)
+            self._receive(one)
         for one in [one for one in self.workers if one.spec is None and len(self.queue)]:
             self._next(one)  # a record may have set free what waited for it
         if not ready and not self.outcome.interrupted:
@@ -261,7 +262,7 @@ class _Execution:
         if job is not None:
             one.give(job)
 
-    def _hear(self, one: _Worker) -> None:
+    def _receive(self, one: _Worker) -> None:
         """Take one message from a worker; give it the next run when it has finished one."""
         job, spec = one.job, one.spec
         try:
@@ -286,7 +287,7 @@ class _Execution:
         else:
             self._release(spec, one.setup)
             if message.failure is not None:
-                self._consider(one, CLASSES[message.failure.kind])
+                self._handle_failure(one, CLASSES[message.failure.kind])
         if one in self.workers and not self.outcome.interrupted:
             self._next(one)
 
@@ -301,7 +302,7 @@ class _Execution:
         self.queue.add(ready)
         self.outcome.not_started += len(free) - len(ready)
 
-    def _consider(self, one: _Worker, kind: FailureClass) -> None:
+    def _handle_failure(self, one: _Worker, kind: FailureClass) -> None:
         """What a failure means for the process that met it and for the runs that wait."""
         if kind.ends_all and not self.outcome.interrupted:
             self.outcome.ended_by = kind
@@ -344,7 +345,9 @@ class _Execution:
             one.process.join()
 
 
-def execute(ready: Iterable[Job], setups: list[Setup], listen: Listener, blocked: Iterable[Final] = ()) -> Outcome:
+def execute(
+    ready: Iterable[WorkItem], setups: list[Setup], listen: Listener, blocked: Iterable[TunedRun] = ()
+) -> Outcome:
     """Do all runs; those of `blocked` as soon as their own trials are done.
 
     Ctrl-C (or SIGTERM) once: the workers save their states and stop; twice: `KeyboardInterrupt`.

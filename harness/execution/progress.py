@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from harness.execution.worker import Busy
-from harness.plans.spec import RunSpec
-from harness.records.record import RunRecord
+from harness.schema.record import RunRecord
+from harness.schema.spec import RunSpec
 from harness.training.trainer import Progress
 
 

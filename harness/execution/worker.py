@@ -1,4 +1,5 @@
-"""One process at work: `enter` once, then `do` run after run. Local workers and SLURM jobs consist of these two."""
+"""One process at work: `init_worker` once, then `execute_run` run after run. Local workers and SLURM jobs do
+just this."""
 
 from __future__ import annotations
 
@@ -18,19 +19,19 @@ from types import FrameType
 import torch
 
 from harness import device as devices
-from harness import environment, failures, lease
+from harness import environment, lease
 from harness.data.lists import Roots
 from harness.errors import HarnessError
-from harness.failures import CLASSES, Failure
 from harness.models import backbones
-from harness.plans.overview import like
 from harness.plans.plan import Selection
-from harness.plans.spec import RunSpec
-from harness.plans.tuning import Job, resolve
-from harness.records.record import RunRecord, Tuning
+from harness.plans.tuning import WorkItem, representative_spec, resolve
 from harness.records.stale import is_stale
 from harness.records.store import PROGRESS_NAME, Store
-from harness.training.resume import SAVE_EVERY_SECONDS, Keeper, States, Stop
+from harness.schema import failures
+from harness.schema.failures import CLASSES, Failure
+from harness.schema.record import RunRecord, Tuning
+from harness.schema.spec import RunSpec
+from harness.training.checkpointing import SAVE_EVERY_SECONDS, Checkpointer, CheckpointStore, StopRequest
 from harness.training.run import attempt, failed_record
 from harness.training.trainer import Progress, Report
 from methods import registry
@@ -65,7 +66,7 @@ class Setup:
     """Whether complete runs are done again whose method's source has changed since, see `harness.records.stale`."""
 
     save_every: float = SAVE_EVERY_SECONDS
-    """Seconds between two training states, see `harness.training.resume`; 0: one after every step."""
+    """Seconds between two training states, see `harness.training.checkpointing`; 0: one after every step."""
 
     sources: str = field(default_factory=environment.source_digest)
     """Digest of the sources that the process which makes the setup has imported, see `environment.check_sources`."""
@@ -91,7 +92,7 @@ class Busy:
     holder: str
 
 
-_STOP = Stop()
+_STOP = StopRequest()
 
 
 def request_stop(reason: str) -> None:
@@ -114,7 +115,7 @@ def stop_on_signals() -> None:
         signal.signal(number, handle)
 
 
-def enter(setup: Setup) -> None:
+def init_worker(setup: Setup) -> None:
     """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU.
 
     `HarnessError` if its sources are not those of the process that made the setup.
@@ -137,7 +138,7 @@ def settled(spec: RunSpec, setup: Setup) -> RunRecord | None:
     return None if done is not None and setup.redo_stale and is_stale(done) else done
 
 
-def do(job: Job, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
+def execute_run(job: WorkItem, setup: Setup, report: Report | None = None) -> RunRecord | Busy:
     """Do one run: give its record if it is complete, else go on from its state, and write the record.
 
     A failure is a failed record too; after one that may be gone a moment later the run is tried again, a few times.
@@ -166,9 +167,9 @@ def _wait(seconds: float) -> None:
         time.sleep(min(left, 0.5))
 
 
-def _try(job: Job, setup: Setup, report: Report | None) -> RunRecord | Busy:
-    """`do` once."""
-    store, spec = Store(setup.root), like(job)
+def _try(job: WorkItem, setup: Setup, report: Report | None) -> RunRecord | Busy:
+    """`execute_run` once."""
+    store, spec = Store(setup.root), representative_spec(job)
     try:
         spec, tuning = resolve(job, store.read)
         if done := settled(spec, setup):
@@ -185,14 +186,14 @@ def _try(job: Job, setup: Setup, report: Report | None) -> RunRecord | Busy:
 def _do_alone(
     spec: RunSpec, tuning: Tuning | None, setup: Setup, store: Store, held: lease.Lease, report: Report | None
 ) -> RunRecord:
-    """`do` for the one who holds the lease."""
+    """`execute_run` for the one who holds the lease."""
     try:
         store.clear_place(spec)
     except HarnessError as error:
         return failed_record(spec, *failures.describe(error))
     device, folder = torch.device(setup.device), store.folder(spec)
-    states = States(folder)
-    keeper = Keeper(states, _STOP, held.check, setup.save_every)
+    states = CheckpointStore(folder)
+    keeper = Checkpointer(states, _STOP, held.check, setup.save_every)
     listen = _progress_to(folder, report)
     record = _write(store, held, attempt(spec, device, setup.data, listen, keeper, tuning, setup.curve))
     kind = CLASSES[record.failure.kind] if record.failure else None

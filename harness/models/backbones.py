@@ -14,11 +14,11 @@ from timm.layers import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from harness.data.preprocessing import Statistics
 from harness.errors import DataError, HarnessError
 from harness.models import checkpoints, embedded, evidence
 from harness.models.names import RECOMMENDED, check_activation, check_name, check_weights_are_named
-from harness.plans.spec import BackboneSpec
+from harness.schema.preprocessing import Statistics
+from harness.schema.spec import BackboneSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

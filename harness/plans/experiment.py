@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.data.preprocessing import STATISTICS, Preprocessing
 from harness.errors import USER_ERRORS, HarnessError
 from harness.models import backbones
-from harness.plans import plan, protocol, tuning
-from harness.plans.spec import BackboneSpec
+from harness.plans import plan, tuning
+from harness.schema import protocol
+from harness.schema.preprocessing import STATISTICS, Preprocessing
+from harness.schema.spec import BackboneSpec
+from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods.base import did_you_mean
 from methods.blocks import kind
 from methods.registry import all_methods, parameters_on
-from suites import SUITES, load_suite, published
+from suites import SUITES, load_suite, released_recipes
 from suites.base import Suite, SuiteError
 from suites.yaml_lines import YamlFile, scalar
 
@@ -176,7 +178,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
         suite = find_suite(asked.suite)
     choices = _choices(asked, suite, blame)
     with _Blame(blame("tasks")):
-        tasks = plan.task_names(suite, tuple(asked.tasks))
+        tasks = chosen_tasks(suite, tuple(asked.tasks))
     with _Blame(blame("seeds")):
         seeds = _seeds(asked.seeds)
     with _Blame(blame("protocol")):
@@ -186,7 +188,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     with _Blame(blame("recipe")):
         plan.make_recipe(suite.recipe, asked.recipe)
     with _Blame(blame("shots")):
-        shots = plan.check_shots(suite, tuple(asked.shots))
+        shots = chosen_shots(suite, tuple(asked.shots))
     with _Blame(blame("backbone")):
         backbones.check_name(asked.backbone, list(backbones.EMBEDDED))
     with _Blame(blame("image_size")):
@@ -236,7 +238,7 @@ def _fitting(
 
 
 def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Blame) -> Preprocessing:
-    released = protocol.get(asked.protocol).published and published.table_for(asked.suite).statistics
+    released = protocol.get(asked.protocol).published and released_recipes.table_for(asked.suite).statistics
     statistics = asked.statistics or released or "model"
     with _Blame(blame("statistics") or blame("weights")):
         if statistics == "model":

@@ -16,15 +16,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from harness.data.preprocessing import Preprocessing
 from harness.errors import HarnessError
 from harness.models import backbones
-from harness.plans import protocol as protocols
 from harness.plans import tuning
-from harness.plans.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec, canonical_json
+from harness.schema import protocol as protocols
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec, canonical_json
+from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods import registry
 from methods.base import Method, MethodError, did_you_mean
-from suites import published
+from suites import released_recipes
 from suites.base import Suite
 
 
@@ -103,15 +104,6 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     return Recipe(**merged)
 
 
-def task_names(suite: Suite, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """The chosen tasks' names, checked; all of them if none is chosen."""
-    known = [task.name for task in suite.tasks]
-    for name in tasks:
-        if name not in known:
-            raise HarnessError(f"suite {suite.name!r} has no task {name!r}. {did_you_mean(str(name), known)}")
-    return tasks or tuple(known)
-
-
 def check_lists(suite: Suite, tasks: tuple[str, ...], protocol: str) -> None:
     """`HarnessError` if the protocol is unknown, or needs a list that one of the tasks does not have."""
     rule = protocols.get(protocol)
@@ -137,19 +129,10 @@ def check_curve(selection: Selection) -> None:
     raise HarnessError(f"--curve: under protocol {rule.name!r} on suite {suite.name!r} {why}; leave it out")
 
 
-def check_shots(suite: Suite, shots: tuple[int, ...]) -> tuple[int, ...]:
-    """The chosen numbers of shots, checked; all of the suite's if none is chosen."""
-    for count in shots:
-        if count not in suite.shots:
-            known = ", ".join(map(str, suite.shots)) or "none: it has one training list per task"
-            raise HarnessError(f"suite {suite.name!r} has no shots={count!r}; it has {known}")
-    return shots or suite.shots
-
-
-def published_settings(selection: Selection, choice: MethodChoice, task: str) -> published.Published:
+def published_settings(selection: Selection, choice: MethodChoice, task: str) -> released_recipes.Published:
     """What the release of `choice` does on `task`. `SuiteError` if it is not known, `HarnessError` for settings of the
     user's own or another backbone: with these it would not be the published recipe."""
-    table = published.table_for(selection.suite.name)
+    table = released_recipes.table_for(selection.suite.name)
     architecture = selection.backbone.name.partition(".")[0]
     if architecture != table.backbone:
         raise HarnessError(f"the published recipes ({table.title}) are for {table.backbone!r}, not {architecture!r}")
@@ -211,8 +194,8 @@ def _cells(selection: Selection) -> list[_Cell]:
     suite = selection.suite
     return [
         _Cell(choice=choice, task=task, shots=shots, split_seed=split_seed)
-        for task in task_names(suite, selection.tasks)
-        for shots in check_shots(suite, selection.shots) or (None,)
+        for task in chosen_tasks(suite, selection.tasks)
+        for shots in chosen_shots(suite, selection.shots) or (None,)
         for split_seed in suite.split_seeds or (None,)
         for choice in selection.methods
     ]
@@ -249,7 +232,7 @@ def _trials(selection: Selection, cell: _Cell, space: Mapping[str, tuple[Any, ..
     return tuple(specs)
 
 
-def finals(selection: Selection) -> list[tuning.Final]:
+def finals(selection: Selection) -> list[tuning.TunedRun]:
     """The runs of a selection under `tuned`, each with the trials that will decide it. `HarnessError` for two equal
     runs."""
     found = []
@@ -262,7 +245,7 @@ def finals(selection: Selection) -> list[tuning.Final]:
         }
         trials = _trials(selection, cell, space)
         found += [
-            tuning.Final(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
+            tuning.TunedRun(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
         ]
     _check_distinct([((final.cell, final.seed), final.trials[0].method) for final in found])
     return found

@@ -6,20 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.plans import plan
-from harness.plans import protocol as protocols
-from harness.plans.spec import RunSpec
-from harness.plans.tuning import Final, Job, Read
-from harness.records.record import RunRecord
+from harness.plans.tuning import TunedRun, WorkItem
+from harness.schema import protocol as protocols
+from harness.schema.record import ReadRecord, RunRecord
+from harness.schema.spec import RunSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
     """A selection, sorted by what is to be done."""
 
-    ready: list[Job]
+    ready: list[WorkItem]
     """What can start now; runs that failed before are among it."""
 
-    blocked: list[Final]
+    blocked: list[TunedRun]
     """Finals of which a trial is still among `ready`."""
 
     settled: list[RunSpec]
@@ -31,7 +31,7 @@ class Stages:
         return len(self.ready) + len(self.blocked) + len(self.settled)
 
 
-def stage(selection: plan.Selection, read: Read) -> Stages:
+def stage(selection: plan.Selection, read: ReadRecord) -> Stages:
     """Sort a selection's runs by what `read`, usually `Store.read`, finds of them."""
     known: dict[str, RunRecord | None] = {}
 
@@ -51,7 +51,7 @@ def stage(selection: plan.Selection, read: Read) -> Stages:
     )
 
 
-def is_complete(spec: RunSpec | None, read: Read) -> bool:
+def is_complete(spec: RunSpec | None, read: ReadRecord) -> bool:
     """Whether the run has a record of success."""
     record = read(spec) if spec else None
     return record is not None and record.status == "complete"
@@ -65,14 +65,14 @@ def _diverged(record: RunRecord | None) -> bool:
 class Waiting:
     """Finals that wait for trials which are still to be done."""
 
-    def __init__(self, ready: Iterable[Job], blocked: Iterable[Final]) -> None:
+    def __init__(self, ready: Iterable[WorkItem], blocked: Iterable[TunedRun]) -> None:
         pending = {job.run_id for job in ready if isinstance(job, RunSpec)}
         self._finals = [(final, pending & set(final.cell[0])) for final in blocked]
 
     def __len__(self) -> int:
         return len(self._finals)
 
-    def done(self, run_id: str) -> list[Final]:
+    def done(self, run_id: str) -> list[TunedRun]:
         """Take note that a run has a record now; returns the finals that waited for nothing else."""
         for _, pending in self._finals:
             pending.discard(run_id)
@@ -87,15 +87,15 @@ class Waiting:
         return count
 
 
-def _stage_finals(finals: list[Final], read: Read) -> Stages:
+def _stage_finals(finals: list[TunedRun], read: ReadRecord) -> Stages:
     """Trials that failed are tried again until a final of their cell is complete: then its choice stands, for another
     winner would give the seeds of one cell different settings."""
-    cells: dict[object, list[Final]] = {}
+    cells: dict[object, list[TunedRun]] = {}
     for final in finals:
         cells.setdefault(final.cell, []).append(final)
     unfinished: dict[str, RunSpec] = {}
     settled: dict[str, RunSpec] = {}
-    ready: list[Final] = []
+    ready: list[TunedRun] = []
     for members in cells.values():
         specs = [final.spec(read) for final in members]
         decided = any(is_complete(spec, read) for spec in specs)

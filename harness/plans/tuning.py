@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.failures import CLASSES
-from harness.plans.spec import RunSpec, digest
-from harness.records.record import RunRecord, Trial, Tuning
+from harness.schema.failures import CLASSES
+from harness.schema.record import ReadRecord, RunRecord, Trial, Tuning
+from harness.schema.spec import RunSpec, digest
 
 BUDGET = 8
 """Trials per method where the user does not say."""
@@ -32,9 +32,6 @@ SEED = 0
 
 NO_VERDICT = frozenset(kind.name for kind in CLASSES.values() if not kind.verdict)
 """Classes of failure that say nothing of the setting that was tried."""
-
-Read = Callable[[RunSpec], RunRecord | None]
-"""The valid record of a run, complete or failed, or None."""
 
 
 def draw(method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, Any], budget: int) -> list[dict]:
@@ -52,7 +49,7 @@ def setting(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Final:
+class TunedRun:
     """A run whose settings its trials decide."""
 
     trials: tuple[RunSpec, ...]
@@ -72,7 +69,7 @@ class Final:
         """What the finals of one cell share, whatever their seed: run ids of the trials, and what was searched."""
         return tuple(spec.run_id for spec in self.trials), tuple(self.space)
 
-    def tuning(self, read: Read) -> Tuning | None:
+    def tuning(self, read: ReadRecord) -> Tuning | None:
         """What the trials gave and which of them won; None while the verdict on one of them is open."""
         records = [record for spec in self.trials if (record := read(spec)) and not _is_open(record)]
         if len(records) < len(self.trials):
@@ -86,7 +83,7 @@ class Final:
             seconds=sum(trial.seconds for trial in trials),
         )
 
-    def spec(self, read: Read) -> RunSpec | None:
+    def spec(self, read: ReadRecord) -> RunSpec | None:
         """The final run; None while the verdict on a trial is open. Where all trials failed it has the default setting,
         and will fail with the reason."""
         tuning = self.tuning(read)
@@ -101,11 +98,16 @@ class Final:
         )
 
 
-Job = RunSpec | Final
+WorkItem = RunSpec | TunedRun
 """What an executor does: a run, or one whose settings its trials have decided."""
 
 
-def resolve(job: Job, read: Read) -> tuple[RunSpec, Tuning | None]:
+def representative_spec(job: WorkItem) -> RunSpec:
+    """A run that costs what the job does: of a final the settings are not known yet."""
+    return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned", seed=job.seed)
+
+
+def resolve(job: WorkItem, read: ReadRecord) -> tuple[RunSpec, Tuning | None]:
     """The run that a job stands for now, and what chose its settings. `HarnessError` while a trial is missing."""
     if isinstance(job, RunSpec):
         return job, None

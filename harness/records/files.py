@@ -14,8 +14,8 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from harness.failures import is_passing
 from harness.paths import write_atomically
+from harness.schema.failures import is_passing
 
 UNREAD = "cannot be read now"
 """How the reason begins why a record was set aside that may be sound: no cache keeps that."""

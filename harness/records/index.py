@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from harness.records.files import UNREAD, read_cache, run_folders, stamp, write_cache
-from harness.records.record import SCHEMA, BadRecord, RunRecord
 from harness.records.store import RECORD_NAME, read_record
+from harness.schema.record import SCHEMA, BadRecord, RunRecord
 from harness.terminal import Advance
 
 INDEX_NAME = ".runs.json"
@@ -28,7 +28,7 @@ class Found:
     """`complete`, `failed`, or `bad` if the file cannot be used."""
 
     kind: str = ""
-    """Failure class, see `harness.failures`."""
+    """Failure class, see `harness.schema.failures`."""
 
     reason: str = ""
     """Why it failed, or why it cannot be used."""

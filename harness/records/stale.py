@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from harness.errors import HarnessError
-from harness.plans.spec import RunSpec
-from harness.plans.tuning import Read
-from harness.records.record import RunRecord
+from harness.schema.record import ReadRecord, RunRecord
+from harness.schema.spec import RunSpec
 from methods.base import MethodError
 
 STALE = "stale"
@@ -36,7 +35,7 @@ def is_stale(record: RunRecord) -> bool:
     return stands and differs(record.spec.method, record.method_source)
 
 
-def without_stale(read: Read) -> Read:
+def without_stale(read: ReadRecord) -> ReadRecord:
     """The same as `read`, but None for stale records: what plans from it has these runs done again."""
 
     def read_fresh(spec: RunSpec) -> RunRecord | None:

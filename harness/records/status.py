@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import lease
-from harness.plans.spec import RunSpec
 from harness.records import index
 from harness.records.index import Found, Place
 from harness.records.stale import differs
 from harness.records.store import PROGRESS_NAME, Store
+from harness.schema.spec import RunSpec
 from harness.terminal import Advance
 
 STATES = ("complete", "running", "pending", "stopped", "failed", "cancelled", "bad", "missing")

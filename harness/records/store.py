@@ -9,9 +9,9 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
 from harness.paths import write_atomically
-from harness.plans.spec import RunSpec
 from harness.records.files import run_folders
-from harness.records.record import BadRecord, RunRecord
+from harness.schema.record import BadRecord, RunRecord
+from harness.schema.spec import RunSpec
 
 RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import device as devices
-from harness.data.preprocessing import Preprocessing
-from harness.records.record import Parameters
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Parameters
 
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20

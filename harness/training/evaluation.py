@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness import device as devices
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
-from harness.records.record import Metrics
-from harness.training import shortcuts
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Metrics
+from harness.training import fast_path
 from suites.base import Task
 
 BATCH_SIZE = 256
@@ -21,8 +21,8 @@ def predict(model: nn.Module, data: Split, preprocessing: Preprocessing, precisi
     """Logits float32 [N, classes] of all images in order, on the model's device."""
     model.eval()
     device = next(model.parameters()).device
-    few, outputs = preprocessing.normalise(data.images[: shortcuts.ASKED].to(device)), []
-    with shortcuts.class_token_alone(model, few):
+    few, outputs = preprocessing.normalise(data.images[: fast_path.ASKED].to(device)), []
+    with fast_path.class_token_alone(model, few):
         for images, _ in data.batches(BATCH_SIZE, device):
             with devices.autocast(precision, device):
                 outputs.append(model(preprocessing.normalise(images)).float())

@@ -13,9 +13,9 @@ from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.models import backbones
 from harness.plans.experiment import find_suite
-from harness.plans.spec import RunSpec
-from harness.records.record import BadRecord, Epoch, RunRecord
 from harness.records.store import RECORD_NAME
+from harness.schema.record import BadRecord, Epoch, RunRecord
+from harness.schema.spec import RunSpec
 from harness.training.run import attempt
 from methods import registry
 from suites import SUITES
@@ -126,7 +126,7 @@ def _results(record: RunRecord) -> dict[str, str]:
     """Results of a record as texts that are equal only if every bit of them is."""
     found = {"status": f"{record.status}: {record.reason}" if record.reason else record.status}
     if record.data:
-        found |= {"lists": record.data.lists[:12], "pictures": record.data.files[:12]}
+        found |= {"lists": record.data.lists[:12], "images": record.data.files[:12]}
         found |= {"decoded pixels": record.data.pixels[:12]} if record.data.pixels else {}
     for split, metrics in record.metrics.items():
         found[f"{split} accuracy"] = repr(metrics.accuracy)

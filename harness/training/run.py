@@ -12,22 +12,22 @@ from typing import Any
 import torch
 
 from harness import device as devices
-from harness import environment, failures
-from harness.data.door import ajar
+from harness import environment
+from harness.data.held_out_guard import allowed
 from harness.data.lists import Roots
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split, TaskData
 from harness.errors import DataError, HarnessError, Interrupted
-from harness.failures import Diverged, Failure
-from harness.plans import protocol
-from harness.plans.spec import RunSpec
-from harness.records.record import Cost, Fingerprint, Metrics, RunRecord, Tuning, same_data
+from harness.schema import failures, protocol
+from harness.schema.failures import Diverged, Failure
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, Tuning, same_data
+from harness.schema.spec import RunSpec
 from harness.training import evaluation
+from harness.training.attached_model import AttachedModel
+from harness.training.checkpointing import Checkpointer
 from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
-from harness.training.prepared import Prepared
-from harness.training.resume import Keeper
+from harness.training.epoch_evaluator import EpochEvaluator
 from harness.training.trainer import Report, Trainer, images_per_epoch
-from harness.training.watch import Watch
 from methods import registry
 from suites import SUITES
 from suites.base import Suite, Task
@@ -57,9 +57,9 @@ def identity(spec: RunSpec, device: torch.device, data: Fingerprint, trained_on:
 class _Trained:
     """A training that has ended."""
 
-    prepared: Prepared
+    prepared: AttachedModel
     trainer: Trainer
-    watch: Watch | None
+    watch: EpochEvaluator | None
     """What was seen after each epoch, where something was looked at."""
 
     resumed: list[int]
@@ -74,7 +74,7 @@ def _looked_at(rule: protocol.Protocol, data: TaskData, trained_on: str, curve: 
         return None
 
     def splits() -> dict[str, Split]:
-        with ajar():
+        with allowed():
             return data.open_test() if rule.every_epoch else {"val": data.train("val")}
 
     return splits
@@ -87,7 +87,7 @@ def _train(
     preprocessing: Preprocessing,
     looked_at: Splits | None,
     report: Report | None,
-    keep: Keeper | None,
+    keep: Checkpointer | None,
     precision: str | None = None,
 ) -> _Trained:
     """A trained model, from the newest saved state if there is one; it goes on in the precision of that state."""
@@ -101,14 +101,14 @@ def _train(
             print(f"{spec.run_id}: begun anew, {device} cannot go on in {saved['precision']}", file=sys.stderr)
             saved = None
     recipe = replace(spec.recipe, precision=precision)
-    prepared = Prepared(spec, data, task.num_classes, preprocessing, saved["model"]["memory"] if saved else None)
+    prepared = AttachedModel(spec, data, task.num_classes, preprocessing, saved["model"]["memory"] if saved else None)
     trainer = Trainer(prepared.model, prepared.attachment, data, preprocessing, recipe, spec.seed)
 
     def score() -> dict[str, Metrics]:
         assert looked_at is not None
         return evaluation.evaluate(prepared.model, looked_at(), task, preprocessing, trainer.precision)
 
-    watch = Watch(score) if looked_at else None
+    watch = EpochEvaluator(score) if looked_at else None
     resumed: list[int] = []
     if saved:
         prepared.load_state(saved["model"])
@@ -135,7 +135,7 @@ def run(
     device: torch.device,
     roots: Roots | None = None,
     report: Report | None = None,
-    keep: Keeper | None = None,
+    keep: Checkpointer | None = None,
     tuning: Tuning | None = None,
     curve: bool = False,
     precision: str | None = None,
@@ -268,7 +268,7 @@ def _check_trials(tuning: Tuning, data: Fingerprint) -> None:
     other = [trial.run_id for trial in tuning.trials if trial.data and not same_data(trial.data, data.digest)]
     if other:
         raise DataError(
-            f"{len(other)} of {len(tuning.trials)} trials were tried on other lists or pictures than there are now: "
+            f"{len(other)} of {len(tuning.trials)} trials were tried on other lists or images than there are now: "
             f"take another --out, or delete their folders: {', '.join(other)}"
         )
 
@@ -278,7 +278,7 @@ def attempt(
     device: torch.device,
     roots: Roots | None = None,
     report: Report | None = None,
-    keep: Keeper | None = None,
+    keep: Checkpointer | None = None,
     tuning: Tuning | None = None,
     curve: bool = False,
     precision: str | None = None,

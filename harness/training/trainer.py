@@ -16,13 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from harness import device as devices
 from harness.data import augmentation
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
 from harness.errors import HarnessError
-from harness.failures import Diverged
-from harness.plans.spec import Recipe
-from harness.records.record import Epoch
-from harness.training import shortcuts
+from harness.schema.failures import Diverged
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Epoch
+from harness.schema.spec import Recipe
+from harness.training import fast_path
 from methods.base import Attachment
 
 
@@ -132,8 +132,10 @@ class Trainer:
             recipe.augmentation, preprocessing, int(self.model.num_classes), recipe.label_smoothing
         )
         workers = augmentation.workers_for(self.device, self.augment)
-        self.ahead = augmentation.Ahead(data.images, data.labels, self.augment, workers) if workers > 0 else None
-        self.path = shortcuts.Path(forward=model)
+        self.ahead = (
+            augmentation.PrefetchLoader(data.images, data.labels, self.augment, workers) if workers > 0 else None
+        )
+        self.path = fast_path.ForwardPlan(forward=model)
         self.step = 0
         self.batch = 0
         """Batches done of the epoch that is under way."""
@@ -159,7 +161,7 @@ class Trainer:
         not finite, and whatever `boundary` raises."""
         self.model.train()
         self._clock = time.perf_counter() - self.seconds
-        shortest = shortcuts.path(
+        shortest = fast_path.open_plan(
             self.model, self.attachment, self.data.images, self.preprocessing, self.recipe, self.precision
         )
         with shortest as path:
@@ -171,7 +173,7 @@ class Trainer:
 
     def follow(
         self,
-        path: shortcuts.Path,
+        path: fast_path.ForwardPlan,
         report: Report | None = None,
         boundary: Boundary | None = None,
         look: Look | None = None,

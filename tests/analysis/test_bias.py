@@ -12,8 +12,8 @@ from analysis.errors import AnalysisError
 from analysis.frame import comparable_sets
 from analysis.render import to_markdown
 from analysis.tables import bias_tables
-from harness.records.record import Fingerprint
 from harness.records.store import Store
+from harness.schema.record import Fingerprint
 
 
 def oracle(method, accuracies, last, **changes):

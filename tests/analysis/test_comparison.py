@@ -135,7 +135,7 @@ def test_folders_pair_settings_and_name_what_is_not_compared():
     assert "SCT (channels=24): settings differ, channels 24 against 48" in table.caption
     assert "FULL: settings differ, lr 0.001 against 9.0" in table.caption
     assert "LORA: only in b" in table.caption
-    assert "1 run of BITFIT in a on photo_crops (pictures differ)" in table.caption
+    assert "1 run of BITFIT in a on photo_crops (images differ)" in table.caption
 
 
 def test_folders_with_other_data_or_conditions_are_refused():

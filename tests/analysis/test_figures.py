@@ -30,7 +30,7 @@ from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
 from analysis.figures.tradeoff import pareto_front, tradeoff
 from analysis.frame import comparable_sets, suite_tasks
 from analysis.tables import significance_table
-from harness.records.record import Epoch, Metrics
+from harness.schema.record import Epoch, Metrics
 from methods.registry import all_methods
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]

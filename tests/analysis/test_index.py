@@ -9,8 +9,8 @@ from table_records import failed, few_shot, records
 
 from analysis import index
 from analysis.frame import comparable_sets, frame_of
-from harness.records.record import RunRecord
 from harness.records.store import Store
+from harness.schema.record import RunRecord
 
 
 @pytest.fixture

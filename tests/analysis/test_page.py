@@ -14,13 +14,13 @@ from examples import make_record, make_spec
 from rich.console import Console
 from table_records import TASKS, domain, few_shot, from_records, recipe
 
-from analysis.board import make_board, record_href
 from analysis.frame import comparable_sets
 from analysis.page import About, Section, to_html
+from analysis.page_tables import make_board, record_href
 from analysis.report import write_report
 from analysis.tables import all_tables, task_table
-from harness.records.record import Epoch, RunRecord
 from harness.records.store import Rejected, Store
+from harness.schema.record import Epoch, RunRecord
 from suites import SUITES
 
 EVIL = "<script>document.title = 'owned'</script></script><img src=x onerror=\"document.title = 'owned'\"> & more"

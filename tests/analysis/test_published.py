@@ -6,7 +6,7 @@ from examples import make_record, make_spec
 from rich.console import Console
 
 from analysis import published
-from analysis.figures.published import published_scatter
+from analysis.figures.beside_published import published_scatter
 from analysis.frame import comparable_sets
 from analysis.render import to_latex, to_markdown, to_terminal
 from analysis.statistics import average_ranks, nemenyi_difference

@@ -10,7 +10,7 @@ from table_records import cells, only_set, recipe, records
 from analysis.frame import comparable_sets
 from analysis.render import count_text, to_csv, to_markdown, to_terminal
 from analysis.tables import task_table, weights_tables
-from harness.records.record import RunRecord
+from harness.schema.record import RunRecord
 
 
 def test_both_averages_and_group_means():
@@ -70,7 +70,7 @@ def test_a_record_on_other_data_is_left_out_and_named():
     stranger = make_record(spec=make_spec(task="digits", method="lora"), data="other pixels")
     table = task_table(only_set([*records(), *records("full"), stranger]))
     assert "LORA" not in table.rows
-    assert "1 run of LORA on digits (pictures differ)" in table.caption
+    assert "1 run of LORA on digits (images differ)" in table.caption
 
 
 def test_pretrained_minus_random():

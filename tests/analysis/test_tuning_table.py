@@ -7,7 +7,7 @@ from table_records import TASKS, cells, only_set, recipe, records
 
 from analysis.tables import all_tables, task_table, tuning_table
 from analysis.tables.efficiency import efficiency_table
-from harness.records.record import RunRecord, Trial, Tuning
+from harness.schema.record import RunRecord, Trial, Tuning
 
 SPACE = {"lr": [1e-3, 1e-2], "channels": [24, 48]}
 

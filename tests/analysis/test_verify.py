@@ -20,8 +20,8 @@ from harness.commands.main import app
 from harness.data.lists import Roots
 from harness.plans.experiment import select
 from harness.plans.plan import expand
-from harness.plans.spec import BackboneSpec
 from harness.records.store import Store
+from harness.schema.spec import BackboneSpec
 from harness.training.run import run
 from methods.registry import all_methods
 from suites import SUITES

@@ -26,8 +26,8 @@ from faults.dying import PLACES, Moments, child, kill, wait  # noqa: E402
 from harness import environment  # noqa: E402
 from harness.execution import worker  # noqa: E402
 from harness.execution.worker import Busy  # noqa: E402
-from harness.records.record import BadRecord  # noqa: E402
 from harness.records.store import Store, read_record  # noqa: E402
+from harness.schema.record import BadRecord  # noqa: E402
 from harness.training import cost, trainer  # noqa: E402
 
 METHODS = ("lora", "sct", "adalora", "gps", "vpt_deep", ("adapter_pfeiffer", {"dropout": 0.2}))
@@ -81,7 +81,7 @@ class Campaign:
         environment.packages(), environment.code_state()  # what every process would find out anew
         data = tiny.write_data(root / "data")
         self.setup = tiny.setup(root / "undisturbed", data, save_every=0.0)
-        worker.enter(self.setup)
+        worker.init_worker(self.setup)
         self.specs = tiny.specs(methods, drop_path=0.2)
         self.expected, self.seconds, self.moments = {}, {}, {}
         for spec in self.specs:
@@ -95,7 +95,7 @@ class Campaign:
         def run():
             moments = Moments()
             moments.install()
-            worker.do(spec, self.setup)
+            worker.execute_run(spec, self.setup)
             counts.write_text(json.dumps(moments.passed))
 
         start = time.monotonic()
@@ -115,7 +115,9 @@ class Campaign:
             setup = dataclasses.replace(self.setup, root=root)
             for spec in specs:
                 steps = []
-                while isinstance(record := worker.do(spec, setup, lambda at, to=steps: to.append(at.step)), Busy):
+                while isinstance(
+                    record := worker.execute_run(spec, setup, lambda at, to=steps: to.append(at.step)), Busy
+                ):
                     time.sleep(0.02)
                 with (root.parent / f"{root.name}.log").open("a") as log:
                     kind = record.failure.kind if record.failure else "complete"

@@ -8,7 +8,7 @@ from collections import Counter
 
 from harness import paths
 from harness.records import store
-from harness.training import resume
+from harness.training import checkpointing
 
 PLACES = ("state", "record", "lease")
 """Kinds of files by which a moment is named."""
@@ -56,7 +56,7 @@ class Moments:
         def write_atomically(path, write):
             original(path, lambda file: write(Halting(file, path, self)))
 
-        for module in (resume, store):
+        for module in (checkpointing, store):
             module.write_atomically = write_atomically
 
 

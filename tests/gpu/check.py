@@ -417,7 +417,7 @@ def trainer() -> None:
     from harness.bench.base import SIZES, Setting
     from harness.bench.module import add_ours
     from harness.bench.training import random_split, recipe
-    from harness.plans.spec import BackboneSpec
+    from harness.schema.spec import BackboneSpec
     from harness.training.trainer import Trainer
     from methods.base import Attachment
 
@@ -574,7 +574,7 @@ def bench(part: str, **sizes: int) -> None:
     from harness.bench import report
     from harness.bench.base import SIZES, Setting
     from harness.bench.ceilings import Ceilings
-    from harness.plans.spec import BackboneSpec
+    from harness.schema.spec import BackboneSpec
 
     devices.use(DEVICE)
     base = SIZES["cuda" if CUDA else "small"]

@@ -6,7 +6,7 @@ import itertools
 import pytest
 from timm.layers import RmsNorm, SwiGLU
 
-from harness.plans.spec import RECIPE_KEYS
+from harness.schema.spec import RECIPE_KEYS
 from methods import conformance
 from methods.base import MethodError
 from methods.registry import all_methods, parameters_on

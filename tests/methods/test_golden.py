@@ -30,7 +30,7 @@ def with_values(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients(name):
     golden, model, _ = with_values(name)
-    out = model(goldens.pictures(5, 2))
+    out = model(goldens.images(5, 2))
     assert relative(out.detach(), golden.out) < TOLERANCE
     if not golden.grads:
         return
@@ -55,13 +55,13 @@ def test_counts_and_choices(name):
 @torch.no_grad()
 def test_merge_and_float32(name):
     golden, model, attachment = with_values(name)
-    pictures = goldens.pictures(5, 2)
-    assert relative(model.float()(pictures.float()).double(), golden.out) < 1e-4
+    images = goldens.images(5, 2)
+    assert relative(model.float()(images.float()).double(), golden.out) < 1e-4
     if attachment.merge is None:
         return
     golden.load(model.double())
     attachment.merge()
-    assert relative(model(pictures), golden.out) < TOLERANCE
+    assert relative(model(images), golden.out) < TOLERANCE
     assert set(model.state_dict()) == set(golden.plain().state_dict())
 
 

@@ -11,7 +11,7 @@ from method_checks import attach, close, count, logits, trained, vit_b
 from torch.nn import functional
 
 from harness.plans import tuning
-from harness.training.shortcuts import class_token_alone
+from harness.training.fast_path import class_token_alone
 from methods import testbed
 from methods.base import MethodError
 from methods.registry import all_methods, get

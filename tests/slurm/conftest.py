@@ -48,9 +48,9 @@ def data(tmp_path_factory):
 def undisturbed(data, tmp_path_factory):
     """What runs give in this process, by spec; each is done once."""
     made = tiny.setup(tmp_path_factory.mktemp("undisturbed"), data)
-    worker.enter(made)
+    worker.init_worker(made)
 
     def lasting(spec):
-        return tiny.lasting(Store(made.root).complete(spec) or worker.do(spec, made))
+        return tiny.lasting(Store(made.root).complete(spec) or worker.execute_run(spec, made))
 
     return lasting

@@ -9,7 +9,7 @@ from command import sctbench
 from slurm_helpers import ended, send, standing, wait
 
 from harness.records.store import PROGRESS_NAME, Store
-from slurm import control
+from slurm import actions
 from slurm.submissions import Log
 
 
@@ -31,7 +31,7 @@ def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path):
     wait(lambda: list((folder / "state").glob("*")) and task_of(tmp_path) not in (first, None))
     (folder / PROGRESS_NAME).unlink()
     wait((folder / PROGRESS_NAME).is_file)
-    assert len(control.cancel(tmp_path, [])) == 1
+    assert len(actions.cancel(tmp_path, [])) == 1
     wait(lambda: ended(tmp_path))
     assert standing(tmp_path) == {"cancelled": 1}
     assert list((folder / "state").glob("*"))

@@ -6,8 +6,7 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.plans.overview import like
-from harness.plans.tuning import Final
+from harness.plans.tuning import TunedRun, representative_spec
 from slurm import planning, submit
 from slurm.clusters import CLUSTERS
 from slurm.planning import arrays, deal, estimate, key_of, pack, report_array, shares, too_long
@@ -116,7 +115,7 @@ def test_lanes_hold_all_runs_once():
 
 def test_a_run_that_its_trials_decide_has_a_lasting_key():
     trials = tuple(tiny.specs(["lora"], seeds=2, protocol="validation"))
-    final = Final(trials=trials, seed=3, budget=2, space={"lr": (1e-3, 1e-2)})
+    final = TunedRun(trials=trials, seed=3, budget=2, space={"lr": (1e-3, 1e-2)})
     assert key_of(final) == key_of(dataclasses.replace(final))
     assert key_of(final) != key_of(dataclasses.replace(final, seed=4))
-    assert (like(final).protocol, like(final).seed) == ("tuned", 3)
+    assert (representative_spec(final).protocol, representative_spec(final).seed) == ("tuned", 3)

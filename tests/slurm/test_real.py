@@ -13,7 +13,7 @@ import tiny
 from slurm_helpers import SCRIPT, SMALL, by_key, ended, run_slurm, send, standing, wait
 
 from harness.records.store import PROGRESS_NAME, Store
-from slurm import control, submit
+from slurm import actions, submit
 from slurm.clusters import CLUSTERS
 from slurm.status import states
 from slurm.submissions import Log
@@ -87,7 +87,7 @@ def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_contr
     evict = ["sbatch", "-p", "high", "-w", preempted.node, "--exclusive", "--time=5", "--output=/dev/null"]
     run_slurm(*evict, "--wrap", "sleep 5")
     run_slurm("scontrol", "update", f"JobId={timed_out.id}", "TimeLimit=1")
-    control.cancel(setup.root, [specs[3].run_id])
+    actions.cancel(setup.root, [specs[3].run_id])
     wait(lambda: int(restarts(timed_out.id)) > 0)
     run_slurm("scontrol", "update", f"JobId={timed_out.id}", "TimeLimit=30")  # or it would time out for ever
     power_cut(slurm, cut.node)
@@ -134,7 +134,7 @@ def test_five_thousand_runs_are_submitted_in_chunks_and_looked_at_in_seconds(slu
         assert (missing.held, missing.ready) == (5000, [])
         with capsys.disabled():
             print(f"\n5000 runs: submitted in {submitted:.1f} s, status in {looked:.1f} s")
-        assert len(control.cancel(tmp_path, [])) == 5000
+        assert len(actions.cancel(tmp_path, [])) == 5000
         assert standing(tmp_path) == {"cancelled": 5000}
     finally:
         run_slurm("scontrol", "update", "PartitionName=debug", "State=UP")

@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 from harness import lease
 from harness.commands.main import app
 from harness.errors import HarnessError
-from harness.failures import Failure
 from harness.plans import plan
 from harness.records import status
 from harness.records.store import Store
-from slurm import control, scheduler, submit
+from harness.schema.failures import Failure
+from slurm import actions, scheduler, submit
 from slurm.clusters import CLUSTERS
 from slurm.errors import ClusterError
+from slurm.job_runner import Batch
 from slurm.status import as_runs, log_file, places
 from slurm.submissions import Log
-from slurm.work import Batch
 
 SLURM = CLUSTERS["slurm"]
 
@@ -158,7 +158,7 @@ def test_sacct_lags_and_is_not_believed(setup, fake):
 def test_a_task_cancelled_while_it_waited_is_known_though_sacct_has_no_row(setup, fake):
     submission = send(setup, tiny.specs(seeds=3), one_each())
     first, second, _ = tiny.specs(seeds=3)
-    assert [s.place.run.key for s in control.cancel(setup.root, [first.run_id[:8]])] == [first.run_id]
+    assert [s.place.run.key for s in actions.cancel(setup.root, [first.run_id[:8]])] == [first.run_id]
     assert by_key(setup.root)[first.run_id].state == "cancelled"
     scheduler.cancel([submission.arrays[0].job_ids()[1]])  # by hand: no trace anywhere
     assert by_key(setup.root)[second.run_id].detail == "its job is gone without a record"
@@ -167,7 +167,7 @@ def test_a_task_cancelled_while_it_waited_is_known_though_sacct_has_no_row(setup
 
 def test_cancel_all_takes_the_tables_along(setup, fake):
     send(setup, tiny.specs(seeds=3), one_each())
-    assert len(control.cancel(setup.root, [])) == 3
+    assert len(actions.cancel(setup.root, [])) == 3
     assert not any(job["queue"] for job in fake.jobs().values())
 
 
@@ -177,27 +177,27 @@ def test_a_submission_that_was_cut_off_is_cancelled(setup, fake):
         array.job = ""
     Log(setup.root).write(submission)
     first = tiny.specs(seeds=3)[0].run_id
-    assert [s.place.run.key for s in control.cancel(setup.root, [first])] == [first]
-    assert len(control.cancel(setup.root, [])) == 2
+    assert [s.place.run.key for s in actions.cancel(setup.root, [first])] == [first]
+    assert len(actions.cancel(setup.root, [])) == 2
     assert not any(job["queue"] for job in fake.jobs().values())
 
 
 def test_what_cannot_be_asked_of_or_was_never_submitted_is_not_cancelled(setup, fake):
-    for command in (control.cancel, lambda root, _: control.retry(root, {}, print)):
+    for command in (actions.cancel, lambda root, _: actions.retry(root, {}, print)):
         with pytest.raises(HarnessError, match="nothing was ever submitted"):
             command(setup.root, [])
     assert not setup.root.exists()
     send(setup, tiny.specs(seeds=2))
     fake.set(down=True)
     with pytest.raises(HarnessError, match="Unable to contact"):
-        control.cancel(setup.root, [])
+        actions.cancel(setup.root, [])
 
 
 def test_what_scancel_did_not_cancel_is_not_called_cancelled(setup, fake):
     submission = send(setup, tiny.specs(seeds=1))
     (fake.file.parent / "scancel").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(ClusterError, match="scancel failed"):
-        control.cancel(setup.root, [])
+        actions.cancel(setup.root, [])
     fake.change(submission.arrays[0].job, queue="", accounts="OUT_OF_MEMORY")
     assert standing(setup.root) == {"failed": 1}
 
@@ -208,12 +208,12 @@ def test_a_run_that_has_ended_is_not_cancelled_for_its_job_is_at_others(setup, f
     fake.change(job, queue="RUNNING")
     complete(setup, first)
     with pytest.raises(HarnessError, match=f"{first.run_id} is complete"):
-        control.cancel(setup.root, [first.run_id])
+        actions.cancel(setup.root, [first.run_id])
     complete(setup, first, status="failed", reason="no memory", failure=Failure(kind="memory"))
     with pytest.raises(HarnessError, match=f"{first.run_id} is failed"):
-        control.cancel(setup.root, [first.run_id, second.run_id])
+        actions.cancel(setup.root, [first.run_id, second.run_id])
     assert fake.jobs()[job]["queue"] == "RUNNING"
-    assert [s.place.run.key for s in control.cancel(setup.root, [second.run_id])] == [second.run_id]
+    assert [s.place.run.key for s in actions.cancel(setup.root, [second.run_id])] == [second.run_id]
 
 
 def test_the_end_of_the_log_tells_why(setup, fake):
@@ -234,13 +234,13 @@ def test_what_would_fail_again_waits_for_retry(setup, fake):
     complete(setup, specs[1], status="failed", reason="killed", failure=Failure(kind="killed"))
     left = todo(setup, seeds=2)
     assert (left.failed, left.ready) == ([specs[0]], [specs[1]])
-    assert control.retry(setup.root, {"mem": "64GB", "gpus": 1}, print) == (2, [])
+    assert actions.retry(setup.root, {"mem": "64GB", "gpus": 1}, print) == (2, [])
     again = Log(setup.root).read()[-1]
     assert again.profile["mem"] == "64GB"
-    batch = control.batch_of(Log(setup.root), places(Log(setup.root))[specs[0].run_id])
+    batch = actions.batch_of(Log(setup.root), places(Log(setup.root))[specs[0].run_id])
     assert (setup.device, batch.setup.device) == ("cpu", "cuda")
     assert todo(setup, seeds=2).held == 2
-    assert control.retry(setup.root, {}, print) == (0, [])
+    assert actions.retry(setup.root, {}, print) == (0, [])
 
 
 def test_a_submission_that_cannot_be_read_again_does_not_end_the_retry_of_others(setup, fake):
@@ -261,7 +261,7 @@ def test_finals_that_are_tried_again_wait_for_trials_of_another_submission(setup
     before = set(fake.jobs())
     for job in before:
         fake.change(job, queue="", accounts="NODE_FAIL")
-    assert control.retry(setup.root, {}, print) == (4, [])
+    assert actions.retry(setup.root, {}, print) == (4, [])
     again = {values["name"]: values["options"] for job, values in fake.jobs().items() if job not in before}
     trials, first, _, second, _ = (again[name].get("dependency") for name in again)
     assert trials is None and first == second and first.startswith("afterany:")
@@ -364,7 +364,7 @@ def test_a_final_run_is_counted_once_whatever_it_is_called(setup, fake):
     }
     complete(setup, first)
     assert by_key(setup.root)[second.run_id].state == "pending"
-    assert [s.place.run_id for s in control.cancel(setup.root, [second.run_id])] == [second.run_id]
+    assert [s.place.run_id for s in actions.cancel(setup.root, [second.run_id])] == [second.run_id]
     assert shown(setup.root) == {("validation", "complete"): 2, ("tuned", "complete"): 1, ("tuned", "cancelled"): 1}
 
 
@@ -379,7 +379,7 @@ def test_what_was_submitted_is_the_callable_itself(setup, fake):
     assert again.function == job.submission().function
     assert again.function.checkpoint() is not None
     place = places(log)[tiny.specs(seeds=2)[1].run_id]
-    assert control.batch_of(log, place) == Batch(
+    assert actions.batch_of(log, place) == Batch(
         setup=submit.absolute(setup), jobs=(tiny.specs(seeds=2)[1],), code=submission.code
     )
 

@@ -35,7 +35,7 @@ def test_splits_have_the_stated_sizes_and_classes(folders, task):
 
 
 @pytest.mark.parametrize("task", [t for t in DEMO.tasks if t.name != "photo_crops"], ids=lambda t: t.name)
-def test_no_picture_stands_in_two_splits(folders, task):
+def test_no_image_stands_in_two_splits(folders, task):
     folder, owner = folders[task.name], {}
     for split in ("train", "val", "test"):
         for name, _ in lines(folder, split):
@@ -45,14 +45,14 @@ def test_no_picture_stands_in_two_splits(folders, task):
 
 def test_crops_of_different_splits_do_not_overlap():
     rng = np.random.default_rng(0)
-    for picture in packages.photos().values():
-        boxes = {s: [crop_box(picture.size, s, rng) for _ in range(200)] for s in REGIONS}
+    for image in packages.photos().values():
+        boxes = {s: [crop_box(image.size, s, rng) for _ in range(200)] for s in REGIONS}
         for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
             for x0, y0, x1, y1 in boxes[a]:
                 for u0, v0, u1, v1 in boxes[b][:40]:
                     assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
         for split_boxes in boxes.values():
-            assert all(0 <= b[0] < b[2] <= picture.width and 0 <= b[1] < b[3] <= picture.height for b in split_boxes)
+            assert all(0 <= b[0] < b[2] <= image.width and 0 <= b[1] < b[3] <= image.height for b in split_boxes)
 
 
 def test_building_again_gives_the_same_bytes(folders, tmp_path):
@@ -73,14 +73,14 @@ def test_dsprites_are_vtabs_own_tasks(folders):
     images = packages.dsprites_images(some)
     assert images.shape == (3, 64, 64)
     assert set(np.unique(images)) == {0, 255}
-    # The x position moves the picture's centre of mass from left to right.
+    # The x position moves the image's centre of mass from left to right.
     same_but_x = np.flatnonzero((latents[:, [1, 2, 3, 5]] == [0, 5, 0, 16]).all(axis=1))
     columns = [np.nonzero(image)[1].mean() for image in packages.dsprites_images(same_but_x)]
     assert len(columns) == 32
     assert np.all(np.diff(columns) > 0)
     rows = lines(folders["dsprites_loc"], "test")
-    picture = np.asarray(Image.open(folders["dsprites_loc"] / rows[0][0]))
-    nearest = int(np.argmin(np.abs(np.array(columns) - np.nonzero(picture)[1].mean())))
+    image = np.asarray(Image.open(folders["dsprites_loc"] / rows[0][0]))
+    nearest = int(np.argmin(np.abs(np.array(columns) - np.nonzero(image)[1].mean())))
     assert abs(nearest // 2 - int(rows[0][1])) <= 1
 
 

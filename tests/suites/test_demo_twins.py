@@ -7,10 +7,10 @@ from PIL import Image
 
 from harness.data.check import check
 from harness.data.lists import Roots, locate_lists, locate_target, read_list
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
+from harness.schema.preprocessing import Preprocessing
 from harness.training.run import run
 from suites import SUITES
 
@@ -61,7 +61,7 @@ def test_draws_differ_and_shots_are_not_nested(root):
     assert not any(draws[1, s] <= draws[2, s] for s in FEWSHOT.split_seeds)
 
 
-def test_no_picture_is_in_two_splits_under_two_names(root):
+def test_no_image_is_in_two_splits_under_two_names(root):
     (task,) = FEWSHOT.tasks
     splits = lists(root, FEWSHOT, task, 16, 0)
     folder = root / "demo-fewshot" / "animals" / "images"

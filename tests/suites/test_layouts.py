@@ -10,10 +10,10 @@ from analysis.frame import comparable_sets
 from analysis.tables import accuracy_tables
 from harness.data.check import check
 from harness.data.lists import Roots, folders_taken, locate_lists, locate_target
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
+from harness.schema.preprocessing import Preprocessing
 from harness.training.run import run
 from suites import SUITES
 
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def read(suite, task, roots, sizes):
-    """Read everything of a task and compare the numbers of pictures; nothing may be wrong with it."""
+    """Read everything of a task and compare the numbers of images; nothing may be wrong with it."""
     report = check(suite, roots, (task.name,), deep=True)
     assert report.problems == []
     assert all(row.found == row.known for row in report.rows)
@@ -66,7 +66,7 @@ def test_the_folder_between_root_and_tasks_may_be_there(tmp_path, between):
 
 def other_copies(root):
     """The same set as torchvision and CoOp lay it out: folders of the suite's names without its lists."""
-    layouts.picture(root / "dtd/images/banded/banded_0002.jpg", 1)
+    layouts.image(root / "dtd/images/banded/banded_0002.jpg", 1)
     (root / "dtd/labels").mkdir()
     (root / "dtd/split_zhou_DescribableTextures.json").write_text("{}")
     (root / "eurosat/2750/Forest").mkdir(parents=True)
@@ -77,7 +77,7 @@ def test_the_folder_that_holds_the_lists_is_taken_and_named(tmp_path, name):
     other_copies(tmp_path)
     folder, roots = layouts.vtab(tmp_path / "vtab-1k", name), Roots(data=tmp_path)
     report = read(layouts.VTAB, layouts.VTAB.task(name), roots, {"train": 6, "val": 3, "trainval": 9, "test": 6})
-    line = f"{name}: lists and pictures are taken from {folder} (holds 4 lists), not from {tmp_path / name} (holds 0)"
+    line = f"{name}: lists and images are taken from {folder} (holds 4 lists), not from {tmp_path / name} (holds 0)"
     assert report.taken == folders_taken(layouts.VTAB, ["sun397", name], roots) == [line]
 
 
@@ -98,7 +98,7 @@ def test_a_folder_inside_the_one_taken_is_no_choice(tmp_path):
     assert folders_taken(layouts.FEWSHOT, ["fgvc_aircraft"], Roots(data=tmp_path)) == []
 
 
-def test_pictures_apart_from_the_lists_are_taken_from_where_they_are(tmp_path):
+def test_images_apart_from_the_lists_are_taken_from_where_they_are(tmp_path):
     """torchvision's `food-101/images` is there, but empty."""
     suite, roots = one_task(layouts.FEWSHOT, "food101"), Roots(data=tmp_path)
     (tmp_path / "food-101/images").mkdir(parents=True)
@@ -107,21 +107,21 @@ def test_pictures_apart_from_the_lists_are_taken_from_where_they_are(tmp_path):
     report = read(suite, suite.tasks[0], roots, {"train": 0, "val": 6, "test": 6})
     assert any(
         f"lists are taken from {tmp_path}/food101/annotations (holds 3 lists), not from "
-        f"{tmp_path}/few-shot/food101/annotations (holds 0); food101: pictures are taken from "
+        f"{tmp_path}/few-shot/food101/annotations (holds 0); food101: images are taken from "
         f"{tmp_path}/food101/images (holds " in line
         for line in report.taken
     )
 
 
-def test_a_further_test_set_is_taken_from_where_its_list_and_pictures_are(tmp_path):
+def test_a_further_test_set_is_taken_from_where_its_list_and_images_are(tmp_path):
     suite, roots = layouts.DG, Roots(data=tmp_path / "data", lists=tmp_path / "noah")
     layouts.imagenet(roots.data, roots.lists)
-    (roots.data / "imagenet-sketch/images").rename(roots.data / "imagenet-sketch/pictures")
+    (roots.data / "imagenet-sketch/images").rename(roots.data / "imagenet-sketch/images")
     (roots.data / "imagenet-sketch/images").mkdir()
     target = dataclasses.replace(
-        suite.tasks[0].targets[1], folders=("imagenet-sketch/images", "imagenet-sketch/pictures")
+        suite.tasks[0].targets[1], folders=("imagenet-sketch/images", "imagenet-sketch/images")
     )
-    assert locate_target(suite, target, roots).folder == roots.data / "imagenet-sketch/pictures"
+    assert locate_target(suite, target, roots).folder == roots.data / "imagenet-sketch/images"
 
 
 FEW_SHOT_FOLDERS = [
@@ -153,10 +153,10 @@ def test_imagenet_and_its_shifted_sets(tmp_path, monkeypatch):
     assert record.metrics["imagenet-a"].images_per_class == [3, 3, 0]
 
 
-def test_pictures_stand_in_the_subfolder_that_holds_most_of_them(tmp_path):
+def test_images_stand_in_the_subfolder_that_holds_most_of_them(tmp_path):
     suite, roots = layouts.DG, Roots(data=tmp_path / "data", lists=tmp_path / "noah")
     layouts.imagenet(roots.data, roots.lists)
-    (roots.data / "imagenet/images/val/n01440/ILSVRC2012_val_0.JPEG").unlink()  # the list's first picture
+    (roots.data / "imagenet/images/val/n01440/ILSVRC2012_val_0.JPEG").unlink()  # the list's first image
     (problem,) = check(suite, roots).problems
     assert "val_meta.list:1: " in problem.text and "no such file" in problem.text
 
@@ -189,7 +189,7 @@ METHODS = ("linear", "lora", "sct")
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_every_suite_goes_from_pictures_to_a_table(tmp_path, monkeypatch, suite, name, shots):
+def test_every_suite_goes_from_images_to_a_table(tmp_path, monkeypatch, suite, name, shots):
     layouts.vtab(tmp_path, "pets")
     layouts.few_shot(tmp_path / "food101/images", tmp_path / "food101/annotations", layouts.FEWSHOT)
     layouts.fgvc(tmp_path, "cub", "images")

@@ -12,7 +12,7 @@ from harness.bench.base import Measurement, Setting, Sizes, peak_bytes
 from harness.bench.ceilings import Ceilings
 from harness.bench.selection import select
 from harness.commands.main import app
-from harness.plans.spec import BackboneSpec
+from harness.schema.spec import BackboneSpec
 
 TINY = Setting(
     device=torch.device("cpu"),

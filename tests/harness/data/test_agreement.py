@@ -8,9 +8,9 @@ from PIL import Image
 
 from harness.data.check import check
 from harness.data.lists import Roots
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.errors import DataError
+from harness.schema.preprocessing import Preprocessing
 
 TASK = "svhn"
 SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -18,7 +18,7 @@ WHOLE = "train800val200.txt"
 
 
 def as_noah_writes_it(folder):
-    """Each picture of trainval in a file of its own."""
+    """Each image of trainval in a file of its own."""
     lines = (folder / WHOLE).read_text().splitlines()
     (folder / "images/trainval").mkdir()
     for number, line in enumerate(lines):
@@ -79,12 +79,12 @@ def test_labels_that_are_shuffled_in_train_or_shifted_in_val(folder):
     rewrite(folder, "train800.txt", shuffled)
     rewrite(folder, "val200.txt", shifted)
     (text,) = [text for severity, text in found(folder) if severity == "error"]
-    assert "has label 1 here and 2 in train800.txt:2 (and 4 more such pictures)" in text
+    assert "has label 1 here and 2 in train800.txt:2 (and 4 more such images)" in text
     with pytest.raises(DataError, match="has label 1 here and 2 in"):
         open_(folder)
 
 
-def test_a_picture_too_many_too_few_or_another(folder):
+def test_an_image_too_many_too_few_or_another(folder):
     rewrite(folder, WHOLE, lambda lines: [*lines, lines[0]])
     assert any("stands here 2 times and 1 times in train800.txt and val200.txt" in text for _, text in found(folder))
     with pytest.raises(DataError, match=f"{WHOLE}:1: .* stands here 2 times"):
@@ -94,14 +94,14 @@ def test_a_picture_too_many_too_few_or_another(folder):
     assert ("error", message) in found(folder)
     with pytest.raises(DataError, match=message):
         open_(folder)
-    layouts.picture(folder / "images/other.png", 1)
+    layouts.image(folder / "images/other.png", 1)
     rewrite(folder, WHOLE, lambda lines: [("images/other.png", 1), *lines])
     assert ("error", f"{WHOLE}:1: images/other.png is in neither train800.txt nor val200.txt") in found(folder)
     with pytest.raises(DataError, match="is in neither"):
         open_(folder)
 
 
-def test_pictures_of_trainval_encoded_in_another_way_are_a_warning(tmp_path):
+def test_images_of_trainval_encoded_in_another_way_are_a_warning(tmp_path):
     """They may be the same; their labels are as often there as in train and val."""
     folder = layouts.vtab(tmp_path, TASK)
     as_noah_writes_it(folder)
@@ -114,7 +114,7 @@ def test_pictures_of_trainval_encoded_in_another_way_are_a_warning(tmp_path):
     open_(folder)
 
 
-def test_a_picture_has_the_same_label_in_all_draws(tmp_path):
+def test_an_image_has_the_same_label_in_all_draws(tmp_path):
     notes = tmp_path / "oxford_pets/annotations"
     layouts.few_shot(tmp_path / "oxford_pets/images", notes, layouts.FEWSHOT)
     first, second = (notes / f"train_meta.list.num_shot_2.seed_{seed}" for seed in (0, 1))

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from harness.data import augmentation
-from harness.data.preprocessing import STATISTICS, Preprocessing
+from harness.schema.preprocessing import STATISTICS, Preprocessing
 
 SIZE, CLASSES = 48, 5
 MEAN, STD = STATISTICS["imagenet"]
@@ -20,7 +20,7 @@ IMAGENET = Preprocessing(image_size=SIZE, mean=MEAN, std=STD)
 KINDS = ("none", "flip", "train_aug", "fewshot")
 
 
-def pictures(count=6):
+def images(count=6):
     generator = torch.Generator().manual_seed(0)
     smooth = torch.nn.functional.interpolate(torch.rand(count, 3, 6, 6, generator=generator), SIZE, mode="bicubic")
     return (smooth.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -31,7 +31,7 @@ def labels(count=6):
 
 
 def augment(kind, seed=7, count=6, smoothing=0.1):
-    return augmentation.make(kind, IMAGENET, CLASSES, smoothing)(pictures(count), labels(count), seed)
+    return augmentation.make(kind, IMAGENET, CLASSES, smoothing)(images(count), labels(count), seed)
 
 
 def global_states():
@@ -51,16 +51,16 @@ def test_a_seed_gives_the_same_bits_whatever_the_global_generators_hold(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_and_the_input_stays_as_it_is(kind):
-    given = pictures()
-    images, targets = augmentation.make(kind, IMAGENET, CLASSES, 0.1)(given, labels(), 7)
-    assert torch.equal(given, pictures())
-    assert (images.shape, images.dtype) == ((6, 3, SIZE, SIZE), torch.float32)
-    assert images.isfinite().all()
+    given = images()
+    augmented, targets = augmentation.make(kind, IMAGENET, CLASSES, 0.1)(given, labels(), 7)
+    assert torch.equal(given, images())
+    assert (augmented.shape, augmented.dtype) == ((6, 3, SIZE, SIZE), torch.float32)
+    assert augmented.isfinite().all()
     assert targets.shape == ((6, CLASSES) if kind == "fewshot" else (6,))
 
 
 def test_flip_mirrors_left_to_right_about_half_of_the_time():
-    many = pictures(1).expand(200, -1, -1, -1)
+    many = images(1).expand(200, -1, -1, -1)
     flipped = augmentation.flip(many, 3)
     kept = sum(torch.equal(image, many[0]) for image in flipped)
     mirrored = sum(torch.equal(image, many[0].flip(1)) for image in flipped)
@@ -83,7 +83,7 @@ def test_train_aug_is_what_timm_builds_for_the_release():
     ).transforms[flip_and_crop:]
     expected = []
     with augmentation.seeded(7):
-        for array in pictures().numpy():
+        for array in images().numpy():
             image = Image.fromarray(array)
             if random.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -98,13 +98,13 @@ def test_train_aug_is_what_timm_builds_for_the_release():
 def test_every_operation_works_from_its_weakest_to_its_full_strength(strength):
     for operation in augmentation.rand_augment(IMAGENET).ops:
         operation.prob, operation.magnitude, operation.magnitude_std = 1.0, strength, 0
-        changed = operation(Image.fromarray(pictures(1)[0].numpy()))
+        changed = operation(Image.fromarray(images(1)[0].numpy()))
         assert changed.size == (SIZE, SIZE), operation.name
         if operation.name == "PosterizeIncreasing":
             assert changed.getextrema() == ((0, 0),) * 3 or not strength
 
 
-def test_train_aug_changes_most_pictures():
+def test_train_aug_changes_most_images():
     plain, changed = augment("none", count=40)[0], augment("train_aug", count=40)[0]
     same = sum(torch.equal(a, b) for a, b in zip(plain, changed, strict=True))
     assert same < 12  # about one in eight has no flip and neither of the two operations
@@ -147,10 +147,10 @@ def test_batches_made_ahead_are_those_made_in_the_step(kind):
     make = augmentation.make(kind, IMAGENET, CLASSES, 0.1)
     order = [([0, 3, 2], 5), ([1, 4], 6), ([5], 7)]
     torch.manual_seed(3)
-    ahead, drawn, before = augmentation.Ahead(pictures(), labels(), make, 2), [], signal.pthread_sigmask(0, [])
+    ahead, drawn, before = augmentation.PrefetchLoader(images(), labels(), make, 2), [], signal.pthread_sigmask(0, [])
     for _ in range(2):  # two epochs with the same processes
         for found, (index, seed) in zip(ahead.batches(order), order, strict=True):
-            expected = make(pictures()[index], labels()[index], seed)
+            expected = make(images()[index], labels()[index], seed)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
             drawn.append(torch.rand(()))
     torch.manual_seed(3)
@@ -159,7 +159,7 @@ def test_batches_made_ahead_are_those_made_in_the_step(kind):
 
 
 def test_processes_that_augment_leave_a_stop_to_the_run_and_end_with_it():
-    ahead = augmentation.Ahead(pictures(), labels(), augmentation.make("train_aug", IMAGENET, CLASSES, 0.1), 2)
+    ahead = augmentation.PrefetchLoader(images(), labels(), augmentation.make("train_aug", IMAGENET, CLASSES, 0.1), 2)
     batches = ahead.batches([([i % 6], i) for i in range(40)])
     next(batches)
     processes = mp.active_children()

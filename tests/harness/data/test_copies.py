@@ -1,4 +1,4 @@
-"""Copies of a picture under other names: found by the check between splits, and under two labels."""
+"""Copies of an image under other names: found by the check between splits, and under two labels."""
 
 import os
 import shutil
@@ -33,19 +33,19 @@ COPIES = {"a hard link": os.link, "copied bytes": shutil.copyfile, "encoded agai
 
 
 def replace(copy, old, new):
-    """Another picture becomes a copy of `old`."""
+    """Another image becomes a copy of `old`."""
     new.unlink()
     copy(old, new)
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_a_test_picture_among_those_trained_on_is_a_warning(folder, way):
+def test_a_test_image_among_those_trained_on_is_a_warning(folder, way):
     replace(COPIES[way], folder / "images/test/000002.png", folder / "images/train/000004.png")
     ((severity, text),) = found(folder, deep=way == "encoded again")
     assert severity == "warning"
     assert text == (
         "train800val200.txt:5: images/train/000004.png is a copy of images/test/000002.png in test.txt:3; "
-        "such are 1 of 9 pictures of trainval and 1 of 6 of test, 1 with another label"
+        "such are 1 of 9 images of trainval and 1 of 6 of test, 1 with another label"
     )
     assert bool(found(folder)) == (way != "encoded again")
 
@@ -56,7 +56,7 @@ def test_a_split_that_repeats_is_an_error(folder, way):
         name = f"{number:06d}.png"
         replace(COPIES[way], folder / "images/train" / name, folder / "images/test" / name)
     ((severity, text),) = found(folder, deep=way == "encoded again")
-    assert severity == "error" and "such are 6 of 9 pictures of trainval and 6 of 6 of test" in text
+    assert severity == "error" and "such are 6 of 9 images of trainval and 6 of 6 of test" in text
     assert "another label" not in text
 
 
@@ -68,7 +68,7 @@ def test_all_of_a_small_split_within_a_large_one_is_an_error(tmp_path):
     errors = [text for severity, text in found(folder) if severity == "error" and "copy" in text]
     assert errors == [
         "train800.txt:1: images/train/000000.png is a copy of images/val/000000.png in val200.txt:1; "
-        "such are 3 of 6 pictures of train and 3 of 3 of val"
+        "such are 3 of 6 images of train and 3 of 3 of val"
     ]
 
 
@@ -88,14 +88,14 @@ def test_files_of_one_size_and_end_are_told_apart_by_all_their_bytes(folder):
     assert found(folder) == []
 
 
-def test_pictures_listed_twice_are_no_copies(folder):
+def test_images_listed_twice_are_no_copies(folder):
     """Two names of one file are another kind of error, which names each of them."""
     (folder / "images/test/000000.png").unlink()
     (folder / "images/test/000000.png").symlink_to(folder / "images/train/000000.png")
     assert all("is also in" in text for _, text in found(folder))
 
 
-def test_a_link_under_another_label_is_the_same_picture(folder):
+def test_a_link_under_another_label_is_the_same_image(folder):
     (folder / "linked.png").symlink_to(folder / "images/test/000000.png")
     lines = (folder / "test.txt").read_text().splitlines()
     (folder / "test.txt").write_text("\n".join([*lines[:1], "linked.png 1", *lines[2:]]))

@@ -11,13 +11,13 @@ import torch
 from examples import make_record, make_spec
 from PIL import Image
 
-from harness import failures
-from harness.data import arrays
+from harness.data import arrays, decoding
 from harness.data import splits as data
 from harness.data.lists import Entry, ListFile, Roots, read_list
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
+from harness.schema import failures
+from harness.schema.preprocessing import Preprocessing
 from suites.base import VTAB_LISTS, Suite, Task
 
 HALF = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -25,7 +25,7 @@ HALF = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A task of 3 classes in the layout of `suites.base`, with random pictures of odd sizes."""
+    """A task of 3 classes in the layout of `suites.base`, with random images of odd sizes."""
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
     forget()
     task, rng = tmp_path / "root" / "toy", np.random.default_rng(0)
@@ -54,20 +54,20 @@ def toy(folder, preprocessing=HALF):
     return TaskData(suite, task, preprocessing, Roots(data=folder.parent))
 
 
-def test_arrays_hold_exactly_the_decoded_pictures(folder):
+def test_arrays_hold_exactly_the_decoded_images(folder):
     split = toy(folder).train("trainval")
     assert split.images.shape == (9, 16, 16, 3)
     assert split.images.dtype == torch.uint8
     assert split.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2]
-    with Image.open(folder / "images/val/2.png") as picture:
-        direct = np.asarray(picture.resize((16, 16), Image.Resampling.BICUBIC))
+    with Image.open(folder / "images/val/2.png") as image:
+        direct = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(split.images[8].numpy(), direct)
 
 
 def test_second_reading_comes_from_the_cache(folder, monkeypatch):
     first = toy(folder).train("train").images.clone()
     forget()
-    monkeypatch.setattr(Preprocessing, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding, "decode", lambda *_, **__: pytest.fail("decoded again"))
     assert torch.equal(toy(folder).train("train").images, first)
 
 
@@ -84,7 +84,7 @@ def test_complete_runs_on_other_data_are_named(folder):
     first = "2 complete run(s) of toy were done on other data than there are now "
     assert told(num_classes=4) == [first + "(labels, names, classes or final split differ)"]
     Image.new("RGB", (40, 40)).save(folder / "images/test/0.png")
-    assert told() == [first + "(pictures differ)"]
+    assert told() == [first + "(images differ)"]
     with (folder / "test.txt").open("a") as file:
         file.write("images/test/0.png 1\n")
     assert told() == [first + "(lists differ (test 9 instead of 10))"]
@@ -105,7 +105,7 @@ def test_a_whole_array_is_compared_with_its_checksum_once(folder, monkeypatch):
     toy(folder).open_test()
 
 
-def test_any_picture_that_changes_makes_a_new_array(folder):
+def test_any_image_that_changes_makes_a_new_array(folder):
     """All of them are seen, not those alone whose bytes the fingerprint samples."""
     lines = (folder / "test.txt").read_text().splitlines() * 9
     (folder / "test.txt").write_text("\n".join(sorted(lines)))
@@ -117,7 +117,7 @@ def test_any_picture_that_changes_makes_a_new_array(folder):
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 32, 100])
-def test_the_sample_of_pictures_is_evenly_spaced(folder, monkeypatch, count):
+def test_the_sample_of_images_is_evenly_spaced(folder, monkeypatch, count):
     seen = []
     monkeypatch.setattr(Path, "read_bytes", lambda self: seen.append(int(self.name)) or b"")
     monkeypatch.setattr(Path, "is_file", lambda _: True)
@@ -173,11 +173,11 @@ def test_paths_with_spaces_and_windows_line_ends_are_read(folder):
     assert read_list(folder / "train800.txt", 3) == [Entry("images/train/a b.png", 2, 1)]
 
 
-def test_missing_and_broken_pictures_are_named(folder):
+def test_missing_and_broken_images_are_named(folder):
     (folder / "images/test/0.png").unlink()
     with pytest.raises(HarnessError, match=r"test/0\.png: listed, but there is no such file"):
         toy(folder).open_test()
-    (folder / "images/test/0.png").write_bytes(b"not a picture")
+    (folder / "images/test/0.png").write_bytes(b"not an image")
     with pytest.raises(HarnessError, match=r"test/0\.png: cannot be decoded"):
         toy(folder).open_test()
 
@@ -188,7 +188,7 @@ def test_a_suite_without_data_asks_for_its_folder(folder):
         TaskData(Suite(name="toys", title="", about="", tasks=(task,)), task, HALF)
 
 
-def test_a_picture_of_the_test_split_may_not_be_trained_on(folder):
+def test_an_image_of_the_test_split_may_not_be_trained_on(folder):
     for name in ("val200.txt", "train800val200.txt"):
         with (folder / name).open("a") as file:
             file.write("images/test/4.png 1\n")
@@ -196,14 +196,14 @@ def test_a_picture_of_the_test_split_may_not_be_trained_on(folder):
         toy(folder)
 
 
-def test_several_builders_of_one_array_decode_each_picture_once(folder, monkeypatch):
-    task, calls, plain = toy(folder), [], Preprocessing.decode
+def test_several_builders_of_one_array_decode_each_image_once(folder, monkeypatch):
+    task, calls, plain = toy(folder), [], decoding.decode
 
-    def decode(self, path):
+    def decode(path, **how):
         calls.append(path)
-        return plain(self, path)
+        return plain(path, **how)
 
-    monkeypatch.setattr(Preprocessing, "decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     source, entries = task._sources["test"], task.entries("test")
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: arrays.load("toy-test", source, entries, HALF), range(4)))

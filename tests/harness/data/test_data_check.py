@@ -16,13 +16,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from harness.commands.main import app
-from harness.data.check import check, picture_problem
+from harness.data import decoding
+from harness.data.check import check, image_problem
 from harness.data.lists import Entry, Roots, read_list
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
+from harness.execution.overview import overview, totals
 from harness.plans.experiment import select
-from harness.plans.overview import overview, totals
+from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 
 TASK = "svhn"
@@ -54,7 +55,7 @@ def test_a_whole_copy_has_no_problems(folder):
         ("trainval", 9, 9),
         ("test", 6, 6),
     ]
-    assert report.pictures == 15
+    assert report.images == 15
 
 
 def test_windows_line_ends_blank_lines_and_spaces_are_fine(folder):
@@ -70,7 +71,7 @@ def test_labels_out_of_range_or_no_numbers(folder, line):
     rewrite(folder, "test.txt", lambda lines: [lines[0], line, *lines[2:]])
     bad, count = problems(folder)
     assert bad.startswith("test.txt:2: ") and "with a label from 0 to 2" in bad
-    assert count == "test.txt: 5 pictures, where 6 are known"
+    assert count == "test.txt: 5 images, where 6 are known"
 
 
 def test_tabs_and_several_spaces_divide_too(tmp_path):
@@ -93,14 +94,14 @@ def test_missing_lists_and_folders(folder, tmp_path):
     assert report.errors == 2
 
 
-def test_missing_empty_truncated_and_foreign_pictures(folder):
+def test_missing_empty_truncated_and_foreign_images(folder):
     images = folder / "images/test"
     (images / "000000.png").unlink()
     (images / "000001.png").write_bytes(b"")
-    layouts.random_picture(images / "000002.png")
+    layouts.random_image(images / "000002.png")
     (images / "000002.png").write_bytes((images / "000002.png").read_bytes()[:1000])
     (images / "000003.png").write_text("<html>404</html>")
-    layouts.random_picture(folder / "images/test/000004.jpg")
+    layouts.random_image(folder / "images/test/000004.jpg")
     (images / "000004.png").write_bytes((images / "000004.jpg").read_bytes()[:-400])
     found = problems(folder)
     parts = ["no such file", "the file is empty", "cannot be decoded", "cannot be decoded", "cannot be decoded"]
@@ -134,9 +135,9 @@ def test_a_file_that_was_cut_is_found_in_every_format(tmp_path, ending, share):
     path = tmp_path / f"x.{ending}"
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(noise).save(path, **FORMATS[ending])
-    assert picture_problem(path) is None
+    assert image_problem(path) is None
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    assert picture_problem(path).startswith("cannot be decoded")
+    assert image_problem(path).startswith("cannot be decoded")
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -163,7 +164,7 @@ def test_very_many_classes_take_neither_memory_nor_lines(tmp_path):
     layouts.few_shot(tmp_path / "oxford_pets/images", notes, layouts.FEWSHOT)
     task = dataclasses.replace(layouts.FEWSHOT.task("oxford_pets"), num_classes=10**15)
     report = check(dataclasses.replace(layouts.FEWSHOT, tasks=(task,)), Roots(data=tmp_path), shots=(2,))
-    texts = [problem.text for problem in report.problems if "no picture of" in problem.text]
+    texts = [problem.text for problem in report.problems if "no image of" in problem.text]
     assert len(texts) == 4 and all(f"{10**15 - 3} of {10**15} classes, first class 3" in text for text in texts)
 
 
@@ -176,9 +177,9 @@ def test_lines_that_nobody_meant(folder, line):
         TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
 
 
-def test_damage_inside_a_picture_needs_the_deep_check(folder):
+def test_damage_inside_an_image_needs_the_deep_check(folder):
     path = folder / "images/test/000000.png"
-    layouts.random_picture(path)
+    layouts.random_image(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
@@ -194,16 +195,16 @@ def test_a_png_with_a_damaged_chunk_is_an_error_for_the_user(tmp_path):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    layouts.random_picture(path)
+    layouts.random_image(path)
     head, body = path.read_bytes()[:33], zlib.compress(bytes(20 * 91))
     second = chunk(b"IDAT", body[len(body) // 2 :])
     path.write_bytes(head + chunk(b"IDAT", body[: len(body) // 2]) + b"\0\0\0\4\1\2\3\4" + second + chunk(b"IEND", b""))
-    assert picture_problem(path, deep=True)
+    assert image_problem(path, deep=True)
     with pytest.raises(HarnessError, match="cannot be decoded"):
-        Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3).decode(path)
+        decoding.decode(path, Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
-def test_the_same_picture_in_two_splits(folder):
+def test_the_same_image_in_two_splits(folder):
     rewrite(folder, "val200.txt", lambda lines: ["images/train/000000.png 0", *lines[1:]])
     rewrite(folder, "test.txt", lambda lines: [*lines[:-1], "images/val/000002.png 2"])
     found = problems(folder)
@@ -224,7 +225,7 @@ def link(new, old):
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_the_same_picture_under_another_name(folder, leak):
+def test_the_same_image_under_another_name(folder, leak):
     name = LEAKS[leak](folder)
     texts = []
     for file in ("train800.txt", "train800val200.txt"):
@@ -235,7 +236,7 @@ def test_the_same_picture_under_another_name(folder, leak):
         TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
 
 
-def test_a_further_test_set_may_hold_no_training_picture(tmp_path):
+def test_a_further_test_set_may_hold_no_training_image(tmp_path):
     layouts.imagenet(tmp_path / "data", tmp_path / "noah")
     target = dataclasses.replace(layouts.DG.tasks[0].targets[0], folders=("imagenet/images/train",), name="again")
     suite = dataclasses.replace(layouts.DG, tasks=(dataclasses.replace(layouts.DG.tasks[0], targets=(target,)),))
@@ -247,7 +248,7 @@ def test_a_further_test_set_may_hold_no_training_picture(tmp_path):
         TaskData(suite, suite.tasks[0], SMALL, roots, 16, 0)
 
 
-def test_val_may_hold_training_pictures_only_where_it_is_not_scored(folder):
+def test_val_may_hold_training_images_only_where_it_is_not_scored(folder):
     rewrite(folder, "val200.txt", lambda lines: ["images/train/000000.png 0", *lines[1:]])
     rewrite(folder, "train800val200.txt", lambda lines: [*lines[:6], "images/train/000000.png 0", *lines[7:]])
     data = layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent)
@@ -256,7 +257,7 @@ def test_val_may_hold_training_pictures_only_where_it_is_not_scored(folder):
         TaskData(*data, val_is_scored=True)
 
 
-def test_a_picture_listed_twice_is_a_warning_and_two_labels_are_an_error(folder):
+def test_an_image_listed_twice_is_a_warning_and_two_labels_are_an_error(folder):
     rewrite(folder, "test.txt", lambda lines: [lines[0], lines[0], "images/test/000000.png 2", *lines[3:]])
     report = check(layouts.VTAB, Roots(data=folder.parent), (TASK,))
     (twice, labels) = report.problems
@@ -264,11 +265,11 @@ def test_a_picture_listed_twice_is_a_warning_and_two_labels_are_an_error(folder)
     assert labels.severity == "error" and "has label 2 here and 0 in line 1" in labels.text
 
 
-def test_classes_without_pictures(folder):
+def test_classes_without_images(folder):
     rewrite(folder, "test.txt", lambda lines: [line[:-1] + "0" for line in lines])
     report = check(layouts.VTAB, Roots(data=folder.parent), (TASK,))
     assert [problem.severity for problem in report.problems] == ["warning"]
-    assert "no picture of 2 of 3 classes, first class 1" in report.problems[0].text
+    assert "no image of 2 of 3 classes, first class 1" in report.problems[0].text
 
 
 @pytest.mark.parametrize(("split", "warnings"), [("test", 1), ("val", 0)])
@@ -295,7 +296,7 @@ def test_json_lists_with_more_or_fewer_ids_than_classes_are_refused_by_all(tmp_p
         TaskData(layouts.FGVC, layouts.FGVC.task("cub"), SMALL, Roots(data=tmp_path))
 
 
-def test_pets_one_shot_lists_name_each_picture_twice(tmp_path):
+def test_pets_one_shot_lists_name_each_image_twice(tmp_path):
     suite = dataclasses.replace(layouts.FEWSHOT, shots=(1,))
     notes = tmp_path / "oxford_pets/annotations"
     layouts.few_shot(tmp_path / "oxford_pets/images", notes, suite)
@@ -305,7 +306,7 @@ def test_pets_one_shot_lists_name_each_picture_twice(tmp_path):
     assert (report.errors, len(report.problems)) == (0, 3)
     file.write_text(file.read_text().replace(" 2", " 1"))
     texts = [problem.text for problem in check(suite, Roots(data=tmp_path), ("oxford_pets",)).problems]
-    assert any("class 1 has 2 pictures, not 1" in text for text in texts)
+    assert any("class 1 has 2 images, not 1" in text for text in texts)
 
 
 def invoke(*arguments):

@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness import failures
 from harness.commands.main import app
+from harness.data import decoding
 from harness.data.check import check
-from harness.data.export import PictureFormat, export
+from harness.data.export import ImageFormat, export
 from harness.data.lists import Roots
 from harness.data.prepare import prepare
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.errors import HarnessError, PlaceError
 from harness.paths import writing
+from harness.schema import failures
+from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 
 SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -97,27 +98,29 @@ def test_a_bundled_suite_in_noahs_layout_is_the_same_data(tmp_path):
 
 
 def test_jpeg_has_the_quality_asked_for(tmp_path):
-    layouts.random_picture(tmp_path / "x.png", (64, 64))
-    sizes = [len(PictureFormat(name="jpeg", quality=q).convert(tmp_path / "x.png")) for q in (20, 95)]
+    layouts.random_image(tmp_path / "x.png", (64, 64))
+    sizes = [len(ImageFormat(name="jpeg", quality=q).convert(tmp_path / "x.png")) for q in (20, 95)]
     assert sizes[0] < sizes[1] / 2
-    assert PictureFormat().convert(tmp_path / "x.png") == (tmp_path / "x.png").read_bytes()
-    (tmp_path / "x.jpg").write_bytes(PictureFormat(name="jpeg").convert(tmp_path / "x.png"))
-    assert PictureFormat(name="jpeg").convert(tmp_path / "x.jpg") == (tmp_path / "x.jpg").read_bytes()
+    assert ImageFormat().convert(tmp_path / "x.png") == (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(ImageFormat(name="jpeg").convert(tmp_path / "x.png"))
+    assert ImageFormat(name="jpeg").convert(tmp_path / "x.jpg") == (tmp_path / "x.jpg").read_bytes()
 
 
 def test_lossless_also_for_palettes_and_cmyk(tmp_path):
-    layouts.random_picture(tmp_path / "x.png")
+    layouts.random_image(tmp_path / "x.png")
     for mode, name in (("P", "p.gif"), ("CMYK", "c.tif"), ("L", "l.png"), ("1", "b.png")):
         with Image.open(tmp_path / "x.png") as image:
             image.convert(mode).save(tmp_path / name)
-        (tmp_path / "out.png").write_bytes(PictureFormat().convert(tmp_path / name))
-        np.testing.assert_array_equal(SMALL.decode(tmp_path / "out.png"), SMALL.decode(tmp_path / name))
+        (tmp_path / "out.png").write_bytes(ImageFormat().convert(tmp_path / name))
+        np.testing.assert_array_equal(
+            decoding.decode(tmp_path / "out.png", SMALL), decoding.decode(tmp_path / name, SMALL)
+        )
 
 
 @pytest.mark.parametrize("values", [{"name": "gif"}, {"quality": 50}, {"name": "jpeg", "quality": 0}])
 def test_formats_that_make_no_sense(values):
     with pytest.raises(HarnessError, match="format"):
-        PictureFormat(**values)
+        ImageFormat(**values)
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
@@ -126,7 +129,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path):
     with pytest.raises(HarnessError, match="cannot be decoded"):
         export(suite, tmp_path / "new", roots=roots)
     assert list((tmp_path / "new").iterdir()) == []
-    layouts.picture(tmp_path / "old/svhn/images/test/000005.jpg", 1)
+    layouts.image(tmp_path / "old/svhn/images/test/000005.jpg", 1)
     export(suite, tmp_path / "new", roots=roots)
     before = (tmp_path / "new/svhn/test.txt").stat().st_mtime_ns
     with pytest.raises(HarnessError, match="nothing is overwritten"):
@@ -150,7 +153,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path, small_disk):
     suite = make_vtab(tmp_path / "old")
     for file in (tmp_path / "old/svhn/images").rglob("*.jpg"):
-        layouts.random_picture(file, (100, 100))
+        layouts.random_image(file, (100, 100))
     with pytest.raises(PlaceError, match=f"{small_disk} cannot be written to .No space left.*free some.*--to") as found:
         export(suite, small_disk, roots=Roots(data=tmp_path / "old"))
     assert failures.kind_of(found.value).name == "disk_full"
@@ -161,7 +164,7 @@ def test_prepare_on_a_full_disk_blames_the_disk_and_not_the_archive(tmp_path, sm
     for number in range(90):
         file = tmp_path / f"eurosat/{number % 10}/{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        layouts.random_picture(file)
+        layouts.random_image(file)
     task = dataclasses.replace(SUITES["vtab1k"].task("eurosat"), sizes={"train": 30, "val": 20, "test": 40})
     tasks = tuple(task if one.name == "eurosat" else one for one in SUITES["vtab1k"].tasks)
     with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +185,7 @@ def test_the_cache_on_a_full_disk_is_named(tmp_path, small_disk, monkeypatch):
 @pytest.mark.parametrize("command", ["export", "prepare"])
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, command):
     (tmp_path / "file").write_text("")
-    layouts.random_picture(tmp_path / "x.png")
+    layouts.random_image(tmp_path / "x.png")
     suite, to = make_vtab(tmp_path / "old"), tmp_path / "file/new"
     with pytest.raises(PlaceError, match=f"{to} cannot be written to .Not a directory.: see its permissions"):
         if command == "export":
@@ -193,12 +196,12 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, command):
 
 def test_an_error_of_another_folder_is_not_blamed_on_the_one_written_to(tmp_path):
     with pytest.raises(PermissionError), writing(tmp_path / "to", "--to"):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "from/picture.png"))
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "from/image.png"))
 
 
 def test_the_command(tmp_path):
     arguments = ["data", "export", "--suite", "demo", "--tasks", "digits", "--to", str(tmp_path / "new")]
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0 and "800 pictures written" in result.output
+    assert result.exit_code == 0 and "800 images written" in result.output
     report = check(SUITES["demo"], Roots(data=tmp_path / "new"), ("digits",))
     assert report.problems == []

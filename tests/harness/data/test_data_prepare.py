@@ -19,9 +19,9 @@ from harness.data import sources as data_sources
 from harness.data.check import check
 from harness.data.lists import Roots, read_list
 from harness.data.prepare import NOTE_FILE, draw, prepare, sources
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
+from harness.schema.preprocessing import Preprocessing
 from suites import SUITES, packages
 
 NUMBERS = np.arange(20)
@@ -35,7 +35,7 @@ def small(monkeypatch):
 
 
 def plain(size=32, part=0):
-    """Twenty pictures, each of one grey value that tells its number, and the part of the archive with it."""
+    """Twenty images, each of one grey value that tells its number, and the part of the archive with it."""
     return np.broadcast_to((NUMBERS * 10 + part).astype(np.uint8)[:, None, None, None], (20, size, size, 3))
 
 
@@ -147,7 +147,7 @@ def test_each_archive_becomes_a_folder_that_is_whole(tmp_path, task, folder, mak
 
 
 def left_by_macos(folder):
-    """Folders and files beside each picture that hold no picture."""
+    """Folders and files beside each image that hold no image."""
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         fork = b"\0\5\x16\7" + bytes(60)
         twin = folder / "__MACOSX" / path.relative_to(folder).with_name(f"._{path.name}")
@@ -158,9 +158,9 @@ def left_by_macos(folder):
 
 def left_by_jupyter(folder):
     for place in [path for path in folder.rglob("*") if path.is_dir()]:
-        pictures = [path for path in place.iterdir() if path.suffix in (".jpg", ".png")]
+        images = [path for path in place.iterdir() if path.suffix in (".jpg", ".png")]
         (place / ".ipynb_checkpoints").mkdir()
-        for path in pictures[:1]:
+        for path in images[:1]:
             shutil.copyfile(path, place / f".ipynb_checkpoints/{path.stem}-checkpoint{path.suffix}")
 
 
@@ -171,7 +171,7 @@ def left_by_a_server(folder):
 
 @pytest.mark.parametrize("leave", [left_by_macos, left_by_jupyter, left_by_a_server])
 @pytest.mark.parametrize(("task", "folder", "make"), CASES, ids=lambda x: getattr(x, "__name__", x))
-def test_what_systems_leave_beside_the_pictures_is_none_of_them(tmp_path, task, folder, make, leave):
+def test_what_systems_leave_beside_the_images_is_none_of_them(tmp_path, task, folder, make, leave):
     make(tmp_path / "clean" / folder)
     shutil.copytree(tmp_path / "clean", tmp_path / "old")
     leave(tmp_path / "old" / folder)
@@ -198,7 +198,7 @@ def test_draws_are_disjoint_seeded_and_have_the_sizes():
     assert {split: len(index) for split, (_, index) in parts.items()} == {"train": 6, "val": 3, "test": 6}
     again = draw({"all": pool}, task)
     assert all(np.array_equal(parts[split][1], again[split][1]) for split in parts)
-    with pytest.raises(HarnessError, match="test needs 6 pictures, 5 are left"):
+    with pytest.raises(HarnessError, match="test needs 6 images, 5 are left"):
         draw({"all": data_sources.Pool(np.arange(14) % 3, lambda index: [])}, task)
     with pytest.raises(HarnessError, match="no test part"):
         draw({"train": pool}, task)
@@ -212,8 +212,8 @@ def test_dsprites_come_from_the_npz_or_the_package(tmp_path):
     np.savez(tmp_path / "dsprites_x.npz", imgs=images, latents_classes=latents)
     pool = data_sources.dsprites(4, 32, tmp_path)["all"]
     assert pool.labels[:4].tolist() == [0, 0, 1, 1] and pool.labels.max() == 15
-    (picture,) = pool.read(np.array([63]))
-    assert np.flatnonzero(np.asarray(picture)[0]).tolist() == [63]
+    (image,) = pool.read(np.array([63]))
+    assert np.flatnonzero(np.asarray(image)[0]).tolist() == [63]
     (tmp_path / "none").mkdir()
     bundled = data_sources.dsprites(4, 32, tmp_path / "none")["all"].labels
     assert np.array_equal(bundled, packages.dsprites_latents()[:, 4] * 16 // 32)
@@ -277,10 +277,10 @@ def saved(tmp_path, monkeypatch):
     return save
 
 
-def numbered(images="img", label="fine_label", part=0):
-    """Twenty grey pictures, one of them with an alpha channel, as the package decodes them."""
-    pictures = [Image.new("RGBA" if n == 3 else "RGB", (32, 32), (int(n) * 10 + part,) * 3) for n in NUMBERS]
-    return Table({images: pictures, label: LABELS.tolist()})
+def numbered(column="img", label="fine_label", part=0):
+    """Twenty grey images, one of them with an alpha channel, as the package decodes them."""
+    images = [Image.new("RGBA" if n == 3 else "RGB", (32, 32), (int(n) * 10 + part,) * 3) for n in NUMBERS]
+    return Table({column: images, label: LABELS.tolist()})
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from PIL import Image, features
 
 from harness.bench import released
 from harness.data import arrays, decoding
-from harness.data.check import picture_problem
-from harness.data.export import PictureFormat
+from harness.data.check import image_problem
+from harness.data.export import ImageFormat
 from harness.data.lists import Entry, ListFile
-from harness.data.preprocessing import Preprocessing
 from harness.data.sources import from_files
 from harness.errors import DataError, HarnessError
+from harness.schema.preprocessing import Preprocessing
 
 GREY = np.add.outer(np.arange(16), 15 * np.arange(16)).astype(np.uint8)
 """Levels from 0 to 240, another mean in each row and column."""
@@ -125,16 +125,16 @@ def others():
 
 
 def of_all_paths(path):
-    """The picture's pixels as each path that reads pictures has them."""
-    yield "runs", WHOLE.decode(path)
+    """The image's pixels as each path that reads images has them."""
+    yield "runs", decoding.decode(path, WHOLE)
     exported = path.with_name("exported.png")
-    exported.write_bytes(PictureFormat().convert(path))
-    yield "export", WHOLE.decode(exported)
-    exported.write_bytes(PictureFormat(name="jpeg", quality=100).convert(path))
-    yield "export as JPEG", WHOLE.decode(exported)
+    exported.write_bytes(ImageFormat().convert(path))
+    yield "export", decoding.decode(exported, WHOLE)
+    exported.write_bytes(ImageFormat(name="jpeg", quality=100).convert(path))
+    yield "export as JPEG", decoding.decode(exported, WHOLE)
     (image,) = from_files([path], [0]).read(np.array([0]))
     yield "prepare", np.asarray(image)
-    pixels, _ = released.Pictures(path.parent, [Entry(path.name, 0, 1)], WHOLE)[0]
+    pixels, _ = released.Images(path.parent, [Entry(path.name, 0, 1)], WHOLE)[0]
     yield "bench", (pixels * 255).round().permute(1, 2, 0).numpy()
 
 
@@ -149,7 +149,7 @@ def test_all_paths_decode_to_the_same_pixels(tmp_path, name, write, expected):
     if name.endswith("jp2") and not features.check("jpg_2000"):
         pytest.skip("Pillow without JPEG 2000")
     write(tmp_path / name)
-    assert picture_problem(tmp_path / name) is picture_problem(tmp_path / name, deep=True) is None
+    assert image_problem(tmp_path / name) is image_problem(tmp_path / name, deep=True) is None
     for path, pixels in of_all_paths(tmp_path / name):
         assert pixels.shape == (16, 16, 3)
         off = 3 if "JPEG" in path else 0
@@ -160,17 +160,17 @@ def test_all_paths_decode_to_the_same_pixels(tmp_path, name, write, expected):
 def test_what_has_no_agreed_pixels_is_refused_by_name(tmp_path, name, write, reason):
     path = tmp_path / name
     write(path)
-    assert reason in picture_problem(path, deep=True)
+    assert reason in image_problem(path, deep=True)
     if "key" not in name:
-        assert reason in picture_problem(path)  # the plain check looks at it too
-    for look in (WHOLE.decode, PictureFormat().convert, lambda path: list(from_files([path], [0]).read([0]))):
+        assert reason in image_problem(path)  # the plain check looks at it too
+    for look in (WHOLE.decode, ImageFormat().convert, lambda path: list(from_files([path], [0]).read([0]))):
         with pytest.raises(HarnessError, match=f"{name}: cannot be decoded .*{reason}"):
             look(path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
-def test_usual_pictures_are_what_pillow_makes_of_them(tmp_path, mode):
-    layouts.random_picture(tmp_path / "x.png")
+def test_usual_images_are_what_pillow_makes_of_them(tmp_path, mode):
+    layouts.random_image(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         image.convert(mode).save(tmp_path / "x.tif")
     with Image.open(tmp_path / "x.tif") as image:
@@ -178,7 +178,7 @@ def test_usual_pictures_are_what_pillow_makes_of_them(tmp_path, mode):
 
 
 def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
-    layouts.random_picture(tmp_path / "x.png")
+    layouts.random_image(tmp_path / "x.png")
 
     def name():
         decoding.versions_digest.cache_clear()
@@ -199,6 +199,6 @@ def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
 
 
 def test_a_pipe_is_named_and_not_opened(tmp_path):
-    os.mkfifo(tmp_path / "picture.png")
-    with pytest.raises(DataError, match=r"^[^(]*picture\.png: a pipe, not a file"):
-        decoding.read(tmp_path / "picture.png")
+    os.mkfifo(tmp_path / "image.png")
+    with pytest.raises(DataError, match=r"^[^(]*image\.png: a pipe, not a file"):
+        decoding.read(tmp_path / "image.png")

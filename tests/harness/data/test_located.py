@@ -1,4 +1,4 @@
-"""Before any run all lists and pictures are looked for: one error names all causes, and what was probably meant."""
+"""Before any run all lists and images are looked for: one error names all causes, and what was probably meant."""
 
 import dataclasses
 import unicodedata
@@ -87,7 +87,7 @@ def test_all_causes_of_all_tasks_stand_in_one_error(data):
 
 
 @pytest.mark.parametrize("protocol", ["fixed", "tuned", "validation"])
-def test_a_missing_test_picture_shows_before_the_first_trial(data, protocol):
+def test_a_missing_test_image_shows_before_the_first_trial(data, protocol):
     (data / "sets/two/images/test/000003.png").unlink()
     lines = refused(data, "--protocol", protocol)
     assert lines[0] == "the data of 1 of 2 tasks cannot be used; nothing was started"

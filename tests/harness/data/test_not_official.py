@@ -5,9 +5,9 @@ import pytest
 from command import sctbench
 
 from harness.data.lists import NOTE_FILE, Roots
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData, not_official
 from harness.records.store import read_record
+from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 
 SMALL = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -62,7 +62,7 @@ def test_every_further_test_set_is_counted(tmp_path):
     assert data.fingerprint().not_official == ["imagenet-sketch 4 instead of 6"]
 
 
-def test_a_list_that_names_every_picture_twice_is_whole_and_one_that_lacks_pictures_is_not(tmp_path):
+def test_a_list_that_names_every_image_twice_is_whole_and_one_that_lacks_images_is_not(tmp_path):
     """NOAH's 1-shot lists of pets are of the first kind."""
     lists = tmp_path / "few-shot/oxford-pets/annotations"
     layouts.few_shot(tmp_path / "oxford_pets" / "images", lists, layouts.FEWSHOT)

@@ -1,4 +1,4 @@
-"""What a change of pictures does: to arrays, to the fingerprint, and to what is said of complete runs."""
+"""What a change of images does: to arrays, to the fingerprint, and to what is said of complete runs."""
 
 import dataclasses
 import os
@@ -9,13 +9,13 @@ import torch
 from examples import make_record, make_spec
 from PIL import Image
 
-from harness.data import arrays
+from harness.data import arrays, decoding
 from harness.data import splits as data
 from harness.data.lists import Roots
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
-from harness.records.record import Fingerprint, same_data
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Fingerprint, same_data
 from suites.base import VTAB_LISTS, Suite, Task
 
 HALF = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -26,7 +26,7 @@ TOYS = Suite(name="toys", title="Toys", about="", tasks=(TASK,))
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A task of three classes; the test list, of 40, holds pictures whose bytes no sample of 16 sees."""
+    """A task of three classes; the test list, of 40, holds images whose bytes no sample of 16 sees."""
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
     folder, rng, lines = tmp_path / "root" / "toy", np.random.default_rng(0), {}
     for split, size in SIZES.items():
@@ -58,9 +58,9 @@ def change(root, name="test/1.png"):
 
 
 def count_decodings(monkeypatch):
-    """The pictures decoded from now on."""
-    seen, plain = [], Preprocessing.decode
-    monkeypatch.setattr(Preprocessing, "decode", lambda self, path: seen.append(path) or plain(self, path))
+    """The images decoded from now on."""
+    seen, plain = [], decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda path, **how: seen.append(path) or plain(path, **how))
     return seen
 
 
@@ -79,7 +79,7 @@ def test_other_content_with_the_same_size_and_time_makes_a_new_array(root):
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_a_changed_picture_that_a_list_names_by_its_absolute_path_makes_a_new_array(root, tmp_path, link):
+def test_a_changed_image_that_a_list_names_by_its_absolute_path_makes_a_new_array(root, tmp_path, link):
     file, elsewhere = root / "toy/test.txt", tmp_path / "elsewhere"
     (root / "toy/images/test").rename(elsewhere)
     if link:  # by a folder that is one
@@ -107,7 +107,7 @@ def test_a_list_of_the_same_size_and_time_is_read_again(root):
     assert view(root).entries("train")[0].label == 1
 
 
-def test_any_changed_picture_changes_the_fingerprint_and_another_file_of_the_same_pixels_does_not(root):
+def test_any_changed_image_changes_the_fingerprint_and_another_file_of_the_same_pixels_does_not(root):
     before = view(root).fingerprint()
     change(root)
     changed = view(root).fingerprint()
@@ -147,17 +147,17 @@ def test_damaged_digests_are_made_anew(root, damage):
     assert view(root).fingerprint() == before
 
 
-def test_pictures_that_change_while_they_are_decoded_make_no_array(root, monkeypatch):
-    plain = Preprocessing.decode
+def test_images_that_change_while_they_are_decoded_make_no_array(root, monkeypatch):
+    plain = decoding.decode
 
-    def decode(self, path):
-        pixels = plain(self, path)
+    def decode(path, **how):
+        pixels = plain(path, **how)
         if path.name == "39.png":
             change(root)
         return pixels
 
-    monkeypatch.setattr(Preprocessing, "decode", decode)
-    with pytest.raises(HarnessError, match=r"test\.txt: pictures changed while they were decoded"):
+    monkeypatch.setattr(decoding, "decode", decode)
+    with pytest.raises(HarnessError, match=r"test\.txt: images changed while they were decoded"):
         view(root).open_test()
     assert arrays.cached() == []
 
@@ -167,13 +167,13 @@ def test_complete_runs_on_other_pixels_are_named_and_old_records_compare_by_what
     known, unknown = record_of(fingerprint), record_of(dataclasses.replace(fingerprint, pixels=""))
     assert other_data(root, known, unknown) == []
     change(root)
-    said = "1 complete run(s) of toy were done on other data than there are now (pictures differ)"
+    said = "1 complete run(s) of toy were done on other data than there are now (images differ)"
     assert other_data(root, known, unknown) == [said]
     change(root, "test/0.png")  # one of the sample: the old record knows its bytes
     assert other_data(root, known, unknown) == [said.replace("1", "2", 1)]
 
 
-def test_pictures_are_decoded_for_the_comparison_only_where_files_changed(root, monkeypatch):
+def test_images_are_decoded_for_the_comparison_only_where_files_changed(root, monkeypatch):
     record = record_of(view(root).fingerprint())
     seen = count_decodings(monkeypatch)
     assert other_data(root, record) == [] and seen == []
@@ -197,7 +197,7 @@ def test_digests_as_text_are_compared_by_what_both_have():
     assert (full.digest, old.digest) == ("l/f/p", "l/f")
     assert same_data(full.digest, old.digest) and same_data(old.digest, other.digest)
     assert not same_data(full.digest, other.digest)
-    assert [full.differs_from(now) for now in (full, old, other)] == ["", "", "pictures differ"]
+    assert [full.differs_from(now) for now in (full, old, other)] == ["", "", "images differ"]
 
 
 def test_listing_and_clearing_pass_over_what_is_no_array(root):

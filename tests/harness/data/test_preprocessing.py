@@ -7,8 +7,9 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from harness.data.preprocessing import STATISTICS, Preprocessing
+from harness.data import decoding
 from harness.errors import HarnessError
+from harness.schema.preprocessing import STATISTICS, Preprocessing
 
 
 def make(size=16, statistics="half", **fields):
@@ -17,7 +18,7 @@ def make(size=16, statistics="half", **fields):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 81, 3), np.uint8)).save(path)
     return path
@@ -25,12 +26,12 @@ def picture(tmp_path):
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "squash-crop"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_pixels_are_those_of_torchvisions_transforms(picture, fit, interpolation):
+def test_pixels_are_those_of_torchvisions_transforms(image, fit, interpolation):
     mode, size = InterpolationMode(interpolation), 28
     resize = {"squash": (size, size), "crop": 32, "squash-crop": (32, 32)}[fit]
     transform = transforms.Compose([transforms.Resize(resize, mode), transforms.CenterCrop(size)])
-    expected = np.asarray(transform(Image.open(picture)))
-    np.testing.assert_array_equal(make(size, fit=fit, interpolation=interpolation).decode(picture), expected)
+    expected = np.asarray(transform(Image.open(image)))
+    np.testing.assert_array_equal(decoding.decode(image, make(size, fit=fit, interpolation=interpolation)), expected)
 
 
 def test_normalisation_is_the_formula():
@@ -70,7 +71,7 @@ def test_misspelt_choices_are_answered():
         make(fit="sqush")
 
 
-def test_a_truncated_picture_is_named(picture):
-    picture.write_bytes(picture.read_bytes()[:200])
+def test_a_truncated_image_is_named(image):
+    image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(HarnessError, match=r"a\.png: cannot be decoded"):
-        make().decode(picture)
+        decoding.decode(image, make())

@@ -16,7 +16,7 @@ from harness import environment
 from harness.errors import HarnessError
 from harness.execution import local, worker
 from harness.records.store import Store
-from slurm.work import Report
+from slurm.job_runner import Report
 
 ROOT = Path(environment.__file__).resolve().parents[1]
 
@@ -66,8 +66,8 @@ def test_a_script_without_a_main_guard_in_a_folder_with_other_methods(data, tmp_
     (record,), _ = Store(tmp_path / "out").records()
     (spec,) = tiny.specs(["bitfit"])
     own = tiny.setup(tmp_path / "own", data)
-    worker.enter(own)
-    assert tiny.lasting(record) == tiny.lasting(worker.do(spec, own))
+    worker.init_worker(own)
+    assert tiny.lasting(record) == tiny.lasting(worker.execute_run(spec, own))
 
 
 @pytest.mark.parametrize("kind", ["package", "plain folder"])

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from harness import device, failures, lease
+from harness import device, lease
 from harness.data import arrays
 from harness.errors import DataError, Interrupted
 from harness.execution import local, worker
@@ -18,8 +18,9 @@ from harness.execution.worker import do
 from harness.plans import plan, stages, tuning
 from harness.records import index, status
 from harness.records.store import Store
+from harness.schema import failures
 from harness.training import run, trainer
-from harness.training.resume import Stop
+from harness.training.checkpointing import StopRequest
 from methods import registry
 
 UNREADABLE = "/proc/self/mem"
@@ -36,12 +37,12 @@ def data(tmp_path_factory):
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(worker, "_STOP", StopRequest())
     monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     io = dataclasses.replace(failures.CLASSES["io"], pauses=(0.01, 0.02))
     monkeypatch.setitem(failures.CLASSES, "io", io)
     made = tiny.setup(tmp_path / "out", data)
-    worker.enter(made)
+    worker.init_worker(made)
     return made
 
 

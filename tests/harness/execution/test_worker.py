@@ -17,7 +17,7 @@ from harness.execution import worker
 from harness.execution.worker import Busy, do
 from harness.records.store import Store
 from harness.training import run, trainer
-from harness.training.resume import Stop
+from harness.training.checkpointing import StopRequest
 from suites import SUITES
 
 
@@ -29,10 +29,10 @@ def data(tmp_path_factory):
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(worker, "_STOP", StopRequest())
     monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     made = tiny.setup(tmp_path / "out", data)
-    worker.enter(made)
+    worker.init_worker(made)
     return made
 
 
@@ -99,25 +99,25 @@ def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, 
     assert files(setup, spec) == ["record.json"]
 
 
-def test_a_missing_test_picture_shows_before_the_training_and_costs_no_state(setup, tmp_path):
+def test_a_missing_test_image_shows_before_the_training_and_costs_no_state(setup, tmp_path):
     (spec,) = tiny.specs(["linear"])
     setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
-    picture = tmp_path / "data/first/images/test/000011.png"  # not in the sample
-    content, steps = picture.read_bytes(), []
-    picture.unlink()
+    image = tmp_path / "data/first/images/test/000011.png"  # not in the sample
+    content, steps = image.read_bytes(), []
+    image.unlink()
     record = do(spec, setup, steps.append)
     assert (record.failure.kind, steps) == ("data", [])
     assert "test/000011.png: listed, but there is no such file" in record.reason
-    layouts.random_picture(picture)
+    layouts.random_image(image)
     with pytest.raises(Interrupted, match="test"):
         do(spec, setup, stop_at(4))
     worker._STOP.reason = ""
-    picture.write_bytes(content[:40])
+    image.write_bytes(content[:40])
     assert do(spec, setup).failure.kind == "data"
     assert "state/000000004.safetensors" in files(setup, spec)
 
 
-@pytest.mark.parametrize("change", ["a label", "a picture", "the classes", "the code"])
+@pytest.mark.parametrize("change", ["a label", "an image", "the classes", "the code"])
 def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup, tmp_path, monkeypatch, capfd, change):
     (spec,) = tiny.specs(["linear"])
     setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
@@ -129,8 +129,8 @@ def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup
         for name in ("train800.txt", "val200.txt", "train800val200.txt"):
             list_file = folder / name
             list_file.write_text(list_file.read_text().replace("000000.png 0", "000000.png 1"))
-    if change == "a picture":
-        layouts.random_picture(folder / "images" / "train" / "000000.png")
+    if change == "an image":
+        layouts.random_image(folder / "images" / "train" / "000000.png")
     if change == "the classes":
         more = dataclasses.replace(tiny.SUITE.tasks[0], num_classes=4)
         monkeypatch.setitem(SUITES, "tiny", dataclasses.replace(tiny.SUITE, tasks=(more,)))
@@ -234,7 +234,7 @@ def test_a_bad_record_is_moved_away_before_the_run_is_done_again(setup):
 def test_a_record_of_a_newer_version_is_left_alone(setup, monkeypatch):
     (spec,) = tiny.specs(["linear"])
     with monkeypatch.context() as patch:
-        patch.setattr("harness.records.record.SCHEMA", 99)
+        patch.setattr("harness.schema.record.SCHEMA", 99)
         do(spec, setup)
     path = Store(setup.root).folder(spec) / "record.json"
     newer = path.read_bytes()

@@ -13,7 +13,7 @@ from timm.models import vision_transformer
 
 from harness.errors import HarnessError
 from harness.models import backbones, checkpoints
-from harness.plans.spec import BackboneSpec
+from harness.schema.spec import BackboneSpec
 
 TINY = "vit_tiny_patch16_224"
 GOOGLE_NORM = "Transformer/encoder_norm/scale"

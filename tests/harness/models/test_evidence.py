@@ -7,10 +7,10 @@ import pytest
 import timm
 import torch
 
-from harness.data.preprocessing import STATISTICS
 from harness.errors import HarnessError
 from harness.models import backbones, checkpoints, evidence
 from harness.plans import experiment
+from harness.schema.preprocessing import STATISTICS
 from tests.harness.models.miniatures import clip, google, timm_names
 
 VIT_B, DEIT = "vit_base_patch16_224", "deit_base_patch16_224.fb_in1k"

@@ -154,7 +154,7 @@ RUN += ["--image-size", "32", "--device", "cpu"]
 def place(tmp_path):
     (tmp_path / "own.yaml").write_text(SUITE)
     layouts.vtab(tmp_path / "data", "one")
-    for name in ("train800", "val200", "train800val200", "test"):  # the same pictures, the first of them left out
+    for name in ("train800", "val200", "train800val200", "test"):  # the same images, the first of them left out
         rows = (tmp_path / f"data/one/{name}.txt").read_text().splitlines(keepends=True)
         (tmp_path / "lists/one").mkdir(parents=True, exist_ok=True)
         drop = {"train800val200": (0, 6)}.get(name, (0,))

@@ -10,7 +10,7 @@ import pytest
 from examples import make_spec
 
 from harness.errors import HarnessError
-from harness.plans.spec import Recipe, RunSpec, canonical_json
+from harness.schema.spec import Recipe, RunSpec, canonical_json
 
 
 def test_every_field_changes_the_run_id():
@@ -41,7 +41,7 @@ def test_the_name_of_a_checkpoint_file_changes_nothing():
 def test_run_id_is_the_same_in_another_process_with_another_hash_seed():
     spec = make_spec(config={"channels": 48, "blocks": None, "targets": ("qkv", "proj")})
     code = (
-        "import json, sys; from harness.plans.spec import RunSpec; "
+        "import json, sys; from harness.schema.spec import RunSpec; "
         "print(RunSpec.from_dict(json.load(sys.stdin)).run_id)"
     )
     as_json = json.dumps(spec.as_dict())

@@ -8,8 +8,8 @@ from examples import make_record
 from harness.errors import USER_ERRORS
 from harness.plans import plan, stages, tuning
 from harness.plans.experiment import select
-from harness.plans.spec import RunSpec
-from harness.records.record import RunRecord
+from harness.schema.record import RunRecord
+from harness.schema.spec import RunSpec
 from methods.registry import all_methods
 from suites import SUITES
 from suites.base import Suite, Task
@@ -142,7 +142,7 @@ def test_finals_wait_for_their_own_trials_and_finished_trials_are_not_repeated(r
         records.finish(spec)
     then = stages.stage(selection, records.read)
     assert [job.method for job in then.ready if isinstance(job, RunSpec)] == ["linear"] * 8
-    assert [job.seed for job in then.ready if isinstance(job, tuning.Final)] == [0, 1]
+    assert [job.seed for job in then.ready if isinstance(job, tuning.TunedRun)] == [0, 1]
     assert {spec.run_id for spec in then.settled} == {spec.run_id for spec in lora}
     assert (len(then.blocked), then.total) == (2, 20)
 

@@ -7,12 +7,12 @@ import tiny
 from command import sctbench
 
 from harness.execution import worker
-from harness.execution.worker import do
+from harness.execution.worker import execute_run
 from harness.plans import stages
 from harness.records import stale
-from harness.records.record import RunRecord
 from harness.records.store import Store, read_record
-from harness.training.resume import Stop
+from harness.schema.record import RunRecord
+from harness.training.checkpointing import StopRequest
 from methods import registry
 from methods.sources import digest_of
 from slurm import submit
@@ -60,10 +60,10 @@ def data(tmp_path_factory):
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(worker, "_STOP", StopRequest())
     monkeypatch.setattr(registry, "_external", {})
     made = tiny.setup(tmp_path / "out", data)
-    worker.enter(made)
+    worker.init_worker(made)
     return made
 
 
@@ -81,30 +81,30 @@ def edited(folder, factor):
 def test_an_edited_file_makes_its_runs_stale_and_only_when_told_they_are_done_again(setup, tmp_path):
     registry.get(write(tmp_path))
     (spec,) = tiny.specs(["mine"], lr=1e-1)
-    first = do(spec, setup)
+    first = execute_run(spec, setup)
     assert first.method_source == registry.source_digest("mine") and not stale.is_stale(first)
 
     edited(tmp_path, 0.0)
     store = Store(setup.root)
     assert stale.is_stale(store.read(spec))
-    assert do(spec, setup) == first  # the old result, as before; whoever asks for it is told, see below
+    assert execute_run(spec, setup) == first  # the old result, as before; whoever asks for it is told, see below
     selection = tiny.selection(["mine"], lr=1e-1)
     assert stages.stage(selection, store.read).settled == [spec]
     assert stages.stage(selection, stale.without_stale(store.read)).ready == [spec]
     assert submit.todo(selection, store, {}).stale == ["mine"]
     assert submit.todo(selection, store, {}, redo_stale=True).ready == [spec]
 
-    again = do(spec, dataclasses.replace(setup, redo_stale=True))
+    again = execute_run(spec, dataclasses.replace(setup, redo_stale=True))
     assert again.metrics != first.metrics and again.method_source != first.method_source
     assert store.read(spec) == again and not stale.is_stale(again)
     (kept,) = (setup.root / "superseded").glob("*.json")
     assert read_record(kept, spec) == first
-    assert do(spec, dataclasses.replace(setup, redo_stale=True)) == again  # once
+    assert execute_run(spec, dataclasses.replace(setup, redo_stale=True)) == again  # once
 
 
 def test_a_record_without_a_source_is_not_called_stale(setup):
     (spec,) = tiny.specs(["linear"])
-    old = dataclasses.replace(do(spec, setup), method_source="")
+    old = dataclasses.replace(execute_run(spec, setup), method_source="")
     assert not stale.is_stale(old)
     assert not stale.is_stale(dataclasses.replace(old, method_source="0" * 64, status="failed"))
     assert stale.is_stale(dataclasses.replace(old, method_source="0" * 64))

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from harness import lease
 from harness.commands import status as cli_status
 from harness.commands.main import app
-from harness.failures import Failure
 from harness.records import clean, index, status
-from harness.records.record import RunRecord
 from harness.records.store import Store
+from harness.schema.failures import Failure
+from harness.schema.record import RunRecord
 
 COMPLETE = make_spec(seed=0)
 FAILED = make_spec(seed=1, method="lora")

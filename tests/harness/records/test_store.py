@@ -6,9 +6,9 @@ import json
 import pytest
 from examples import make_record, make_spec
 
-from harness.plans.spec import digest
-from harness.records.record import BadRecord, Parameters, RunRecord
 from harness.records.store import Store
+from harness.schema.record import BadRecord, Parameters, RunRecord
+from harness.schema.spec import digest
 
 
 def test_round_trip():

@@ -5,7 +5,7 @@ import mmap
 import torch
 from conftest import make_context, small_vit
 
-from harness.data.preprocessing import Preprocessing
+from harness.schema.preprocessing import Preprocessing
 from harness.training.cost import PeakMemory, forward_flops, latencies, of_inference, operations
 from methods.registry import get
 

@@ -7,7 +7,7 @@ import torch
 from harness.errors import Interrupted
 from harness.execution import worker
 from harness.records.store import Store
-from harness.training.resume import Stop
+from harness.training.checkpointing import StopRequest
 from harness.training.run import run
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache(data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(worker, "_STOP", StopRequest())
 
 
 def done(data, method="sct", curve=False, **choices):
@@ -57,9 +57,9 @@ def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, tmp_path):
             worker.request_stop("test")
 
     with pytest.raises(Interrupted):
-        worker.do(spec, setup, stop)
+        worker.execute_run(spec, setup, stop)
     worker._STOP.reason = ""
-    assert tiny.lasting(worker.do(spec, setup)) == tiny.lasting(undisturbed)
+    assert tiny.lasting(worker.execute_run(spec, setup)) == tiny.lasting(undisturbed)
     assert Store(setup.root).read(spec).test_looks == 3
 
 

@@ -13,7 +13,7 @@ from harness.execution import worker
 from harness.plans import plan
 from harness.records.store import read_record
 from harness.training import rerun
-from harness.training.resume import Stop
+from harness.training.checkpointing import StopRequest
 from suites import SUITES
 
 
@@ -25,9 +25,9 @@ def data(tmp_path_factory):
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(worker, "_STOP", StopRequest())
     made = tiny.setup(tmp_path / "results", data)
-    worker.enter(made)
+    worker.init_worker(made)
     return made
 
 
@@ -75,7 +75,7 @@ def test_run_says_it_in_the_identity_and_other_precisions_are_other_runs_in_othe
 
 def test_status_finds_what_a_cluster_did_with_the_precision_left_to_it(setup, fast, tmp_path):
     (spec,) = tiny.specs(["linear"], precision="auto", epochs=1)
-    assert worker.do(spec, setup).status == "complete"
+    assert worker.execute_run(spec, setup).status == "complete"
     what = ["--suite", "tiny", "--methods", "linear", "--tasks", "first", "--backbone", "test_vit"]
     what += ["--weights", "random", "--recipe", "precision=auto,epochs=1", "--image-size", "32", "--statistics", "half"]
     for value in (True, False):
@@ -87,7 +87,7 @@ def test_status_finds_what_a_cluster_did_with_the_precision_left_to_it(setup, fa
 def test_a_rerun_keeps_to_the_precision_of_the_record(setup, fast, was):
     fast(was)
     (spec,) = tiny.specs(["lora"], precision="auto")
-    before = worker.do(spec, setup)
+    before = worker.execute_run(spec, setup)
     assert before.environment["precision"] == ("bf16" if was else "float32")
     fast(not was)
     now = rerun.again(before, setup.data, device="cpu")
@@ -105,7 +105,7 @@ def test_float32_is_float32_whatever_the_surroundings_have_set():
 def test_a_rerun_says_why_it_cannot(setup, fast, monkeypatch):
     fast(True)
     (spec,) = tiny.specs(["linear"], precision="auto")
-    before = worker.do(spec, setup)
+    before = worker.execute_run(spec, setup)
     monkeypatch.setattr(devices, "can", lambda precision, device: precision == "float32")
     with pytest.raises(HarnessError, match=r"the run was computed in bf16, which .* cannot: choose another --device"):
         rerun.again(before, setup.data, device="cpu")

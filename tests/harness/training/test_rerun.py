@@ -12,7 +12,7 @@ from harness.execution import worker
 from harness.plans import plan
 from harness.records.store import Store
 from harness.training import rerun
-from harness.training.resume import Stop
+from harness.training.checkpointing import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,15 @@ def data(tmp_path_factory):
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", Stop())
+    monkeypatch.setattr(worker, "_STOP", StopRequest())
     made = tiny.setup(tmp_path / "out", data)
-    worker.enter(made)
+    worker.init_worker(made)
     return made
 
 
 def done(setup, method="sct", **choices):
     (spec,) = tiny.specs([method], **choices)
-    return worker.do(spec, setup)
+    return worker.execute_run(spec, setup)
 
 
 def invoke(setup, record):
@@ -54,8 +54,8 @@ def test_the_same_run_gives_the_same_bits(setup, protocol):
 def test_a_tuned_run_is_done_again_without_its_trials(setup):
     chosen = tiny.selection(["linear"], protocol="tuned", trials=2)
     for trial in plan.expand(chosen):
-        worker.do(trial, setup)
-    record = worker.do(*plan.finals(chosen), setup)
+        worker.execute_run(trial, setup)
+    record = worker.execute_run(*plan.finals(chosen), setup)
     now = rerun.again(record, setup.data, device="cpu")
     assert rerun.compare(record, now).identical
     assert now.tuning == record.tuning

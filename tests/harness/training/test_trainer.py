@@ -9,10 +9,10 @@ import torch
 from conftest import CLASSES, make_context, small_vit
 
 from harness.data import augmentation
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
 from harness.errors import HarnessError
-from harness.plans.spec import Recipe
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import Recipe
 from harness.training.trainer import Diverged, Trainer, learning_rate, make_optimizer
 from methods.base import Attachment
 from methods.registry import get

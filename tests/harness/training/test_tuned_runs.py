@@ -10,11 +10,11 @@ import tiny
 from harness.errors import DataError, HarnessError
 from harness.execution import local
 from harness.execution.worker import do, enter
-from harness.failures import Failure
 from harness.plans import plan, stages, tuning
-from harness.plans.spec import RunSpec
-from harness.records.record import Fingerprint, RunRecord, Trial, Tuning
 from harness.records.store import Store
+from harness.schema.failures import Failure
+from harness.schema.record import Fingerprint, RunRecord, Trial, Tuning
+from harness.schema.spec import RunSpec
 from harness.training import run
 
 
@@ -157,7 +157,7 @@ def test_trials_on_other_data_decide_nothing(setup, tmp_path, before):
         do(trial, setup)
     record = do(*plan.finals(chosen), setup)
     assert (record.status, record.failure.kind, record.test_looks) == ("failed", "data", 0)
-    assert record.reason.startswith(f"{before} of 3 trials were tried on other lists or pictures")
+    assert record.reason.startswith(f"{before} of 3 trials were tried on other lists or images")
     assert ", ".join(trial.run_id for trial in trials[:before]) in record.reason
 
 
@@ -178,5 +178,5 @@ def test_trials_on_other_pixels_are_refused_and_those_that_know_none_are_not():
 
     for known in ("", "l/f", "l/f/p"):
         run._check_trials(tried(known), now)
-    with pytest.raises(DataError, match="1 of 1 trials were tried on other lists or pictures"):
+    with pytest.raises(DataError, match="1 of 1 trials were tried on other lists or images"):
         run._check_trials(tried("l/f/q"), now)

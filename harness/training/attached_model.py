@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from harness import device as devices
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
 from harness.models import backbones
-from harness.plans.spec import RunSpec
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import RunSpec
 from harness.training.cost import count_parameters, trained_state
 from harness.training.trainer import derived_seed, total_steps
 from methods import registry
 from methods.base import Attachment, Context
 
 
-class Prepared:
+class AttachedModel:
     """A model with its method attached, ready to train."""
 
     def __init__(

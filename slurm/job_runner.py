@@ -27,12 +27,11 @@ from harness.errors import Interrupted
 from harness.execution import worker
 from harness.execution.progress import describe
 from harness.execution.worker import Busy, Setup
-from harness.failures import CLASSES, FailureClass
-from harness.plans.overview import like
-from harness.plans.spec import RunSpec
-from harness.plans.tuning import Job
-from harness.records.record import RunRecord
+from harness.plans.tuning import WorkItem, representative_spec
 from harness.records.store import Store
+from harness.schema.failures import CLASSES, FailureClass
+from harness.schema.record import RunRecord
+from harness.schema.spec import RunSpec
 
 GRACE_SECONDS = 20
 """Time that a run has to reach its next step boundary before the job queues up again without it."""
@@ -107,7 +106,7 @@ class Batch:
     """The runs of one job."""
 
     setup: Setup
-    jobs: tuple[Job, ...]
+    jobs: tuple[WorkItem, ...]
     code: dict[str, Any] = field(default_factory=dict)
     """State of the code at submission."""
 
@@ -123,7 +122,7 @@ class Batch:
             worker.stop_on_signals()
             requeue.listen()
             wait_for(self.after_processes)
-            worker.enter(self.setup)
+            worker.init_worker(self.setup)
             problems = self._work(requeue)
         except Interrupted as stop:
             say(f"stopped with its state saved: {stop}")
@@ -137,12 +136,12 @@ class Batch:
         problems: list[str] = []
         waiting, moved = list(self.jobs), time.monotonic()
         while waiting:
-            held: list[tuple[Job, str]] = []
+            held: list[tuple[WorkItem, str]] = []
             for job in waiting:
                 try:
                     outcome = self._do(job)
                 except OSError as error:  # a record that cannot be read: asked again, as for runs that others are at
-                    outcome = f"{describe(like(job))}: {error}"
+                    outcome = f"{describe(representative_spec(job))}: {error}"
                 if isinstance(outcome, str):
                     held.append((job, outcome))
                     continue
@@ -166,18 +165,18 @@ class Batch:
             requeue.now()
         return [*problems, f"the runs behind it were not started: {kind.about}"]
 
-    def _do(self, job: Job) -> RunRecord | str:
+    def _do(self, job: WorkItem) -> RunRecord | str:
         """Do one run; gives the reason if it cannot be done now."""
         read = Store(self.setup.root).read
         spec = job if isinstance(job, RunSpec) else job.spec(read)
         if spec is None:
-            return f"{describe(like(job))} waits for trials that have no record"
+            return f"{describe(representative_spec(job))} waits for trials that have no record"
         done = worker.settled(spec, self.setup)
         earlier = done or read(spec)
         if earlier is not None and (done or _failed_here(earlier)):
             say(f"{describe(spec)}  {earlier.status} already")
             return earlier
-        outcome = worker.do(job, self.setup)
+        outcome = worker.execute_run(job, self.setup)
         if isinstance(outcome, Busy):
             return f"{describe(spec)} is held by {outcome.holder}"
         say(f"{describe(spec)}  {outcome.status}  {outcome.reason}")

@@ -14,8 +14,8 @@ from submitit.core.utils import DelayedSubmission
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Some work of `slurm.work`, unpickled when it starts. Submit this object itself: submitit looks for `checkpoint`
-    on what it was given, and a function around it would hide it."""
+    """Some work of `slurm.job_runner`, unpickled when it starts. Submit this object itself: submitit looks for
+    `checkpoint` on what it was given, and a function around it would hide it."""
 
     payload: bytes
     """A pickled callable without arguments."""

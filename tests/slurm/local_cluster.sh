@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A throw-away SLURM cluster on this machine, for tests: four virtual nodes with two fake GPUs each, and accounting.
 #
-#   slurm/local_cluster.sh start    install missing Debian packages, start what does not run, wait for idle nodes
-#   slurm/local_cluster.sh stop     end all of it, jobs included
-#   slurm/local_cluster.sh status   one line per daemon, then the nodes; exit status 1 if one is down
+#   tests/slurm/local_cluster.sh start    install missing Debian packages, start what does not run, wait for idle nodes
+#   tests/slurm/local_cluster.sh stop     end all of it, jobs included
+#   tests/slurm/local_cluster.sh status   one line per daemon, then the nodes; exit status 1 if one is down
 #
 # It needs root and CAP_SYS_ADMIN (name spaces), touches no system service, and listens on 127.0.0.1 alone. Clients need
 # `export SLURM_CONF=$FOLDER/slurm.conf`, which `start` prints. A power cut: `kill -9 $(cat $FOLDER/run/n1.pid)`.

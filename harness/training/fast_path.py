@@ -22,10 +22,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from harness import device as devices
-from harness.data.preprocessing import Preprocessing
-from harness.plans.spec import Recipe
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import Recipe
 from methods.base import Attachment
-from methods.blocks import Passage, keeps_nothing, passages, plug, unplug
+from methods.blocks import CutPoint, cut_points, keeps_nothing, plug, unplug
 
 MOST_BYTES = 2 * 2**30
 """What a training keeps of its images at most, on the device."""
@@ -38,7 +38,7 @@ Penalty = Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
+class ForwardPlan:
     """How a training gets from its images to logits."""
 
     forward: Callable[[Tensor], Tensor]
@@ -48,36 +48,36 @@ class Path:
     """What the model makes of each image up to `start`, [N, ...]; None if `forward` takes images."""
 
     start: str = ""
-    """`Passage.name` of where `forward` starts; empty if it takes images."""
+    """`CutPoint.name` of where `forward` starts; empty if it takes images."""
 
 
 @contextmanager
-def path(
+def open_plan(
     model: Any, attachment: Attachment, images: Tensor, preprocessing: Preprocessing, recipe: Recipe, precision: str
-) -> Iterator[Path]:
+) -> Iterator[ForwardPlan]:
     """The shortest path for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
     generators, and when it is closed the model, as they were."""
     few, penalty = preprocessing.normalise(images[:ASKED]), attachment.penalty
     # A step of its own may change what is frozen, or open what is shut; asking would move a state outside of the model.
     if attachment.after_step is not None or attachment.state is not None:
-        yield Path(forward=model)
+        yield ForwardPlan(forward=model)
         return
     with class_token_alone(model, few, penalty):
-        passage = None
+        cut = None
         if recipe.augmentation == "none":
-            passage = _answer(fixed_passage, model, few, precision, penalty, MOST_BYTES // len(images))
-        if passage is None:
-            yield Path(forward=model)
+            cut = _call_or_none(last_fixed_cut, model, few, precision, penalty, MOST_BYTES // len(images))
+        if cut is None:
+            yield ForwardPlan(forward=model)
             return
         batches = map(preprocessing.normalise, images.split(recipe.batch_size))
-        inputs = computed_once(model, passage, batches, len(images), precision)
-        yield Path(forward=passage.run, inputs=inputs, start=passage.name)
+        inputs = computed_once(model, cut, batches, len(images), precision)
+        yield ForwardPlan(forward=cut.run, inputs=inputs, start=cut.name)
 
 
 @torch.no_grad()
-def fixed_passage(
+def last_fixed_cut(
     model: Any, images: Tensor, precision: str, penalty: Penalty = None, most_bytes: int = MOST_BYTES
-) -> Passage | None:
+) -> CutPoint | None:
     """The last passage whose value is the same in every step of a training to come, and from which the model can go on;
     None if there is none. Asked with images [B, 3, H, W].
 
@@ -87,22 +87,22 @@ def fixed_passage(
     """
     if not keeps_nothing(model):
         return None
-    places = passages(model)
+    places = cut_points(model)
 
     def outcome(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
         with devices.autocast(precision, images.device):  # one for each pass: within, it keeps weights that it has cast
             return [forward(inputs), *_called(penalty)]
 
-    with _left_as_it_was(model, images.device):
+    with _preserve_state(model, images.device):
         begin = devices.random_states(images.device)
-        with _listening(places) as heard:
+        with _record_inputs(places) as heard:
             outcome(model.train(), images)
             outcome(model.eval(), images)
-            _stir(model)
+            _perturb_trainable(model)
             devices.set_random_states(begin, images.device)
             expected = outcome(model.train(), images)
 
-        def is_fixed(place: Passage) -> bool:
+        def is_fixed(place: CutPoint) -> bool:
             if len(heard[place.name]) != 3:
                 return False
             (value, generators), *others = heard[place.name]
@@ -119,15 +119,15 @@ def fixed_passage(
 
 
 @torch.no_grad()
-def computed_once(model: Any, passage: Passage, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
+def computed_once(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
     """The values [N, ...] at a passage of all `count` images, given in batches [B, 3, H, W] in order."""
     mode, kept, done = model.training, torch.empty(0), 0
     model.eval()
-    with _listening([passage]) as heard:
+    with _record_inputs([cut]) as heard:
         for images in batches:
             with devices.autocast(precision, images.device):
                 model(images)
-            value, _ = heard[passage.name].pop()
+            value, _ = heard[cut.name].pop()
             if done == 0:
                 kept = value.new_empty(count, *value.shape[1:])
             kept[done : done + len(value)] = value
@@ -173,7 +173,7 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
     place = _BehindAttention()
     plug(model.blocks[-1], "after_attention", place)
     try:
-        place.change = _first_token if _answer(_is_read_alone, model, place, images, penalty) else _all_tokens
+        place.change = _first_token if _call_or_none(_is_read_alone, model, place, images, penalty) else _all_tokens
         yield
     finally:
         unplug(model.blocks[-1], "after_attention", place)
@@ -182,9 +182,9 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
 @torch.no_grad()
 def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty: Penalty) -> bool:
     """Whether nothing behind `place` reads any but the first token, or needs them to be there."""
-    with _left_as_it_was(model, images.device):
+    with _preserve_state(model, images.device):
         mode, begin = model.training, devices.random_states(images.device)
-        _stir(model)  # what starts at zero would hide what it reads
+        _perturb_trainable(model)  # what starts at zero would hide what it reads
 
         def outcome(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
             place.change = change
@@ -200,7 +200,7 @@ def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty:
         return same and _equal(drawn, drawn_alone)
 
 
-def _answer(question: Callable[..., Answer], *about: Any) -> Answer | None:
+def _call_or_none(question: Callable[..., Answer], *about: Any) -> Answer | None:
     """What the model answers; None if it fails: it may miss tokens, or what blocks pass by on the side, or refuse the
     numbers that are put into it. If it is broken, the first step says so."""
     try:
@@ -217,7 +217,7 @@ def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(map(torch.equal, some, others))
 
 
-def _stir(model: nn.Module) -> None:
+def _perturb_trainable(model: nn.Module) -> None:
     """Put other numbers into what is trained."""
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -225,7 +225,7 @@ def _stir(model: nn.Module) -> None:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put trained parameters, buffers, mode and random generators back in the end; within, the same random numbers are
     drawn every time."""
     changing = [*(p for p in model.parameters() if p.requires_grad), *model.buffers()]
@@ -242,7 +242,7 @@ def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(places: Sequence[Passage]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
+def _record_inputs(places: Sequence[CutPoint]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
     """By place, what comes through in each pass, with the random generators' states then."""
     heard: dict[str, list[tuple[Tensor, list[Tensor]]]] = {place.name: [] for place in places}
 

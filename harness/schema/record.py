@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from harness.failures import Failure
-from harness.plans.spec import RunSpec, digest
+from harness.schema.failures import Failure
+from harness.schema.spec import RunSpec, digest
 
 SCHEMA = 3
 """Version of the record's layout."""
@@ -107,7 +108,7 @@ class Cost:
     """Peak of the device's allocator during training; None on CPU, which has no such counter."""
 
     peak_resident_bytes: int | None = None
-    """Peak of the process's resident memory during the run, with libraries, mapped pictures and what earlier runs of
+    """Peak of the process's resident memory during the run, with libraries, mapped images and what earlier runs of
     the process left in its caches; None where the system cannot reset the peak (anywhere but on Linux)."""
 
     training_flops: int | None = None
@@ -136,13 +137,13 @@ class Fingerprint:
     split, masked targets."""
 
     files: str
-    """sha256 over the bytes of 16 pictures per list, evenly spaced."""
+    """sha256 over the bytes of 16 images per list, evenly spaced."""
 
     sizes: dict[str, int]
     """Images per split."""
 
     pixels: str = ""
-    """sha256 over the decoded pixels of all pictures of all lists, in the run's size and fit; empty where they are not
+    """sha256 over the decoded pixels of all images of all lists, in the run's size and fit; empty where they are not
     known, as in records of version 2."""
 
     official_sizes: dict[str, int] = field(default_factory=dict)
@@ -167,10 +168,10 @@ class Fingerprint:
         return "/".join(filter(None, (self.lists, self.files, self.pixels)))
 
     def differs_from(self, now: Fingerprint) -> str:
-        """`lists differ (train 160 instead of 200)` or `pictures differ`; empty if nothing does. Pixels are compared
+        """`lists differ (train 160 instead of 200)` or `images differ`; empty if nothing does. Pixels are compared
         where both know them."""
         if self.lists == now.lists:
-            return "" if same_data(self.digest, now.digest) else "pictures differ"
+            return "" if same_data(self.digest, now.digest) else "images differ"
         counts = [
             f"{split} {self.sizes.get(split, 0)} instead of {now.sizes.get(split, 0)}"
             for split in dict.fromkeys([*now.sizes, *self.sizes])
@@ -302,6 +303,10 @@ class RunRecord:
             return cls(**_parts(body))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadRecord(f"written by another version ({type(error).__name__}: {error})", whole=True) from None
+
+
+ReadRecord = Callable[[RunSpec], RunRecord | None]
+"""The valid record of a run, complete or failed, or None."""
 
 
 def _digest(body: dict[str, Any]) -> str:

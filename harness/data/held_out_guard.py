@@ -2,7 +2,7 @@
 
 Methods get no handle on held-out data. Somebody's method may still find one, by accident or to be clever: in the frames
 of its callers, among all living objects, on disk. So while the door is shut, nothing in this process opens a held-out
-list, a picture that only such a list names, or an array decoded from one, whoever asks; and a run whose method tried
+list, an image that only such a list names, or an array decoded from one, whoever asks; and a run whose method tried
 fails, even where the method swallowed the refusal. Code that is not Python (a C library that opens files itself,
 another process) is not seen: this is a lock against mistakes and short cuts, not against malice.
 """
@@ -20,15 +20,15 @@ from harness.data.lists import ListFile
 from harness.errors import HarnessError
 
 
-class Door:
+class HeldOutGuard:
     """Keeps the held-out splits of one run out of reach."""
 
-    def __init__(self, lists: list[ListFile], arrays: list[Path], pictures: set[str]) -> None:
-        """`arrays`: what the paths of decoded arrays begin with; `pictures`: real paths of the pictures."""
+    def __init__(self, lists: list[ListFile], arrays: list[Path], images: set[str]) -> None:
+        """`arrays`: what the paths of decoded arrays begin with; `images`: real paths of the images."""
         self.tried: list[str] = []
         """What was asked for while the door was shut."""
 
-        self._files = pictures | {os.path.realpath(source.path) for source in lists}
+        self._files = images | {os.path.realpath(source.path) for source in lists}
         self._arrays = tuple(os.path.realpath(prefix) for prefix in arrays)
 
     @contextmanager
@@ -52,7 +52,7 @@ class Door:
         raise HarnessError(f"{what}: held-out data stay shut until training has ended")
 
 
-_shut: Door | None = None
+_shut: HeldOutGuard | None = None
 """The door that is shut now: a process does one run at a time."""
 
 
@@ -63,14 +63,14 @@ def check_open(what: str) -> None:
 
 
 @contextmanager
-def ajar() -> Iterator[None]:
+def allowed() -> Iterator[None]:
     """For the harness alone: lets a protocol that looks during training do so."""
     with _set(None):
         yield
 
 
 @contextmanager
-def _set(door: Door | None) -> Iterator[None]:
+def _set(door: HeldOutGuard | None) -> Iterator[None]:
     global _shut
     before, _shut = _shut, door
     try:
@@ -82,9 +82,9 @@ def _set(door: Door | None) -> Iterator[None]:
 @cache
 def _install() -> None:
     """Python tells audit hooks of every file it opens. A hook cannot be removed; with no door shut it does nothing."""
-    sys.addaudithook(_heed)
+    sys.addaudithook(_audit_hook)
 
 
-def _heed(event: str, arguments: tuple[object, ...]) -> None:
+def _audit_hook(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _shut is not None and isinstance(arguments[0], str | bytes):
         _shut.check_path(os.fsdecode(arguments[0]))

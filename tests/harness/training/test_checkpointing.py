@@ -9,12 +9,12 @@ from examples import make_spec
 
 from harness import device as devices
 from harness import tensor_files
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
 from harness.errors import Interrupted
-from harness.plans.spec import Recipe
-from harness.training import prepared, resume
-from harness.training.resume import Keeper, States, Stop
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import Recipe
+from harness.training import attached_model, checkpointing
+from harness.training.checkpointing import Checkpointer, CheckpointStore, StopRequest
 from harness.training.run import _train
 from methods import registry
 from methods.testbed import CLASSES, kind_of, make_context, small_model, small_vit
@@ -40,7 +40,7 @@ def images(kind=Split):
     return kind(pixels, torch.arange(24) % CLASSES)
 
 
-class StopAt(Stop):
+class StopAt(StopRequest):
     """A stop that is requested when it has been asked for so often, once per step."""
 
     def __init__(self, step):
@@ -58,9 +58,9 @@ class StopAt(Stop):
 
 
 def keeper(folder, stop=None, identity="run", every=1e6):
-    states = States(folder)
+    states = CheckpointStore(folder)
     states.must_match({"run_id": identity})
-    return Keeper(states, stop or Stop(), every=every)
+    return Checkpointer(states, stop or StopRequest(), every=every)
 
 
 def spec_of(method, **changes):
@@ -75,7 +75,7 @@ def train(spec, keep=None, data=None):
 
 
 def bits(model):
-    return {name: tensor.clone() for name, tensor in prepared._tensors(model).items()}
+    return {name: tensor.clone() for name, tensor in attached_model._tensors(model).items()}
 
 
 def same(first, second):
@@ -95,7 +95,7 @@ def small_backbones(monkeypatch):
         torch.nn.init.normal_(model.head.weight, std=0.02)
         return model
 
-    monkeypatch.setattr(prepared.backbones, "build", build)
+    monkeypatch.setattr(attached_model.backbones, "build", build)
 
 
 TRAINED = ("adalora", "compose", "gps", "linear", "lora", "lora_ga", "mona", "sct", "vpt_deep")
@@ -219,7 +219,7 @@ def test_only_plain_values_and_tensors_are_kept():
 
 def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: now[0])
     keep, saves = keeper(tmp_path, every=20.0), []
     monkeypatch.setattr(keep.states, "save", lambda step, state: (saves.append(step), now.__setitem__(0, now[0] + 2)))
     for step in range(1000):

@@ -19,7 +19,7 @@ accuracies on its targets if it has any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class PageCell:
     """One cell as the page shows it."""
 
     text: str
@@ -59,13 +59,13 @@ class Row:
     label: str
     method: str
     family: str
-    cells: list[Shown]
+    cells: list[PageCell]
     runs: dict[str, list[RunRow]] = field(default_factory=dict)
     """Runs by task, with the number of shots where it has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
+class PageTable:
     """A table of the page."""
 
     name: str
@@ -115,8 +115,8 @@ def runs_of_rows(rows: pd.DataFrame) -> RunsBehind:
     return found
 
 
-def _shown(cell: Cell, column: Column, label: str, marks: tuple[set[str], set[str]], href: str) -> Shown:
-    return Shown(
+def _shown(cell: Cell, column: Column, label: str, marks: tuple[set[str], set[str]], href: str) -> PageCell:
+    return PageCell(
         text=cell_text(cell, column),
         sort=repr(float(cell.value)) if cell.is_number else "",
         mark="best" if label in marks[0] else "second" if label in marks[1] else "",
@@ -148,7 +148,7 @@ def _heading(column: Column, cells: list[Key]) -> Heading:
     )
 
 
-def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], base: str) -> Board:
+def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], base: str) -> PageTable:
     """The table with the runs of `chosen` behind its cells. `families`: by method; `base`: see `record_href`."""
     runs = runs_of_rows(chosen.rows)
     cells = list(suite_cells(chosen.key["suite"], chosen.rows))
@@ -169,7 +169,7 @@ def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], ba
         behind = {cell_name(*key): same for key, same in mine.items()}
         rows.append(Row(label=name, method=method, family=families.get(method, "other"), cells=shown, runs=behind))
     headings = [_heading(column, cells) for column in columns]
-    return Board(name=table.name, title=table.title, caption=table.full_caption, headings=headings, rows=rows)
+    return PageTable(name=table.name, title=table.title, caption=table.full_caption, headings=headings, rows=rows)
 
 
 def _first_href(keys: Iterable[Key], runs: dict[Key, list[RunRow]], method: str, folder: str) -> str:

@@ -13,14 +13,14 @@ from PIL import Image
 
 from harness.data import arrays
 from harness.data import splits as data
-from harness.data.door import Door
+from harness.data.held_out_guard import HeldOutGuard
 from harness.data.lists import Roots
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split, TaskData
 from harness.errors import HarnessError
-from harness.plans import protocol
 from harness.plans.experiment import select
 from harness.plans.plan import expand
+from harness.schema import protocol
+from harness.schema.preprocessing import Preprocessing
 from harness.training.run import attempt, run
 from methods import registry
 from methods.base import Attachment
@@ -121,7 +121,7 @@ def test_nothing_that_hangs_on_the_context_leads_to_other_data(cheat):
     cheat(lambda context: found.extend(found_in(context)))
     assert sum(isinstance(thing, Split) for thing in found) == 1
     assert [len(thing) for thing in found if isinstance(thing, Split)] == [9]  # train and val: what is trained on
-    assert not [thing for thing in found if isinstance(thing, TaskData | Door | Roots | Path)]
+    assert not [thing for thing in found if isinstance(thing, TaskData | HeldOutGuard | Roots | Path)]
 
 
 CHEATS = {
@@ -133,7 +133,7 @@ CHEATS = {
     "reads the list": lambda: from_frames(TaskData)._sources["test"].path.read_text(),
     "asks for the list's entries": lambda: from_frames(TaskData).entries("test"),
     "reads the list of a further test set": lambda: (from_frames(Roots).data / "shifted" / "test.txt").read_text(),
-    "decodes a picture": lambda: Image.open(from_frames(Roots).data / "toy" / "images" / "test" / "0.png"),
+    "decodes an image": lambda: Image.open(from_frames(Roots).data / "toy" / "images" / "test" / "0.png"),
     "loads the split past the counter": lambda: from_frames(TaskData)._load("test"),
     "loads the split past the object": lambda: data._load_split(
         Path("any"), "toys-toy-test", from_frames(TaskData)._sources["test"], (), from_frames(TaskData).preprocessing
@@ -173,7 +173,7 @@ def test_the_array_of_an_earlier_run_cannot_be_mapped(cheat):
         cheat(lambda context: np.load(path, mmap_mode="r") and None)
 
 
-def test_the_digests_of_held_out_pictures_cannot_be_read(cheat):
+def test_the_digests_of_held_out_images_cannot_be_read(cheat):
     cheat(lambda context: None)
     (path,) = arrays.folder().glob("toys-toy-shifted-*.npy")
     TaskData(TOYS, TASK, PIXELS, Roots(data=path.parents[2] / "root")).fingerprint()
@@ -182,7 +182,7 @@ def test_the_digests_of_held_out_pictures_cannot_be_read(cheat):
 
 
 @pytest.mark.parametrize("how", ["absolute", "upwards", "link"])
-def test_a_held_out_picture_outside_of_the_tasks_folder_stays_shut(cheat, roots, tmp_path, how):
+def test_a_held_out_image_outside_of_the_tasks_folder_stays_shut(cheat, roots, tmp_path, how):
     list_file, own = roots.data / "toy/test.txt", roots.data / "toy/images/test/0.png"
     away = tmp_path / "away.png"
     own.rename(away)
@@ -246,7 +246,7 @@ def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
     assert "stay shut" in record.reason
 
 
-def test_pictures_that_are_trained_on_stay_free(cheat):
+def test_images_that_are_trained_on_stay_free(cheat):
     def open_own(context):
         folder = from_frames(Roots).data / "toy" / "images"
         for split in ("train", "val"):

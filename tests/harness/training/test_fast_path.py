@@ -10,11 +10,11 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
-from harness.plans.spec import Recipe
-from harness.training import evaluation, shortcuts
-from harness.training.shortcut_check import check_shortcuts
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import Recipe
+from harness.training import evaluation, fast_path
+from harness.training.fast_path_check import check_shortcuts
 from harness.training.trainer import Trainer
 from methods.base import Attachment, Method
 from methods.blocks import plug
@@ -56,11 +56,11 @@ def trained(method="linear", model=None, **recipe):
 
 
 def nothing_computed_once(monkeypatch):
-    monkeypatch.setattr(shortcuts, "fixed_passage", lambda *_: None)
+    monkeypatch.setattr(fast_path, "last_fixed_cut", lambda *_: None)
 
 
 def all_tokens(monkeypatch):
-    monkeypatch.setattr(shortcuts, "class_token_alone", lambda *_: nullcontext())
+    monkeypatch.setattr(fast_path, "class_token_alone", lambda *_: nullcontext())
 
 
 def same_training(ours, theirs, precision="float32"):
@@ -196,18 +196,18 @@ def test_a_penalty_with_a_state_of_its_own_is_not_asked():
         return torch.zeros(())
 
     kept = Attachment(penalty=penalty, state=lambda: len(calls), load_state=lambda _: None)
-    with shortcuts.path(attached()[0], kept, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
+    with fast_path.open_plan(attached()[0], kept, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
         assert path.start == "" and calls == []
 
 
 def test_too_much_is_not_kept(monkeypatch):
-    monkeypatch.setattr(shortcuts, "MOST_BYTES", 26 * 32 * 4)
+    monkeypatch.setattr(fast_path, "MOST_BYTES", 26 * 32 * 4)
     assert trained().path.start == "head"
     assert trained("partial").path.start == ""
 
 
 def test_pooled_features_hold_no_tokens():
-    with shortcuts.path(*attached(), PIXELS, HALF, Recipe(epochs=1, lr=1e-3, warmup_epochs=0), "float32") as path:
+    with fast_path.open_plan(*attached(), PIXELS, HALF, Recipe(epochs=1, lr=1e-3, warmup_epochs=0), "float32") as path:
         assert path.inputs.shape == (26, 32) and path.inputs.untyped_storage().nbytes() == path.inputs.numel() * 4
 
 
@@ -215,7 +215,7 @@ def test_pooled_features_hold_no_tokens():
 
 
 def is_alone(model, penalty=None):
-    with shortcuts.class_token_alone(model, IMAGES, penalty):
+    with fast_path.class_token_alone(model, IMAGES, penalty):
         last, x = model.blocks[-1], torch.zeros(2, 5, 32)
         return hasattr(last, "slots") and any(m(x).shape == (2, 1, 32) for m in last.slots["after_attention"])
 
@@ -399,7 +399,7 @@ def test_a_method_that_reads_what_it_recorded_is_trained_on_fresh_features(metho
     model = small_vit()
     attachment = method().attach(model, make_context())
     model.get_classifier().requires_grad_(True)
-    with shortcuts.path(model, attachment, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
+    with fast_path.open_plan(model, attachment, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
         assert path.start == "" and path.forward is model
 
 
@@ -434,7 +434,7 @@ def test_every_method_is_the_same_with_and_without_shortcuts(method):
 
 def test_a_swin_is_left_alone():
     model = small_swin()
-    with shortcuts.class_token_alone(model, IMAGES):
+    with fast_path.class_token_alone(model, IMAGES):
         assert not hasattr(model.layers[-1].blocks[-1], "slots")
 
 
@@ -444,14 +444,14 @@ def test_asking_leaves_everything_as_it_was():
     torch.manual_seed(1)
     random, state = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
     recipe = Recipe(epochs=1, lr=1e-3, warmup_epochs=0)
-    with shortcuts.path(model, attachment, PIXELS, HALF, recipe, "float32") as path:
+    with fast_path.open_plan(model, attachment, PIXELS, HALF, recipe, "float32") as path:
         assert path.start == "block 0, behind its attention"
         assert torch.equal(random, torch.get_rng_state()) and model.training
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
     plain, _ = attached()
-    with shortcuts.class_token_alone(plain, IMAGES):
+    with fast_path.class_token_alone(plain, IMAGES):
         assert type(plain.blocks[-1]) is not type(plain.blocks[0])
     assert type(plain.blocks[-1]) is type(plain.blocks[0])
 
@@ -475,8 +475,8 @@ def test_every_method_has_the_same_gradients_on_its_shortest_path(method):
         loss = cross_entropy(logits, labels) + (attachment.penalty() if attachment.penalty else 0.0)
         return logits, *torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
 
-    plain = step(shortcuts.Path(forward=model.train()))
-    with shortcuts.path(model, attachment, PIXELS, HALF, recipe, "float32") as path:
+    plain = step(fast_path.ForwardPlan(forward=model.train()))
+    with fast_path.open_plan(model, attachment, PIXELS, HALF, recipe, "float32") as path:
         shortest = step(path)
     for one, other in zip(shortest, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 + 1e-4 * float(other.abs().max()))
@@ -500,7 +500,7 @@ class Picky(nn.Module):
 def test_a_model_that_cannot_be_asked_is_trained_as_it_is():
     model = with_module(Picky())
     assert not is_alone(model)
-    with shortcuts.path(
+    with fast_path.open_plan(
         model, Attachment(), PIXELS, HALF, Recipe(epochs=1, lr=1e-3, warmup_epochs=0), "float32"
     ) as path:
         assert path.start == "" and path.forward is model

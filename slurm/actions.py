@@ -12,14 +12,14 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 
 from harness.environment import source_digest
 from harness.errors import HarnessError
-from harness.plans.spec import RunSpec
+from harness.schema.spec import RunSpec
 from slurm.clusters import CLUSTERS
+from slurm.job_runner import Batch
 from slurm.planning import key_of
 from slurm.profile import Profile
 from slurm.status import Place, State, states
 from slurm.submissions import Log, Submission
 from slurm.submit import Tell, held_keys, jobs_of_trials, make_plan, send
-from slurm.work import Batch
 
 
 def find(known: Iterable[str], key: str) -> str:

@@ -7,14 +7,15 @@ import torch
 from conftest import make_context, small_vit
 from timm.scheduler import CosineLRScheduler
 
-from harness.data.preprocessing import STATISTICS, Preprocessing
 from harness.errors import USER_ERRORS
-from harness.plans import plan, protocol
-from harness.plans.spec import BackboneSpec, Recipe
+from harness.plans import plan
+from harness.schema import protocol
+from harness.schema.preprocessing import STATISTICS, Preprocessing
+from harness.schema.spec import BackboneSpec, Recipe
 from harness.training.trainer import images_per_epoch, learning_rate, make_optimizer, total_steps
 from methods.registry import get
 from suites import SUITES
-from suites.published import TABLES
+from suites.released_recipes import TABLES
 
 VIT = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="ViT-B_16.npz", digest="0" * 64, image_size=224)
 METHODS = ("sct", "lora_qv", "adapter_pfeiffer", "adaptformer")

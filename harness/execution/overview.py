@@ -9,13 +9,15 @@ from typing import Any
 
 from harness.data.arrays import array_bytes
 from harness.data.lists import known_size
-from harness.data.preprocessing import Preprocessing
 from harness.models.backbones import skeleton
-from harness.plans import protocol as protocols
-from harness.plans.plan import Selection, check_shots, task_names
-from harness.plans.spec import RunSpec
+from harness.plans.plan import Selection
 from harness.plans.stages import stage
-from harness.plans.tuning import Job, Read
+from harness.plans.tuning import representative_spec
+from harness.schema import protocol as protocols
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import ReadRecord
+from harness.schema.spec import RunSpec
+from harness.schema.tasks import chosen_shots, chosen_tasks
 from harness.training.cost import forward_flops
 from suites.base import Suite, Task
 
@@ -100,11 +102,6 @@ def _operations(suite: Suite, task: Task, specs: list[RunSpec], flops: int) -> f
     return float(sum(operations))
 
 
-def like(job: Job) -> RunSpec:
-    """A run that costs what the job does: of a final the settings are not known yet."""
-    return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned", seed=job.seed)
-
-
 def run_operations(selection: Selection) -> Callable[[RunSpec], float | None]:
     """Counts the operations of single runs as `Line.operations` does; None where the suite does not state a size."""
     flops = forward_flops(
@@ -113,16 +110,16 @@ def run_operations(selection: Selection) -> Callable[[RunSpec], float | None]:
     return lambda spec: _operations(selection.suite, selection.suite.task(spec.task), [spec], flops)
 
 
-def overview(selection: Selection, read: Read) -> list[Line]:
+def overview(selection: Selection, read: ReadRecord) -> list[Line]:
     """A line for each task and number of shots."""
     suite, stages, lines = selection.suite, stage(selection, read), []
-    runs = [*map(like, [*stages.ready, *stages.blocked]), *stages.settled]
+    runs = [*map(representative_spec, [*stages.ready, *stages.blocked]), *stages.settled]
     protocol_names = ["validation", "tuned"] if protocols.get(selection.protocol).tunes else [selection.protocol]
     flops = forward_flops(
         skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
     )
-    for name in task_names(suite, selection.tasks):
-        task, all_shots = suite.task(name), check_shots(suite, selection.shots) or (None,)
+    for name in chosen_tasks(suite, selection.tasks):
+        task, all_shots = suite.task(name), chosen_shots(suite, selection.shots) or (None,)
         for shots in all_shots:
             own = [spec for spec in runs if spec.task == name and spec.shots == shots]
             draws = len(suite.split_seeds) or 1

@@ -141,7 +141,7 @@ class RunSpec:
     protocol: str
     recipe: Recipe
     preprocessing: str
-    """Preprocessing id, see `harness.data.preprocessing`."""
+    """Preprocessing id, see `harness.schema.preprocessing`."""
 
     seed: int
     """Training seed: head and method initialisation, order of images, dropout."""

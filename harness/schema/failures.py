@@ -68,7 +68,7 @@ _ALL = (
     ),
     FailureClass(
         name="data",
-        about="lists, pictures or other files are missing or damaged: see `sctbench data check`",
+        about="lists, images or other files are missing or damaged: see `sctbench data check`",
         again=False,
         keeps_state=True,
     ),
@@ -224,7 +224,7 @@ def _kind(error: BaseException) -> str:
         return "diverged"
     if is_passing(error):
         return "io"
-    if isinstance(error, DataError | SuiteError):  # suites raise while they build their pictures; specs name real ones
+    if isinstance(error, DataError | SuiteError):  # suites raise while they build their images; specs name real ones
         return "data"
     if isinstance(error, PlaceError):
         return _ERRNO.get(error.errno, "read_only")

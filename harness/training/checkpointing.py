@@ -35,7 +35,7 @@ SHARE = 0.02
 """Share of the time that saving may take: large states (full fine-tuning) are saved more seldom."""
 
 
-class Stop:
+class StopRequest:
     """A request to stop, seen by the training at its next step boundary."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Stop:
             raise Interrupted(self.reason)
 
 
-class States:
+class CheckpointStore:
     """The training states in one run's folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -100,13 +100,13 @@ class States:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Keeper:
+class Checkpointer:
     """Decides at step boundaries whether to save, and stops the training when that was requested."""
 
     def __init__(
         self,
-        states: States,
-        stop: Stop,
+        states: CheckpointStore,
+        stop: StopRequest,
         check: Callable[[], None] = lambda: None,
         every: float = SAVE_EVERY_SECONDS,
     ) -> None:

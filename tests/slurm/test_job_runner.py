@@ -15,15 +15,15 @@ from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError
 from harness import environment, lease
 from harness.errors import HarnessError, Interrupted
 from harness.execution import worker
-from harness.failures import Failure
-from harness.plans.tuning import Final
+from harness.plans.tuning import TunedRun
 from harness.records.store import Store
+from harness.schema.failures import Failure
 from harness.training import trainer
-from harness.training.resume import Stop
+from harness.training.checkpointing import StopRequest
 from harness.training.run import failed_record
-from slurm import work
-from slurm.body import Body
-from slurm.work import Batch, Unfinished
+from slurm import job_runner
+from slurm.job_payload import Body
+from slurm.job_runner import Batch, Unfinished
 
 JOB = "100"
 
@@ -32,8 +32,8 @@ JOB = "100"
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     monkeypatch.setattr(environment, "_submitted", {})
-    monkeypatch.setattr(work, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(work, "HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(job_runner, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(job_runner, "HOLD_SECONDS", 0.0)
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": JOB, "SLURMD_NODENAME": "n7"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path / "job"))
@@ -61,7 +61,7 @@ def job(tmp_path, setup, monkeypatch):
     paths.folder.mkdir()
 
     def start(*runs, restarts=0, minutes=60, timeouts=3):
-        monkeypatch.setattr(worker, "_STOP", Stop())
+        monkeypatch.setattr(worker, "_STOP", StopRequest())
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         if not restarts:
             submitted = DelayedSubmission(Body(pickle.dumps(Batch(setup=setup, jobs=runs, code={"commit": "old"}))))
@@ -75,7 +75,7 @@ def job(tmp_path, setup, monkeypatch):
 
 def during_step(monkeypatch, step, action):
     """Let something happen while the run under way is at a step, once."""
-    real, done = worker.do, []
+    real, done = worker.execute_run, []
 
     def do(spec, setup, report=None):
         def listen(progress):
@@ -85,7 +85,7 @@ def during_step(monkeypatch, step, action):
 
         return real(spec, setup, listen)
 
-    monkeypatch.setattr(worker, "do", do)
+    monkeypatch.setattr(worker, "execute_run", do)
 
 
 def send(number):
@@ -161,8 +161,8 @@ def test_sigterm_alone_saves_the_state_and_does_not_come_back(setup, job, fake, 
 def test_after_sigterm_a_job_waits_for_what_slurm_does_with_it(setup, job, fake, monkeypatch):
     """A preempted job that ends by itself is not queued again; the warning signal may come after SIGTERM."""
     (spec,) = tiny.specs()
-    monkeypatch.setattr(work, "HOLD_SECONDS", 60.0)
-    monkeypatch.setattr(work, "_sleep", lambda _: send(signal.SIGUSR2)())
+    monkeypatch.setattr(job_runner, "HOLD_SECONDS", 60.0)
+    monkeypatch.setattr(job_runner, "_sleep", lambda _: send(signal.SIGUSR2)())
     during_step(monkeypatch, 5, send(signal.SIGTERM))
     with pytest.raises(SystemExit):
         job(spec)
@@ -191,7 +191,7 @@ def test_too_many_time_outs_end_the_job_and_are_no_failure_of_the_run(setup, job
 
 def test_a_run_that_reaches_no_step_boundary_does_not_hold_the_requeue_up(setup, job, fake, monkeypatch):
     (spec,) = tiny.specs()
-    monkeypatch.setattr(work, "GRACE_SECONDS", 1)
+    monkeypatch.setattr(job_runner, "GRACE_SECONDS", 1)
 
     def hang():
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -207,7 +207,7 @@ def test_a_run_that_reaches_no_step_boundary_does_not_hold_the_requeue_up(setup,
 
 def test_a_run_that_another_holds_is_left_to_it(setup, job, monkeypatch):
     mine, other = tiny.specs(["linear", "lora"])
-    monkeypatch.setattr(work, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(job_runner, "WAIT_SECONDS", 0.1)
     with lease.acquire(Store(setup.root).folder(other)), pytest.raises(Unfinished, match=r"lora .* is held by process"):
         job(other, mine)
     assert record(setup, mine).status == "complete" and record(setup, other) is None
@@ -224,23 +224,23 @@ def test_a_run_that_another_lets_go_is_done(setup, job, monkeypatch):
         if len(looks) == 2:
             held.__exit__()
 
-    monkeypatch.setattr(work, "_sleep", look)
+    monkeypatch.setattr(job_runner, "_sleep", look)
     job(spec)
     assert record(setup, spec).status == "complete" and len(looks) == 2
 
 
 def test_a_final_run_gets_its_settings_when_it_starts(setup, job):
     trials = tuple(tiny.specs(["linear"], seeds=1, protocol="validation"))
-    final = Final(trials=trials, seed=2, budget=1)
+    final = TunedRun(trials=trials, seed=2, budget=1)
     job(*trials, final)
     spec = final.spec(Store(setup.root).read)
     assert record(setup, spec).status == "complete" and spec.protocol == "tuned"
 
 
 def test_a_final_run_without_its_trials_says_so(setup, job, monkeypatch):
-    monkeypatch.setattr(work, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(job_runner, "WAIT_SECONDS", 0.1)
     with pytest.raises(Unfinished, match="waits for trials that have no record"):
-        job(Final(trials=tuple(tiny.specs(["linear"], protocol="validation")), seed=0, budget=1))
+        job(TunedRun(trials=tuple(tiny.specs(["linear"], protocol="validation")), seed=0, budget=1))
 
 
 @pytest.mark.parametrize(("kind", "tries"), [("diverged", 0), ("killed", 1), ("disk_full", 1)])
@@ -251,7 +251,7 @@ def test_what_this_job_failed_at_is_not_tried_again_unless_it_may_succeed(setup,
     Store(setup.root).write(made)
     done = []
     monkeypatch.setattr(
-        worker, "do", lambda spec, setup: done.append(spec) or failed_record(spec, "why", Failure(kind=kind))
+        worker, "execute_run", lambda spec, setup: done.append(spec) or failed_record(spec, "why", Failure(kind=kind))
     )
     with pytest.raises(Unfinished, match="failed: why"):
         job(spec)
@@ -260,9 +260,11 @@ def test_what_this_job_failed_at_is_not_tried_again_unless_it_may_succeed(setup,
 
 def test_a_broken_gpu_gets_the_job_a_new_start_but_not_for_ever(setup, job, fake, monkeypatch):
     specs = tiny.specs(["linear"], seeds=2)
-    monkeypatch.setattr(worker, "do", lambda spec, setup: failed_record(spec, "CUDA error", Failure(kind="device")))
+    monkeypatch.setattr(
+        worker, "execute_run", lambda spec, setup: failed_record(spec, "CUDA error", Failure(kind="device"))
+    )
     with pytest.raises(SystemExit):
         job(*specs)
     with pytest.raises(Unfinished, match="the runs behind it were not started"):
-        job(restarts=work.RESTARTS)
+        job(restarts=job_runner.RESTARTS)
     assert len(requeues(fake)) == 1

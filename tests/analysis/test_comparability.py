@@ -8,7 +8,7 @@ from table_records import only_set, records
 
 from analysis.frame import comparable_sets
 from analysis.tables import task_table
-from harness.records.record import Fingerprint, Trial, Tuning
+from harness.schema.record import Fingerprint, Trial, Tuning
 
 USUAL = Fingerprint(lists="l", files="d", sizes={"train": 160, "test": 600}, pixels="p")
 
@@ -59,11 +59,11 @@ def stranger(**changes):
     ("changes", "words"),
     [
         ({"lists": "m"}, "lists differ"),
-        ({"files": "e"}, "pictures differ"),
-        ({"pixels": "q"}, "pictures differ"),
+        ({"files": "e"}, "images differ"),
+        ({"pixels": "q"}, "images differ"),
         (
             {"lists": "m", "files": "e", "sizes": {"train": 200, "val": 40, "test": 600}},
-            "lists differ (train 200 instead of 160, val 40 instead of 0), pictures differ",
+            "lists differ (train 200 instead of 160, val 40 instead of 0), images differ",
         ),
     ],
 )
@@ -81,14 +81,14 @@ def test_records_that_know_no_pixels_are_compared_by_what_they_have():
     old, other = stranger(pixels=""), stranger(pixels="q")
     assert only_set([*on_data(records()), old]).left_out == []
     chosen = only_set([*on_data(records()), *on_data(records("full")), old, other])
-    assert [(run.method, run.reason) for run in chosen.left_out] == [("LORA", "pictures differ")]
+    assert [(run.method, run.reason) for run in chosen.left_out] == [("LORA", "images differ")]
 
 
 def test_many_runs_that_are_left_out_make_a_short_caption():
     other = [r for s in range(60) for r in on_data(records("lora", seed=s), files="e")]
     usual = [r for s in range(61) for r in on_data(records(seed=s))]
     caption = task_table(only_set(usual + other)).caption
-    assert "300 runs of LORA on 5 tasks (pictures differ); each in left_out.csv" in caption
+    assert "300 runs of LORA on 5 tasks (images differ); each in left_out.csv" in caption
     kinds = [on_data(records(name), files="e")[0] for name in "abcdef"]
     assert "6 runs of 6 methods on photo_crops; each in left_out.csv" in task_table(only_set(usual + kinds)).caption
 

@@ -1,12 +1,10 @@
-"""From a picture to the model's input: an explicit, named step of the protocol."""
+"""From an image to the model's input: an explicit, named step of the protocol."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data.constants import (
@@ -17,7 +15,6 @@ from timm.data.constants import (
 )
 from torch import Tensor
 
-from harness.data import decoding
 from harness.errors import HarnessError
 from methods.base import did_you_mean
 
@@ -33,11 +30,11 @@ STATISTICS: dict[str, Statistics] = {
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 FITS = {
-    "squash": "resized to a square, whatever the picture's shape",
+    "squash": "resized to a square, whatever the image's shape",
     "crop": "shorter side resized to 256/224 of the size, centre cropped",
     "squash-crop": "resized to a square of 256/224 of the size, centre cropped",
 }
-"""How a picture becomes a square. `squash` is what most VTAB-1K code does, `squash-crop` NOAH's few-shot code."""
+"""How an image becomes a square. `squash` is what most VTAB-1K code does, `squash-crop` NOAH's few-shot code."""
 
 
 @cache
@@ -49,7 +46,7 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a picture becomes the model's input."""
+    """How an image becomes the model's input."""
 
     image_size: int
     """Side of the square in pixels."""
@@ -96,11 +93,8 @@ class Preprocessing:
         except (ValueError, StopIteration):
             raise HarnessError(f"{text!r} does not name a preprocessing") from None
 
-    def decode(self, path: Path) -> np.ndarray:
-        """Pixels uint8 [size, size, 3] of a picture file. `HarnessError` names a file that cannot be decoded."""
-        return np.asarray(self._square(decoding.read(path)))
-
-    def _square(self, image: Image.Image) -> Image.Image:
+    def square(self, image: Image.Image) -> Image.Image:
+        """The image resized and cropped to the model's input."""
         filter_, size = INTERPOLATIONS[self.interpolation], self.image_size
         if self.fit == "squash":
             return image.resize((size, size), filter_)

@@ -1,6 +1,6 @@
 """Which records must not stand in one column, and what else is not the same in all of them.
 
-Refused are records of a task whose lists or pictures differ from those that most records have (decoded pixels, which
+Refused are records of a task whose lists or images differ from those that most records have (decoded pixels, which
 records of schema 2 do not know, among those that know them), and tuned records of one cell that other trials decided
 than those behind most of its seeds: these are left out, with what differs. Another backbone, checkpoint, preprocessing,
 precision, protocol or budget makes a table of its own (`frame.SET_KEYS`). The code's state and the versions of torch,
@@ -51,7 +51,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
     left_out = []
     for keys, column, differ in (
         (LIST_KEYS, "data", _data_difference),
-        (LIST_KEYS, "pixels", lambda _, __: "pictures differ"),
+        (LIST_KEYS, "pixels", lambda _, __: "images differ"),
         ([*LIST_KEYS, "method", "variant", "source"], "choice", lambda _, __: "settings chosen by other trials"),
     ):
         usual = _usual(rows, keys, column)
@@ -75,7 +75,7 @@ def _usual(rows: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
 
 
 def _data_difference(run: Any, usual: Any) -> str:
-    """`lists differ (train 160 instead of 200), pictures differ`."""
+    """`lists differ (train 160 instead of 200), images differ`."""
     (lists, pictures), (usual_lists, usual_pictures) = (str(row["data"]).split("/", 1) for row in (run, usual))
     sizes, usual_sizes = json.loads(run["data_sizes"]), json.loads(usual["data_sizes"])
     counts = [
@@ -84,12 +84,12 @@ def _data_difference(run: Any, usual: Any) -> str:
         if sizes.get(split) != usual_sizes.get(split)
     ]
     where = f" ({', '.join(counts)})" if counts else ""
-    differ = {f"lists differ{where}": lists != usual_lists, "pictures differ": pictures != usual_pictures}
+    differ = {f"lists differ{where}": lists != usual_lists, "images differ": pictures != usual_pictures}
     return ", ".join(words for words, holds in differ.items() if holds)
 
 
 def left_out_text(left_out: list[LeftOut]) -> str:
-    """`3 runs of SCT on digits (pictures differ)` for each method and reason, or, of too many, how many there are."""
+    """`3 runs of SCT on digits (images differ)` for each method and reason, or, of too many, how many there are."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for run in left_out:
         tasks.setdefault((run.method, run.reason), []).append(run.task)

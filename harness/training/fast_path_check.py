@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.data.preprocessing import Preprocessing
 from harness.data.splits import Split
-from harness.plans.spec import Recipe
+from harness.schema.preprocessing import Preprocessing
+from harness.schema.spec import Recipe
 from harness.training import evaluation
-from harness.training.shortcuts import Path
+from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
 from methods import testbed
 from methods.base import Method
@@ -45,7 +45,7 @@ def _trained(method: type[Method], kind: str, shortcuts: bool) -> tuple[Tensor, 
             trainer.fit()
             logits = evaluation.predict(attached.model, data, PREPROCESSING, "float32")
         else:
-            trainer.follow(Path(forward=attached.model.train()))
+            trainer.follow(ForwardPlan(forward=attached.model.train()))
             with torch.no_grad():
                 logits = attached.model.eval()(PREPROCESSING.normalise(pixels))
     return torch.tensor([epoch.train_loss for epoch in trainer.curve]), logits

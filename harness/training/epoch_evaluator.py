@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from harness.records.record import Metrics
+from harness.schema.record import Metrics
 
 Score = Callable[[], dict[str, Metrics]]
 """Scores the model as it is now, the split that the protocol reports first."""
 
 
-class Watch:
+class EpochEvaluator:
     """The scores of all epochs so far: the best and the last of them."""
 
     def __init__(self, score: Score) -> None:
