@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.plans.tuning import TunedRun
-from harness.records.status import Run as StatusRun
-from harness.records.status import progress_of
+from harness.records.status import RunStatus, progress_of
 from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
 from harness.schema.record import BadRecord, RunRecord
 from slurm.clusters import CLUSTERS
@@ -224,17 +223,17 @@ def tail(path: Path, count: int) -> list[str]:
         return []
 
 
-def as_runs(root: Path) -> tuple[list[StatusRun], list[str]]:
+def as_runs(root: Path) -> tuple[list[RunStatus], list[str]]:
     """The submitted runs as `harness.records.status` has them, and what the user should know of how that was found."""
     found, problems = states(root)
     return [_as_run(state) for state in found], problems
 
 
-def _as_run(state: State) -> StatusRun:
+def _as_run(state: State) -> RunStatus:
     run, live = state.place.run, state.live
     where = f" on {live.node}" if live and live.node else ""
     over = state.state in ("failed", "cancelled", "missing")
-    return StatusRun(
+    return RunStatus(
         suite=run.suite,
         task=run.task,
         method=run.method,
