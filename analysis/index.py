@@ -14,8 +14,8 @@ import pandas as pd
 
 from analysis import frame as frame_module
 from analysis.frame import row, typed
-from harness.records.files import UNREAD, read_cache, record_stamps, write_cache
-from harness.records.index import read_changed
+from harness.records.files import UNREAD, read_cache, write_cache
+from harness.records.index import read_changed, record_stamps
 from harness.records.store import Rejected
 from harness.schema.record import SCHEMA
 

@@ -13,7 +13,7 @@ from harness.execution.overview import run_operations
 from harness.execution.worker import Setup
 from harness.plans.plan import Selection
 from harness.plans.stages import stage
-from harness.plans.tuning import NO_VERDICT, TunedRun, WorkItem, representative_spec
+from harness.plans.tuning import INCONCLUSIVE, TunedRun, WorkItem, representative_spec
 from harness.records.stale import is_stale, without_stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
@@ -123,7 +123,7 @@ def todo(selection: Selection, store: Store, held: dict[str, str], redo_stale: b
 def _lacks_verdict(final: TunedRun, failed: Mapping[str, WorkItem], store: Store) -> bool:
     """Whether one of the final's trials failed for good in a way that says nothing of its setting."""
     records = [store.read(trial) for trial in final.trials if trial.run_id in failed]
-    return any(record and record.failure and record.failure.kind in NO_VERDICT for record in records)
+    return any(record and record.failure and record.failure.kind in INCONCLUSIVE for record in records)
 
 
 def _would_fail_again(job: WorkItem, read: ReadRecord) -> bool:

@@ -122,7 +122,7 @@ def _method_choice(item: Any) -> plan.MethodChoice:
 
 
 MOST_SEEDS = 10_000
-"""More are a slip of the finger."""
+"""More than this is a typo."""
 
 
 def _seeds(value: int | list[int]) -> tuple[int, ...]:

@@ -118,8 +118,8 @@ def check_curve(selection: Selection) -> None:
 
 
 def published_settings(selection: Selection, choice: MethodChoice, task: str) -> released_recipes.Published:
-    """What the release of `choice` does on `task`. `SuiteError` if it is not known, `HarnessError` for settings of the
-    user's own or another backbone: with these it would not be the published recipe."""
+    """The release's settings of `choice` on `task`. `SuiteError` if they are not known, `HarnessError` for settings of
+    the user's own or another backbone: with these it would not be the published recipe."""
     table = released_recipes.table_for(selection.suite.name)
     architecture = selection.backbone.name.partition(".")[0]
     if architecture != table.backbone:
@@ -133,8 +133,8 @@ def published_settings(selection: Selection, choice: MethodChoice, task: str) ->
 def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[dict[str, Any], Recipe]:
     """Config, defaults included, and recipe of a method on a task."""
     if protocols.get(selection.protocol).published:
-        found = published_settings(selection, choice, task)
-        config, recipe = found.config, make_recipe(found.recipe)
+        released = published_settings(selection, choice, task)
+        config, recipe = released.config, make_recipe(released.recipe)
     else:
         config = choice.config
         recipe = make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe)
@@ -224,7 +224,7 @@ def _trials(selection: Selection, cell: _Cell, space: Mapping[str, tuple[Any, ..
 def finals(selection: Selection) -> list[tuning.TunedRun]:
     """The runs of a selection under `tuned`, each with the trials that will decide it. `HarnessError` for two equal
     runs."""
-    found = []
+    runs: list[tuning.TunedRun] = []
     for cell in _cells(selection):
         fixed = {**cell.choice.config, **cell.choice.recipe, **selection.recipe}
         space = {
@@ -233,11 +233,11 @@ def finals(selection: Selection) -> list[tuning.TunedRun]:
             if key not in fixed
         }
         trials = _trials(selection, cell, space)
-        found += [
+        runs += [
             tuning.TunedRun(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
         ]
-    _check_distinct([((final.cell, final.seed), final.trials[0].method) for final in found])
-    return found
+    _check_distinct([((final.cell, final.seed), final.trials[0].method) for final in runs])
+    return runs
 
 
 def _distinct(selection: Selection, choice: MethodChoice, key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -256,7 +256,7 @@ def _check_distinct(runs: list[tuple[Hashable, str]]) -> None:
     if twice:
         raise HarnessError(
             f"the selection names the same run twice: a seed or one of the methods {', '.join(twice)} is repeated, or "
-            "two settings of it come to the same on this backbone"
+            "two of its settings amount to the same on this backbone"
         )
 
 

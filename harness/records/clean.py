@@ -10,9 +10,8 @@ from pathlib import Path
 from harness import lease
 from harness.lease import LEASE_NAME
 from harness.records import index
-from harness.records.files import RECORD_NAME
 from harness.records.index import RunFolder
-from harness.records.store import PROGRESS_NAME
+from harness.records.store import PROGRESS_NAME, RECORD_NAME
 from harness.terminal import Advance
 
 
@@ -38,7 +37,7 @@ def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> 
 
 
 def _litter(folder: RunFolder, failed: bool) -> Iterator[Litter]:
-    state = folder.record.state if folder.record else ""
+    state = folder.record.state
     forget = state == "complete" or (failed and state == "failed")
     for path in sorted(Path(folder.path).iterdir()):
         if path.name == LEASE_NAME:

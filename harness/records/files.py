@@ -17,8 +17,6 @@ from typing import Any
 from harness.paths import write_atomically
 from harness.schema.failures import is_passing
 
-RECORD_NAME = "record.json"
-
 UNREAD = "cannot be read now"
 """How the reason begins for a record that was set aside and may be sound: no cache keeps it."""
 
@@ -44,13 +42,8 @@ def _subfolders(folder: str) -> list[str]:
         return []
 
 
-def record_stamps(root: Path) -> dict[str, Stamp | None]:
-    """Of the record in every run folder, by the record's path below `root`; None where there is none."""
-    paths = (f"runs/{folder}/{RECORD_NAME}" for folder in run_folders(root))
-    return {path: _stamp(f"{root}/{path}") for path in paths}
-
-
-def _stamp(path: str) -> Stamp | None:
+def stamp(path: str) -> Stamp | None:
+    """The stamp of a file; None if it is not there."""
     try:
         status = os.stat(path)  # noqa: PTH116 (a hundred thousand times)
     except OSError as error:
@@ -70,7 +63,7 @@ def read_cache(path: Path, version: str) -> Any:
 
 
 def write_cache(path: Path, version: str, value: Any) -> None:
-    """Put a cache in its place in one step; a folder that cannot be written to does without."""
+    """Put a cache in its place in one step; a folder that cannot be written to is left without one."""
     body = json.dumps(value, separators=(",", ":")).encode()
     head = json.dumps({"version": version, "digest": hashlib.sha256(body).hexdigest()}).encode()
     with suppress(OSError):

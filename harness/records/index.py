@@ -8,12 +8,12 @@ size are the same. `read_changed` is the way to all such caches: that of `status
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from harness.records.files import RECORD_NAME, UNREAD, Stamp, read_cache, record_stamps, write_cache
-from harness.records.store import Rejected, read_record
+from harness.records.files import UNREAD, Stamp, read_cache, run_folders, stamp, write_cache
+from harness.records.store import RECORD_NAME, Rejected, read_record
 from harness.schema.record import SCHEMA, RunRecord
 from harness.terminal import Advance
 
@@ -25,25 +25,31 @@ VERSION = f"{SCHEMA}/3"
 """Of the records and of `IndexEntry`."""
 
 
+def record_stamps(root: Path) -> dict[str, Stamp | None]:
+    """Of the record in every run folder, by the record's path below `root`; None where there is none."""
+    paths = (f"runs/{folder}/{RECORD_NAME}" for folder in run_folders(root))
+    return {path: stamp(f"{root}/{path}") for path in paths}
+
+
 def read_changed(
     root: Path,
     stamps: Mapping[str, Stamp | None],
-    known: Mapping[str, Stamp],
+    known: Mapping[str, Stamp | None],
     summarise: Callable[[RunRecord], T],
     advance: Advance | None = None,
 ) -> dict[str, T | Rejected]:
     """What `summarise` makes of every record that is not as an index knows it, or why the file cannot be used. Stamps
     and results are by the record's path below `root`. `advance` is told how many records of how many have been read."""
-    changed = [path for path, stamp in stamps.items() if stamp and known.get(path) != stamp]
-    summaries: dict[str, T | Rejected] = {}
+    changed = [path for path, at in stamps.items() if at and known.get(path) != at]
+    outcomes: dict[str, T | Rejected] = {}
     for number, path in enumerate(changed, 1):
-        summaries[path] = _summary(root / path, summarise)
+        outcomes[path] = _outcome(root / path, summarise)
         if advance:
             advance(number, len(changed))
-    return summaries
+    return outcomes
 
 
-def _summary(path: Path, summarise: Callable[[RunRecord], T]) -> T | Rejected:
+def _outcome(path: Path, summarise: Callable[[RunRecord], T]) -> T | Rejected:
     try:
         return summarise(read_record(path))
     except OSError as error:
@@ -52,12 +58,15 @@ def _summary(path: Path, summarise: Callable[[RunRecord], T]) -> T | Rejected:
         return Rejected(path, str(error) or type(error).__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RecordSummary:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
     """What a record says, as far as `status` needs it."""
 
+    stamp: Stamp | None = None
+    """Of the file; None where the entry is not from an index."""
+
     state: str
-    """`complete`, `failed`, or `bad` if the file cannot be used."""
+    """`complete`, `failed`, or `bad` if the file cannot be used; `missing` if there is none."""
 
     kind: str = ""
     """Failure class, see `harness.schema.failures`."""
@@ -72,7 +81,7 @@ class RecordSummary:
 
     @classmethod
     def of(cls, record: RunRecord) -> Self:
-        """The summary of a valid record."""
+        """The entry of a valid record."""
         return cls(
             state=record.status,
             kind=record.failure.kind if record.failure else "",
@@ -82,32 +91,25 @@ class RecordSummary:
             source=record.method_source,
         )
 
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """A record's summary, and the file that it is of."""
-
-    stamp: Stamp
-    summary: RecordSummary
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
-        values = {name: getattr(self.summary, name) for name in RecordSummary.__slots__}
-        return {"stamp": self.stamp, **values}
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
+    def from_json(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        summary = {name: value for name, value in values.items() if name != "stamp"}
-        return cls((values["stamp"][0], values["stamp"][1]), RecordSummary(**summary))
+        return cls(**values | {"stamp": tuple(values["stamp"])})
+
+
+MISSING = IndexEntry(state="missing")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run's folder and what its record says, if there is one."""
+    """A run's folder and what its record says."""
 
     path: str
-    record: RecordSummary | None
+    record: IndexEntry = MISSING
 
     @property
     def names(self) -> tuple[str, str, str, str]:
@@ -120,27 +122,23 @@ class RunFolder:
 def scan(root: Path, advance: Advance | None = None) -> dict[str, RunFolder]:
     """All run folders of a results folder, by path. `advance` is told how many records of how many new ones have been
     read."""
-    cached = read_cache(root / INDEX_NAME, VERSION) or {}
+    cached, stamps = read_cache(root / INDEX_NAME, VERSION) or {}, record_stamps(root)
     known = {path: IndexEntry.from_json(values) for path, values in cached.items()}
-    stamps = record_stamps(root)
-    changed = read_changed(root, stamps, {path: e.stamp for path, e in known.items()}, RecordSummary.of, advance)
-    entries = {
-        path: IndexEntry(stamp, _usable(changed[path])) if path in changed else known[path]
-        for path, stamp in stamps.items()
-        if stamp
-    }
+    changed = read_changed(root, stamps, {path: e.stamp for path, e in known.items()}, IndexEntry.of, advance)
+    entries = {path: known[path] for path, at in stamps.items() if at and path not in changed}
+    entries |= {path: replace(_entry(outcome), stamp=stamps[path]) for path, outcome in changed.items()}
     if changed or len(entries) != len(known):
-        lasting = {path: e.to_json() for path, e in entries.items() if not e.summary.reason.startswith(UNREAD)}
+        lasting = {path: e.to_json() for path, e in entries.items() if not e.reason.startswith(UNREAD)}
         write_cache(root / INDEX_NAME, VERSION, lasting)
-    folders = {str((root / path).parent): entries.get(path) for path in stamps}
-    return {folder: RunFolder(folder, entry.summary if entry else None) for folder, entry in folders.items()}
+    folders = {str((root / path).parent): entries.get(path, MISSING) for path in stamps}
+    return {folder: RunFolder(folder, entry) for folder, entry in folders.items()}
 
 
 def scan_folder(folder: Path) -> RunFolder:
     """One run's folder as it is now."""
     path = folder / RECORD_NAME
-    return RunFolder(str(folder), _usable(_summary(path, RecordSummary.of)) if path.exists() else None)
+    return RunFolder(str(folder), _entry(_outcome(path, IndexEntry.of)) if path.exists() else MISSING)
 
 
-def _usable(summary: RecordSummary | Rejected) -> RecordSummary:
-    return RecordSummary(state="bad", reason=summary.reason) if isinstance(summary, Rejected) else summary
+def _entry(outcome: IndexEntry | Rejected) -> IndexEntry:
+    return IndexEntry(state="bad", reason=outcome.reason) if isinstance(outcome, Rejected) else outcome

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import lease
 from harness.records import index
-from harness.records.index import RecordSummary, RunFolder
+from harness.records.index import RunFolder
 from harness.records.stale import differs
 from harness.records.store import PROGRESS_NAME, Store
 from harness.schema.spec import RunSpec
@@ -69,11 +69,11 @@ def of_specs(root: Path, specs: Iterable[RunSpec], advance: Advance | None = Non
     """These runs, in their order; those of which the folder holds nothing are missing."""
     folders = index.scan(root, advance)
     paths = [(str(Store(root).folder(spec)), spec) for spec in specs]
-    return [_status(folders.get(path, RunFolder(path, None)), spec) for path, spec in paths]
+    return [_status(folders.get(path, RunFolder(path)), spec) for path, spec in paths]
 
 
 def _status(folder: RunFolder, spec: RunSpec | None = None) -> RunStatus:
-    record, holder, progress = folder.record or RecordSummary(state="missing"), "", None
+    record, holder, progress = folder.record, "", None
     state, path = record.state, Path(folder.path)
     if state != "complete":
         held = lease.read(path)

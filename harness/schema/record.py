@@ -23,7 +23,7 @@ class BadRecord(ValueError):
     def __init__(self, reason: str, whole: bool = False) -> None:
         super().__init__(reason)
         self.whole = whole
-        """Whether it is as it was written, by another version of this program."""
+        """Whether the record is intact, but was written by another version of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class Fingerprint:
 
     @property
     def not_official(self) -> list[str]:
-        """In what the data are not the suite's: `test 300 instead of 711`, or who drew the lists."""
+        """How the data differ from the suite's: `test 300 instead of 711`, or who drew the lists."""
         sizes = [
             f"{split} {self.sizes.get(split, 0)} instead of {size}"
             for split, size in self.official_sizes.items()
@@ -283,7 +283,7 @@ class RunRecord:
     """How often the test split was opened."""
 
     method_info: dict[str, Any] = field(default_factory=dict)
-    """What the method said of itself, e.g. the chosen channels per block."""
+    """What the method reports about itself, e.g. the chosen channels per block."""
 
     tuning: Tuning | None = None
     """How the settings were chosen, of a final run of the protocol `tuned`."""

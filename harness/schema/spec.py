@@ -49,8 +49,8 @@ class Recipe:
     """Whether vectors (biases, norms, scales) are decayed too."""
 
     schedule: str = "cosine"
-    """`cosine`: set anew for every step. `sct_release`: set anew for every epoch, one epoch late, as SCT's code does:
-    the first two epochs run at `warmup_lr`, and the peak is never quite reached."""
+    """`cosine`: updated every step. `sct_release`: updated every epoch, one epoch late, as in SCT's code: the first two
+    epochs run at `warmup_lr`, and the peak is never quite reached."""
 
     epochs: int = 100
     warmup_epochs: int = 10
@@ -66,7 +66,7 @@ class Recipe:
     """Images per step."""
 
     drop_last: bool = False
-    """Whether the images that fill no whole batch at the end of an epoch are left out of it."""
+    """Whether an epoch leaves out its last batch where that is not full."""
 
     drop_path: float = 0.1
     """Stochastic depth rate of the last block, growing linearly from the first."""
@@ -78,7 +78,7 @@ class Recipe:
 
     precision: str = "auto"
     """`bf16` (autocast), `float32`, or `auto`: bf16 where the device is faster in it, else float32. A run's identity
-    says which of the two, wherever the device is known before; else its record's environment does."""
+    says which of the two wherever the device is known beforehand; elsewhere its record's environment does."""
 
     def __post_init__(self) -> None:
         one_of = {

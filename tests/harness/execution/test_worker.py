@@ -200,7 +200,7 @@ def test_divergence_in_the_last_update_is_no_result(setup, monkeypatch, lr, mess
     monkeypatch.setattr(trainer, "learning_rate", lambda *_: lr)
     record = do(spec, setup)
     assert (record.failure.kind, record.failure.step) == ("diverged", 1)
-    assert record.reason == f"{message} is not a finite number any more since step 1 (epoch 1)"
+    assert record.reason == f"{message} is no longer finite since step 1 (epoch 1)"
 
 
 def test_a_number_that_no_record_can_hold_fails_the_run_alone(setup, monkeypatch):
