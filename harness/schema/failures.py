@@ -143,11 +143,34 @@ TRACEBACK_LINES = 12
 
 _PASSING = frozenset(
     getattr(errno, name)
-    for name in (
-        "ESTALE EIO EREMOTEIO ETIMEDOUT EAGAIN EBUSY EINTR ENOLCK ECONNRESET ECONNREFUSED ECONNABORTED ENOTCONN "
-        "ESHUTDOWN EPIPE EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENETRESET EPROTO ECOMM ENXIO ENODEV ENFILE EMFILE "
-        "ENOBUFS"
-    ).split()
+    for name in [
+        "ESTALE",
+        "EIO",
+        "EREMOTEIO",
+        "ETIMEDOUT",
+        "EAGAIN",
+        "EBUSY",
+        "EINTR",
+        "ENOLCK",
+        "ECONNRESET",
+        "ECONNREFUSED",
+        "ECONNABORTED",
+        "ENOTCONN",
+        "ESHUTDOWN",
+        "EPIPE",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENETRESET",
+        "EPROTO",
+        "ECOMM",
+        "ENXIO",
+        "ENODEV",
+        "ENFILE",
+        "EMFILE",
+        "ENOBUFS",
+    ]
 )
 """Errors of file servers, disks and networks that may have passed a moment later."""
 
