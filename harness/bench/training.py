@@ -17,6 +17,7 @@ from harness.bench.module import add_ours
 from harness.data.splits import Split
 from harness.schema.spec import Recipe
 from harness.training import fast_path
+from harness.training.callbacks import ProgressReporter
 from harness.training.cost import counted
 from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
@@ -72,8 +73,9 @@ def our_trainer(setting: Setting, model: Any, data: Split, path: ForwardPlan) ->
     """The trainer's epoch, with a listener as the display has one."""
 
     def fit() -> None:
-        trainer = Trainer(model, Attachment(), data, setting.preprocessing, one_epoch(setting), seed=0)
-        trainer.follow(path, lambda progress: None)
+        listener = ProgressReporter(lambda progress: None)
+        trainer = Trainer(model, Attachment(), data, setting.preprocessing, one_epoch(setting), 0, [listener])
+        trainer.fit(path)
 
     return fit
 

@@ -30,7 +30,7 @@ from harness.records.store import Store
 from harness.schema.failures import CLASSES, FailureClass
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.trainer import Progress
+from harness.training.callbacks import Progress
 
 Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
 """Called with each run's progress, at last with its record, and when somebody else is at it."""

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from harness.execution.worker import Busy
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.trainer import Progress
+from harness.training.callbacks import Progress
 
 
 def describe(spec: RunSpec) -> str:

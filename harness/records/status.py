@@ -104,7 +104,7 @@ def _run(place: Place, spec: RunSpec | None = None) -> Run:
 
 
 PROGRESS_KEYS = ("epoch", "epochs", "step", "steps", "loss", "accuracy", "images_per_second")
-"""Numbers of a `progress.json`, see `harness.training.trainer.Progress`."""
+"""Numbers of a `progress.json`, see `harness.training.callbacks.Progress`."""
 
 
 def progress_of(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from harness.errors import HarnessError
+from harness.schema.optimizers import OPTIMIZERS
+from harness.schema.schedules import SCHEDULES
 from methods.base import did_you_mean
 
 
@@ -28,7 +30,7 @@ class Recipe:
     """How a run is trained. Defaults are those of most VTAB-1K code (NOAH, Convpass): 100 epochs, batch 64."""
 
     optimizer: str = "adamw"
-    """`adamw` or `sgd` (momentum 0.9)."""
+    """A name of `harness.schema.optimizers`: `adamw` or `sgd`."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -40,8 +42,7 @@ class Recipe:
     """Whether vectors (biases, norms, scales) are decayed too."""
 
     schedule: str = "cosine"
-    """`cosine`: set anew for every step. `sct_release`: set anew for every epoch, one epoch late, as SCT's code does:
-    the first two epochs run at `warmup_lr`, and the peak is never quite reached."""
+    """A name of `harness.schema.schedules`: `cosine` or `sct_release`."""
 
     epochs: int = 100
     warmup_epochs: int = 10
@@ -73,8 +74,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         one_of = {
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("cosine", "sct_release"),
+            "optimizer": tuple(OPTIMIZERS),
+            "schedule": tuple(SCHEDULES),
             "augmentation": ("none", "flip", "train_aug", "fewshot"),
             "precision": ("auto", "bf16", "float32"),
         }

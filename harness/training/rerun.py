@@ -16,7 +16,7 @@ from harness.plans.experiment import find_suite
 from harness.records.store import RECORD_NAME
 from harness.schema.record import BadRecord, Epoch, RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.run import attempt
+from harness.training.run import RunContext, attempt
 from methods import registry
 from suites import SUITES
 
@@ -97,7 +97,7 @@ def again(
     devices.use(place)
     if place.type == "cpu":
         torch.set_num_threads(1)  # as every worker
-    return attempt(spec, place, roots, tuning=record.tuning, precision=precision)
+    return attempt(RunContext(spec=spec, device=place, roots=roots, tuning=record.tuning, precision=precision))
 
 
 def _weights(spec: RunSpec) -> str:

@@ -446,7 +446,7 @@ def trainer() -> None:
             f"flip={flip}: two epochs of {len(data)}",
             time.perf_counter() - start,
             "s",
-            note=f"start {t.path.start!r}; bits twice the same: {curves[0] == curves[1]}; step {t.step_seconds}",
+            note=f"start {t.plan.start!r}; bits twice the same: {curves[0] == curves[1]}; step {t.step_seconds}",
         )
     if CUDA:
         t = Trainer(

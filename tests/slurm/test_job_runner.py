@@ -18,7 +18,7 @@ from harness.execution import worker
 from harness.plans.tuning import TunedRun
 from harness.records.store import Store
 from harness.schema.failures import Failure
-from harness.training import trainer
+from harness.training import callbacks
 from harness.training.checkpointing import StopRequest
 from harness.training.run import failed_record
 from slurm import job_runner
@@ -30,7 +30,7 @@ JOB = "100"
 
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     monkeypatch.setattr(environment, "_submitted", {})
     monkeypatch.setattr(job_runner, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(job_runner, "HOLD_SECONDS", 0.0)

@@ -19,7 +19,7 @@ from harness.plans import plan, stages, tuning
 from harness.records import index, status
 from harness.records.store import Store
 from harness.schema import failures
-from harness.training import run, trainer
+from harness.training import callbacks, run
 from harness.training.checkpointing import StopRequest
 from methods import registry
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
     monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     io = dataclasses.replace(failures.CLASSES["io"], pauses=(0.01, 0.02))
     monkeypatch.setitem(failures.CLASSES, "io", io)
     made = tiny.setup(tmp_path / "out", data)

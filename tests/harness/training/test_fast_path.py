@@ -14,6 +14,7 @@ from harness.data.splits import Split
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import Recipe
 from harness.training import evaluation, fast_path
+from harness.training.callbacks import Callback
 from harness.training.fast_path_check import check_shortcuts
 from harness.training.trainer import Trainer
 from methods.base import Attachment, Method
@@ -92,10 +93,10 @@ def same_training(ours, theirs, precision="float32"):
 def test_training_from_what_is_computed_once_is_the_plain_training(method, build, start, precision, monkeypatch):
     """The last batch is smaller, for which torch may sum in another order: hence not bit for bit."""
     once = trained(method, build(), precision=precision)
-    assert once.path.start == start
+    assert once.plan.start == start
     nothing_computed_once(monkeypatch)
     plain = trained(method, build(), precision=precision)
-    assert plain.path.start == ""
+    assert plain.plan.start == ""
     same_training(once, plain, precision)
 
 
@@ -104,7 +105,7 @@ def test_with_whole_batches_only_the_weights_are_the_same_bits(precision, monkey
     once = trained(batch_size=13, precision=precision)
     nothing_computed_once(monkeypatch)
     plain = trained(batch_size=13, precision=precision)
-    assert [run.path.start for run in (once, plain)] == ["head", ""]
+    assert [run.plan.start for run in (once, plain)] == ["head", ""]
     assert torch.equal(once.model.head.weight, plain.model.head.weight)
     assert once.curve == plain.curve
 
@@ -178,14 +179,14 @@ def tied():
     ],
 )
 def test_what_is_trained_or_random_is_not_computed_once(method, model, recipe, start):
-    assert trained(method, model(), epochs=1, **recipe).path.start == start
+    assert trained(method, model(), epochs=1, **recipe).plan.start == start
 
 
 def test_a_step_that_may_change_frozen_weights_is_given_the_images():
     run = trainer()
     run.attachment = Attachment(after_step=lambda step: None)
     run.fit()
-    assert run.path.start == ""
+    assert run.plan.start == ""
 
 
 def test_a_penalty_with_a_state_of_its_own_is_not_asked():
@@ -202,8 +203,8 @@ def test_a_penalty_with_a_state_of_its_own_is_not_asked():
 
 def test_too_much_is_not_kept(monkeypatch):
     monkeypatch.setattr(fast_path, "MOST_BYTES", 26 * 32 * 4)
-    assert trained().path.start == "head"
-    assert trained("partial").path.start == ""
+    assert trained().plan.start == "head"
+    assert trained("partial").plan.start == ""
 
 
 def test_pooled_features_hold_no_tokens():
@@ -292,7 +293,7 @@ def test_a_hook_may_read_anything():
     model = small_vit()
     model.norm.register_forward_hook(lambda *_: None)
     assert not is_alone(model)
-    assert trained("linear", model, epochs=1).path.start == ""
+    assert trained("linear", model, epochs=1).plan.start == ""
 
 
 class Scale(nn.Module):
@@ -518,15 +519,17 @@ def test_a_stopped_training_goes_on_to_the_same_bits(method):
     class Stop(Exception):
         pass
 
-    def boundary(_):
-        if stopped.step == 4:
-            state.update(stopped.state())
-            raise Stop
+    class StopAtStepFour(Callback):
+        def on_step(self, trainer):
+            if trainer.step == 4:
+                state.update(trainer.state_dict())
+                raise Stop
 
+    stopped.callbacks = [StopAtStepFour()]
     with pytest.raises(Stop):
-        stopped.fit(boundary=boundary)
+        stopped.fit()
     again = Trainer(stopped.model, stopped.attachment, DATA, HALF, stopped.recipe, seed=3)
-    again.load_state(state)
+    again.load_state_dict(state)
     again.fit()
     for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -11,9 +11,11 @@ from conftest import CLASSES, make_context, small_vit
 from harness.data import augmentation
 from harness.data.splits import Split
 from harness.errors import HarnessError
+from harness.schema.optimizers import make_optimizer
 from harness.schema.preprocessing import Preprocessing
+from harness.schema.schedules import learning_rate
 from harness.schema.spec import Recipe
-from harness.training.trainer import Diverged, Trainer, learning_rate, make_optimizer
+from harness.training.trainer import Diverged, Trainer
 from methods.base import Attachment
 from methods.registry import get
 
@@ -139,7 +141,7 @@ def test_augmenting_ahead_changes_nothing(monkeypatch):
     plain, curve, _ = train(augmentation="train_aug")
     monkeypatch.setattr(augmentation, "workers_for", lambda device, augment: 2)
     ahead, same, trainer = train(augmentation="train_aug")
-    assert curve == same and trainer.ahead is None
+    assert curve == same and trainer.loader is None
     assert all(map(torch.equal, plain.state_dict().values(), ahead.state_dict().values()))
 
 
