@@ -1,4 +1,4 @@
-"""What all parts share: sizes, the bench's model, timing, a count of live memory, and measurements with targets."""
+"""What all parts share: sizes, the model, timing, a count of live memory, and measurements with targets."""
 
 from __future__ import annotations
 
@@ -45,17 +45,11 @@ class Sizes:
     side: int = 1024
     """Side of the square matrices whose product gives the matrix rate."""
 
-    copied: int = 2**27
-    """Bytes of the array whose copy gives the bandwidth."""
-
-    seeds: int = 50
-    """Seeds of the largest plan."""
-
 
 SIZES = {
-    "small": Sizes(images=64, test_images=64, epochs=1, rounds=1, side=128, copied=2**20, seeds=5),
+    "small": Sizes(images=64, test_images=64, epochs=1, rounds=1, side=128),
     "cpu": Sizes(),
-    "cuda": Sizes(test_images=4000, rounds=20, side=8192, copied=2**30),
+    "cuda": Sizes(test_images=4000, rounds=20, side=8192),
 }
 """By name; `small` proves that everything runs."""
 
@@ -80,7 +74,7 @@ class Setting:
         return Preprocessing(image_size=self.backbone.image_size, mean=mean, std=std)
 
     def model(self, classes: int = CLASSES, drop_path: float = 0.0) -> Any:
-        """The frozen backbone with a fresh head that is trained."""
+        """The frozen backbone with a new head that is trained."""
         torch.manual_seed(0)
         model = backbones.build(self.backbone, classes, drop_path).to(self.device)
         model.get_classifier().requires_grad_(True)
@@ -151,11 +145,6 @@ def seconds(action: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _often(action: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
-        action()
-
-
 def side_by_side(
     actions: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int, repeat: int = 1
 ) -> dict[str, float]:
@@ -171,10 +160,10 @@ def side_by_side(
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being within, and keeps the peak of those alive at once."""
+    """Counts the bytes of tensors that are made within, and keeps the peak of those alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -206,16 +195,6 @@ def peak_bytes(action: Callable[[], Any]) -> int:
     with LiveMemory() as memory:
         action()
     return memory.peak
-
-
-def device_peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
-    """Peak of the device's allocator above what was allocated before; on a CPU `peak_bytes`."""
-    if device.type != "cuda":
-        return peak_bytes(action)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    action()
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

@@ -8,7 +8,6 @@ import shutil
 import torch
 
 from harness.bench.base import BATCH, Measurement, Setting, seconds, side_by_side
-from harness.bench.ceilings import Ceilings
 from harness.bench.module import STEPS, add_ours, step_of
 
 MODES = {"cpu": ("default",), "cuda": ("default", "reduce-overhead")}
@@ -20,7 +19,7 @@ def has_compiler(device: torch.device) -> bool:
     return device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
+def measure(setting: Setting) -> list[Measurement]:
     """All lines of this part; none where nothing can be compiled."""
     if not has_compiler(setting.device):
         return []

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from harness import device as devices
 from harness.bench import released
 from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
-from harness.bench.ceilings import Ceilings
 from methods.blocks import blocks, new_linear, plug, width
 from methods.sct.module import SalientChannels
 
@@ -20,7 +19,7 @@ STEPS = 3
 """Steps or passes in a row that are timed together."""
 
 
-def chosen(model: Any) -> list[Tensor]:
+def spread_channels(model: Any) -> list[Tensor]:
     """Evenly spread channels, one in eight, for each block: what is chosen does not change the time."""
     step = width(blocks(model)[0]) // released.channels(model)
     return [torch.arange(released.channels(model)) * step for _ in blocks(model)]
@@ -33,14 +32,14 @@ def ours(indices: Tensor) -> SalientChannels:
 
 
 def add_ours(model: Any) -> Any:
-    """Our module behind the attention of each block."""
-    for block, indices in zip(blocks(model), chosen(model), strict=True):
+    """Our module after the attention of each block."""
+    for block, indices in zip(blocks(model), spread_channels(model), strict=True):
         plug(block, "after_attention", ours(indices))
     return model
 
 
 def pass_of(module: nn.Module, x: Tensor, h: Tensor, precision: str) -> Callable[[], None]:
-    """Forward and backward of the residual addition and the module behind it."""
+    """Forward and backward of the residual addition and the module after it."""
 
     def once() -> None:
         with devices.autocast(precision, x.device):
@@ -77,7 +76,7 @@ def step_of(
     return once
 
 
-def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
+def measure(setting: Setting) -> list[Measurement]:
     """All lines of this part."""
     device, precision, model = setting.device, setting.precision, setting.model()
     heard: list[Tensor] = []
@@ -87,28 +86,16 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
     handle.remove()
     x = heard[0].clone().requires_grad_(True)
     h = torch.randn_like(heard[0])
-    indices = chosen(model)[0]
+    indices = spread_channels(model)[0]
     actions = {
         "ours": pass_of(ours(indices).to(device), x, h, precision),
         "released": pass_of(released.ReleasedModule(indices).to(device), x, h, "float32"),
-        "sum": pass_of(nn.Identity(), x, h, precision),
     }
     taken = side_by_side(actions, device, 4 * setting.sizes.rounds, STEPS)
-    part = "module"
-    # The least is one read and one write of the residual stream, forward and backward.
-    rate = 4 * x.numel() * x.element_size() / max(taken["ours"] - taken["sum"], 1e-9)
-    beside = "forward and backward, 64 images, with the residual addition"
-    return [
-        Measurement(part=part, what=beside, unit="ms", ours=1e3 * taken["ours"], other=1e3 * taken["released"]),
-        Measurement(
-            part=part,
-            what="bytes beyond the addition; compared: copy",
-            unit="GB/s",
-            ours=rate / 1e9,
-            other=ceilings.copy / 1e9,
-        ),
-        _share_of_a_step(setting),
-    ]
+    what = "forward and backward, 64 images, with the residual addition"
+    ours_ms, released_ms = 1e3 * taken["ours"], 1e3 * taken["released"]
+    line = Measurement(part="module", what=what, unit="ms", ours=ours_ms, other=released_ms)
+    return [line, _share_of_a_step(setting)]
 
 
 def _share_of_a_step(setting: Setting) -> Measurement:

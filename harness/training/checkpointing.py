@@ -86,7 +86,7 @@ class CheckpointStore:
         one cannot be read."""
         for path in reversed(self._files()):
             with suppress(tensor_files.BadTensorFile):
-                state = tensor_files.decode(path, device)
+                state: dict[str, Any] = tensor_files.decode(path, device)
                 differences = self._differences(state)
                 if not differences:
                     return state

@@ -63,7 +63,8 @@ def state_digest(state: dict[str, Tensor]) -> str:
 
 def _one_image(model: nn.Module, preprocessing: Preprocessing) -> Tensor:
     size, device = preprocessing.image_size, next(model.parameters()).device
-    return model(torch.zeros(1, 3, size, size, device=device))
+    logits: Tensor = model(torch.zeros(1, 3, size, size, device=device))
+    return logits
 
 
 def counted(action: Callable[[], Any]) -> int:

@@ -573,7 +573,6 @@ def bench(part: str, **sizes: int) -> None:
     from harness import device as devices
     from harness.bench import report
     from harness.bench.base import SIZES, Setting
-    from harness.bench.ceilings import Ceilings
     from harness.schema.spec import BackboneSpec
 
     devices.use(DEVICE)
@@ -583,7 +582,7 @@ def bench(part: str, **sizes: int) -> None:
         backbone=BackboneSpec(name=MODEL, weights="random", digest="", image_size=SIZE),
         sizes=replace(base, **sizes) if CUDA else base,
     )
-    for m in report.PARTS[part](setting, Ceilings(**CEILING)):
+    for m in report.PARTS[part](setting):
         row = m.row()
         say(
             part,
