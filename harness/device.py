@@ -28,7 +28,8 @@ def choose(name: str) -> torch.device:
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device computes faster in bf16 than in float32.
 
-    Among CPUs these are AMD's with AVX-512 bf16, and those with AMX; with Intel's AVX-512 bf16 alone, float32 is faster.
+    Among CPUs these are AMD's with AVX-512 bf16, and those with AMX; with Intel's AVX-512 bf16 alone float32 is
+    faster.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -145,6 +145,11 @@ def seconds(action: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _repeat(action: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        action()
+
+
 def side_by_side(
     actions: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int, repeat: int = 1
 ) -> dict[str, float]:
@@ -155,7 +160,7 @@ def side_by_side(
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds):
         for name, action in list(actions.items())[:: -1 if turn % 2 else 1]:
-            taken[name].append(seconds(partial(_often, action, repeat), device) / repeat)
+            taken[name].append(seconds(partial(_repeat, action, repeat), device) / repeat)
     return {name: median(values) for name, values in taken.items()}
 
 

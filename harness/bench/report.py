@@ -66,7 +66,7 @@ def markdown(setting: Setting, measurements: Sequence[Measurement]) -> str:
 
 def verdict(measurements: Sequence[Measurement]) -> str:
     """How many targets hold, and which do not."""
-    judged = [m for m in found if m.reached is not None]
+    judged = [m for m in measurements if m.reached is not None]
     missed = [f"{m.part}: {m.what}" for m in judged if not m.reached]
     text = f"{len(judged) - len(missed)} of {len(judged)} targets reached"
     return f"{text}; not: {'; '.join(missed)}" if missed else text

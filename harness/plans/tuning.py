@@ -129,7 +129,7 @@ def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:
         run_id=record.spec.run_id,
         setting=setting(record.spec, keys),
         accuracy=record.metrics["val"].accuracy if complete else None,
-        seconds=cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds if cost else 0.0,
+        seconds=cost.seconds if cost else 0.0,
         reason=record.reason,
         data=record.data.digest if record.data else "",
     )

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
+    from torch import nn
+    from torch.optim import Optimizer
 
-if TYPE_CHECKING:
     from harness.schema.spec import Recipe
 
 Groups = list[dict[str, Any]]
 """Parameter groups, each with its own weight decay."""
 
-Builder = Callable[[Groups, "Recipe"], torch.optim.Optimizer]
+Builder = Callable[[Groups, "Recipe"], "Optimizer"]
 
 OPTIMIZERS: dict[str, Builder] = {}
 """By the name of the function."""
@@ -29,7 +29,7 @@ def optimizer(function: Builder) -> Builder:
     return function
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimiser over what requires a gradient; vectors are decayed only if the recipe says so."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2 or recipe.decay_vectors]
@@ -42,12 +42,16 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 @optimizer
-def adamw(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
+def adamw(groups: Groups, recipe: Recipe) -> Optimizer:
     """AdamW (arXiv 1711.05101) with torch's betas."""
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+    from torch.optim import AdamW
+
+    return AdamW(groups, lr=recipe.lr, fused=True)
 
 
 @optimizer
-def sgd(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
+def sgd(groups: Groups, recipe: Recipe) -> Optimizer:
     """SGD with momentum 0.9."""
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=True)
+    from torch.optim import SGD
+
+    return SGD(groups, lr=recipe.lr, momentum=0.9, fused=True)

@@ -129,8 +129,7 @@ def _results(record: RunRecord) -> dict[str, str]:
         found |= {"lists": record.data.lists[:12], "images": record.data.files[:12]}
         found |= {"decoded pixels": record.data.pixels[:12]} if record.data.pixels else {}
     for split, metrics in record.metrics.items():
-        found[f"{split} accuracy"] = repr(metrics.accuracy)
-        found[f"{split} loss"] = repr(metrics.loss)
+        found |= {f"{split} {name}": repr(value) for name, value in metrics.values.items()}
         found[f"{split} right per class"] = str(metrics.correct_per_class)
     found |= {f"epoch {epoch.epoch}": _point(epoch) for epoch in record.curve}
     return found | ({"weights": record.weights[:12]} if record.weights else {})

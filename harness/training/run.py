@@ -246,7 +246,7 @@ def measure(
         evaluate_seconds=evaluate_seconds,
         train_images_per_second=trainer.images * trainer.recipe.epochs / trainer.seconds,
         step_seconds=trainer.step_seconds,
-        computed_once=trainer.plan.start,
+        cached_features=trainer.plan.start,
         trained_bytes=trained_bytes,
         peak_memory_bytes=peak_memory,
         peak_resident_bytes=peak_resident,
