@@ -1,6 +1,5 @@
-"""The trainer: schedule, groups, and bit-for-bit repetition on CPU."""
+"""The trainer: what it trains on, and bit-for-bit repetition on CPU."""
 
-import math
 import random
 
 import numpy as np
@@ -11,9 +10,7 @@ from conftest import CLASSES, make_context, small_vit
 from harness.data import augmentation
 from harness.data.splits import Split
 from harness.errors import HarnessError
-from harness.schema.optimizers import make_optimizer
 from harness.schema.preprocessing import Preprocessing
-from harness.schema.schedules import learning_rate
 from harness.schema.spec import Recipe
 from harness.training.trainer import Diverged, Trainer
 from methods.base import Attachment
@@ -39,22 +36,6 @@ def train(method="lora", seed=3, **recipe):
     return model, trainer.fit(), trainer
 
 
-def test_learning_rate_warms_up_linearly_and_falls_as_a_cosine():
-    rates = [learning_rate(step, Recipe(lr=2.0, epochs=6, warmup_epochs=2), 2) for step in range(12)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[8] == pytest.approx(1.0)  # half way down
-    assert rates[11] == pytest.approx(1 + math.cos(math.pi * 7 / 8))
-    assert learning_rate(0, Recipe(lr=1.0, epochs=5, warmup_epochs=0), 1) == 1.0
-
-
-def test_learning_rate_runs_between_the_floors_that_the_recipe_gives():
-    recipe = Recipe(lr=2.0, epochs=8, warmup_epochs=2, warmup_lr=1.0, min_lr=0.5)
-    rates = [learning_rate(step, recipe, 2) for step in range(16)]
-    assert rates[:5] == [1.25, 1.5, 1.75, 2.0, 2.0]
-    assert rates[10] == pytest.approx(1.25)  # half way down
-    assert 0.5 < rates[15] < 0.6
-
-
 def test_all_images_are_used_in_every_epoch():
     _, _, trainer = train()
     seen = [sorted(labels.tolist()) for labels in [torch.cat([y for _, y in trainer._batches(e)]) for e in (1, 2)]]
@@ -69,21 +50,6 @@ def test_drop_last_leaves_out_the_small_batch():
     assert len(curve) == 3
     with pytest.raises(HarnessError, match="no batch of 25 from 24 training images"):
         train(drop_last=True, batch_size=25)
-
-
-def test_vectors_are_decayed_on_demand():
-    model = small_vit()
-    model.requires_grad_(True)
-    (group,) = make_optimizer(model, Recipe(weight_decay=0.3, decay_vectors=True)).param_groups
-    assert group["weight_decay"] == 0.3
-    assert len(group["params"]) == len(list(model.parameters()))
-
-
-def test_vectors_are_not_decayed():
-    model = small_vit()
-    model.requires_grad_(True)
-    for group in make_optimizer(model, Recipe(weight_decay=0.3)).param_groups:
-        assert all((p.ndim >= 2) == (group["weight_decay"] == 0.3) for p in group["params"])
 
 
 def test_loss_falls_and_the_frozen_backbone_stays():
