@@ -197,7 +197,8 @@ class LiveMemory(TorchDispatchMode):
 def peak_bytes(action: Callable[[], Any]) -> int:
     """Peak of the memory of tensors that an action makes, on all devices together."""
     gc.collect()
-    with LiveMemory() as memory:
+    memory = LiveMemory()
+    with memory:
         action()
     return memory.peak
 

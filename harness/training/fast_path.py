@@ -12,7 +12,6 @@ results. They can differ by rounding only, where torch sums a matrix product of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,84 +89,49 @@ def last_fixed_cut(
         return None
     with _preserve_state(model, images.device):
         cuts = cut_points(model)  # the last comes first
-        probe = record_inputs(model, cuts, images, precision, penalty)
+        probe = Probe(model, cuts, images, precision, penalty)
         for cut in cuts:
-            small = probe.bytes_per_image(cut) <= most_bytes
-            if small and probe.is_constant(cut) and probe.rng_untouched(cut) and probe.replays(cut):
+            if probe.is_constant(cut, most_bytes) and probe.rng_untouched(cut) and probe.replays(cut):
                 return cut
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What a model did in three passes over the same images: as in training, in evaluation mode, and as in training
-    with other numbers in the trained parameters, which it still has."""
+    """A model after three passes over the same images: as in training, in evaluation mode, and as in training with
+    other numbers in the trained parameters, which it then keeps."""
 
-    model: Any
-    images: Tensor
-    precision: str
-    penalty: Penalty
-    inputs: dict[str, list[Tensor]]
-    """By cut point, the value there in each pass that came through it."""
+    def __init__(self, model: Any, cuts: Sequence[CutPoint], images: Tensor, precision: str, penalty: Penalty) -> None:
+        self.model, self.images, self.precision, self.penalty = model, images, precision, penalty
+        self.begin = devices.random_states(images.device)
+        with _record_inputs(cuts) as self.inputs:
+            self._run(model.train(), images)
+            self._run(model.eval(), images)
+            _perturb_trainable(model)
+            devices.set_random_states(self.begin, images.device)
+            self.expected = self._run(model.train(), images)
 
-    generators: dict[str, list[Tensor]]
-    """By cut point, the random generators' states there in the first pass."""
-
-    begin: list[Tensor]
-    """The states before the first and before the last pass."""
-
-    expected: list[Tensor]
-    """Logits and penalty of the last pass."""
-
-    def bytes_per_image(self, cut: CutPoint) -> float:
-        """Size of the value at a cut point; infinite for one that nothing came through."""
-        return max((value.nbytes / len(self.images) for value in self.inputs[cut.name]), default=math.inf)
-
-    def is_constant(self, cut: CutPoint) -> bool:
-        """Whether each pass came through once, with the same value."""
-        first, *others = self.inputs[cut.name]
-        return len(others) == 2 and all(torch.equal(first, other) for other in others)
+    def is_constant(self, cut: CutPoint, most_bytes: int) -> bool:
+        """Whether each pass came through once with the same value, of at most so many bytes per image."""
+        values = [value for value, _ in self.inputs[cut.name]]
+        same = len(values) == 3 and all(torch.equal(values[0], value) for value in values[1:])
+        return same and values[0].nbytes <= most_bytes * len(self.images)
 
     def rng_untouched(self, cut: CutPoint) -> bool:
-        """Whether no random number is drawn before the cut point."""
-        return _equal(self.generators[cut.name], self.begin)
+        """Whether no random number was drawn before the cut point."""
+        _, generators = self.inputs[cut.name][0]
+        return _equal(generators, self.begin)
 
     def replays(self, cut: CutPoint) -> bool:
-        """Whether going on from the recorded value gives the same logits and penalty, after a pass over other images:
-        a penalty, or a module, that remembers what it saw last gives others."""
-        self.run(self.model, -self.images)
+        """Whether going on from the recorded value gives the same logits and penalty. A pass over other images comes
+        between: what remembers the images that it saw last gives others."""
+        self._run(self.model, -self.images)
         devices.set_random_states(self.begin, self.images.device)
-        return _equal(self.run(cut.run, self.inputs[cut.name][0]), self.expected)
+        return _equal(self._run(cut.run, self.inputs[cut.name][0][0]), self.expected)
 
-    def run(self, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
+    def _run(self, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
         """Logits and penalty of one pass."""
-        return _outcome(forward, inputs, self.precision, self.penalty)
-
-
-def _outcome(forward: Callable[[Tensor], Tensor], inputs: Tensor, precision: str, penalty: Penalty) -> list[Tensor]:
-    with devices.autocast(precision, inputs.device):  # one for each pass: within, it keeps weights that it has cast
-        return [forward(inputs), *_called(penalty)]
-
-
-def record_inputs(model: Any, cuts: Sequence[CutPoint], images: Tensor, precision: str, penalty: Penalty) -> Probe:
-    """Probe a model with images [B, 3, H, W]. Leaves it in training mode, with other numbers in what is trained."""
-    begin = devices.random_states(images.device)
-    with _listening(cuts) as heard:
-        _outcome(model.train(), images, precision, penalty)
-        _outcome(model.eval(), images, precision, penalty)
-        _perturb_trainable(model)
-        devices.set_random_states(begin, images.device)
-        expected = _outcome(model.train(), images, precision, penalty)
-    return Probe(
-        model=model,
-        images=images,
-        precision=precision,
-        penalty=penalty,
-        inputs={name: [value for value, _ in passes] for name, passes in heard.items()},
-        generators={name: passes[0][1] for name, passes in heard.items() if passes},
-        begin=begin,
-        expected=expected,
-    )
+        with devices.autocast(self.precision, inputs.device):  # one for each pass: within, it keeps weights it has cast
+            return [forward(inputs), *_called(self.penalty)]
 
 
 @torch.no_grad()
@@ -175,7 +139,7 @@ def cache_features(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: 
     """The values [N, ...] at a cut point of all `count` images, given in batches [B, 3, H, W] in order."""
     mode, features, done = model.training, torch.empty(0), 0
     model.eval()
-    with _listening([cut]) as heard:
+    with _record_inputs([cut]) as heard:
         for images in batches:
             with devices.autocast(precision, images.device):
                 model(images)
@@ -294,7 +258,7 @@ def _preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(cuts: Sequence[CutPoint]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
+def _record_inputs(cuts: Sequence[CutPoint]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
     """By cut point, the value that comes through in each pass, with the random generators' states then."""
     heard: dict[str, list[tuple[Tensor, list[Tensor]]]] = {cut.name: [] for cut in cuts}
 

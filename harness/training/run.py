@@ -125,10 +125,8 @@ def run(ctx: RunContext) -> RunRecord:
     tensors = [p for p in model.model.parameters() if p.requires_grad]
     _check_finite(trainer, "a trained tensor", all(bool(tensor.isfinite().all()) for tensor in tensors))
     scores = score(ctx, data, trainer, evaluator)
-    resident, weights = memory.resident(), model.trained_state()
-    digest = state_digest(weights)  # before `measure`, which merges the model
-    cost = measure(model, trainer, state_bytes(weights), scores.seconds, peak, resident)
-    return record(ctx, data, model, trainer, scores, digest, cost)
+    resident, weights = memory.resident(), state_digest(model.trained_state())  # before `measure` merges the model
+    return record(ctx, data, model, trainer, scores, weights, measure(model, trainer, scores, peak, resident))
 
 
 def load(ctx: RunContext) -> RunData:
@@ -231,25 +229,18 @@ def _check_finite(trainer: Trainer, what: str, finite: bool) -> None:
         raise Diverged(trainer.step, trainer.recipe.epochs, what)
 
 
-def measure(
-    model: AttachedModel,
-    trainer: Trainer,
-    trained_bytes: int,
-    evaluate_seconds: float,
-    peak_memory: int | None,
-    peak_resident: int | None,
-) -> Cost:
-    """What the run cost. The model is merged."""
+def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | None, resident: int | None) -> Cost:
+    """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process. Merges the model."""
     return Cost(
         attach_seconds=model.attach_seconds,
         train_seconds=trainer.seconds,
-        evaluate_seconds=evaluate_seconds,
+        evaluate_seconds=scores.seconds,
         train_images_per_second=trainer.images * trainer.recipe.epochs / trainer.seconds,
         step_seconds=trainer.step_seconds,
         cached_features=trainer.plan.start,
-        trained_bytes=trained_bytes,
-        peak_memory_bytes=peak_memory,
-        peak_resident_bytes=peak_resident,
+        trained_bytes=state_bytes(model.trained_state()),
+        peak_memory_bytes=peak,
+        peak_resident_bytes=resident,
         **of_inference(trainer.model, trainer.attachment.merge, trainer.preprocessing, trainer.precision),
     )
 

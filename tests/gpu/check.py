@@ -275,11 +275,18 @@ def kernels() -> None:
             )
 
 
+class Leaf(torch.nn.Module):
+    """Where the gradient's path ends in a model without modules."""
+
+    def forward(self, x):
+        return x.detach().requires_grad_(True)
+
+
 def model_with(kind: str, bf16_frozen: bool = False):
     """ViT with modules: none (same gradient path), op (ours), function (ours, without torch.library), torch."""
     import timm
 
-    from harness.bench.module import Start, ours
+    from harness.bench.module import ours
     from methods.blocks import blocks, plug
 
     torch.manual_seed(0)
@@ -288,7 +295,7 @@ def model_with(kind: str, bf16_frozen: bool = False):
     model.get_classifier().requires_grad_(True)
     for block in blocks(model):
         if kind == "none":
-            plug(block, "after_attention", Start()) if block is blocks(model)[0] else None
+            plug(block, "after_attention", Leaf()) if block is blocks(model)[0] else None
             continue
         part = ours(torch.arange(K) * (D // K))
         plug(block, "after_attention", part)

@@ -12,6 +12,7 @@ from harness.data.splits import Split
 from harness.errors import HarnessError
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import Recipe
+from harness.training.callbacks import Callback
 from harness.training.trainer import Diverged, Trainer
 from methods.base import Attachment
 from methods.registry import get
@@ -27,12 +28,12 @@ def toy_split(count=24):
     return Split((noise + 30 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
-def train(method="lora", seed=3, **recipe):
+def train(method="lora", seed=3, callbacks=(), **recipe):
     model = small_vit(drop_path_rate=0.1)
     attachment = get(method).configure({}).attach(model, make_context())
     model.head.requires_grad_(True)
     recipe = Recipe(**({"epochs": 3, "warmup_epochs": 1, "batch_size": 10, "lr": 1e-2} | recipe))
-    trainer = Trainer(model, attachment, toy_split(), HALF, recipe, seed)
+    trainer = Trainer(model, attachment, toy_split(), HALF, recipe, seed, callbacks)
     return model, trainer.fit(), trainer
 
 
@@ -109,6 +110,49 @@ def test_augmenting_ahead_changes_nothing(monkeypatch):
     ahead, same, trainer = train(augmentation="train_aug")
     assert curve == same and trainer.loader is None
     assert all(map(torch.equal, plain.state_dict().values(), ahead.state_dict().values()))
+
+
+class Log(Callback):
+    """What a callback sees."""
+
+    name = "log"
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step(self, trainer):
+        self.seen.append((trainer.step, trainer.batch, len(trainer.curve)))
+
+    def on_epoch_end(self, trainer):
+        self.seen.append((trainer.curve[-1].epoch, trainer.batch))
+
+    def state_dict(self):
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_callback_sees_every_step_and_epoch_and_its_state_is_kept():
+    log, other = Log(), Log()
+    *_, trainer = train(callbacks=[log], epochs=2)
+    assert log.seen == [(1, 1, 0), (2, 2, 0), (3, 3, 0), (1, 0), (4, 1, 1), (5, 2, 1), (6, 3, 1), (2, 0)]
+    trainer.callbacks, state = [Callback(), other], trainer.state_dict()
+    trainer.load_state_dict(state)
+    assert other.seen == log.seen
+    trainer.callbacks = [Callback()]
+    trainer.load_state_dict(state)  # it goes on without the log
+
+
+def test_what_a_callback_raises_stops_the_training():
+    class Stop(Callback):
+        def on_step(self, trainer):
+            if trainer.step == 4:
+                raise KeyboardInterrupt
+
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt):
+        train(callbacks=[stop])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
