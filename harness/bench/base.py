@@ -99,7 +99,7 @@ class Measurement:
     unit: str
     ours: float
     other: float | None = None
-    """The same of what it is compared with: the released way where nothing else is said."""
+    """The same of what it is compared with: the released way unless `what` says otherwise."""
 
     judged: float | None = None
     """What the target is about."""

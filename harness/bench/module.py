@@ -19,7 +19,7 @@ STEPS = 3
 
 
 def spread_channels(model: Any) -> list[Tensor]:
-    """Evenly spread channels, one in eight, for each block: what is chosen does not change the time."""
+    """Evenly spread channels, one in eight, for each block: which ones does not change the time."""
     step = width(blocks(model)[0]) // released.channels(model)
     return [torch.arange(released.channels(model)) * step for _ in blocks(model)]
 

@@ -44,7 +44,7 @@ def recipe(setting: Setting, **changes: Any) -> Recipe:
 
 
 def bare_loop(
-    setting: Setting, model: Any, data: Split, path: ForwardPlan, batches: int | None = None
+    setting: Setting, model: Any, data: Split, plan: ForwardPlan, batches: int | None = None
 ) -> Callable[[], None]:
     """The steps of an epoch as a plain PyTorch loop: no metrics, no schedule, no reports."""
     preprocessing, device = setting.preprocessing, setting.device
@@ -58,9 +58,9 @@ def bare_loop(
         model.train()
         for index in indices():
             labels = data.labels[index]
-            inputs = preprocessing.normalise(data.images[index]) if path.inputs is None else path.inputs[index]
+            inputs = preprocessing.normalise(data.images[index]) if plan.inputs is None else plan.inputs[index]
             with devices.autocast(setting.precision, device):
-                loss = cross_entropy(path.forward(inputs).float(), labels)
+                loss = cross_entropy(plan.forward(inputs).float(), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -68,13 +68,13 @@ def bare_loop(
     return fit
 
 
-def our_trainer(setting: Setting, model: Any, data: Split, path: ForwardPlan) -> Callable[[], None]:
+def our_trainer(setting: Setting, model: Any, data: Split, plan: ForwardPlan) -> Callable[[], None]:
     """The trainer's epoch, with a listener as the display has one."""
 
     def fit() -> None:
         listener = ProgressReporter(lambda progress: None)
         trainer = Trainer(model, Attachment(), data, setting.preprocessing, one_epoch(setting), 0, [listener])
-        trainer.fit(path)
+        trainer.fit(plan)
 
     return fit
 
@@ -100,10 +100,10 @@ def measure(setting: Setting) -> list[Measurement]:
     shortest = fast_path.open_plan(
         model, Attachment(), data.images, setting.preprocessing, one_epoch(setting), setting.precision
     )
-    with shortest as path:
-        actions = {"bare": bare_loop(setting, model, data, path), "ours": our_trainer(setting, model, data, path)}
+    with shortest as plan:
+        actions = {"bare": bare_loop(setting, model, data, plan), "ours": our_trainer(setting, model, data, plan)}
         taken = side_by_side(actions, setting.device, ROUNDS_PER_ROUND * setting.sizes.rounds)
-        step = counted(bare_loop(setting, model, data, path, batches=1))
+        step = counted(bare_loop(setting, model, data, plan, batches=1))
     whole = side_by_side({"plain": bare_loop(setting, model, data, plain)}, setting.device, setting.sizes.rounds)
     rate = step / BATCH * (len(data) - len(data) % BATCH) / taken["ours"]
     overhead = 100 * (taken["ours"] / taken["bare"] - 1)

@@ -134,9 +134,9 @@ def theirs(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Ent
     model = setting.model(drop_path=0.1)
     clock.lap()
     in_order = released.loader(train, train=False)
-    chosen = released.select(model, _on_device(in_order, device), released.channels(model))
+    channels = released.select(model, _on_device(in_order, device), released.channels(model))
     selection = clock.lap()
-    released.attach(model, chosen)
+    released.attach(model, channels)
     optimizer = released.optimizer(model, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):

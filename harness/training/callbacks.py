@@ -38,7 +38,7 @@ class Callback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where training stands, for whoever shows it."""
+    """Where training stands, for a display."""
 
     epoch: int
     epochs: int

@@ -35,7 +35,7 @@ from suites.base import Suite, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """A run and all that it is done with."""
+    """A run and everything it is done with."""
 
     spec: RunSpec
     device: torch.device
@@ -43,7 +43,7 @@ class RunContext:
     """Folders of the data; None for suites that bring their own."""
 
     report: Report | None = None
-    """Is told where the training stands."""
+    """Called with the training's progress."""
 
     checkpointer: Checkpointer | None = None
     """Saves the training's state; the run goes on from the newest one."""
@@ -325,7 +325,7 @@ def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dic
 
 
 def of_method(name: str) -> dict[str, Any]:
-    """What a record says of its method, which whoever reads it may not have."""
+    """What a record says of its method, which its reader may not have."""
     cls = registry.get(name)
     return {
         "method_title": cls.title,
