@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,80 +10,78 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import (
-    DataFolder,
-    ListFolder,
-    OutFolder,
-    Redo,
-    takes_options,
-    takes_selection,
-    tell_weights,
-)
-from harness.terminal import console, counting, errors, print_rows
+from harness.commands import options
+from harness.terminal import console, counting, errors, print_rows, tell
 
 slurm_app = typer.Typer()
 
 
-def read_profile(
-    cluster: Annotated[
-        str | None, typer.Option(help="A cluster profile (YAML, see slurm/profiles/), or `local`: no cluster needed.")
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
-    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
-    qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Node features that a job needs.")] = None,
-    parallel: Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")] = None,
-    runs_per_job: Annotated[
-        int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
-    ] = None,
-    setup: Annotated[
-        list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")
-    ] = None,
-) -> Any:
-    """Name of the cluster (`slurm` or `local`), settings given as flags, and the profile's file if there is one."""
-    from slurm.profile import read_file
+ProfileFile = Annotated[
+    str | None, typer.Option(help="A cluster profile (YAML, see slurm/profiles/), or `local`: no cluster needed.")
+]
+Partition = Annotated[str | None, typer.Option(help="SLURM partition.")]
+Account = Annotated[str | None, typer.Option(help="SLURM account.")]
+Qos = Annotated[str | None, typer.Option(help="SLURM quality of service.")]
+TimeLimit = Annotated[str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")]
+GpuCount = Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")]
+CpuCount = Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")]
+Memory = Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")]
+Constraint = Annotated[str | None, typer.Option(help="Node features that a job needs.")]
+ParallelJobs = Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")]
+RunsPerJob = Annotated[
+    int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
+]
+SetupLines = Annotated[list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")]
 
-    given = {
-        "partition": partition,
-        "account": account,
-        "qos": qos,
-        "time": time,
-        "gpus": gpus,
-        "cpus": cpus,
-        "mem": mem,
-        "constraint": constraint,
-        "parallel": parallel,
-        "runs_per_job": runs_per_job,
-        "setup": setup,
-    }
+
+def read_profile(parameters: Mapping[str, Any]) -> Any:
+    """Name of the cluster (`slurm` or `local`), settings given as flags, and the profile's file if there is one."""
+    from slurm.profile import KEYS, read_file
+
+    cluster = parameters["cluster"]
     file = read_file(Path(cluster).expanduser()) if cluster not in (None, "local") else None
-    flags = {key: value for key, value in given.items() if value is not None}
+    flags = {key: value for key in KEYS if (value := parameters.get(key)) is not None}
     return "local" if cluster == "local" else "slurm", flags, file
 
 
 _NOT_LOCAL = ("partition", "account", "qos", "cpus", "mem", "constraint", "runs_per_job")
 """Settings that processes of this machine do without."""
 
-takes_profile = takes_options("cluster", read_profile)
-"""Give a command, in place of its parameter `cluster`, the options of `read_profile`."""
-
 
 @slurm_app.command()
-@takes_selection
-@takes_profile
 def submit(
-    selection: Any,
-    cluster: Any,
-    root: DataFolder = None,
-    lists: ListFolder = None,
-    out: OutFolder = Path("results"),
-    redo: Redo = None,
+    context: typer.Context,
+    experiment: options.ExperimentFile = None,
+    suite: options.SuiteName = None,
+    methods: options.MethodNames = None,
+    tasks: options.TaskNames = None,
+    seeds: options.SeedCount = None,
+    protocol: options.ProtocolName = None,
+    trials: options.TrialCount = None,
+    backbone: options.BackboneName = None,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    recipe: options.RecipeFields = None,
+    shots: options.ShotCounts = None,
+    statistics: options.Statistics = None,
+    fit: options.Fit = None,
+    interpolation: options.Interpolation = None,
+    cluster: ProfileFile = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    time: TimeLimit = None,
+    gpus: GpuCount = None,
+    cpus: CpuCount = None,
+    mem: Memory = None,
+    constraint: Constraint = None,
+    parallel: ParallelJobs = None,
+    runs_per_job: RunsPerJob = None,
+    setup: SetupLines = None,
+    root: options.DataFolder = None,
+    lists: options.ListFolder = None,
+    out: options.OutFolder = Path("results"),
+    redo: options.Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to SLURM, and return; what waits or runs already is left alone."""
@@ -90,6 +89,7 @@ def submit(
     from harness.data.lists import Roots, check_roots, folders_taken
     from harness.data.located import refuse_unusable
     from harness.data.splits import not_official
+    from harness.execution.preparations import tell_weights
     from harness.execution.worker import setup_for
     from harness.records.stale import check_redo
     from harness.records.store import Store
@@ -98,8 +98,10 @@ def submit(
     from slurm.profile import make_profile
     from slurm.submissions import Log
 
-    redo_stale, (name, flags, file) = check_redo(redo), cluster
-    tell_weights(selection)
+    selection = options.read_selection(context.params)
+    name, flags, file = read_profile(context.params)
+    redo_stale = check_redo(redo)
+    tell_weights(selection, tell)
     roots = Roots(data=root, lists=lists)
     if not dry_run or root or lists:
         check_roots(selection.suite, selection.tasks, roots)
@@ -128,8 +130,8 @@ def submit(
         if dry_run:
             _tell_scripts(plan, profile, log, name)
             return
-        setup = replace(setup_for(selection, out, roots, profile.device), redo_stale=redo_stale)
-        submission.send(plan, submission.absolute(setup), profile, where, log, console.print)
+        told = replace(setup_for(selection, out, roots, profile.device), redo_stale=redo_stale)
+        submission.send(plan, submission.absolute(told), profile, where, log, console.print)
     console.print("`sctbench status` shows how they stand; the same command again submits what is missing then.")
 
 
@@ -201,7 +203,7 @@ def _tell_scripts(plan: Any, profile: Any, log: Any, cluster: str) -> None:
 @slurm_app.command()
 def logs(
     run: Annotated[str, typer.Argument(help="A run's id, or how it begins; see `sctbench status`.")],
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
     lines: Annotated[int, typer.Option(min=1, help="How many lines from the end.")] = 40,
 ) -> None:
     """Show the end of the log of the job that a run was in last."""
@@ -221,7 +223,7 @@ def logs(
 def cancel(
     runs: Annotated[list[str] | None, typer.Argument(help="Ids of runs; their jobs are cancelled.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All jobs of this results folder.")] = False,
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
 ) -> None:
     """Cancel submitted runs. What they have done is kept: submitted again, they go on from there."""
     from harness.errors import HarnessError
@@ -235,11 +237,22 @@ def cancel(
 
 
 @slurm_app.command()
-@takes_profile
 def retry(
-    cluster: Any,
+    context: typer.Context,
+    cluster: ProfileFile = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    time: TimeLimit = None,
+    gpus: GpuCount = None,
+    cpus: CpuCount = None,
+    mem: Memory = None,
+    constraint: Constraint = None,
+    parallel: ParallelJobs = None,
+    runs_per_job: RunsPerJob = None,
+    setup: SetupLines = None,
     failed: Annotated[bool, typer.Option("--failed", help="Runs that failed, whatever the reason.")] = False,
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
 ) -> None:
     """Submit runs that failed once more, with the profile of before; flags change it (--mem 64GB)."""
     from harness.errors import HarnessError
@@ -248,7 +261,7 @@ def retry(
 
     if not failed:
         raise HarnessError("say what to retry: --failed. What is merely missing, `sctbench submit` submits")
-    name, flags, file = cluster
+    name, flags, file = read_profile(context.params)
     if name == "local":
         raise HarnessError("--cluster local: runs are tried again on the cluster they were on, leave it out")
     given = make_profile(flags, file).as_dict()
