@@ -78,7 +78,7 @@ class Campaign:
         callbacks.REPORT_EVERY_SECONDS = worker.PROGRESS_EVERY_SECONDS = 0.0
         cost.LATENCY_SECONDS = 0.0
         torch.set_num_threads(1)  # before the first fork
-        environment.packages(), environment.code_state()  # what every process would find out anew
+        environment.packages(), environment.code_state()  # what every process would find out again
         data = tiny.write_data(root / "data")
         self.setup = tiny.setup(root / "undisturbed", data, save_every=0.0)
         worker.init_worker(self.setup)
