@@ -184,12 +184,6 @@ def measure(setting: Setting) -> list[Measurement]:
         ),
         line(what=f"accuracy after {epochs} epochs", unit="%", ours=our_times.accuracy, other=their_times.accuracy),
         line(
-            what=f"the task as run: {epochs} epochs, one test",
-            unit="s",
-            ours=our_times.total(epochs, 1),
-            other=their_times.total(epochs, 1),
-        ),
-        line(
             what=f"in proportion: {VTAB_EPOCHS} epochs, {VTAB_TEST} test images",
             unit="s",
             ours=vtab[0],

@@ -76,20 +76,8 @@ def again(
     differs from what the run had.
     """
     spec, where = record.spec, devices.choose(device)
-    if method is not None and (given := registry.add_file(method).name) != spec.method:
-        raise HarnessError(f"--method {method} is {given!r}, and the run's method is {spec.method!r}")
-    if suite is not None and (named := find_suite(str(suite)).name) != spec.suite:
-        raise HarnessError(f"--suite {suite} is {named!r}, and the run's suite is {spec.suite!r}")
-    if spec.suite not in SUITES:
-        raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
-    registry.get(spec.method)
-    source = str(weights) if weights else _weights(spec)
-    backbone = backbones.resolve(spec.backbone.name, source, spec.backbone.image_size)
-    if backbone.digest != spec.backbone.digest:
-        raise HarnessError(
-            f"the run had a checkpoint {spec.backbone.weights!r} with sha256 {spec.backbone.digest[:12]}..., "
-            f"not {backbone.digest[:12]}...: give the file with --weights"
-        )
+    _add_files(spec, method, suite)
+    _check_backbone(spec, weights)
     precision = record.environment.get("precision")
     if precision and not devices.can(precision, where):
         raise HarnessError(
@@ -99,6 +87,28 @@ def again(
     if where.type == "cpu":
         torch.set_num_threads(1)  # as every worker
     return attempt(RunContext(spec=spec, device=where, roots=roots, tuning=record.tuning, precision=precision))
+
+
+def _add_files(spec: RunSpec, method: str | None, suite: Path | None) -> None:
+    """Make the user's own method and suite known. `HarnessError` if they are not the run's."""
+    if method is not None and (name := registry.add_file(method).name) != spec.method:
+        raise HarnessError(f"--method {method} is {name!r}, and the run's method is {spec.method!r}")
+    if suite is not None and (name := find_suite(str(suite)).name) != spec.suite:
+        raise HarnessError(f"--suite {suite} is {name!r}, and the run's suite is {spec.suite!r}")
+    if spec.suite not in SUITES:
+        raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
+    registry.get(spec.method)
+
+
+def _check_backbone(spec: RunSpec, weights: Path | None) -> None:
+    """`HarnessError` if the checkpoint is not the run's."""
+    source = str(weights) if weights else _weights(spec)
+    backbone = backbones.resolve(spec.backbone.name, source, spec.backbone.image_size)
+    if backbone.digest != spec.backbone.digest:
+        raise HarnessError(
+            f"the run had a checkpoint {spec.backbone.weights!r} with sha256 {spec.backbone.digest[:12]}..., "
+            f"not {backbone.digest[:12]}...: give the file with --weights"
+        )
 
 
 def _weights(spec: RunSpec) -> str:
