@@ -87,7 +87,7 @@ class RunContext:
 class RunData:
     """What a run starts from."""
 
-    task: TaskData
+    splits: TaskData
     train: Split
     """On the run's device."""
 
@@ -118,7 +118,7 @@ def run(ctx: RunContext) -> RunRecord:
     data = load(ctx)
     evaluator = epoch_evaluator(ctx, data)
     memory = PeakMemory(ctx.device)
-    with data.task.guard(ctx.trained_on).shut():
+    with data.splits.guard(ctx.trained_on).shut():
         model = attach(ctx, data)
         trainer = train(ctx, data, model, evaluator)
     peak = memory.allocated()
@@ -133,7 +133,7 @@ def load(ctx: RunContext) -> RunData:
     """Lists, images and, if the run was stopped, its training state. Whatever is scored later is decoded here, so that
     a missing image shows before the training."""
     rule, split = ctx.protocol, ctx.trained_on
-    task = TaskData(
+    splits = TaskData(
         ctx.suite,
         ctx.task,
         ctx.preprocessing,
@@ -143,15 +143,15 @@ def load(ctx: RunContext) -> RunData:
         looks=rule.looks(ctx.spec.recipe.epochs),
         val_is_scored=rule.report_split == "val" or (ctx.curve and split == "train"),
     )
-    train = task.train(split).to(ctx.device)
-    scores_val = not rule.every_epoch and ctx.curve and split == "train" and task.has("val")
-    task.decode(rule.report_split)
+    train = splits.train(split).to(ctx.device)
+    scores_val = not rule.every_epoch and ctx.curve and split == "train" and splits.has("val")
+    splits.decode(rule.report_split)
     if scores_val:
-        task.decode("val")
-    fingerprint = task.fingerprint()  # takes the pixels' digests from the arrays decoded above
+        splits.decode("val")
+    fingerprint = splits.fingerprint()  # takes the pixels' digests from the arrays decoded above
     _check_trials(ctx.tuning, fingerprint)
     saved = _saved_state(ctx, fingerprint)
-    return RunData(task=task, train=train, scores_val=scores_val, fingerprint=fingerprint, saved=saved)
+    return RunData(splits=splits, train=train, scores_val=scores_val, fingerprint=fingerprint, saved=saved)
 
 
 def _saved_state(ctx: RunContext, data: Fingerprint) -> dict[str, Any] | None:
@@ -185,11 +185,11 @@ def epoch_evaluator(ctx: RunContext, data: RunData) -> EpochEvaluator | None:
     if not ctx.protocol.every_epoch and not data.scores_val:
         return None
 
-    def splits() -> dict[str, Split]:
+    def held_out() -> dict[str, Split]:
         with allowed():
-            return {"val": data.task.train("val")} if data.scores_val else data.task.open_test()
+            return {"val": data.splits.train("val")} if data.scores_val else data.splits.open_test()
 
-    return EpochEvaluator(splits, ctx.task)
+    return EpochEvaluator(held_out, ctx.task)
 
 
 def attach(ctx: RunContext, data: RunData) -> AttachedModel:
@@ -217,10 +217,10 @@ def score(ctx: RunContext, data: RunData, trainer: Trainer, evaluator: EpochEval
         best, last = evaluator.best, evaluator.last
         return Scores(metrics=best, last_epoch=last, seconds=evaluator.seconds, looks=evaluator.epochs)
     start = time.perf_counter()
-    held_out = data.task.open_test() if ctx.protocol.report_split == "test" else {"val": data.task.train("val")}
+    held_out = data.splits.open_test() if ctx.protocol.report_split == "test" else {"val": data.splits.train("val")}
     metrics = evaluation.evaluate(trainer.model, held_out, ctx.task, ctx.preprocessing, trainer.precision)
     _check_finite(trainer, "the loss on held-out data", all(math.isfinite(one.loss) for one in metrics.values()))
-    return Scores(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.task.test_looks)
+    return Scores(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.splits.test_looks)
 
 
 def _check_finite(trainer: Trainer, what: str, finite: bool) -> None:

@@ -88,7 +88,7 @@ def train(spec, keep=None, data=None, lists="lists"):
     ctx = RunContext(spec=spec, device=CPU, checkpointer=keep)
     fingerprint = Fingerprint(lists=lists, files="files", sizes={})
     saved = _saved_state(ctx, fingerprint)
-    start = RunData(task=None, train=data or images(), scores_val=False, fingerprint=fingerprint, saved=saved)
+    start = RunData(splits=None, train=data or images(), scores_val=False, fingerprint=fingerprint, saved=saved)
     model = attach(ctx, start)
     trainer = train_model(ctx, start, model, None)
     return Trained(model, trainer, keep.resumed_at if keep else [])
