@@ -136,7 +136,7 @@ def _execute(
     if not to_do:
         return
     with counting("lists and images looked for") as advance:
-        refuse_unusable(selection, [*stages.ready, *stages.blocked], roots, curve, advance)
+        refuse_unusable(selection.suite, [*stages.ready, *stages.blocked], roots, curve, advance)
     for line in folders_taken(selection.suite, selection.tasks, roots):
         console.print(line, markup=False, highlight=False)
     disk = human_size(totals(overview(selection, lambda _: None))["array_bytes"])

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from harness.plans.tuning import TunedRun, representative_spec
 from slurm import planning, submit
-from slurm.clusters import CLUSTERS
 from slurm.planning import arrays, deal, estimate, key_of, pack, report_array, shares, too_long
 from slurm.profile import Profile
 
@@ -94,15 +93,15 @@ def test_stages_wait_for_the_one_before_and_for_jobs_of_earlier_submissions():
 
 
 def test_on_this_machine_short_runs_are_dealt_to_as_many_lanes_as_asked_for():
-    profile = dataclasses.replace(HOUR, parallel=3)
-    (array,) = submit.make_plan(runs(2), [], lambda run: 1.0, profile, CLUSTERS["local"], 1000).arrays
+    profile = dataclasses.replace(HOUR, parallel=3, scheduler="local")
+    (array,) = submit.make_plan(submit.Missing(ready=runs(2)), lambda run: 1.0, profile, 1000).arrays
     assert sizes(array.jobs) == [3, 3, 2]
 
 
 def test_hours_count_the_start_of_every_job():
     profile = dataclasses.replace(HOUR, runs_per_job=2)
-    made = submit.make_plan(runs(2), [], lambda run: 300.0, profile, CLUSTERS["slurm"], 1000)
-    assert submit.expected_hours(made) == (8 * 300 + 4 * planning.START_SECONDS) / 3600
+    made = submit.make_plan(submit.Missing(ready=runs(2)), lambda run: 300.0, profile, 1000)
+    assert made.hours() == (8 * 300 + 4 * planning.START_SECONDS) / 3600
 
 
 def test_lanes_hold_all_runs_once():

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import USER_ERRORS
+from harness.errors import USER_ERRORS, HarnessError
 from slurm import profile
-from slurm.profile import Profile, make_profile, minutes, read_file
+from slurm.profile import Profile
+from slurm.profile_file import make_profile, minutes, read_file
 
 PROFILES = sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml"))
 
@@ -43,8 +44,12 @@ def test_names_are_what_is_written(tmp_path):
 
 def test_flags_beat_the_file(tmp_path):
     file = written(tmp_path, "partition: a\ncpus: 2\nsetup: [module load x]\n")
-    made = make_profile({"partition": "b", "time": "1:00:00"}, file)
+    made = make_profile({"partition": "b", "time": "1:00:00", "scheduler": "local"}, file)
     assert (made.partition, made.cpus, made.time, made.setup) == ("b", 2, 60, ("module load x",))
+    assert (made.scheduler, make_profile({}, file).scheduler) == ("local", "slurm")
+    assert make_profile({"time": 90}).time == 90
+    with pytest.raises(HarnessError, match="partitoin='a': a profile has no such key"):
+        make_profile({"partitoin": "a"})
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,8 @@ def test_flags_beat_the_file(tmp_path):
         ("sbatch:\n  time: 5\n", "mine.yaml:1: sbatch='time' is not free: use `time`"),
         ("cpus: 2\nsbatch: {gpus_per_node: 2}\n", "mine.yaml:2: sbatch='gpus_per_node' is not free: use `gpus`"),
         ("sbatch: {job-name: mine}\n", "sbatch='job-name' is not free: jobs depend on it"),
-        ("- a\n", "mine.yaml:1: a cluster profile is a mapping"),
+        ("cpus: 2\nscheduler: pbs\n", "mine.yaml:2: scheduler='pbs' must be local or slurm"),
+        ("- a\n", "mine.yaml:1: a profile is a mapping"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path, text, message):
