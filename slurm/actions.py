@@ -11,15 +11,17 @@ from typing import Any
 from harness.data.located import refuse_unusable
 from harness.environment import source_digest
 from harness.errors import HarnessError
+from harness.execution.preparations import Tell
 from harness.plans.tuning import TunedRun
 from harness.schema.spec import RunSpec
+from harness.terminal import tell as tell_in_terminal
 from slurm import schedulers
 from slurm.job_runner import RunsJob
 from slurm.planning import key_of
 from slurm.profile import Profile
 from slurm.status import Placement, SubmittedRun, log_file, placements, submitted_runs, tail
 from slurm.submissions import Log, Submission
-from slurm.submit import Missing, Tell, held_keys, jobs_of_trials, make_plan, send
+from slurm.submit import Missing, held_keys, jobs_of_trials, make_plan, send
 from suites import SUITES
 
 
@@ -88,7 +90,7 @@ def _cancel(log: Log, submission: Submission, jobs: Collection[str], report: boo
             log.write(submission)
 
 
-def retry(root: Path, changes: Mapping[str, Any], tell: Tell = print) -> tuple[int, list[str]]:
+def retry(root: Path, changes: Mapping[str, Any], tell: Tell = tell_in_terminal) -> tuple[int, list[str]]:
     """Submit the runs that failed again, those of each submission with its own profile and `changes` to it.
 
     Returns how many, and why those of other submissions could not be.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from harness import device as devices
 from harness import environment
-from harness.data.lists import Roots, check_roots, folders_taken
-from harness.data.located import refuse_unusable
-from harness.data.splits import not_official
+from harness.data.lists import Roots
 from harness.execution.overview import run_operations
+from harness.execution.preparations import Tell, prepare
 from harness.execution.worker import Setup, setup_for
 from harness.plans.plan import Selection
 from harness.plans.stages import stage
@@ -24,20 +23,14 @@ from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.record import ReadRecord
 from harness.schema.spec import RunSpec
-from harness.terminal import counting
+from harness.terminal import tell as tell_in_terminal
 from slurm import planning, schedulers
 from slurm.errors import ClusterError
 from slurm.job_runner import ReportJob, RunsJob
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
-from slurm.schedulers.base import Scheduler
+from slurm.schedulers.base import USUAL_LIMIT, Scheduler
 from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler, new_id
-
-USUAL_LIMIT = 1000
-"""Jobs of an array that a rehearsal assumes where the scheduler cannot be asked: SLURM's usual limit."""
-
-Tell = Callable[[str], None]
-"""Takes a line for the user; a warning begins with `warning: `."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,21 +140,18 @@ class Plan:
         )
 
 
-def submit(order: Order, tell: Tell = print) -> Submission | None:
+def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
     """Submit what is missing of a selection; None if nothing is. Runs that wait or run already are left alone.
 
     `HarnessError` where data or settings are wrong, before anything is submitted; `ClusterError` where the scheduler
     refuses an array: those before it stay submitted, and the next call submits the others.
     """
     order, log = _for_known_device(order), Log(order.out)
-    check_roots(order.selection.suite, order.selection.tasks, order.roots)
-    _tell_settings(order, tell)
     with log.alone():
         missing = _missing(order, log, tell)
+        prepare(order.selection, order.roots, [], missing.items, tell=tell)
         if not missing.items:
             return None
-        with counting("lists and images looked for") as advance:
-            refuse_unusable(order.selection.suite, missing.items, order.roots, advance=advance)
         plan = plan_selection(order, missing, order.scheduler.limit())
         for line in plan.lines():
             tell(line)
@@ -169,13 +159,12 @@ def submit(order: Order, tell: Tell = print) -> Submission | None:
         return send(plan, dataclasses.replace(setup, redo_stale=order.redo_stale), log, tell)
 
 
-def rehearse(order: Order, tell: Tell = print) -> None:
-    """Tell what `submit` would do, scripts included. Writes nothing, and needs neither data nor scheduler."""
+def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:
+    """Tell what `submit` would do, scripts included. Writes nothing and needs no scheduler; looks for data if `roots`
+    are given."""
     order, log = _for_known_device(order), Log(order.out)
-    if order.roots != Roots():
-        check_roots(order.selection.suite, order.selection.tasks, order.roots)
-    _tell_settings(order, tell)
     missing = _missing(order, log, tell)
+    prepare(order.selection, order.roots, [], missing.items if order.roots != Roots() else [], tell=tell)
     if missing.items:
         plan = plan_selection(order, missing, _limit(order.scheduler, tell))
         for line in plan.lines():
@@ -198,19 +187,6 @@ def _for_known_device(order: Order) -> Order:
     return dataclasses.replace(order, selection=dataclasses.replace(order.selection, precision=precision))
 
 
-def _tell_settings(order: Order, tell: Tell) -> None:
-    """Where the data are taken from, and what is unusual about data and profile."""
-    selection, roots = order.selection, order.roots
-    for line in folders_taken(selection.suite, selection.tasks, roots) if roots != Roots() else ():
-        tell(line)
-    for text in not_official(selection.suite, selection.tasks, roots, selection.shots, selection.preprocessing):
-        tell(f"warning: {text}")
-    default = Profile().as_dict()
-    idle = [key for key, value in order.profile.as_dict().items() if value != default[key]]
-    if idle := [key for key in idle if key in order.scheduler.unused]:
-        tell(f"warning: scheduler {order.scheduler.name!r} makes no use of {', '.join(idle)}")
-
-
 def _limit(scheduler: Scheduler, tell: Tell) -> int:
     """Jobs that one array may have, for a rehearsal."""
     try:
@@ -221,6 +197,9 @@ def _limit(scheduler: Scheduler, tell: Tell) -> int:
 
 
 def _missing(order: Order, log: Log, tell: Tell) -> Todo:
+    """What the selection lacks, told with how it stands."""
+    if idle := [key for key in order.scheduler.unused if getattr(order.profile, key) != getattr(Profile(), key)]:
+        tell(f"warning: scheduler {order.scheduler.name!r} makes no use of {', '.join(idle)}")
     missing = todo(order.selection, Store(order.out), held_keys(log, order.profile.scheduler), order.redo_stale)
     for line in missing.lines(order.out):
         tell(line)

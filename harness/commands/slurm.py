@@ -2,89 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import (
-    DataFolder,
-    ListFolder,
-    OutFolder,
-    Redo,
-    takes_options,
-    takes_selection,
-    tell_weights,
-)
+from harness.commands import options
 from harness.commands.status import row_of
 from harness.errors import HarnessError
-from harness.terminal import console, errors, print_rows
+from harness.terminal import console, errors, print_rows, tell
 
 slurm_app = typer.Typer()
 
-
-def read_profile(
-    profile: Annotated[Path | None, typer.Option(help="Profile (YAML, see slurm/profiles/); flags beat it.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="slurm, or local: processes of this machine; slurm if not given.")
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
-    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
-    qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Node features that a job needs.")] = None,
-    parallel: Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")] = None,
-    runs_per_job: Annotated[
-        int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
-    ] = None,
-    setup: Annotated[
-        list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")
-    ] = None,
-) -> Any:
-    """The settings of a profile that were given: those of the file, and the flags, which beat it."""
-    from slurm.profile_file import read_file
-
-    flags = {
-        "scheduler": scheduler,
-        "partition": partition,
-        "account": account,
-        "qos": qos,
-        "time": time,
-        "gpus": gpus,
-        "cpus": cpus,
-        "mem": mem,
-        "constraint": constraint,
-        "parallel": parallel,
-        "runs_per_job": runs_per_job,
-        "setup": setup,
-    }
-    file = read_file(profile.expanduser()) if profile else None
-    return {key: value for key, value in flags.items() if value is not None}, file
+ProfileFile = Annotated[Path | None, typer.Option(help="Profile (YAML, see slurm/profiles/); flags override it.")]
+SchedulerName = Annotated[
+    str | None, typer.Option(help="slurm, or local: processes of this machine; slurm if not given.")
+]
+Partition = Annotated[str | None, typer.Option(help="SLURM partition.")]
+Account = Annotated[str | None, typer.Option(help="SLURM account.")]
+Qos = Annotated[str | None, typer.Option(help="SLURM quality of service.")]
+TimeLimit = Annotated[str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")]
+GpuCount = Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")]
+CpuCount = Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")]
+Memory = Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")]
+Constraint = Annotated[str | None, typer.Option(help="Node features that a job needs.")]
+ParallelJobs = Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")]
+RunsPerJob = Annotated[
+    int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
+]
+SetupLines = Annotated[list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")]
 
 
-takes_profile = takes_options("settings", read_profile)
-"""Give a command, in place of its parameter `settings`, the options of `read_profile`."""
+def read_profile(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The settings that were given as flags, and the profile's file if there is one."""
+    from slurm.profile_file import KEYS, read_file
 
-
-def _tell(line: str) -> None:
-    (errors if line.startswith("warning: ") else console).print(line, highlight=False, markup=False)
+    path = parameters["profile"]
+    flags = {key: value for key in KEYS if (value := parameters.get(key)) is not None}
+    return flags, read_file(path.expanduser()) if path else None
 
 
 @slurm_app.command()
-@takes_selection
-@takes_profile
 def submit(
-    selection: Any,
-    settings: Any,
-    root: DataFolder = None,
-    lists: ListFolder = None,
-    out: OutFolder = Path("results"),
-    redo: Redo = None,
+    context: typer.Context,
+    experiment: options.ExperimentFile = None,
+    suite: options.SuiteName = None,
+    methods: options.MethodNames = None,
+    tasks: options.TaskNames = None,
+    seeds: options.SeedCount = None,
+    protocol: options.ProtocolName = None,
+    trials: options.TrialCount = None,
+    backbone: options.BackboneName = None,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    recipe: options.RecipeFields = None,
+    shots: options.ShotCounts = None,
+    statistics: options.Statistics = None,
+    fit: options.Fit = None,
+    interpolation: options.Interpolation = None,
+    profile: ProfileFile = None,
+    scheduler: SchedulerName = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    time: TimeLimit = None,
+    gpus: GpuCount = None,
+    cpus: CpuCount = None,
+    mem: Memory = None,
+    constraint: Constraint = None,
+    parallel: ParallelJobs = None,
+    runs_per_job: RunsPerJob = None,
+    setup: SetupLines = None,
+    root: options.DataFolder = None,
+    lists: options.ListFolder = None,
+    out: options.OutFolder = Path("results"),
+    redo: options.Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to a scheduler; runs that wait or run already are left alone."""
@@ -95,23 +88,22 @@ def submit(
     from slurm.submit import submit as submit_order
 
     order = Order(
-        selection=selection,
-        profile=make_profile(*settings),
+        selection=options.read_selection(context.params),
+        profile=make_profile(*read_profile(context.params)),
         out=out,
         roots=Roots(data=root, lists=lists),
         redo_stale=check_redo(redo),
     )
-    tell_weights(selection)
     if dry_run:
-        rehearse(order, _tell)
-    elif submit_order(order, _tell):
-        _tell("`sctbench status` shows how the runs stand; the same command again submits what is still missing then.")
+        rehearse(order, tell)
+    elif submit_order(order, tell):
+        tell("`sctbench status` shows how the runs stand; the same command again submits what is still missing then.")
 
 
 @slurm_app.command()
 def logs(
     run: Annotated[str, typer.Argument(help="A run's id, or its beginning; see `sctbench status`.")],
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
     lines: Annotated[int, typer.Option(min=1, help="Number of lines from the end.")] = 40,
 ) -> None:
     """Show the end of the log of the job that a run was last in."""
@@ -126,7 +118,7 @@ def logs(
 def cancel(
     runs: Annotated[list[str] | None, typer.Argument(help="Ids of runs; their jobs are cancelled.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All jobs of this results folder.")] = False,
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
 ) -> None:
     """Cancel submitted runs. What they have done is kept: submitted again, they go on from there."""
     from slurm.actions import cancel as cancel_runs
@@ -139,11 +131,23 @@ def cancel(
 
 
 @slurm_app.command()
-@takes_profile
 def retry(
-    settings: Any,
+    context: typer.Context,
+    profile: ProfileFile = None,
+    scheduler: SchedulerName = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    time: TimeLimit = None,
+    gpus: GpuCount = None,
+    cpus: CpuCount = None,
+    mem: Memory = None,
+    constraint: Constraint = None,
+    parallel: ParallelJobs = None,
+    runs_per_job: RunsPerJob = None,
+    setup: SetupLines = None,
     failed: Annotated[bool, typer.Option("--failed", help="Runs that failed, whatever the reason.")] = False,
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
 ) -> None:
     """Submit runs that failed again, with the profile they had; flags change it (--mem 64GB)."""
     from slurm.actions import retry as submit_again
@@ -151,10 +155,10 @@ def retry(
 
     if not failed:
         raise HarnessError("say what to retry: --failed. `sctbench submit` submits what is merely missing")
-    flags, file = settings
+    flags, file = read_profile(context.params)
     given = make_profile(flags, file).as_dict()
     changes = {key: given[key] for key in {*flags, *(file.values if file else {})}}
-    count, problems = submit_again(out, changes, _tell)
+    count, problems = submit_again(out, changes, tell)
     console.print(f"{count} run(s) submitted again.")
     for problem in problems:
         errors.print(f"not submitted: {problem}", highlight=False, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import OutFolder, read_selection, takes_options
+from harness.commands import options
 from harness.errors import HarnessError
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_csv
 
@@ -22,20 +23,32 @@ RUNNING_SHOWN = 20
 """Running ones that are listed without `--all`."""
 
 
-@functools.wraps(read_selection)
-def _read_part(**options: Any) -> Any:
-    """The selection that the options ask for; if they name only suite and tasks, what to filter a folder by."""
-    given = {key: value for key, value in options.items() if value is not None}
-    if given.keys() <= {"suite", "tasks"}:
-        return {"suite": split_csv(options["suite"]), "task": split_csv(options["tasks"])}
-    return read_selection(**options)
+def _read_part(parameters: Mapping[str, Any]) -> Any:
+    """The selection that a command's parameters ask for; with none but suite and tasks, what to filter a folder by."""
+    if all(parameters[key] is None for key in options.SELECTION if key not in ("suite", "tasks")):
+        return {"suite": split_csv(parameters["suite"]), "task": split_csv(parameters["tasks"])}
+    return options.read_selection(parameters)
 
 
 @status_app.command()
-@takes_options("part", _read_part)
 def status(
-    part: Any,
-    out: OutFolder = Path("results"),
+    context: typer.Context,
+    experiment: options.ExperimentFile = None,
+    suite: options.SuiteName = None,
+    methods: options.MethodNames = None,
+    tasks: options.TaskNames = None,
+    seeds: options.SeedCount = None,
+    protocol: options.ProtocolName = None,
+    trials: options.TrialCount = None,
+    backbone: options.BackboneName = None,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    recipe: options.RecipeFields = None,
+    shots: options.ShotCounts = None,
+    statistics: options.Statistics = None,
+    fit: options.Fit = None,
+    interpolation: options.Interpolation = None,
+    out: options.OutFolder = Path("results"),
     by: Annotated[str, typer.Option(help="Rows of the table: any of suite,task,method.")] = "suite,method",
     all_runs: Annotated[bool, typer.Option("--all", help="List every run too.")] = False,
     as_json: JsonFlag = False,
@@ -44,6 +57,7 @@ def status(
     from harness.records import stale
     from harness.records.status import KEYS, STATES, counts, failures, waiting
 
+    part = _read_part(context.params)
     keys = split_csv(by) or []
     if not keys or not set(keys) <= set(KEYS):
         raise HarnessError(f"--by {by}: any of {','.join(KEYS)}")
@@ -127,7 +141,7 @@ def row_of(run: Any) -> dict[str, Any]:
 
 @status_app.command()
 def clean(
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
     failed: Annotated[bool, typer.Option("--failed", help="Delete failed records and their states too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
 ) -> None:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # torch takes seconds, and `sctbench status` needs none of it
 PYTHON = f"{shlex.quote(sys.executable)} {SAFE}"
 """How a job starts Python: it must not import from the folder that it starts in."""
 
-NO_LIMIT = 1_000_000
+USUAL_LIMIT = 1000
+"""Jobs of an array where a scheduler does not say: SLURM's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class Scheduler(ABC):
 
     def limit(self) -> int:
         """Jobs that one array may have."""
-        return NO_LIMIT
+        return sys.maxsize
 
     @abstractmethod
     def submit(self, array: Array, works: Sequence[Work], profile: Profile, folder: Path, after: Sequence[str]) -> str:

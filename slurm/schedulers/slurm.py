@@ -22,7 +22,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from slurm.errors import ClusterError
 from slurm.job_payload import Payload
 from slurm.profile import Profile
-from slurm.schedulers.base import PYTHON, EndedJob, LiveJob, Scheduler, outside_jobs
+from slurm.schedulers.base import PYTHON, USUAL_LIMIT, EndedJob, LiveJob, Scheduler, outside_jobs
 from slurm.submissions import ArrayEntry
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ ATTEMPTS = 3
 
 SLICE = 200
 """Names or ids in one call."""
-
-USUAL_LIMIT = 1000
-"""Jobs of an array by SLURM's default MaxArraySize."""
 
 REPORT_MINUTES = 30
 """Time limit of the job that writes the tables."""

@@ -50,7 +50,7 @@ def refused(data, *flags, **options):
 def located(suite, roots, tasks=()):
     """Look at the data of all runs of a suite."""
     selection = dataclasses.replace(tiny.selection(), suite=suite, tasks=tasks, protocol="fixed", recipe={})
-    refuse_unusable(selection, plan.expand(selection), roots)
+    refuse_unusable(selection.suite, plan.expand(selection), roots)
 
 
 def rewrite(file, change):
