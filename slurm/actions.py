@@ -128,9 +128,9 @@ def _retry(log: Log, failed: Sequence[Placement], changes: Mapping[str, Any], te
 
 def runs_job(log: Log, placement: Placement) -> RunsJob:
     """What was submitted. `HarnessError` if it cannot be read, e.g. because the code has changed since."""
-    folder = log.folder(placement.submission, placement.array)
     try:
-        job = pickle.loads(placement.scheduler.payload(folder, placement.job).content)
+        payload = placement.scheduler.payload(log.folder(placement.array.name), placement.job)
+        job = pickle.loads(payload.content)
     except Exception as error:  # a pickle may fail in any way
         raise HarnessError(
             f"what job {placement.job} was to do cannot be read ({error}): submit the selection again"

@@ -11,11 +11,7 @@ from typing import Any
 from harness.errors import HarnessError
 
 LEAST_MINUTES = 3
-"""SLURM looks at time limits every 30 s, so a shorter job may be told to stop before it has started."""
-
-SHORT_MINUTES = 10
-"""Up to this limit submitit takes every preemption for a time-out."""
-
+"""SLURM checks time limits every 30 s, so a shorter job may be told to stop before it has started."""
 
 OWN_OPTIONS = {
     **{key: f"`{key}`" for key in ("partition", "account", "qos", "time", "mem", "constraint")},
@@ -51,7 +47,7 @@ class Profile:
 
     constraint: str | None = None
     parallel: int | None = None
-    """Jobs that may run at the same time; as many as SLURM lets if not given."""
+    """Jobs that may run at the same time; as many as the scheduler allows if not given."""
 
     runs_per_job: int | None = None
     """Runs that one job does; as many as fit into half of its time limit if not given."""
@@ -63,10 +59,10 @@ class Profile:
     """Seconds before the time limit at which a job is told to save its state and to queue up again."""
 
     requeues: int = 10
-    """Time-outs after which a job is not queued again: every one of them has used its time in full."""
+    """Number of time-outs, each of a job that has used all its time, after which it is not queued again."""
 
     tflops: float | None = None
-    """What the GPU, or with `gpus: 0` one core, sustains; the cost estimate of `sctbench plan` if not given."""
+    """TFLOP/s that the GPU, or with `gpus: 0` one core, sustains; what `sctbench plan` assumes if not given."""
 
     report_partition: str | None = None
     """Partition of the job that writes the tables at the end; `partition` if not given."""
@@ -92,7 +88,7 @@ class Profile:
         for option in self.sbatch:
             own = OWN_OPTIONS.get(str(option).replace("_", "-"))
             if own is not None:
-                raise HarnessError(f"sbatch={option!r} is not free: {f'use {own}' if own else 'jobs depend on it'}")
+                raise HarnessError(f"sbatch={option!r} cannot be set: {f'use {own}' if own else 'jobs depend on it'}")
 
     @property
     def device(self) -> str:
@@ -107,12 +103,3 @@ class Profile:
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """Inverse of `as_dict`."""
         return cls(**{**values, "setup": tuple(values["setup"])})
-
-    def warnings(self) -> list[str]:
-        """What the user should know before submitting."""
-        if self.time > SHORT_MINUTES:
-            return []
-        return [
-            f"time limit {self.time} min: with {SHORT_MINUTES} minutes or less every preemption counts as a time-out, "
-            f"and after {self.requeues} of them (`requeues`) a job is not queued again"
-        ]

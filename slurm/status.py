@@ -135,7 +135,7 @@ def placements(log: Log, records: Records | None = None) -> dict[str, Placement]
 
 def log_file(log: Log, placement: Placement) -> Path:
     """The log of the job; it may not be there yet."""
-    return log.folder(placement.submission, placement.array) / placement.scheduler.log_name(placement.job)
+    return log.folder(placement.array.name) / placement.scheduler.log_name(placement.job)
 
 
 def submitted_runs(root: Path) -> tuple[list[SubmittedRun], list[str]]:

@@ -125,9 +125,9 @@ class Log:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def folder(self, submission: Submission, array: ArrayEntry) -> Path:
-        """Scripts, pickles and logs of an array's jobs."""
-        return self.root / submission.id / array.name.rpartition(".")[2]
+    def folder(self, array: str) -> Path:
+        """Scripts, pickles and logs of the jobs of an array, given its name."""
+        return self.root.joinpath(*array.split("."))
 
     def write(self, submission: Submission) -> None:
         """Write a submission's file."""

@@ -125,7 +125,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """Warnings, and how long it will take."""
         profile, hours = self.profile, self.hours()
-        yield from (f"warning: {text}" for text in profile.warnings())
+        yield from (f"warning: {text}" for text in schedulers.get(profile.scheduler).warnings(profile))
         if long := planning.too_long(self.items(), self.seconds, profile):
             first = representative_spec(long[0])
             yield (
@@ -172,8 +172,7 @@ def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:
         for array in [*plan.arrays, plan.report]:
             tell(array.in_words())
             after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
-            folder = log.root.absolute() / plan.name / array.name.rpartition(".")[2]
-            if script := order.scheduler.script(array, plan.profile, folder, after):
+            if script := order.scheduler.script(array, plan.profile, log.folder(array.name).absolute(), after):
                 tell(f"\n{script}")
     tell("Nothing was submitted.")
 
@@ -197,9 +196,7 @@ def _limit(scheduler: Scheduler, tell: Tell) -> int:
 
 
 def _missing(order: Order, log: Log, tell: Tell) -> Todo:
-    """What the selection lacks, told with how it stands."""
-    if idle := [key for key in order.scheduler.unused if getattr(order.profile, key) != getattr(Profile(), key)]:
-        tell(f"warning: scheduler {order.scheduler.name!r} makes no use of {', '.join(idle)}")
+    """What the selection lacks, and tell how it stands."""
     missing = todo(order.selection, Store(order.out), held_keys(log, order.profile.scheduler), order.redo_stale)
     for line in missing.lines(order.out):
         tell(line)
@@ -342,7 +339,7 @@ class _Sender:
         ids = {earlier.name: earlier.job for earlier in self.submission.arrays}
         self.submission.arrays.append(entry)
         self._log.write(self.submission)
-        after, folder = [ids[name] for name in array.after], self._log.folder(self.submission, entry)
+        after, folder = [ids[name] for name in array.after], self._log.folder(array.name)
         try:
             entry.job = self._scheduler.submit(array, works, self._profile, folder, [*after, *array.after_jobs])
         except ClusterError:

@@ -85,6 +85,11 @@ class Scheduler(ABC):
         """Jobs that one array may have."""
         return sys.maxsize
 
+    def warnings(self, profile: Profile) -> list[str]:
+        """What the user should know of a profile before submitting with it."""
+        idle = [key for key in self.unused if getattr(profile, key) != getattr(Profile(), key)]
+        return [f"scheduler {self.name!r} makes no use of {', '.join(idle)}"] if idle else []
+
     @abstractmethod
     def submit(self, array: Array, works: Sequence[Work], profile: Profile, folder: Path, after: Sequence[str]) -> str:
         """Submit an array with a job for each of `works`, to start once the arrays and jobs with the ids `after` have

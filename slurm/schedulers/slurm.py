@@ -37,6 +37,9 @@ ATTEMPTS = 3
 SLICE = 200
 """Names or ids in one call."""
 
+SHORT_MINUTES = 10
+"""Up to this time limit submitit takes every preemption for a time-out."""
+
 REPORT_MINUTES = 30
 """Time limit of the job that writes the tables."""
 
@@ -59,6 +62,15 @@ class Slurm(Scheduler):
         """SLURM's MaxArraySize is one more than the highest index."""
         match = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
         return max(1, int(match[1]) - 1) if match else USUAL_LIMIT
+
+    def warnings(self, profile: Profile) -> list[str]:
+        """On short time limits."""
+        if profile.time > SHORT_MINUTES:
+            return []
+        return [
+            f"time limit {profile.time} min: with {SHORT_MINUTES} min or less every preemption counts as a time-out, "
+            f"and after {profile.requeues} of them (`requeues`) a job is not queued again"
+        ]
 
     def submit(self, array: Array, works: Sequence[Work], profile: Profile, folder: Path, after: Sequence[str]) -> str:
         """One call of sbatch, whatever the number of jobs."""

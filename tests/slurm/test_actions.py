@@ -101,7 +101,7 @@ def test_a_submission_that_cannot_be_read_again_does_not_end_the_retry_of_others
     first, second = (send(setup, [spec]) for spec in tiny.specs(seeds=2))
     for submission in (first, second):
         fake.change(submission.arrays[0].job, queue="", accounts="FAILED")
-    for pickled in Log(setup.root).folder(first, first.arrays[0]).glob("*.pkl"):
+    for pickled in Log(setup.root).folder(first.arrays[0].name).glob("*.pkl"):
         pickled.write_bytes(b"torn")
     done = CliRunner().invoke(app, ["retry", "--failed", "--out", str(setup.root)])
     assert done.exit_code == 1 and "1 run(s) submitted again" in done.output

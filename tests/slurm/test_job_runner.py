@@ -1,4 +1,4 @@
-"""A job at work, in this process, under submitit: signals, requeues, left-overs of kills, others at its runs."""
+"""A job in this process, under submitit: signals, requeues, what kills leave behind, runs that others hold."""
 
 import os
 import pickle

@@ -57,13 +57,13 @@ def test_estimates_follow_the_device():
 def test_every_job_is_in_one_array_and_the_limits_hold(count, limit, parallel):
     (run,) = tiny.specs(["linear"])
     jobs = [(dataclasses.replace(run, seed=seed),) for seed in range(count)]
-    found = arrays("x", [jobs], parallel, limit)
-    assert [job for array in found for job in array.jobs] == jobs
-    assert all(len(array.jobs) <= limit for array in found)
-    assert len({array.name for array in found}) == len(found)
+    planned = arrays("x", [jobs], parallel, limit)
+    assert [job for array in planned for job in array.jobs] == jobs
+    assert all(len(array.jobs) <= limit for array in planned)
+    assert len({array.name for array in planned}) == len(planned)
     if parallel is not None:
-        assert all(array.parallel >= 1 for array in found)
-        free = [array for array in found if not array.after]  # these may run side by side; each other waits for one
+        assert all(array.parallel >= 1 for array in planned)
+        free = [array for array in planned if not array.after]  # these may run side by side; each other waits for one
         assert sum(array.parallel for array in free) <= parallel
 
 
@@ -75,21 +75,21 @@ def test_parallelism_is_shared_over_the_chunks():
 
 def test_with_more_arrays_than_jobs_at_a_time_the_later_wait():
     jobs = [(run,) for run in runs()]
-    found = arrays("x", [jobs], 2, 4)
-    assert [array.after for array in found] == [(), (), ("x.0",), ("x.1",)]
+    planned = arrays("x", [jobs], 2, 4)
+    assert [array.after for array in planned] == [(), (), ("x.0",), ("x.1",)]
 
 
 def test_stages_wait_for_the_one_before_and_for_jobs_of_earlier_submissions():
     jobs = [(run,) for run in runs()]
-    found = arrays("x", [jobs[:4], jobs[4:6]], None, 2, ["17"])
-    assert [(a.name, a.after, a.after_jobs) for a in found] == [
+    planned = arrays("x", [jobs[:4], jobs[4:6]], None, 2, ["17"])
+    assert [(a.name, a.after, a.after_jobs) for a in planned] == [
         ("x.0", (), ()),
         ("x.1", (), ()),
         ("x.2", ("x.0", "x.1"), ("17",)),
     ]
     (only,) = arrays("x", [[], jobs[:1]], None, 2, ["17"])
     assert (only.after, only.after_jobs) == ((), ("17",))
-    assert report_array("x", found).after == ("x.0", "x.1", "x.2")
+    assert report_array("x", planned).after == ("x.0", "x.1", "x.2")
 
 
 def test_on_this_machine_short_runs_are_dealt_to_as_many_lanes_as_asked_for():

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import USER_ERRORS, HarnessError
-from slurm import profile
 from slurm.profile import Profile
 from slurm.profile_file import make_profile, minutes, read_file
+from slurm.schedulers import SCHEDULERS
+from slurm.schedulers.slurm import SHORT_MINUTES
 
 PROFILES = sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml"))
 
@@ -21,7 +22,7 @@ def written(tmp_path, text):
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_examples_are_profiles(path):
     made = make_profile({}, read_file(path))
-    assert made.partition and made.gpus == 1 and not made.warnings()
+    assert made.partition and made.gpus == 1 and not SCHEDULERS[made.scheduler].warnings(made)
     assert Profile.from_dict(made.as_dict()) == made
 
 
@@ -68,9 +69,9 @@ def test_flags_beat_the_file(tmp_path):
         ("mem: lots\n", "mine.yaml:1: mem='lots' must be like 500MB or 32GB"),
         ("time: 2\n", "mine.yaml:1: time=2 must be at least 3 minutes"),
         ("time: 5\nsignal_delay: 300\n", "mine.yaml:2: signal_delay=300 must be from 30 seconds to the time limit"),
-        ("sbatch:\n  time: 5\n", "mine.yaml:1: sbatch='time' is not free: use `time`"),
-        ("cpus: 2\nsbatch: {gpus_per_node: 2}\n", "mine.yaml:2: sbatch='gpus_per_node' is not free: use `gpus`"),
-        ("sbatch: {job-name: mine}\n", "sbatch='job-name' is not free: jobs depend on it"),
+        ("sbatch:\n  time: 5\n", "mine.yaml:1: sbatch='time' cannot be set: use `time`"),
+        ("cpus: 2\nsbatch: {gpus_per_node: 2}\n", "mine.yaml:2: sbatch='gpus_per_node' cannot be set: use `gpus`"),
+        ("sbatch: {job-name: mine}\n", "sbatch='job-name' cannot be set: jobs depend on it"),
         ("cpus: 2\nscheduler: pbs\n", "mine.yaml:2: scheduler='pbs' must be local or slurm"),
         ("- a\n", "mine.yaml:1: a profile is a mapping"),
     ],
@@ -82,6 +83,7 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path, text, message):
 
 
 def test_short_limits_come_with_a_warning():
-    (warning,) = Profile(time=profile.SHORT_MINUTES).warnings()
+    slurm = SCHEDULERS["slurm"]
+    (warning,) = slurm.warnings(Profile(time=SHORT_MINUTES))
     assert "every preemption counts as a time-out" in warning
-    assert not Profile(time=profile.SHORT_MINUTES + 1).warnings()
+    assert not slurm.warnings(Profile(time=SHORT_MINUTES + 1))

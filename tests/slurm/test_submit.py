@@ -106,7 +106,7 @@ def test_a_final_that_lacks_a_trials_verdict_for_good_is_left_out(setup, fake):
 def test_what_was_submitted_is_the_callable_itself(setup, fake):
     submission = send(setup, tiny.specs(seeds=2), one_each())
     log = Log(setup.root)
-    job = submitit.SlurmJob(log.folder(submission, submission.arrays[0]), job_ids(submission.arrays[0])[1])
+    job = submitit.SlurmJob(log.folder(submission.arrays[0].name), job_ids(submission.arrays[0])[1])
     assert hasattr(job.submission().function, "checkpoint")
     again = job.submission().function.checkpoint()
     assert again.function == job.submission().function
