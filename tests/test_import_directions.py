@@ -19,6 +19,7 @@ ANALYSIS_MAY_USE = {
     "harness.schema.spec",
     "harness.schema.record",
     "harness.records.files",
+    "harness.records.index",
     "harness.records.store",
 }
 """Records, and what describes them."""

@@ -70,7 +70,7 @@ def open_plan(
             yield ForwardPlan(forward=model)
             return
         batches = map(preprocessing.normalise, images.split(recipe.batch_size))
-        inputs = computed_once(model, cut, batches, len(images), precision)
+        inputs = cache_features(model, cut, batches, len(images), precision)
         yield ForwardPlan(forward=cut.run, inputs=inputs, start=cut.name)
 
 
@@ -119,7 +119,7 @@ def last_fixed_cut(
 
 
 @torch.no_grad()
-def computed_once(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
+def cache_features(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
     """The values [N, ...] at a passage of all `count` images, given in batches [B, 3, H, W] in order."""
     mode, kept, done = model.training, torch.empty(0), 0
     model.eval()

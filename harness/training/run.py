@@ -184,7 +184,7 @@ def run(
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
         step_seconds=trained.trainer.step_seconds,
-        computed_once=trained.trainer.path.start,
+        cached_features=trained.trainer.path.start,
         **_measured(trained, len(train), preprocessing),
     )
     return RunRecord(

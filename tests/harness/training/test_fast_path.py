@@ -55,7 +55,7 @@ def trained(method="linear", model=None, **recipe):
     return run
 
 
-def nothing_computed_once(monkeypatch):
+def no_cached_features(monkeypatch):
     monkeypatch.setattr(fast_path, "last_fixed_cut", lambda *_: None)
 
 
@@ -89,11 +89,11 @@ def same_training(ours, theirs, precision="float32"):
         ("adapter_plus", small_vit, "block 0, behind its attention"),
     ],
 )
-def test_training_from_what_is_computed_once_is_the_plain_training(method, build, start, precision, monkeypatch):
+def test_training_from_cached_features_is_the_plain_training(method, build, start, precision, monkeypatch):
     """The last batch is smaller, for which torch may sum in another order: hence not bit for bit."""
     once = trained(method, build(), precision=precision)
     assert once.path.start == start
-    nothing_computed_once(monkeypatch)
+    no_cached_features(monkeypatch)
     plain = trained(method, build(), precision=precision)
     assert plain.path.start == ""
     same_training(once, plain, precision)
@@ -102,7 +102,7 @@ def test_training_from_what_is_computed_once_is_the_plain_training(method, build
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_with_whole_batches_only_the_weights_are_the_same_bits(precision, monkeypatch):
     once = trained(batch_size=13, precision=precision)
-    nothing_computed_once(monkeypatch)
+    no_cached_features(monkeypatch)
     plain = trained(batch_size=13, precision=precision)
     assert [run.path.start for run in (once, plain)] == ["head", ""]
     assert torch.equal(once.model.head.weight, plain.model.head.weight)
@@ -177,7 +177,7 @@ def tied():
         ("linear", lambda: with_module(nn.Linear(32, 32), block=2), {}, "block 2, behind its attention"),
     ],
 )
-def test_what_is_trained_or_random_is_not_computed_once(method, model, recipe, start):
+def test_what_is_trained_or_random_is_not_cached(method, model, recipe, start):
     assert trained(method, model(), epochs=1, **recipe).path.start == start
 
 
@@ -245,7 +245,7 @@ class Grid(nn.Module):
 @pytest.mark.parametrize("method", ["linear", "full", "lora", "sct", "vpt_deep", "ssf", "adapter_pfeiffer"])
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
 def test_training_the_class_token_alone_is_the_plain_training(method, drop_path, monkeypatch):
-    nothing_computed_once(monkeypatch)
+    no_cached_features(monkeypatch)
     alone = trainer(method, small_vit(drop_path_rate=drop_path))
     assert is_alone(alone.model.train())
     alone.fit()
