@@ -54,7 +54,7 @@ class AttachedModel(Callback):
             memory=self.memory,
         )
         start = time.perf_counter()
-        method = registry.get(spec.method).configure(spec.config)
+        method = registry.get(spec.method).of_run(spec.config)
         self.attachment: Attachment = method.attach(self.model, context)
         devices.synchronize(device)
         self.attach_seconds = time.perf_counter() - start

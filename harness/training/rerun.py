@@ -13,7 +13,7 @@ from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.models import backbones
 from harness.plans.experiment import find_suite
-from harness.records.store import RECORD_NAME
+from harness.records.store import RECORD_NAME, read_record
 from harness.schema.record import BadRecord, Epoch, RunRecord
 from harness.schema.spec import RunSpec
 from harness.training.run import RunContext, attempt
@@ -55,10 +55,10 @@ def read(path: Path) -> RunRecord:
     """The record in a file, or in a run's folder. `HarnessError` if there is no valid one."""
     file = path / RECORD_NAME if path.is_dir() else path
     try:
-        return RunRecord.from_json(file.read_text())
+        return read_record(file)
     except OSError as error:
         raise HarnessError(f"{file}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, BadRecord) as error:
+    except BadRecord as error:
         raise HarnessError(f"{file}: no valid record: {error}") from None
 
 

@@ -205,12 +205,12 @@ def test_no_index_remembers_what_could_not_be_read(setup, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_text", stale)
-        (place,) = index.places(setup.root).values()
+        (folder,) = index.scan(setup.root).values()
         frame, rejected = table.load(setup.root)
-    assert (place.found.state, len(frame), len(rejected)) == ("bad", 0, 1)
-    (place,) = index.places(setup.root).values()
+    assert (folder.record.state, len(frame), len(rejected)) == ("bad", 0, 1)
+    (folder,) = index.scan(setup.root).values()
     frame, rejected = table.load(setup.root)
-    assert (place.found.state, len(frame), len(rejected)) == ("complete", 1, 0)
+    assert (folder.record.state, len(frame), len(rejected)) == ("complete", 1, 0)
 
 
 def test_a_decoded_array_that_cannot_be_read_is_not_built_over(setup, monkeypatch, tmp_path):
