@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import USER_ERRORS, HarnessError
 from harness.models import backbones
-from harness.plans import plan, tuning
+from harness.plans import expectations, plan, tuning
 from harness.schema import protocol
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec
@@ -59,12 +59,14 @@ class Experiment:
 Blame = Callable[..., str]
 """`file:line: ` of a key (and of an item of its list), where the value came from a file."""
 
-KEYS = tuple(f.name for f in dataclasses.fields(Experiment))
+KEYS = (*(f.name for f in dataclasses.fields(Experiment)), expectations.KEY)
 
 
 def read_file(path: Path) -> YamlFile:
     """An experiment file. `SuiteError` names file and line of what is wrong."""
-    return YamlFile(path, KEYS, "an experiment")
+    file = YamlFile(path, KEYS, "an experiment")
+    expectations.expected(file)
+    return file
 
 
 def find_suite(name: str) -> Suite:
@@ -163,6 +165,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selection:
     """Build the selection; a flag beats the file. Errors name file and line where the value came from the file."""
     values = (file.values if file else {}) | dict(flags)
+    values.pop(expectations.KEY, None)
 
     def blame(key: str, item: int | None = None) -> str:
         return f"{file.where(key, item)}: " if file and key not in flags and key in file.values else ""
