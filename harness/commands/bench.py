@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from harness.commands.options import DeviceName
 from harness.errors import HarnessError
 from harness.terminal import console, errors, print_rows
 from methods.base import did_you_mean
@@ -21,7 +22,7 @@ def bench(
             help="Which parts (selection, module, training, compiling, decoding, whole, growth); all if none."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceName = "auto",
     backbone: Annotated[str, typer.Option(help="demo_vit, or any ViT of timm.")] = "demo_vit",
     weights: Annotated[str, typer.Option(help="pretrained, random, or a checkpoint file.")] = "pretrained",
     size: Annotated[str, typer.Option(help="How much: small (seconds), cpu, cuda, or auto for the device's.")] = "auto",

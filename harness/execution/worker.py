@@ -1,5 +1,4 @@
-"""One process at work: `init_worker` once, then `execute_run` run after run. Local workers and SLURM jobs do
-just this."""
+"""One process at work: `init_worker` once, then `execute_run` for each run, in local workers and SLURM jobs alike."""
 
 from __future__ import annotations
 
@@ -86,7 +85,7 @@ def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Set
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Somebody else is at this run."""
+    """Another process holds this run."""
 
     spec: RunSpec
     holder: str
@@ -103,6 +102,16 @@ def request_stop(reason: str) -> None:
 def check_stop() -> None:
     """Raise `Interrupted` if a stop was requested."""
     _STOP.check()
+
+
+def stop_requested() -> bool:
+    """Whether a stop was requested."""
+    return bool(_STOP.reason)
+
+
+def withdraw_stop() -> None:
+    """Take the request back: the process goes on to other runs."""
+    _STOP.reason = ""
 
 
 def stop_on_signals() -> None:
