@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.errors import USER_ERRORS, HarnessError
 from harness.models import backbones
-from harness.plans import expectations, plan, tuning
+from harness.plans import plan, tuning
+from harness.plans.expectations import EXPECT, Expectations, take_expectations
 from harness.schema import protocol
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec
@@ -59,14 +60,22 @@ class Experiment:
 Blame = Callable[..., str]
 """`file:line: ` of a key (and of an item of its list), where the value came from a file."""
 
-KEYS = (*(f.name for f in dataclasses.fields(Experiment)), expectations.KEY)
+KEYS = tuple(f.name for f in dataclasses.fields(Experiment))
 
 
 def read_file(path: Path) -> YamlFile:
     """An experiment file. `SuiteError` names file and line of what is wrong."""
-    file = YamlFile(path, KEYS, "an experiment")
-    expectations.expected(file)
-    return file
+    return _read(path)[0]
+
+
+def read_expectations(path: Path) -> Expectations:
+    """What the experiment in a file should give; empty if the file does not say. Errors are those of `read_file`."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[YamlFile, Expectations]:
+    file = YamlFile(path, (*KEYS, EXPECT), "an experiment")
+    return file, take_expectations(file)
 
 
 def find_suite(name: str) -> Suite:
@@ -165,7 +174,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selection:
     """Build the selection; a flag beats the file. Errors name file and line where the value came from the file."""
     values = (file.values if file else {}) | dict(flags)
-    values.pop(expectations.KEY, None)
 
     def blame(key: str, item: int | None = None) -> str:
         return f"{file.where(key, item)}: " if file and key not in flags and key in file.values else ""

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from command import sctbench
 
-from harness.plans.expectations import MEAN, expected
-from harness.plans.experiment import read_file
+from harness.plans.expectations import MEAN
+from harness.plans.experiment import read_expectations, read_file
 from methods import registry
 from suites.base import SuiteError
 
@@ -29,9 +29,8 @@ def outside(table, expectations):
 
 
 def test_the_demos_snapshot_is_as_expected():
-    file = read_file(DEMO)
-    expectations = expected(file)
-    assert set(expectations[MEAN]) == set(file.values["methods"])
+    expectations = read_expectations(DEMO)
+    assert set(expectations[MEAN]) == set(read_file(DEMO).values["methods"])
     assert outside(ROOT / "results" / "demo" / "tasks.csv", expectations) == []
 
 
@@ -45,7 +44,7 @@ def test_a_result_outside_its_range_is_noticed():
 
 
 def test_the_demo_gives_what_its_file_expects(tmp_path):
-    digits = expected(read_file(DEMO))["digits"]
+    digits = read_expectations(DEMO)["digits"]
     sctbench("run", DEMO, "--tasks", "digits", "--methods", ",".join(digits), cwd=tmp_path)
     sctbench("report", cwd=tmp_path)
     (table,) = tmp_path.glob("results/report/demo-*/tasks.csv")
