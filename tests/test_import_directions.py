@@ -48,10 +48,9 @@ FLOORS = {
     ],
     "slurm": [
         {"errors", "job_payload", "profile", "submissions"},
-        {"planning", "scheduler", "job_runner"},
-        {"sbatch"},
-        {"clusters"},
-        {"status", "submit"},
+        {"planning", "job_runner"},
+        {"schedulers"},
+        {"profile_file", "status", "submit"},
         {"actions"},
     ],
     "suites": [

@@ -14,6 +14,7 @@ from harness.errors import USER_ERRORS, HarnessError
 from harness.models import backbones
 from harness.models.names import check_name
 from harness.plans import plan, tuning
+from harness.plans.expectations import EXPECT, Expectations, take_expectations
 from harness.schema import protocol
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec
@@ -64,7 +65,17 @@ KEYS = tuple(f.name for f in dataclasses.fields(Experiment))
 
 def read_file(path: Path) -> YamlFile:
     """An experiment file. `SuiteError` names file and line of what is wrong."""
-    return YamlFile(path, KEYS, "an experiment")
+    return _read(path)[0]
+
+
+def read_expectations(path: Path) -> Expectations:
+    """What the experiment in a file should give; empty if the file does not say. Errors are those of `read_file`."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[YamlFile, Expectations]:
+    file = YamlFile(path, (*KEYS, EXPECT), "an experiment")
+    return file, take_expectations(file)
 
 
 def find_suite(name: str) -> Suite:

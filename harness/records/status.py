@@ -100,7 +100,7 @@ def _status(folder: RunFolder, spec: RunSpec | None = None) -> RunStatus:
 
 
 PROGRESS_KEYS = ("epoch", "epochs", "step", "steps", "loss", "accuracy", "images_per_second")
-"""Numbers of a `progress.json`, see `harness.training.trainer.Progress`."""
+"""Numbers of a `progress.json`, see `harness.training.callbacks.Progress`."""
 
 
 def progress_of(folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from harness.errors import HarnessError
+from harness.schema.optimizers import OPTIMIZERS
+from harness.schema.schedules import SCHEDULES
 from methods.base import added_values, did_you_mean, identifying
 
 
@@ -37,7 +39,7 @@ class Recipe:
     """
 
     optimizer: str = "adamw"
-    """`adamw` or `sgd` (momentum 0.9)."""
+    """A name of `harness.schema.optimizers`: `adamw` or `sgd`."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -49,8 +51,7 @@ class Recipe:
     """Whether vectors (biases, norms, scales) are decayed too."""
 
     schedule: str = "cosine"
-    """`cosine`: updated every step. `sct_release`: updated every epoch, one epoch late, as in SCT's code: the first two
-    epochs run at `warmup_lr`, and the peak is never quite reached."""
+    """A name of `harness.schema.schedules`: `cosine` or `sct_release`."""
 
     epochs: int = 100
     warmup_epochs: int = 10
@@ -82,8 +83,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         one_of = {
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("cosine", "sct_release"),
+            "optimizer": tuple(OPTIMIZERS),
+            "schedule": tuple(SCHEDULES),
             "augmentation": ("none", "flip", "train_aug", "fewshot"),
             "precision": ("auto", "bf16", "float32"),
         }

@@ -21,7 +21,7 @@ def predict(model: nn.Module, data: Split, preprocessing: Preprocessing, precisi
     """Logits float32 [N, classes] of all images in order, on the model's device."""
     model.eval()
     device = next(model.parameters()).device
-    few, outputs = preprocessing.normalise(data.images[: fast_path.ASKED].to(device)), []
+    few, outputs = preprocessing.normalise(data.images[: fast_path.PROBE_IMAGES].to(device)), []
     with fast_path.class_token_alone(model, few):
         for images, _ in data.batches(BATCH_SIZE, device):
             with devices.autocast(precision, device):

@@ -202,7 +202,7 @@ def test_runs_that_need_a_folder_are_not_started_without_one(tmp_path):
     few = ["--suite", "vtab1k", "--tasks", "svhn", "--methods", "linear", "--device", "cpu"]
     assert "needs the folder that holds its data: --root DIR" in sctbench("run", *few, cwd=tmp_path, ok=False)
     assert "no such folder" in sctbench("run", *few, "--root", "nowhere", cwd=tmp_path, ok=False)
-    assert "needs the folder" in sctbench("submit", *few[:-2], "--cluster", "local", cwd=tmp_path, ok=False)
+    assert "needs the folder" in sctbench("submit", *few[:-2], "--scheduler", "local", cwd=tmp_path, ok=False)
     (tmp_path / "file").write_text("")
     assert "is a file" in sctbench("run", *few, "--out", "file", cwd=tmp_path, ok=False)
 
