@@ -1,4 +1,4 @@
-"""What a report is made of: the rows of all runs, and a way to the few whole records that figures need."""
+"""What a report is made of: the rows of all runs, and a reader of the few whole records that figures need."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from analysis import index
 from harness.records.store import Rejected
 from harness.schema.record import BadRecord, RunRecord
 
-Read = Callable[[pd.DataFrame], list[RunRecord]]
+ReadRecords = Callable[[pd.DataFrame], list[RunRecord]]
 """Whole records of rows; those that cannot be read any more are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs, and what is no run."""
+    """The runs of a results folder, and the files that are not valid records."""
 
     rows: pd.DataFrame
-    """As `analysis.frame.row` has them."""
+    """As `analysis.columns.row` has them."""
 
-    read: Read
+    read: ReadRecords
     rejected: list[Rejected] = field(default_factory=list)
     """Files that are no valid records."""
 
@@ -32,13 +32,13 @@ def from_folder(root: Path) -> Runs:
     """Runs of a results folder, by its index; a record is read when a figure asks for it."""
 
     def read(rows: pd.DataFrame) -> list[RunRecord]:
-        found = []
+        records = []
         for path in rows["path"]:
             try:
-                found.append(RunRecord.from_json((root / path).read_text()))
+                records.append(RunRecord.from_json((root / path).read_text()))
             except (OSError, BadRecord):  # gone or rewritten since the index was read
                 continue
-        return found
+        return records
 
     rows, rejected = index.load(root)
     return Runs(rows, read, rejected)
