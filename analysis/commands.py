@@ -9,19 +9,20 @@ from typing import Any
 from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
-from analysis.errors import AnalysisError, suggestion
+from analysis.errors import AnalysisError
 from analysis.frame import ComparableSet, comparable_sets
-from analysis.published import load as load_published
-from analysis.published import significance, source, tables
+from analysis.literature import load as load_published
+from analysis.literature import significance, source, tables
 from analysis.render import to_terminal
 from analysis.runs import Runs, from_folder
 from analysis.tables import Table, TableOptions, bias_tables
 from analysis.verify import Verification, verify
+from harness.errors import did_you_mean
 from suites import SUITES
 
 
 def load(root: Path, errors: Console) -> Runs:
-    """All valid records of a results folder; what was set aside is printed with its reason."""
+    """All valid records of a results folder; files that are set aside are printed with the reason."""
     runs = from_folder(root)
     for bad in runs.rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}", highlight=False, markup=False)
@@ -48,8 +49,8 @@ def report(
     console: Console,
     errors: Console,
 ) -> list[Path]:
-    """Write the report of the records below `root` into `folder`; what was asked for and is nowhere ends it."""
-    from analysis.report import write_report  # draws, and so takes long to load
+    """Write the report of the records below `root` into `folder`; options that fit no record end the program."""
+    from analysis.report import write_report  # it imports matplotlib, which takes long
 
     runs = load(root, errors)
     try:
@@ -63,7 +64,7 @@ def report(
 def _check_suite(suite: str | None, runs: Runs) -> None:
     known = {*SUITES, *(runs.rows["suite"] if len(runs.rows) else [])}
     if suite is not None and suite not in known:
-        raise AnalysisError(f"no suite {suite!r}. {suggestion(suite, known)}")
+        raise AnalysisError(f"no suite {suite!r}. {did_you_mean(suite, sorted(known))}")
 
 
 def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:
@@ -83,7 +84,7 @@ def compare(
 
 
 def bias(root: Path, suite: str | None, errors: Console) -> list[Table]:
-    """What choosing by the test split gains, of the records below `root`."""
+    """What choosing by the test split gains, from the records below `root`."""
     return bias_tables(_sets(root, suite, None, errors))
 
 
@@ -93,12 +94,12 @@ def verified(
     """Own records against each source that has the same methods and tasks. `AnalysisError` if none has."""
     sources = [source(name)] if name else list(load_published().values())
     sets = [chosen for chosen in _sets(root, suite, protocol, errors) if chosen.key["protocol"] != "validation"]
-    found = [part for chosen in sets for published in sources if (part := verify(chosen, published))]
-    if not found:
+    parts = [part for chosen in sets for published in sources if (part := verify(chosen, published))]
+    if not parts:
         held = ", ".join(sorted({chosen.key["suite"] for chosen in sets})) or "no test results"
         where = f"source {name!r} has" if name else "no source has"
         raise AnalysisError(f"{where} a method and task of these records ({held}); `sctbench published` lists sources")
-    return found
+    return parts
 
 
 def published_rows() -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def _usual(rows: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
 
 def _data_difference(run: Any, usual: Any) -> str:
     """`lists differ (train 160 instead of 200), images differ`."""
-    (lists, pictures), (usual_lists, usual_pictures) = (str(row["data"]).split("/", 1) for row in (run, usual))
+    (lists, images), (usual_lists, usual_images) = (str(row["data"]).split("/", 1) for row in (run, usual))
     sizes, usual_sizes = json.loads(run["data_sizes"]), json.loads(usual["data_sizes"])
     counts = [
         f"{split} {sizes.get(split, 0)} instead of {usual_sizes.get(split, 0)}"
@@ -84,7 +84,7 @@ def _data_difference(run: Any, usual: Any) -> str:
         if sizes.get(split) != usual_sizes.get(split)
     ]
     where = f" ({', '.join(counts)})" if counts else ""
-    differ = {f"lists differ{where}": lists != usual_lists, "images differ": pictures != usual_pictures}
+    differ = {f"lists differ{where}": lists != usual_lists, "images differ": images != usual_images}
     return ", ".join(words for words, holds in differ.items() if holds)
 
 

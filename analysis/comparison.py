@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.comparability import LeftOut, notes
+from analysis.comparability import CELL_KEYS, LeftOut, notes
 from analysis.errors import AnalysisError
-from analysis.frame import CELL_KEYS, IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
+from analysis.frame import IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
+from analysis.metric_text import MARGIN, PER_CENT
 from analysis.statistics import (
     Interval,
     independent,
@@ -20,14 +22,33 @@ from analysis.statistics import (
     wilcoxon,
     win_tie_loss,
 )
-from analysis.tables.base import Cell, Column, Table, mean_cell, number_cell
-from analysis.tables.cells import Key, seed_count, set_caption, set_title
+from analysis.tables.base import (
+    Cell,
+    Column,
+    Key,
+    Row,
+    Table,
+    difference_column,
+    mean_cell,
+    number_cell,
+    value_column,
+)
+from analysis.tables.cells import seed_count, set_caption, set_title
 from analysis.tables.pairs import settings_difference
-from analysis.tables.significance import MARGIN, find_reference
+from analysis.tables.significance import find_reference
+from harness.schema.metrics import Metric
 
 
 class CompareError(AnalysisError):
     """There is nothing to compare. The message is for the user."""
+
+
+class SeedCounts(NamedTuple):
+    """How many replicates the mean of the first and of the second is over, and how many both have."""
+
+    first: int
+    second: int
+    shared: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +63,16 @@ class TaskPair:
     """Student's interval of first - second over the seeds that both have, or the draws of the training list where there
     are several; unknown for fewer than two."""
 
-    seeds: tuple[int, int, int]
-    """Number of replicates behind the mean of the first, of the second, and shared."""
+    seeds: SeedCounts
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """First minus second, in points of accuracy."""
+class MethodComparison:
+    """First minus second, by a metric."""
 
     first: str
     second: str
+    metric: Metric
     pairs: dict[Key, TaskPair]
     lacking: list[str]
     """Tasks that only one of them has."""
@@ -62,18 +83,19 @@ class Comparison:
         return [pair.first - pair.second for pair in self.pairs.values()]
 
 
-def _accuracies(runs: pd.DataFrame) -> dict[Key, pd.Series]:
-    """(task, shots) to accuracy by replicate."""
-    complete = runs[(runs["status"] == "complete") & runs["accuracy"].notna()]
-    found = {}
-    for (task, shots), same in complete.groupby(CELL_KEYS):
-        found[str(task), int(str(shots))] = same.groupby(REPLICATE_KEYS)["accuracy"].mean()
-    return found
+def _values(runs: pd.DataFrame, metric: Metric) -> dict[Key, pd.Series]:
+    """(task, shots) to the metric's values by replicate."""
+    complete = runs[(runs["status"] == "complete") & runs[metric.name].notna()]
+    cells = complete.groupby(CELL_KEYS)
+    return {(str(t), int(str(s))): same.groupby(REPLICATE_KEYS)[metric.name].mean() for (t, s), same in cells}
 
 
-def compare_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str], order: list[Key]) -> Comparison:
-    """Pair the runs of two methods. `CompareError` if they share no task."""
-    ours, theirs = _accuracies(first), _accuracies(second)
+def compare_runs(
+    sides: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], chosen: ComparableSet
+) -> MethodComparison:
+    """Pair the runs of two methods of `chosen`, by its metric. `CompareError` if they share no task."""
+    ours, theirs = (_values(side, chosen.metric) for side in sides)
+    order = list(suite_cells(chosen.key["suite"], chosen.rows))
     pairs = {}
     for key in (key for key in order if key in ours and key in theirs):
         a, b = ours[key], theirs[key]
@@ -81,43 +103,44 @@ def compare_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, st
         if len(shared):
             a, b = a[shared], b[shared]
         interval = seeds_interval([independent(a - b)] if len(shared) else [])
-        pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b), len(shared)))
+        pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, SeedCounts(len(a), len(b), len(shared)))
     if not pairs:
         tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
         raise CompareError(f"{names[0]} and {names[1]} share no task: {tasks[0]} against {tasks[1]}")
     lacking = [cell_name(*key) for key in order if (key in ours) != (key in theirs)]
-    return Comparison(*names, pairs, lacking)
+    return MethodComparison(*names, chosen.metric, pairs, lacking)
 
 
-def compare_methods(chosen: ComparableSet, first: str, second: str) -> Comparison:
+def compare_methods(chosen: ComparableSet, first: str, second: str) -> MethodComparison:
     """Two methods of one set, by label, title or name. `CompareError` names what there is."""
     names = chosen.rows.drop_duplicates("label").set_index("label")["method"]
-    found = [find_reference(names, wanted) for wanted in (first, second)]
-    for label, wanted in zip(found, (first, second), strict=True):
-        if label is None:
-            raise CompareError(
-                f"no single method {wanted!r} in {set_title(chosen)}. There are: {'; '.join(sorted(names.index))}"
-            )
-    a, b = str(found[0]), str(found[1])
+    a, b = (_label(names, wanted, chosen) for wanted in (first, second))
     if a == b:
         raise CompareError(f"{first!r} and {second!r} are both {a}")
     rows = chosen.rows
-    order = list(suite_cells(chosen.key["suite"], rows))
-    return compare_runs(rows[rows["label"] == a], rows[rows["label"] == b], (a, b), order)
+    return compare_runs((rows[rows["label"] == a], rows[rows["label"] == b]), (a, b), chosen)
 
 
-def overall(comparison: Comparison, margin: float = MARGIN) -> str:
+def _label(names: pd.Series, wanted: str, chosen: ComparableSet) -> str:
+    label = find_reference(names, wanted)
+    if label is None:
+        known = "; ".join(sorted(names.index))
+        raise CompareError(f"no single method {wanted!r} in {set_title(chosen)}. There are: {known}")
+    return label
+
+
+def overall(comparison: MethodComparison, margin: float = MARGIN) -> str:
     """The comparison in a sentence or two."""
-    differences = comparison.differences
+    differences, better = comparison.differences, comparison.metric.higher_is_better
     mean, interval = sum(differences) / len(differences), tasks_interval(differences)
-    counts, p = win_tie_loss(differences), wilcoxon(differences)
+    counts, p = win_tie_loss(differences, better), wilcoxon(differences)
     reading = {
         "equal": f"practically equal within ±{margin:g} points",
         "better": f"{comparison.first} is better",
         "worse": f"{comparison.first} is worse",
         "undecided": f"undecided at a margin of ±{margin:g} points",
         "unknown": "one task says nothing of others",
-    }[verdict(interval, p, margin)]
+    }[verdict(interval, p, margin, higher_is_better=better)]
     between = f" (95 % interval {interval.low:+.2f} to {interval.high:+.2f})" if interval.known else ""
     return (
         f"{comparison.first} beats {comparison.second} on {counts.wins} of {len(differences)} tasks, ties on "
@@ -126,42 +149,67 @@ def overall(comparison: Comparison, margin: float = MARGIN) -> str:
     )
 
 
-def comparison_table(comparison: Comparison, chosen: ComparableSet, margin: float = MARGIN) -> Table:
+def comparison_table(comparison: MethodComparison, chosen: ComparableSet, margin: float = MARGIN) -> Table:
     """A row per shared task, and their mean; the sentence of `overall` is in the caption."""
-    group = "difference in points"
-    columns = [Column(name=comparison.first, digits=2, best=""), Column(name=comparison.second, digits=2, best="")]
-    columns += [Column(name=n, group=group, kind="points", best="", digits=2) for n in ("mean", "low", "high")]
-    columns += [Column(name="seeds shared", kind="integer", best="")]
+    columns = _columns(comparison)
+    mean_of_tasks = f"mean of {len(comparison.pairs)} tasks"
     caption = (
         f"{overall(comparison, margin)} Means are over the seeds that both have; low, high: 95 % interval by "
         "Student's t, of a task over these seeds (over draws of the training list, where there are several), missing "
         f"where their differences are all the same, of the mean over tasks. {set_caption(chosen)}"
     )
     if comparison.lacking:
-        caption += f" Not compared, for only one of the two has them: {', '.join(comparison.lacking)}."
+        caption += f" Not compared, because only one of the two has them: {', '.join(comparison.lacking)}."
     table = Table(
         name="comparison",
         title=set_title(chosen, f"{comparison.first} against {comparison.second}"),
         caption=caption,
-        columns=columns,
+        columns=list(columns),
         corner="task",
     )
     seeds = seed_count(chosen.rows)
     for key, pair in comparison.pairs.items():
-        table.rows[cell_name(*key)] = _pair_cells(pair, seeds)
-    means = [mean_cell(cells) for cells in list(zip(*table.rows.values(), strict=True))[:3]]
-    interval = tasks_interval(comparison.differences)
-    ends = [number_cell(interval.low), number_cell(interval.high)]
-    table.rows[f"mean of {len(comparison.pairs)} tasks"] = [*means, *ends, Cell(text="")]
+        table.rows[cell_name(*key)] = _pair_row(pair, columns, seeds)
+    means = {
+        column.key: mean_cell(row[column.key] for row in table.rows.values())
+        for column in (columns.first, columns.second, columns.mean)
+    }
+    table.rows[mean_of_tasks] = means | _ends(tasks_interval(comparison.differences), columns)
     return table
 
 
-def _pair_cells(pair: TaskPair, seeds: int) -> list[Cell]:
-    notes = ["" if count == seeds else f"{count}/{seeds}" for count in pair.seeds[:2]]
-    ends = [number_cell(pair.interval.low), number_cell(pair.interval.high)]
-    values = [Cell(value=v, note=note) for v, note in zip((pair.first, pair.second), notes, strict=True)]
-    apart = "" if pair.seeds[2] else "≠"
-    return [*values, Cell(value=pair.first - pair.second, note=apart), *ends, Cell(value=float(pair.seeds[2]))]
+class _Columns(NamedTuple):
+    first: Column
+    second: Column
+    mean: Column
+    low: Column
+    high: Column
+    shared: Column
+
+
+def _columns(comparison: MethodComparison) -> _Columns:
+    metric = comparison.metric
+    first, second = (
+        dataclasses.replace(value_column(metric, name, 1), best="") for name in (comparison.first, comparison.second)
+    )
+    group = "difference in points" if metric.unit == PER_CENT else "difference"
+    mean, low, high = (difference_column(metric, name, 1, group=group) for name in ("mean", "low", "high"))
+    return _Columns(first, second, mean, low, high, Column(name="seeds shared", kind="integer"))
+
+
+def _pair_row(pair: TaskPair, columns: _Columns, seeds: int) -> Row:
+    first, second = ("" if n == seeds else f"{n}/{seeds}" for n in (pair.seeds.first, pair.seeds.second))
+    return {
+        columns.first.key: Cell(value=pair.first, note=first),
+        columns.second.key: Cell(value=pair.second, note=second),
+        columns.mean.key: Cell(value=pair.first - pair.second, note="" if pair.seeds.shared else "≠"),
+        **_ends(pair.interval, columns),
+        columns.shared.key: Cell(value=float(pair.seeds.shared)),
+    }
+
+
+def _ends(interval: Interval, columns: _Columns) -> Row:
+    return {columns.low.key: number_cell(interval.low), columns.high.key: number_cell(interval.high)}
 
 
 def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:
@@ -251,7 +299,6 @@ def _folder_table(
         return f"{titles[0]} and in the other folder: on different data (fingerprints differ)"
     both = dataclasses.replace(chosen, rows=together, left_out=left_out, notes=notes(together))
     try:
-        order = list(suite_cells(chosen.key["suite"], together))
-        return comparison_table(compare_runs(*sides, (titles[0], titles[1]), order), both, margin)
+        return comparison_table(compare_runs(sides, (titles[0], titles[1]), both), both, margin)
     except CompareError as error:
         return str(error)

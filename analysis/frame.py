@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pandas as pd
 
+from analysis.columns import frame_of, parsed
 from analysis.comparability import CELL_KEYS, LeftOut, notes, set_aside_unlike
+from harness.schema.metrics import ACCURACY, Metric
 from harness.schema.record import RunRecord
-from harness.schema.spec import canonical_json
 from suites import SUITES
 
 K = TypeVar("K")
-
-NAN = float("nan")
 
 SET_KEYS = [
     "suite",
@@ -53,59 +50,8 @@ OPENED_OFTEN = "†"
 
 BY_DEVICE = '"recipe.precision":"auto"'
 """In a JSON text of settings: a precision that was left to the device."""
-NO_SOURCE = "not known"
-"""Source of a method in records of versions that did not keep it."""
-
 OTHER = "other"
 """Group of tasks that the suite, as this version knows it, does not have."""
-
-
-OPTIONAL_TEXTS = (
-    "split",
-    "data",
-    "data_sizes",
-    "pixels",
-    "not_official",
-    "code",
-    "torch",
-    "timm",
-    "peft",
-    "choice",
-    "device",
-    "device_type",
-    "precision",
-    "cached_features",
-)
-
-COSTS = (
-    "parameters",
-    "parameters_with_head",
-    "parameters_method",
-    "parameters_backbone",
-    "parameters_head",
-    "parameters_total",
-    "seconds",
-    "train_seconds",
-    "evaluate_seconds",
-    "selection_seconds",
-    "flops",
-    "training_flops",
-    "images_per_second",
-    "step_seconds",
-    "memory",
-    "resident_memory",
-    "latency_1",
-    "latency_64",
-    "merged_latency_1",
-    "merged_latency_64",
-    "stored_bytes",
-    "tuning_trials",
-    "tuning_failed",
-    "tuning_accuracy",
-    "tuning_seconds",
-)
-FLOATS = ("accuracy", "last_accuracy", *COSTS)
-WHOLE = ("shots", "split_seed", "seed", "image_size", "test_looks", "trials", "epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,145 +73,12 @@ class ComparableSet:
     apart: str = ""
     """What tells the set from others of the same suite, protocol, backbone and weights; empty if there are none."""
 
+    metric: Metric = ACCURACY
+    """What its tables and figures show."""
 
-def selection_seconds(info: Any) -> float:
-    """Seconds a method spent choosing what to train, as it says itself, parts of a composition summed; NaN if none."""
-    if not isinstance(info, dict):
-        return NAN
-    found = [info["selection_seconds"]] if "selection_seconds" in info else map(selection_seconds, info.values())
-    known = [float(value) for value in found if pd.notna(value)]
-    return sum(known) if known else NAN
-
-
-def _cost_row(record: RunRecord) -> dict[str, Any]:
-    """Values of `COSTS` as far as the record has them; `typed` makes the others NaN."""
-    row: dict[str, Any] = dict.fromkeys(COSTS, NAN) | {"selection_seconds": selection_seconds(record.method_info)}
-    if record.parameters:
-        parameters = record.parameters
-        row |= {
-            "parameters": parameters.trained_without_head,
-            "parameters_with_head": parameters.trained_with_head,
-            "parameters_method": parameters.method,
-            "parameters_backbone": parameters.backbone_trained,
-            "parameters_head": parameters.head,
-            "parameters_total": parameters.total,
-        }
-    if record.cost:
-        cost = record.cost
-        row |= {
-            "seconds": cost.seconds,
-            "train_seconds": cost.train_seconds,
-            "evaluate_seconds": cost.evaluate_seconds,
-            "flops": cost.forward_flops,
-            "training_flops": cost.training_flops,
-            "images_per_second": cost.train_images_per_second,
-            "step_seconds": cost.step_seconds,
-            "memory": cost.peak_memory_bytes,
-            "resident_memory": cost.peak_resident_bytes,
-            "stored_bytes": cost.trained_bytes,
-        }
-        row |= {f"latency_{size}": seconds for size, seconds in cost.latency_seconds.items()}
-        row |= {f"merged_latency_{size}": seconds for size, seconds in cost.merged_latency_seconds.items()}
-    return row | _tuning_row(record)
-
-
-def _tuning_row(record: RunRecord) -> dict[str, Any]:
-    """Trials behind a tuned run: how many, how many failed, the winner's accuracy on val, seconds of all."""
-    tuning = record.tuning
-    if tuning is None:
-        return {}
-    accuracies = [trial.accuracy for trial in tuning.trials if trial.accuracy is not None]
-    return {
-        "tuning_trials": len(tuning.trials),
-        "tuning_failed": len(tuning.trials) - len(accuracies),
-        "tuning_accuracy": max(accuracies, default=NAN),
-        "tuning_seconds": tuning.seconds,
-    }
-
-
-def _code(environment: dict[str, Any]) -> str | None:
-    """`1a2b3c4d`, or `1a2b3c4d with changes`; None where the record does not know."""
-    state = environment.get("code") or {}
-    changed = " with changes" if state.get("dirty") else ""
-    return f"{state['commit'][:8]}{changed}" if state.get("commit") else None
-
-
-def row(record: RunRecord) -> dict[str, Any]:
-    """One record, flattened to numbers and texts. Canonical JSON are `settings`, `variant` (settings that were not
-    searched), `chosen` (those that were), `choice` (accuracies of the trials), `targets` and `data_sizes`."""
-    spec, environment = record.spec, record.environment
-    by_device = spec.recipe.precision == "auto"
-    accuracies = [(split, metrics.accuracy) for split, metrics in record.metrics.items()]
-    recipe = {f"recipe.{key}": value for key, value in spec.as_dict()["recipe"].items()}
-    settings = {**recipe, **spec.as_dict()["config"]}
-    searched = {key for name in spec.searched for key in (name, f"recipe.{name}")}
-    identity = {
-        "run_id": spec.run_id,
-        "suite": spec.suite,
-        "task": spec.task,
-        "shots": spec.shots if spec.shots is not None else -1,
-        "split_seed": spec.split_seed if spec.split_seed is not None else -1,
-        "protocol": spec.protocol,
-        "trials": spec.trials,
-        "backbone": spec.backbone.name,
-        "weights": spec.backbone.weights,
-        "weights_digest": spec.backbone.digest,
-        "image_size": spec.backbone.image_size,
-        "preprocessing": spec.preprocessing,
-        "method": spec.method,
-        "title": record.method_title,
-        "family": record.method_family,
-        "paper": record.method_paper,
-        "source": record.method_source[:8] or NO_SOURCE,
-        "settings": canonical_json(settings),
-        "variant": canonical_json({key: value for key, value in settings.items() if key not in searched}),
-        "chosen": canonical_json({key: value for key, value in settings.items() if key in searched}),
-        "seed": spec.seed,
-    }
-    outcome = {
-        "status": record.status,
-        "reason": record.reason,
-        "split": accuracies[0][0] if accuracies else None,
-        "accuracy": accuracies[0][1] if accuracies else NAN,
-        "last_accuracy": next((metrics.accuracy for metrics in record.last_epoch.values()), NAN),
-        "targets": canonical_json(dict(accuracies[1:])),
-        "test_looks": record.test_looks,
-        "epochs": len(record.curve),
-        "chose_channels": bool(record.method_info.get("channels")),
-        "data": f"{record.data.lists}/{record.data.files}" if record.data else None,
-        "data_sizes": canonical_json(record.data.sizes) if record.data else None,
-        "pixels": (record.data.pixels or None) if record.data else None,
-        "not_official": (record.data and ", ".join(record.data.not_official)) or None,
-        "code": _code(environment),
-        **{name: environment.get("packages", {}).get(name) for name in ("torch", "timm", "peft")},
-        "choice": canonical_json({t.run_id: t.accuracy for t in record.tuning.trials}) if record.tuning else None,
-        "device": environment.get("device"),
-        "device_type": environment.get("device_type"),
-        "precision": environment.get("precision") or (None if by_device else spec.recipe.precision),
-        "by_device": by_device,
-        "cached_features": record.cost.cached_features if record.cost else None,
-    }
-    return identity | outcome | _cost_row(record)
-
-
-@lru_cache(maxsize=65536)
-def parsed(text: str) -> dict[str, Any]:
-    """The dictionary behind a JSON text of the frame (`settings`, `targets`); not to be changed by the caller."""
-    return json.loads(text)
-
-
-def frame_of(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """One row per record, see `row`."""
-    return typed(pd.DataFrame([row(record) for record in records]))
-
-
-def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same types whatever is missing: whole numbers, floats with NaN, optional texts as objects with None."""
-    if frame.empty:
-        return frame
-    whole = dict.fromkeys(WHOLE, int)
-    texts = {name: frame[name].astype(object).where(frame[name].notna(), None) for name in OPTIONAL_TEXTS}
-    return frame.astype(whole | dict.fromkeys(FLOATS, float)).assign(**texts)
+    def by(self, metric: Metric) -> ComparableSet:
+        """The same runs, judged by another metric."""
+        return replace(self, metric=metric)
 
 
 def differing_keys(texts: Iterable[str]) -> list[str]:

@@ -12,16 +12,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import frame as frame_module
-from analysis.frame import row, typed
+from analysis import columns as columns_module
+from analysis.columns import row, typed
 from harness.records.files import UNREAD, read_cache, write_cache
 from harness.records.index import read_changed, record_stamps
 from harness.records.store import Rejected
+from harness.schema.metrics import METRICS
 from harness.schema.record import SCHEMA
 
 INDEX_NAME = "index.json"
-VERSION = f"{SCHEMA}/{hashlib.sha256(Path(frame_module.__file__).read_bytes()).hexdigest()[:16]}"
-"""Of the records' schema and of the code that flattens them: an index that other code wrote is not used."""
+VERSION = f"{SCHEMA}/{','.join(METRICS)}/{hashlib.sha256(Path(columns_module.__file__).read_bytes()).hexdigest()[:16]}"
+"""Of the records' schema, the metrics and the code that flattens them: an index that other code wrote is not used."""
 
 FILE_COLUMNS = ["path", "mtime", "size", "rejected"]
 """Where a row comes from: path below the folder, mtime in ns, size, and why the file was set aside (empty if not)."""
@@ -53,7 +54,7 @@ def _decode(columns: dict[str, Any]) -> pd.DataFrame:
 
 
 def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
-    """All valid records of a results folder as a frame (`analysis.frame.row`, with `path`), and the files set aside.
+    """All valid records of a results folder as a frame (`analysis.columns.row`, with `path`), and the files set aside.
 
     The first call reads every file; later ones only those that are new or changed.
     """

@@ -16,23 +16,24 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from PIL import Image
 
-from analysis import render
 from analysis.comparability import LeftOut
 from analysis.figures.style import small_png
+from analysis.metric_text import digits
 from analysis.page_tables import PageTable, record_href
+from analysis.render import FORMATS
 from analysis.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 SHOWN_RUNS = 10
-"""Of runs that failed for the same reason, so many are linked one by one."""
+"""How many of the runs that failed for the same reason are linked one by one."""
 
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class About:
-    """What is known of a method beside its records."""
+class MethodFacts:
+    """What is known of a method besides its results."""
 
     title: str
     family: str
@@ -41,12 +42,12 @@ class About:
     @property
     def link(self) -> str:
         """Address of the paper, where its arXiv number is given."""
-        found = ARXIV.search(self.paper)
-        return f"https://arxiv.org/abs/{found[1]}" if found else ""
+        number = ARXIV.search(self.paper)
+        return f"https://arxiv.org/abs/{number[1]}" if number else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class PageFigure:
     """A figure that was drawn."""
 
     name: str
@@ -62,13 +63,13 @@ class Section:
     name: str
     title: str
     key: Mapping[str, Any]
-    boards: list[PageTable]
+    page_tables: list[PageTable]
     """The leaderboard first."""
 
     tables: list[Table]
     """The same as data, for the downloads."""
 
-    pictures: list[Picture] = field(default_factory=list)
+    figures: list[PageFigure] = field(default_factory=list)
     not_drawn: list[tuple[str, str]] = field(default_factory=list)
     """Figures that the records do not allow, and what they need."""
 
@@ -76,16 +77,10 @@ class Section:
 
 
 def downloads(table: Table) -> list[tuple[str, str, str]]:
-    """Of each format that there is a renderer for: its name, the file's name, and the text as a data address."""
-    renderers = {
-        "LaTeX": ("tex", getattr(render, "to_latex", None)),  # the one place where LaTeX plugs in
-        "CSV": ("csv", render.to_csv),
-        "Markdown": ("md", render.to_markdown),
-    }
+    """Of each format: its name, the file's name, and the text as a data address."""
     return [
-        (name, f"{table.name}.{ending}", data_address("text/plain;charset=utf-8", renderer(table).encode()))
-        for name, (ending, renderer) in renderers.items()
-        if renderer
+        (name, f"{table.name}.{ending}", data_address("text/plain;charset=utf-8", FORMATS[ending](table).encode()))
+        for name, ending in (("LaTeX", "tex"), ("CSV", "csv"), ("Markdown", "md"))
     ]
 
 
@@ -94,7 +89,7 @@ def data_address(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture_data(path: Path) -> tuple[str, int, int]:
+def figure_data(path: Path) -> tuple[str, int, int]:
     """A PNG as a data address, with width and height in CSS pixels of a figure at its size in print."""
     with Image.open(path) as image:
         width, height = image.size
@@ -103,7 +98,7 @@ def picture_data(path: Path) -> tuple[str, int, int]:
 
 def failures(rows: pd.DataFrame, base: str) -> list[dict[str, Any]]:
     """Failed runs, those with the same suite, method and reason in one entry."""
-    found = []
+    entries = []
     keys = ["suite", "title", "reason"]
     for (suite, title, reason), runs in rows[rows["status"] == "failed"].groupby(keys, sort=False):
         columns = (runs[name][:SHOWN_RUNS] for name in ("task", "seed", "method", "run_id"))
@@ -111,23 +106,25 @@ def failures(rows: pd.DataFrame, base: str) -> list[dict[str, Any]]:
             (f"{task}, seed {seed}", record_href(base, str(suite), task, method, run_id))
             for task, seed, method, run_id in zip(*columns, strict=True)
         ]
-        found.append({"suite": suite, "method": title, "reason": reason, "count": len(runs), "runs": shown})
-    return found
+        entries.append({"suite": suite, "method": title, "reason": reason, "count": len(runs), "runs": shown})
+    return entries
 
 
 def _details(sections: Iterable[Section], base: str) -> Markup:
     """What the script needs: per table, its columns and the runs behind each cell."""
     values = {
-        f"{section.name}/{board.name}": {
+        f"{section.name}/{table.name}": {
             "base": f"{base}/{section.key['suite']}",
-            "columns": [heading.tasks for heading in board.headings],
-            "names": [heading.name for heading in board.headings],
-            "targets": [heading.target for heading in board.headings],
-            "accuracies": [heading.accuracy for heading in board.headings],
-            "rows": [{"label": r.label, "method": r.method, "runs": r.runs} for r in board.rows],
+            "metric": table.metric.name,
+            "digits": digits(table.metric) + 1,
+            "columns": [heading.tasks for heading in table.headings],
+            "names": [heading.name for heading in table.headings],
+            "targets": [heading.target for heading in table.headings],
+            "plain": [heading.plain_mean for heading in table.headings],
+            "rows": [{"label": r.label, "method": r.method, "runs": r.runs} for r in table.rows],
         }
         for section in sections
-        for board in section.boards
+        for table in section.page_tables
     }
     return htmlsafe_json_dumps(values, separators=(",", ":"))
 
@@ -141,13 +138,12 @@ def to_html(
     rows: pd.DataFrame,
     *,
     set_aside: list[tuple[str, str]],
-    about: Mapping[str, About],
+    about: Mapping[str, MethodFacts],
     base: str,
     folder: Path,
 ) -> str:
-    """The page. `rows`: all runs, see `analysis.frame.row`; `set_aside`: files that are no valid records, with the
-    reason; `base`: folder of the runs as seen from the page; `folder`: that of the page, which the figures' files lie
-    below."""
+    """The page. `rows`: all runs, see `analysis.columns`; `set_aside`: files that are not valid records, with the
+    reason; `base`: folder of the runs as seen from the page; `folder`: that of the page and the figures' files."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -155,7 +151,7 @@ def to_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(downloads=downloads, picture_data=picture_data)
+    environment.globals.update(downloads=downloads, figure_data=figure_data)
     style, script = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
     used = set(rows["method"])
     return environment.get_template("page.html.j2").render(

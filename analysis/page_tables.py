@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.frame import ComparableSet, cell_name, parsed, suite_cells
-from analysis.render import cell_text, marked_rows
-from analysis.tables import MEANS, Cell, Column, Key, Table
+from analysis.columns import target_values
+from analysis.frame import ComparableSet, cell_name, suite_cells
+from analysis.render import Marks, cell_text, marked_rows
+from analysis.tables import BLANK, MEANS, Cell, Column, Key, Table
+from harness.schema.metrics import Metric
 
-RunRow = list[Any]
-"""What the page knows of one run: seed, split seed (or None), accuracy (or None), run id, why it failed, and the
-accuracies on its targets if it has any."""
+
+class RunBehind(NamedTuple):
+    """What the page knows of one run, in the order that its script reads."""
+
+    seed: int
+    split_seed: int | None
+    value: float | None
+    run_id: str
+    reason: str
+    """Why it failed."""
+
+    targets: dict[str, float]
+    """Values by target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,19 +60,19 @@ class Heading:
     target: str
     """Data set that the values were scored on, where that is not the task's own."""
 
-    accuracy: bool
-    """Whether a value is the plain mean of the accuracies of `tasks`, so that those of a seed say how it came about."""
+    plain_mean: bool
+    """Whether a value is the plain mean of the values of `tasks`, so that those of a seed say how it came about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PageRow:
     """One row as the page shows it."""
 
     label: str
     method: str
     family: str
     cells: list[PageCell]
-    runs: dict[str, list[RunRow]] = field(default_factory=dict)
+    runs: dict[str, list[RunBehind]] = field(default_factory=dict)
     """Runs by task, with the number of shots where it has several."""
 
 
@@ -71,8 +83,9 @@ class PageTable:
     name: str
     title: str
     caption: str
+    metric: Metric
     headings: list[Heading]
-    rows: list[Row]
+    rows: list[PageRow]
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -95,84 +108,92 @@ def record_href(base: str, suite: str, task: str, method: str, run_id: str) -> s
     return f"{base}/{quote(suite, safe='')}/{_record_path(task, method, run_id)}"
 
 
-RunsBehind = dict[str, dict[Key, list[RunRow]]]
-"""Runs by method's label and (task, shots)."""
+RunsByCell = dict[Key, list[RunBehind]]
 
 
-def runs_of_rows(rows: pd.DataFrame) -> RunsBehind:
-    """Runs behind each cell, ordered by seeds."""
-    found: RunsBehind = {}
-    columns = ("label", "task", "shots", "split_seed", "seed", "accuracy", "run_id", "reason", "targets")
-    for label, task, shots, split, seed, accuracy, run_id, reason, targets in zip(
-        *(rows[name] for name in columns), strict=True
-    ):
-        draw = int(split) if split >= 0 else None
-        run = [int(seed), draw, None if pd.isna(accuracy) else round(float(accuracy), 4), run_id, reason or ""]
-        run += [parsed(targets)] if targets != "{}" else []
-        found.setdefault(str(label), {}).setdefault((str(task), int(shots)), []).append(run)
-    for runs in (runs for cells in found.values() for runs in cells.values()):
-        runs.sort(key=lambda run: (run[1] or 0, run[0]))
-    return found
+def runs_by_label(chosen: ComparableSet) -> dict[str, RunsByCell]:
+    """Runs behind each cell by method's label, ordered by seeds."""
+    rows, metric = chosen.rows, chosen.metric
+    cells: dict[str, RunsByCell] = {}
+    names = ("label", "task", "shots", "split_seed", "seed", metric.name, "run_id", "reason", "targets")
+    for label, task, shots, split, seed, value, run_id, reason, targets in zip(*(rows[n] for n in names), strict=True):
+        run = RunBehind(
+            seed=int(seed),
+            split_seed=int(split) if split >= 0 else None,
+            value=None if pd.isna(value) else round(float(value), 4),
+            run_id=run_id,
+            reason=reason or "",
+            targets=target_values(targets, metric),
+        )
+        cells.setdefault(str(label), {}).setdefault((str(task), int(shots)), []).append(run)
+    for runs in (runs for by_cell in cells.values() for runs in by_cell.values()):
+        runs.sort(key=lambda run: (run.split_seed or 0, run.seed))
+    return cells
 
 
-def _shown(cell: Cell, column: Column, label: str, marks: tuple[set[str], set[str]], href: str) -> PageCell:
+def _page_cell(cell: Cell, column: Column, label: str, marks: Marks, href: str) -> PageCell:
     return PageCell(
         text=cell_text(cell, column),
         sort=repr(float(cell.value)) if cell.is_number else "",
-        mark="best" if label in marks[0] else "second" if label in marks[1] else "",
+        mark="best" if label in marks.best else "second" if label in marks.second else "",
         href=href,
     )
 
 
-def _column_order(table: Table) -> list[int]:
+def _in_page_order(table: Table) -> list[Column]:
     """Means over everything, then what else is no task, then the tasks: on a narrow screen the first are in sight."""
     most = max((len(column.over) for column in table.columns), default=0)
 
-    def place(index: int) -> int:
-        column = table.columns[index]
+    def place(column: Column) -> int:
         if column.group.startswith(MEANS):
             return 0 if column.group == MEANS and len(column.over) in (0, most) else 1
         return 2 if column.over else 1
 
-    return sorted(range(len(table.columns)), key=place)
+    return sorted(table.columns, key=place)
 
 
 def _heading(column: Column, cells: list[Key]) -> Heading:
     return Heading(
         name=column.name,
         group=column.group,
-        ascending=column.best == "min" or column.kind != "percent",
+        ascending=column.best == "min" or column.kind != "value",
         tasks=[cell_name(*key) for key in column.over or cells],
         target=column.target,
-        accuracy=column.kind == "percent" and column.plain and bool(column.over),
+        plain_mean=column.kind == "value" and column.plain and bool(column.over),
     )
 
 
-def make_board(chosen: ComparableSet, table: Table, families: dict[str, str], base: str) -> PageTable:
-    """The table with the runs of `chosen` behind its cells. `families`: by method; `base`: see `record_href`."""
-    runs = runs_of_rows(chosen.rows)
+def make_page_table(chosen: ComparableSet, table: Table, base: str) -> PageTable:
+    """The table with the runs of `chosen` behind its cells. `base`: see `record_href`."""
+    runs = runs_by_label(chosen)
     cells = list(suite_cells(chosen.key["suite"], chosen.rows))
-    order = _column_order(table)
-    columns = [table.columns[index] for index in order]
-    all_marks = marked_rows(table)
-    marks = [all_marks[index] for index in order]
+    marks = dict(zip((column.key for column in table.columns), marked_rows(table), strict=True))
+    columns = _in_page_order(table)
     folder = f"{base}/{quote(chosen.key['suite'], safe='')}"
-    methods = dict(zip(chosen.rows["label"], chosen.rows["method"], strict=True))
+    about = chosen.rows.groupby("label")[["method", "family"]].max()
+    methods = {str(label): (str(method), str(family)) for label, method, family in about.itertuples()}
     rows = []
-    for name, values in table.rows.items():
+    for name, row in table.rows.items():
         label, only = table.behind.get(name, (name, None))
-        method = str(methods.get(label, ""))
+        method, family = methods.get(label, ("", ""))
         mine = {key: same for key, same in runs.get(label, {}).items() if only in (None, key)}
-        hrefs = [_first_href(column.over or cells, mine, method, folder) for column in columns]
-        parts = zip([values[index] for index in order], columns, marks, hrefs, strict=True)
-        shown = [_shown(cell, column, name, mark, href) for cell, column, mark, href in parts]
+        hrefs = {c.key: _first_href(c.over or cells, mine, method, folder) for c in columns}
+        shown = [_page_cell(row.get(c.key, BLANK), c, name, marks[c.key], hrefs[c.key]) for c in columns]
         behind = {cell_name(*key): same for key, same in mine.items()}
-        rows.append(Row(label=name, method=method, family=families.get(method, "other"), cells=shown, runs=behind))
-    headings = [_heading(column, cells) for column in columns]
-    return PageTable(name=table.name, title=table.title, caption=table.full_caption, headings=headings, rows=rows)
+        rows.append(PageRow(label=name, method=method, family=family or "other", cells=shown, runs=behind))
+    return PageTable(
+        name=table.name,
+        title=table.title,
+        caption=table.full_caption,
+        metric=chosen.metric,
+        headings=[_heading(column, cells) for column in columns],
+        rows=rows,
+    )
 
 
-def _first_href(keys: Iterable[Key], runs: dict[Key, list[RunRow]], method: str, folder: str) -> str:
+def _first_href(keys: Iterable[Key], runs: RunsByCell, method: str, folder: str) -> str:
     """Address of the first run's record among those of `keys`; empty if there is none."""
-    found = next(((key, runs[key][0]) for key in keys if runs.get(key)), None)
-    return f"{folder}/{_record_path(found[0][0], method, found[1][3])}" if found else ""
+    for task, shots in keys:
+        if same := runs.get((task, shots)):
+            return f"{folder}/{_record_path(task, method, same[0].run_id)}"
+    return ""

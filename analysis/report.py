@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,19 @@ from rich.console import Console
 
 from analysis.figures import drawings, save
 from analysis.frame import ComparableSet, comparable_sets
-from analysis.page import About, Picture, Section, to_html
-from analysis.page_tables import make_board
-from analysis.published import measured_beside
+from analysis.literature import measured_beside
+from analysis.page import MethodFacts, PageFigure, Section, to_html
+from analysis.page_tables import make_page_table
 from analysis.render import to_terminal, write_table
-from analysis.runs import Read, Runs
+from analysis.runs import ReadRecords, Runs
 from analysis.tables import (
     ALL_TABLES,
     WEIGHTS_TABLE,
     Table,
     TableOptions,
-    accuracy_tables,
     all_tables,
     check_options,
+    result_tables,
     weights_tables,
 )
 from analysis.tables.cells import LEFT_OUT, set_title
@@ -49,33 +50,36 @@ def write_report(
     expected beside `folder`, which is where the page's links point. `AnalysisError` where `options` name what no set
     has.
     """
-    sets = [s for s in comparable_sets(runs.rows) if suite in (None, s.key["suite"])]
+    facts = _facts(runs.rows, about or {})
+    families = runs.rows["method"].map({name: facts[name].family for name in facts}) if len(runs.rows) else ()
+    rows = runs.rows.assign(family=families).fillna({"family": ""})
+    sets = [s.by(options.metric) for s in comparable_sets(rows) if suite in (None, s.key["suite"])]
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
     check_options(sets, options)
-    methods = {name: About(**{k: str(facts[k]) for k in About.__slots__}) for name, facts in (about or {}).items()}
-    methods |= _about(runs.rows)
     base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
-    paths: list[Path] = []
-    sections = []
+    writer = _Writer(folder=folder, base=base, read=runs.read, console=console, options=options)
+    sections, paths = [], []
     for chosen, name in zip(sets, _names(sets), strict=True):
-        tables = tables_of(chosen, sets, options)
-        section, written = _write_set(chosen, tables, runs.read, folder / name, console, methods, base, options)
+        section, written = writer.write(chosen, tables_of(chosen, sets, options), name)
         sections.append(section)
         paths += written
     page = folder / PAGE
     set_aside = [(os.path.relpath(bad.path, folder.parent), bad.reason) for bad in runs.rejected]
-    rows = runs.rows[runs.rows["suite"].isin([s.key["suite"] for s in sets])]
-    page.write_text(to_html(sections, rows, set_aside=set_aside, about=methods, base=base, folder=folder))
+    shown = rows[rows["suite"].isin([s.key["suite"] for s in sets])]
+    page.write_text(to_html(sections, shown, set_aside=set_aside, about=facts, base=base, folder=folder))
     return [page, *paths]
 
 
-def _about(rows: pd.DataFrame) -> dict[str, About]:
-    """What records say of their methods, which may not be known here."""
+def _facts(rows: pd.DataFrame, about: Mapping[str, Mapping[str, Any]]) -> dict[str, MethodFacts]:
+    """What is known of methods: from their records first, and of the others as given."""
+    given = {name: MethodFacts(**{k: str(facts[k]) for k in MethodFacts.__slots__}) for name, facts in about.items()}
+    if rows.empty:
+        return given
     told = rows[rows["family"] != ""].drop_duplicates("method", keep="last")
     facts = told[["method", "title", "family", "paper"]].itertuples(index=False)
-    return {method: About(title=title, family=family, paper=paper) for method, title, family, paper in facts}
+    return given | {method: MethodFacts(title=t, family=family, paper=paper) for method, t, family, paper in facts}
 
 
 def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
@@ -90,57 +94,57 @@ def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOp
     return tables
 
 
-def _write_set(
-    chosen: ComparableSet,
-    tables: list[Table],
-    read: Read,
-    folder: Path,
-    console: Console,
-    about: Mapping[str, About],
-    base: str,
-    options: TableOptions,
-) -> tuple[Section, list[Path]]:
-    """Tables and figures of one comparable set; the accuracy tables and what pretraining is worth are printed."""
-    printed = {table.name for table in accuracy_tables(chosen)}
-    paths = []
-    for table in tables:
-        if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
-            to_terminal(table, console)
-        paths += write_table(table, folder)
-    paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
-    chosen.rows.to_csv(paths[-1], index=False)
-    if chosen.left_out:
-        paths.append(folder / LEFT_OUT)
-        pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
-    pictures, not_drawn = _write_figures(chosen, read, folder, options.reference or DEFAULT_REFERENCE)
-    families = {name: facts.family for name, facts in about.items()}
-    section = Section(
-        name=folder.name,
-        title=set_title(chosen),
-        key=chosen.key,
-        boards=[make_board(chosen, table, families, base) for table in tables],
-        tables=tables,
-        pictures=pictures,
-        not_drawn=not_drawn,
-        left_out=chosen.left_out,
-    )
-    return section, paths + [path for picture in pictures for path in picture.files]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writer:
+    """Writes the tables and figures of comparable sets."""
 
+    folder: Path
+    base: str
+    """Folder of the runs as seen from the page."""
 
-def _write_figures(
-    chosen: ComparableSet, read: Read, folder: Path, reference: str
-) -> tuple[list[Picture], list[tuple[str, str]]]:
-    """Figures that were drawn, and the others with what they need."""
-    pictures: list[Picture] = []
-    missing: list[tuple[str, str]] = []
-    for drawing in drawings(chosen, read, measured_beside(chosen), reference):
-        figure = drawing.draw()
-        if figure is None:
-            missing.append((drawing.name, drawing.needs))
-            continue
-        files = save(figure, folder, drawing.name)
-        pictures.append(Picture(name=drawing.name, caption=drawing.caption, png=files[0], files=files))
-    return pictures, missing
+    read: ReadRecords
+    console: Console
+    options: TableOptions
+
+    def write(self, chosen: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
+        """One set, in a folder of that name. The tables of results and what pretraining is worth are printed."""
+        folder = self.folder / name
+        printed = {table.name for table in result_tables(chosen)}
+        paths = []
+        for table in tables:
+            if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
+                to_terminal(table, self.console)
+            paths += write_table(table, folder)
+        paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
+        chosen.rows.to_csv(paths[-1], index=False)
+        if chosen.left_out:
+            paths.append(folder / LEFT_OUT)
+            pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
+        figures, not_drawn = self._figures(chosen, folder)
+        section = Section(
+            name=name,
+            title=set_title(chosen),
+            key=chosen.key,
+            page_tables=[make_page_table(chosen, table, self.base) for table in tables],
+            tables=tables,
+            figures=figures,
+            not_drawn=not_drawn,
+            left_out=chosen.left_out,
+        )
+        return section, paths + [path for figure in figures for path in figure.files]
+
+    def _figures(self, chosen: ComparableSet, folder: Path) -> tuple[list[PageFigure], list[tuple[str, str]]]:
+        """Figures that were drawn, and the others with what they need."""
+        figures, missing = [], []
+        reference = self.options.reference or DEFAULT_REFERENCE
+        for drawing in drawings(chosen, self.read, measured_beside(chosen), reference):
+            figure = drawing.draw()
+            if figure is None:
+                missing.append((drawing.name, drawing.needs))
+                continue
+            files = save(figure, folder, drawing.name)
+            figures.append(PageFigure(name=drawing.name, caption=drawing.caption, png=files[0], files=files))
+        return figures, missing
 
 
 def _names(sets: list[ComparableSet]) -> list[str]:

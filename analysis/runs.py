@@ -1,4 +1,4 @@
-"""What a report is made of: the rows of all runs, and a way to the few whole records that figures need."""
+"""What a report is made of: the rows of all runs, and a reader of the few whole records that figures need."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from analysis import index
 from harness.records.store import Rejected, read_record
 from harness.schema.record import BadRecord, RunRecord
 
-Read = Callable[[pd.DataFrame], list[RunRecord]]
-"""Whole records of rows; those that can no longer be read are left out."""
+ReadRecords = Callable[[pd.DataFrame], list[RunRecord]]
+"""Whole records of rows; those that cannot be read any more are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs, and files that hold none."""
+    """The runs of a results folder, and the files that are not valid records."""
 
     rows: pd.DataFrame
-    """As `analysis.frame.row` has them."""
+    """As `analysis.columns.row` has them."""
 
-    read: Read
+    read: ReadRecords
     rejected: list[Rejected] = field(default_factory=list)
     """Files that are no valid records."""
 

@@ -81,9 +81,10 @@ def independent(replicates: pd.Series) -> list[float]:
     return list(draws if len(draws) > 1 else replicates)
 
 
-def average_ranks(values: pd.DataFrame) -> pd.Series:
+def average_ranks(values: pd.DataFrame, higher_is_better: bool = True) -> pd.Series:
     """Average rank of each row (method) over the columns (tasks): 1 is best, ties share the mean of their ranks."""
-    ranks = stats.rankdata(-values.to_numpy(dtype=float).round(DECIMALS), axis=0)
+    rounded = values.to_numpy(dtype=float).round(DECIMALS)
+    ranks = stats.rankdata(-rounded if higher_is_better else rounded, axis=0)
     return pd.Series(ranks.mean(axis=1), index=values.index)
 
 
@@ -138,7 +139,7 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class WinTieLoss:
-    """On how many tasks one method is above, equal to and below another."""
+    """On how many tasks one method is better than, equal to and worse than another."""
 
     wins: int
     ties: int
@@ -148,13 +149,14 @@ class WinTieLoss:
         return f"{self.wins}/{self.ties}/{self.losses}"
 
 
-def win_tie_loss(differences: Sequence[float]) -> WinTieLoss:
+def win_tie_loss(differences: Sequence[float], higher_is_better: bool = True) -> WinTieLoss:
     """Count the signs of paired differences."""
     array = np.asarray(differences, dtype=float).round(DECIMALS)
-    return WinTieLoss(int((array > 0).sum()), int((array == 0).sum()), int((array < 0).sum()))
+    above, ties, below = (int(n) for n in ((array > 0).sum(), (array == 0).sum(), (array < 0).sum()))
+    return WinTieLoss(above, ties, below) if higher_is_better else WinTieLoss(below, ties, above)
 
 
-def verdict(interval: Interval, p: float, margin: float, alpha: float = 0.05) -> str:
+def verdict(interval: Interval, p: float, margin: float, alpha: float = 0.05, higher_is_better: bool = True) -> str:
     """What a mean difference says: `equal`, `better`, `worse`, or `undecided`; `unknown` without an interval.
 
     Equal means practically equal: the whole interval lies inside (-margin, margin), zero in it or not. Better or worse
@@ -165,5 +167,5 @@ def verdict(interval: Interval, p: float, margin: float, alpha: float = 0.05) ->
     if -margin < interval.low and interval.high < margin:
         return "equal"
     if p <= alpha and (interval.low > 0 or interval.high < 0):
-        return "better" if interval.low > 0 else "worse"
+        return "better" if (interval.low > 0) == higher_is_better else "worse"
     return "undecided"

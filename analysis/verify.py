@@ -17,12 +17,14 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from analysis.columns import target_values
 from analysis.comparability import taken_in_part
-from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name, parsed
-from analysis.published import FOLDER, PublishedError, Source
+from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name
+from analysis.literature import FOLDER, PublishedError, PublishedSource
 from analysis.statistics import CONFIDENCE, independent
-from analysis.tables.base import Cell, Column, Table, number_cell
+from analysis.tables.base import Cell, Column, Row, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
+from harness.schema.metrics import ACCURACY
 
 RULE = (
     "Inside: the printed number lies in the 95% prediction interval for one more seed, mean ± t(n-1) sd sqrt(1+1/n), "
@@ -36,15 +38,13 @@ OTHER_BACKBONE = "other backbone"
 MEAN = "mean of the tasks"
 """Row that sums a method up, over the tasks that both have."""
 
-COLUMNS = [
-    Column(name="published", best=""),
-    Column(name="measured", best="", digits=2),
-    Column(name="seeds", kind="integer", best=""),
-    Column(name="difference", kind="points", best=""),
-    Column(name="verdict", kind="text", best=""),
-    Column(name="params (M) published", kind="text", best=""),
-    Column(name="measured params", kind="count", best=""),
-]
+PUBLISHED = Column(name="published")
+MEASURED = Column(name="measured", digits=2)
+SEEDS = Column(name="seeds", kind="integer")
+DIFFERENCE = Column(name="difference", kind="difference")
+VERDICT = Column(name="verdict", kind="text")
+PRINTED_PARAMETERS = Column(name="params (M) published", kind="text")
+PARAMETERS = Column(name="measured params", kind="count")
 
 SELECTION = {
     "test": "published: the best test epoch is kept",
@@ -84,7 +84,7 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum() or letter == "+")
 
 
-def verify(chosen: ComparableSet, source: Source) -> Verification | None:
+def verify(chosen: ComparableSet, source: PublishedSource) -> Verification | None:
     """The table of all cells that both have; None without any."""
     quoted, base = _quoted(chosen, source)
     runs = chosen.rows[chosen.rows["status"] == "complete"]
@@ -93,7 +93,7 @@ def verify(chosen: ComparableSet, source: Source) -> Verification | None:
         name=f"verify_{source.name}",
         title=f"{set_title(chosen)}: against {source.name}",
         caption=f"{source.title}, {base}. {RULE} Conditions: {'; '.join(differences)}. {set_caption(chosen)}",
-        columns=COLUMNS,
+        columns=[PUBLISHED, MEASURED, SEEDS, DIFFERENCE, VERDICT, PRINTED_PARAMETERS, PARAMETERS],
         corner="method, task",
     )
     for label, own in runs.groupby("label", sort=False):
@@ -107,7 +107,7 @@ def verify(chosen: ComparableSet, source: Source) -> Verification | None:
     return Verification(source=source.name, chosen=chosen, table=table, differences=differences) if table.rows else None
 
 
-def _quoted(chosen: ComparableSet, source: Source) -> tuple[pd.DataFrame, str]:
+def _quoted(chosen: ComparableSet, source: PublishedSource) -> tuple[pd.DataFrame, str]:
     """The source's accuracies on the set's suite, one metric; `own`: the own method that each stands for, `same`:
     whether the backbone is the set's."""
     rows = source.rows[(source.rows["suite"] == chosen.key["suite"]) & (source.rows["part"] == "")]
@@ -120,7 +120,7 @@ def _quoted(chosen: ComparableSet, source: Source) -> tuple[pd.DataFrame, str]:
     return rows.assign(own=[own_name(name, titles) for name in rows["method"]], same=same), base
 
 
-def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, list[Cell]]:
+def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, Row]:
     """Cells by task or target and number of shots, and of the mean over them where there are several."""
     masked = any("masked" in backbone for backbone in printed["backbone"])
     scores = {str(cell): runs for cell, runs in _scores(own, masked).groupby("cell", sort=False)}
@@ -128,23 +128,23 @@ def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, list[Cell]]:
     for dataset, shots, value in zip(printed["dataset"], printed["shots"], printed["value"], strict=True):
         values.setdefault(cell_name(dataset, int(shots)) if shots.isdigit() else dataset, value)
     runs_of = {cell: scores[cell] for cell in values if cell in scores}
-    found = {
-        cell: _cells(runs.set_index(REPLICATE_KEYS)["accuracy"], values[cell], printed, runs)
+    rows = {
+        cell: _row(runs.set_index(REPLICATE_KEYS)["accuracy"], values[cell], printed, runs)
         for cell, runs in runs_of.items()
     }
-    if len(found) > 1:
+    if len(rows) > 1:
         both = pd.concat(list(runs_of.values()))
         means = both.pivot_table(index=REPLICATE_KEYS, columns="cell", values="accuracy").dropna().mean(axis=1)
         digits = max(_decimals(values[task]) for task in runs_of)
         published = sum(float(values[task]) for task in runs_of) / len(runs_of)
-        found[f"{MEAN} ({len(runs_of)})"] = _cells(means, f"{published:.{digits}f}", printed, both)
-    return found
+        rows[f"{MEAN} ({len(runs_of)})"] = _row(means, f"{published:.{digits}f}", printed, both)
+    return rows
 
 
 def _scores(own: pd.DataFrame, masked: bool) -> pd.DataFrame:
     """A row per run and set that it was scored on, named by `cell`; `masked`: among a target's own classes alone."""
     scores = [own.assign(cell=[cell_name(task, shots) for task, shots in zip(own["task"], own["shots"], strict=True)])]
-    targets = pd.DataFrame([parsed(text) for text in own["targets"]], index=own.index)
+    targets = pd.DataFrame([target_values(text, ACCURACY) for text in own["targets"]], index=own.index)
     for name in (name for name in targets if not str(name).endswith("/masked")):
         column = f"{name}/masked" if masked and f"{name}/masked" in targets else name
         cells = [cell_name(str(name), shots) for shots in own["shots"]]
@@ -152,22 +152,22 @@ def _scores(own: pd.DataFrame, masked: bool) -> pd.DataFrame:
     return pd.concat(scores)
 
 
-def _cells(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataFrame) -> list[Cell]:
+def _row(measured: pd.Series, text: str, printed: pd.DataFrame, runs: pd.DataFrame) -> Row:
     mean, spread = float(measured.mean()), float(measured.std(ddof=1))
-    return [
-        number_cell(float(text)),
-        Cell(value=mean, spread=spread),
-        number_cell(len(measured)),
-        number_cell(mean - float(text)),
-        Cell(text=verdict(measured, text) if printed["same"].all() else OTHER_BACKBONE),
-        Cell(text=str(printed["params_m"].iloc[0]) or "–"),
-        number_cell(float(runs["parameters"].mean())),
-    ]
+    return {
+        PUBLISHED.key: number_cell(float(text)),
+        MEASURED.key: Cell(value=mean, spread=spread),
+        SEEDS.key: number_cell(len(measured)),
+        DIFFERENCE.key: number_cell(mean - float(text)),
+        VERDICT.key: Cell(text=within_spread(measured, text) if printed["same"].all() else OTHER_BACKBONE),
+        PRINTED_PARAMETERS.key: Cell(text=str(printed["params_m"].iloc[0]) or "–"),
+        PARAMETERS.key: number_cell(float(runs["parameters"].mean())),
+    }
 
 
-def verdict(measured: pd.Series, printed: str) -> str:
-    """`inside`, `outside` or `one seed`, by the rule of this module; `measured` by (split seed, seed), `printed`: the
-    number as the source writes it."""
+def within_spread(measured: pd.Series, printed: str) -> str:
+    """`inside`, `outside` or `one seed`, by the rule of this module. `measured`: accuracies by (split seed, seed);
+    `printed`: the number as the source writes it."""
     count = len(independent(measured))
     if count < 2:
         return "one seed" if count else "no seed"
@@ -180,7 +180,7 @@ def _decimals(number: str) -> int:
     return len(number.partition(".")[2])
 
 
-def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) -> list[str]:
+def _differences(chosen: ComparableSet, source: PublishedSource, quoted: pd.DataFrame) -> list[str]:
     """What is not the same, or not known to be: which split chose, normalisation, precision, images, checkpoint,
     seeds."""
     known = conditions()["sources"].get(source.name, {})
@@ -193,8 +193,8 @@ def _differences(chosen: ComparableSet, source: Source, quoted: pd.DataFrame) ->
         found.append(f"normalisation published: {theirs}, here: {statistics}")
     if (precision := known.get("precision", "not known")) != ours["precision"]:
         found.append(f"precision published: {precision}, here: {ours['precision']}")
-    if "pictures" in known:
-        found.append(f"published: pictures stored as {known['pictures']}")
+    if "images" in known:
+        found.append(f"published: images stored as {known['images']}")
     if other := taken_in_part(chosen.rows):
         found.append(f"here not the suite's own data: {other}")
     names = conditions()["backbones"]
@@ -216,19 +216,19 @@ def as_rows(found: list[Verification]) -> list[dict[str, Any]]:
             **part.chosen.key,
             "cell": cell,
             **{
-                column.name: shown.text or (shown.value if shown.is_number else None)
-                for column, shown in zip(part.table.columns, cells, strict=True)
+                column.name: row[column.key].text or (row[column.key].value if row[column.key].is_number else None)
+                for column in part.table.columns
             },
             "differences": part.differences,
         }
         for part in found
-        for cell, cells in part.table.rows.items()
+        for cell, row in part.table.rows.items()
     ]
 
 
 def summary(part: Verification) -> str:
     """`vpetl: 57 cells, 31 inside, 26 outside; 19 of another backbone`."""
-    verdicts = [cells[4].text for cell, cells in part.table.rows.items() if MEAN not in cell]
+    verdicts = [row[VERDICT.key].text for cell, row in part.table.rows.items() if MEAN not in cell]
     others = verdicts.count(OTHER_BACKBONE)
     counts = {name: verdicts.count(name) for name in ("inside", "outside", "one seed")}
     parts = [f"{len(verdicts) - others} cells", *(f"{n} {name}" for name, n in counts.items() if n)]

@@ -1,6 +1,7 @@
 """Errors whose message is meant for the user: the command line prints them without a traceback."""
 
 from methods.base import MethodError
+from methods.base import did_you_mean as did_you_mean
 from suites.base import SuiteError
 
 

@@ -4,7 +4,8 @@ import dataclasses
 
 from examples import make_metrics, make_record, make_spec
 
-from analysis.frame import comparable_sets, frame_of
+from analysis.columns import frame_of
+from analysis.frame import comparable_sets
 from analysis.runs import Runs
 from harness.schema.record import Cost, Parameters, RunRecord
 from harness.schema.spec import Recipe
@@ -29,7 +30,8 @@ def only_set(given):
 
 
 def cells(table, row):
-    return {(c.group, c.name): cell for c, cell in zip(table.columns, table.rows[row], strict=True)}
+    """Cells of a row by (group, name) of their column."""
+    return dict(zip((column.key for column in table.columns), table.cells(row), strict=True))
 
 
 def failed(**changes):

@@ -1,4 +1,4 @@
-"""A setting on the x axis: what accuracy each of its values gives."""
+"""A setting on the x axis: the result that each of its values gives."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.figures.data import complete_labels, seed_means
-from analysis.figures.style import ONE_COLUMN, Style, paper, style_of
+from analysis.figures.style import ONE_COLUMN, Style, paper, styles
+from analysis.metric_text import with_unit
+from harness.schema.metrics import ACCURACY, Metric
 
 FACTOR = 6
-"""Numbers whose largest is more than this many times the smallest stand on a logarithmic axis."""
+"""Values whose largest is more than this many times the smallest get a logarithmic axis."""
 
 FEW = 8
-"""Up to so many values, each has a tick of its own."""
+"""Up to this many values, each has a tick of its own."""
 
 
 def varied_fields(runs: pd.DataFrame) -> list[str]:
@@ -29,17 +31,19 @@ def varied_fields(runs: pd.DataFrame) -> list[str]:
     return sorted(found)
 
 
-def ablation_points(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """`method`, `line` (what else of `fields` differs), `value`, `mean`, `spread`, and the tasks of all points."""
+def ablation_points(
+    runs: pd.DataFrame, field: str, fields: Sequence[str], metric: Metric = ACCURACY
+) -> tuple[pd.DataFrame, list[str]]:
+    """`method`, `line` (what else of `fields` differs), `setting`, `mean`, `spread`, and the tasks of all points."""
     other = [name for name in fields if name != field]
     runs = runs.assign(
-        value=pd.Series([s.get(field) for s in runs["settings"]], index=runs.index, dtype=object),
+        setting=pd.Series([s.get(field) for s in runs["settings"]], index=runs.index, dtype=object),
         line=[
             ", ".join([name, *(f"{k.removeprefix('recipe.')}={s[k]}" for k in other if k in s)])
             for name, s in zip(_names(runs), runs["settings"], strict=True)
         ],
     )
-    varied = runs.groupby("line")["value"].transform(lambda v: v.map(repr).nunique()) > 1
+    varied = runs.groupby("line")["setting"].transform(lambda v: v.map(repr).nunique()) > 1
     runs = runs[varied & runs["settings"].map(lambda settings: field in settings)]
     if runs.empty:
         return pd.DataFrame(), []
@@ -47,8 +51,8 @@ def ablation_points(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> tu
     tasks = sorted(set.intersection(*per_label))
     runs = runs[runs["task"].isin(tasks)]
     runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
-    points = seed_means(runs) if len(runs) else pd.DataFrame(columns=["label"])
-    about = runs.drop_duplicates("label")[["label", "method", "line", "value"]]
+    points = seed_means(runs, metric) if len(runs) else pd.DataFrame(columns=["label"])
+    about = runs.drop_duplicates("label")[["label", "method", "family", "line", "setting"]]
     return points.merge(about, on="label"), tasks
 
 
@@ -64,19 +68,19 @@ def _names(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def ablation(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> Figure | None:
-    """Mean accuracy against the field, a line per method; `fields`: all settings that make variants of methods. None
-    where no method was run with two values of it, or where they share no task."""
-    points, tasks = ablation_points(runs, field, fields)
+def ablation(runs: pd.DataFrame, field: str, fields: Sequence[str], metric: Metric = ACCURACY) -> Figure | None:
+    """The metric's mean against the field, a line per method. `fields`: all settings that make variants of methods.
+    None where no method was run with two values of it, or where they share no task."""
+    points, tasks = ablation_points(runs, field, fields, metric)
     if len(points) < 2:
         return None
     lines = _lines(points)
     with paper():
         figure = Figure(figsize=(ONE_COLUMN, 2.5 + 0.13 * -(-len(lines) // 2)))
         axes = figure.subplots()
-        place = _axis(axes, list(points["value"]))
+        place = _axis(axes, list(points["setting"]))
         for name, (line, look) in lines.items():
-            line = line.assign(x=line["value"].map(place)).sort_values("x")
+            line = line.assign(x=line["setting"].map(place)).sort_values("x")
             axes.errorbar(
                 line["x"],
                 line["mean"],
@@ -91,17 +95,15 @@ def ablation(runs: pd.DataFrame, field: str, fields: Sequence[str]) -> Figure | 
             )
         axes.grid(True)
         axes.set_xlabel(field.removeprefix("recipe."))
-        axes.set_ylabel(f"mean accuracy over {len(tasks)} tasks (%)" if len(tasks) > 1 else f"accuracy, {tasks[0]} (%)")
+        over = f"mean {metric.title} over {len(tasks)} tasks" if len(tasks) > 1 else f"{metric.title}, {tasks[0]}"
+        axes.set_ylabel(with_unit(over, metric))
         figure.legend(loc="outside lower center", ncols=1 if max(map(len, lines)) > 25 else 3, frameon=False)
     return figure
 
 
 def _lines(points: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, Style]]:
-    lines = {}
-    for method, group in points.groupby("method"):
-        for variant, (name, line) in enumerate(group.groupby("line")):
-            lines[str(name)] = (line, style_of(str(method), variant))
-    return lines
+    looks = styles(points.assign(label=points["line"]))
+    return {str(name): (line, looks[str(name)]) for name, line in points.groupby("line")}
 
 
 def _is_number(value: Any) -> bool:

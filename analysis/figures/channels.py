@@ -13,15 +13,16 @@ from matplotlib.figure import Figure
 
 from analysis.figures.data import best_labels
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, paper
+from harness.schema.metrics import ACCURACY, Metric
 
 Choice = list[list[int]]
 """Chosen channels of each tuned place, from input to output."""
 
 
-def with_channels(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs that say which channels they chose, of the label that has most tasks, and of those the most accurate."""
+def with_channels(runs: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
+    """Runs that say which channels they chose, of the label that has most tasks, and of those the best."""
     chosen = runs[runs["chose_channels"].astype(bool)]
-    return chosen[chosen["label"].isin(best_labels(chosen, 1))]
+    return chosen[chosen["label"].isin(best_labels(chosen, 1, metric))]
 
 
 def channel_counts(choices: Sequence[Choice]) -> np.ndarray:

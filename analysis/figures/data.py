@@ -6,29 +6,34 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet, parsed, suite_tasks
-from analysis.runs import Read
+from analysis.columns import parsed, target_values
+from analysis.comparability import CELL_KEYS
+from analysis.frame import REPLICATE_KEYS, ComparableSet, suite_tasks
+from analysis.runs import ReadRecords
 from analysis.tables import target_order
+from harness.schema.metrics import Metric
 
 MEBIBYTE = 2**20
 
 PER_CELL = 5
-"""So many runs of a cell are read whole, for curves and channels: those with the lowest seeds."""
+"""How many runs of a cell are read whole, for curves and channels: those with the lowest seeds."""
 
 SOURCE = "source"
-"""Name of a task's own test set among the accuracies of `splits`."""
+"""Name of a task's own test set among the values of `splits`."""
 
 
 def run_frame(chosen: ComparableSet) -> pd.DataFrame:
-    """Complete runs of the set in the suite's order of tasks, with `group`, `settings` and `splits` as dictionaries."""
+    """Complete runs of the set in the suite's order of tasks, with the metric's `value`, `group`, and `settings` and
+    `splits` as dictionaries."""
     rows = chosen.rows[chosen.rows["status"] == "complete"]
     tasks = suite_tasks(chosen.key["suite"], chosen.rows)
     order = {task: target_order(chosen.key["suite"], task) for task in tasks}
     splits = [
-        {SOURCE: accuracy, **_in_order(parsed(targets), order[task])}
-        for task, accuracy, targets in zip(rows["task"], rows["accuracy"], rows["targets"], strict=True)
+        {SOURCE: value, **_in_order(target_values(targets, chosen.metric), order[task])}
+        for task, value, targets in zip(rows["task"], rows[chosen.metric.name], rows["targets"], strict=True)
     ]
     rows = rows.assign(
+        value=rows[chosen.metric.name],
         group=rows["task"].map(tasks),
         memory=rows["memory"] / MEBIBYTE,
         settings=rows["settings"].map(parsed).astype(object),
@@ -41,7 +46,7 @@ def _in_order(values: dict[str, float], names: Sequence[str]) -> dict[str, float
     return {name: values[name] for name in [*(n for n in names if n in values), *(v for v in values if v not in names)]}
 
 
-def read_whole(runs: pd.DataFrame, read: Read) -> pd.DataFrame:
+def read_whole(runs: pd.DataFrame, read: ReadRecords) -> pd.DataFrame:
     """The first `PER_CELL` runs of each cell, with what only their records hold: `curve` and `channels`."""
     few = runs.sort_values(REPLICATE_KEYS, kind="stable").groupby(["label", *CELL_KEYS], sort=False).head(PER_CELL)
     few = few.loc[runs.index[runs.index.isin(few.index)]]  # in the order of tasks again
@@ -59,10 +64,10 @@ def read_whole(runs: pd.DataFrame, read: Read) -> pd.DataFrame:
     return few.merge(extras, on="run_id")
 
 
-def cells(runs: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+def cells(runs: pd.DataFrame) -> pd.DataFrame:
     """Mean over the seeds: a row per label, a column per task (and number of shots, where there are several)."""
     columns = ["task", "shots"] if runs["shots"].nunique() > 1 else ["task"]
-    return runs.pivot_table(index="label", columns=columns, values=value, aggfunc="mean")
+    return runs.pivot_table(index="label", columns=columns, values="value", aggfunc="mean")
 
 
 def complete_labels(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
@@ -75,20 +80,21 @@ def complete_labels(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     return [] if set(tasks) - present else [str(label) for label in table.dropna().index]
 
 
-def best_labels(runs: pd.DataFrame, count: int) -> list[str]:
-    """The `count` labels that have most tasks, and of those with as many the most accurate."""
-    labels = runs.groupby("label").agg(tasks=("task", "nunique"), accuracy=("accuracy", "mean"))
-    return [str(label) for label in labels.sort_values(["tasks", "accuracy"], ascending=False).index[:count]]
+def best_labels(runs: pd.DataFrame, count: int, metric: Metric) -> list[str]:
+    """The `count` labels that have most tasks, and of those with equally many the best."""
+    labels = runs.groupby("label").agg(tasks=("task", "nunique"), value=("value", "mean"))
+    best = labels.sort_values(["tasks", "value"], ascending=[False, not metric.higher_is_better])
+    return [str(label) for label in best.index[:count]]
 
 
-def seed_means(runs: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+def seed_means(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Mean over the tasks: `label`, `mean`, and `spread` over the seeds (ddof=1; NaN for one), best first.
 
     Give it runs of labels that are complete, see `complete_labels`; a seed that lacks a task is not in the spread.
     """
     columns = ["task", "shots"] if runs["shots"].nunique() > 1 else ["task"]
-    per_cell = runs.groupby(["label", *columns])[value].mean()
-    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=columns, values=value, aggfunc="mean").dropna()
+    per_cell = runs.groupby(["label", *columns])["value"].mean()
+    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=columns, values="value", aggfunc="mean").dropna()
     means = per_cell.groupby("label").mean().rename("mean").to_frame()
     means["spread"] = seeds.mean(axis=1).groupby("label").std(ddof=1)
-    return means.sort_values("mean", ascending=False).reset_index()
+    return means.sort_values("mean", ascending=not metric.higher_is_better).reset_index()

@@ -11,17 +11,19 @@ from matplotlib.figure import Figure
 
 from analysis.comparability import taken_in_part
 from analysis.figures.ablation import ablation, varied_fields
-from analysis.figures.beside_published import published_scatter
 from analysis.figures.channels import channel_heatmap, channel_overlap, with_channels
 from analysis.figures.data import PER_CELL, read_whole, run_frame
 from analysis.figures.learning import QUANTITIES, learning_curves, with_curves
 from analysis.figures.panels import few_shot_curves, group_bars, target_bars
 from analysis.figures.ranks import critical_difference_diagram
+from analysis.figures.reproduction import reproduction_scatter
 from analysis.figures.tradeoff import tradeoff
 from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
-from analysis.runs import Read
+from analysis.metric_text import sentence
+from analysis.runs import ReadRecords
 from analysis.tables import ablation_axes
 from analysis.tables.significance import DEFAULT_REFERENCE
+from harness.schema.metrics import Metric
 
 WHOLE = "methods that are complete on every task of the suite"
 
@@ -41,75 +43,75 @@ class Drawing:
 
 
 def drawings(
-    chosen: ComparableSet, read: Read, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
+    chosen: ComparableSet, read: ReadRecords, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
 ) -> Iterator[Drawing]:
-    """Every figure there is for this set. `published`: see `published_scatter`; `reference`: see `tradeoff`."""
-    runs, other = run_frame(chosen), taken_in_part(chosen.rows)
+    """Every figure for this set. `published`: see `reproduction_scatter`; `reference`: see `tradeoff`."""
+    runs, other, metric = run_frame(chosen), taken_in_part(chosen.rows), chosen.metric
     tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
     further = TARGETS_APART if (runs["targets"] != "{}").any() else ""
-    yield from _costs(runs, list(tasks), further, reference)
+    yield from _costs(runs, list(tasks), further, reference, metric)
     yield Drawing(
         name="groups",
-        caption="Mean accuracy per group of tasks; whiskers are one standard deviation over seeds.",
+        caption=f"Mean {metric.title} per group of tasks; whiskers are one standard deviation over seeds.",
         needs=f"two groups of tasks and {WHOLE}",
-        draw=lambda: group_bars(runs, tasks),
+        draw=lambda: group_bars(runs, tasks, metric),
     )
     yield Drawing(
         name="critical_difference",
         caption="Average ranks over the tasks (1 is best). A bar joins methods whose ranks do not differ significantly "
         "(Nemenyi, alpha = 0.05).",
         needs=f"two tasks and three {WHOLE}",
-        draw=lambda: critical_difference_diagram(runs, list(tasks)),
+        draw=lambda: critical_difference_diagram(runs, list(tasks), metric),
     )
-    yield from _of_special_suites(runs)
-    yield from _of_training(runs, read)
+    yield from _of_special_suites(runs, metric)
+    yield from _of_training(runs, read, metric)
     yield from _of_settings(chosen, runs)
     yield Drawing(
         name="published",
         caption="Measured against published accuracy, a point per method and task; the largest differences are named."
         f"{f' Not on the data of the published ones: {other}.' if other else ''}",
         needs="published numbers for this suite",
-        draw=lambda: published_scatter(published) if published is not None else None,
+        draw=lambda: reproduction_scatter(published) if published is not None else None,
     )
 
 
 TARGETS_APART = " On the source alone: the targets have a figure of their own."
 
 
-def _costs(runs: pd.DataFrame, tasks: list[str], further: str, reference: str) -> Iterator[Drawing]:
-    what = "Mean accuracy" if len(tasks) > 1 else f"Accuracy on {tasks[0]}"
+def _costs(runs: pd.DataFrame, tasks: list[str], further: str, reference: str, metric: Metric) -> Iterator[Drawing]:
+    what = f"Mean {metric.title}" if len(tasks) > 1 else sentence(f"{metric.title} on {tasks[0]}")
     for cost, text, also in (
         ("parameters", "trained parameters without head", ""),
         ("seconds", "seconds of a run, mean over tasks and seeds", ""),
         ("memory", "peak memory in training", ", on a device that reports its memory"),
     ):
         yield Drawing(
-            name=f"accuracy_{cost}",
+            name=f"{metric.name}_{cost}",
             caption=f"{what} against {text}.{further} The dashed line is the Pareto front: nothing cheaper is better.",
             needs=f"two {WHOLE}{also}",
-            draw=lambda cost=cost: tradeoff(runs, tasks, cost, reference),  # type: ignore[misc]
+            draw=lambda cost=cost: tradeoff(runs, tasks, cost, reference, metric),  # type: ignore[misc]
         )
 
 
-def _of_special_suites(runs: pd.DataFrame) -> Iterator[Drawing]:
+def _of_special_suites(runs: pd.DataFrame, metric: Metric) -> Iterator[Drawing]:
     yield Drawing(
         name="few_shot",
-        caption="Accuracy against training images per class; bands are one standard deviation over split and training "
-        "seeds.",
+        caption=f"{sentence(metric.title)} against training images per class; bands are one standard deviation over "
+        "split and training seeds.",
         needs="a suite with several numbers of shots",
-        draw=lambda: few_shot_curves(runs),
+        draw=lambda: few_shot_curves(runs, metric),
     )
     yield Drawing(
         name="targets",
-        caption="Accuracy of the trained model on its own test set and on each target.",
+        caption=f"{sentence(metric.title)} of the trained model on its own test set and on each target.",
         needs="a suite with targets (domain generalisation)",
-        draw=lambda: target_bars(runs),
+        draw=lambda: target_bars(runs, metric),
     )
 
 
-def _of_training(runs: pd.DataFrame, read: Read) -> Iterator[Drawing]:
-    curves = cache(lambda: read_whole(with_curves(runs), read))
-    choices = cache(lambda: read_whole(with_channels(runs), read))
+def _of_training(runs: pd.DataFrame, read: ReadRecords, metric: Metric) -> Iterator[Drawing]:
+    curves = cache(lambda: read_whole(with_curves(runs, metric), read))
+    choices = cache(lambda: read_whole(with_channels(runs, metric), read))
     for quantity, text in QUANTITIES.items():
         yield Drawing(
             name=f"learning_{quantity.removeprefix('train_')}",
@@ -139,7 +141,7 @@ def _of_settings(chosen: ComparableSet, runs: pd.DataFrame) -> Iterator[Drawing]
     for field in axes or ["setting"]:
         yield Drawing(
             name=f"ablation_{field.removeprefix('recipe.')}",
-            caption=f"Accuracy against {field.removeprefix('recipe.')}, everything else being equal.",
+            caption=f"{sentence(chosen.metric.title)} against {field.removeprefix('recipe.')}, all else equal.",
             needs="a method that was run with several values of a setting, on the same tasks",
-            draw=lambda field=field: ablation(runs, field, fields),  # type: ignore[misc]
+            draw=lambda field=field: ablation(runs, field, fields, chosen.metric),  # type: ignore[misc]
         )

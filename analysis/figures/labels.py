@@ -35,7 +35,7 @@ def _line_boxes(axes: Axes, lines: np.ndarray, half_width: float) -> np.ndarray:
 
 def _outside(box: np.ndarray, frame: Any) -> float:
     over = [frame.x0 - box[0], frame.y0 - box[1], box[2] - frame.x1, box[3] - frame.y1]
-    return sum(max(0.0, d) for d in over)
+    return float(sum(max(0.0, d) for d in over))
 
 
 def _candidate(point: Sequence[float], size: tuple[float, float], degrees: float, radius: float) -> np.ndarray:
@@ -48,7 +48,8 @@ def _candidate(point: Sequence[float], size: tuple[float, float], degrees: float
 
 def _distance(box: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Of each point [N, 2] from the box (x0, y0, x1, y1); 0 inside."""
-    return np.hypot(*np.maximum(np.maximum(box[:2] - points, points - box[2:]), 0).T)
+    across, along = np.maximum(np.maximum(box[:2] - points, points - box[2:]), 0).T
+    return np.asarray(np.hypot(across, along))
 
 
 def place_labels(

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.data import best_labels
 from analysis.figures.panels import MOST, add_legend
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, Style, paper, styles
+from harness.schema.metrics import ACCURACY, Metric
 
 MARKS = 3
 """Markers on a line of more than `MANY` epochs: colours alone do not tell twelve methods apart."""
@@ -36,15 +37,15 @@ def curve_points(runs: pd.DataFrame) -> pd.DataFrame:
     return grouped[list(QUANTITIES)].mean().join(spread).reset_index()
 
 
-def with_curves(runs: pd.DataFrame) -> pd.DataFrame:
+def with_curves(runs: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """Runs of two epochs or more of the `MOST` best labels; of a few-shot suite those with most shots."""
     runs = runs[(runs["epochs"] > 1) & (runs["shots"] == runs["shots"].max())]
-    return runs[runs["label"].isin(best_labels(runs, MOST))]
+    return runs[runs["label"].isin(best_labels(runs, MOST, metric))]
 
 
 def learning_curves(runs: pd.DataFrame, quantity: str, everything: int) -> Figure | None:
-    """A panel per task, a line per method, a band over seeds. `everything`: number of methods that there are, shown or
-    not. None without runs."""
+    """A panel per task, a line per method, a band over seeds. `everything`: number of methods, shown or not. None
+    without runs."""
     if runs.empty:
         return None
     looks = styles(runs)

@@ -10,9 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.comparability import CELL_KEYS
 from analysis.figures.data import SOURCE, best_labels, complete_labels, seed_means
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
-from analysis.frame import CELL_KEYS, REPLICATE_KEYS, cell_name
+from analysis.frame import REPLICATE_KEYS, cell_name
+from analysis.metric_text import digits, with_unit
+from harness.schema.metrics import ACCURACY, Metric
 
 OVERALL = "mean"
 
@@ -23,27 +26,32 @@ MOST = 12
 """Lines in one panel; beyond that they cannot be told apart."""
 
 
-def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str]) -> Figure | None:
-    """Mean accuracy per group of tasks, and over the groups. `tasks`: task to group. None without a complete method."""
+def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str], metric: Metric = ACCURACY) -> Figure | None:
+    """The metric's mean per group of tasks and over the groups. `tasks`: task to group. None without a complete
+    method."""
     runs = runs[runs["label"].isin(complete_labels(runs, list(tasks)))]
     groups = list(dict.fromkeys(tasks.values()))
     if runs.empty or len(groups) < 2:
         return None
-    panels = {group: seed_means(runs[runs["group"] == group]).set_index("label") for group in groups}
-    over = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
+    panels = {group: seed_means(runs[runs["group"] == group], metric).set_index("label") for group in groups}
+    over = (
+        pd.concat([panel["mean"] for panel in panels.values()], axis=1)
+        .mean(axis=1)
+        .sort_values(ascending=metric.higher_is_better)
+    )
     panels["mean of groups"] = pd.DataFrame({"mean": over, "spread": _spread_over_groups(runs, tasks)})
-    return _bars(panels, list(over.index), styles(runs))
+    return _bars(panels, list(over.index), styles(runs), metric)
 
 
 def _spread_over_groups(runs: pd.DataFrame, tasks: Mapping[str, str]) -> pd.Series:
     """Standard deviation over seeds of the mean of group means, by label; of seeds that have every task."""
-    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=["group", "task"], values="accuracy")
+    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=["group", "task"], values="value")
     whole = seeds.reindex(columns=pd.MultiIndex.from_tuples([(group, task) for task, group in tasks.items()])).dropna()
     return whole.T.groupby(level=0).mean().mean().groupby("label").std(ddof=1)
 
 
-def target_bars(runs: pd.DataFrame) -> Figure | None:
-    """Accuracy on each source, at each number of shots, and on its targets, of scores rather the masked one. None
+def target_bars(runs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure | None:
+    """The metric on each source, at each number of shots, and on its targets, masked where there is such a value. None
     without targets."""
     panels = {}
     several = len(runs[CELL_KEYS].drop_duplicates()) > 1
@@ -58,11 +66,14 @@ def target_bars(runs: pd.DataFrame) -> Figure | None:
             )
     if not panels:
         return None
-    everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1).sort_values()
-    return _bars(panels, list(everywhere.index), styles(runs))
+    everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1)
+    order = everywhere.sort_values(ascending=metric.higher_is_better)
+    return _bars(panels, list(order.index), styles(runs), metric)
 
 
-def _bars(panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mapping[str, Style]) -> Figure:
+def _bars(
+    panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mapping[str, Style], metric: Metric
+) -> Figure:
     """One panel per name; rows in `order` from below; frames with `mean` and `spread` by label."""
     with paper():
         columns = len(panels) if len(panels) <= MOST_PANELS else -(-len(panels) // -(-len(panels) // MOST_PANELS))
@@ -73,39 +84,40 @@ def _bars(panels: Mapping[str, pd.DataFrame], order: Sequence[str], looks: Mappi
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         for index, (axes, (name, panel)) in enumerate(zip(grid, panels.items(), strict=False)):
-            _panel(axes, panel.reindex(list(order)), looks)
+            _panel(axes, panel.reindex(list(order)), looks, digits(metric))
             axes.set_title(name)
             axes.set_yticks(range(len(order)), order)
             axes.tick_params(axis="y", length=0)
             if index >= len(panels) - columns:
-                axes.set_xlabel("accuracy (%)")
+                axes.set_xlabel(with_unit(metric.title, metric))
     return figure
 
 
-def _panel(axes: Axes, values: pd.DataFrame, looks: Mapping[str, Style]) -> None:
+def _panel(axes: Axes, values: pd.DataFrame, looks: Mapping[str, Style], digits: int) -> None:
     means, spreads = values["mean"].to_numpy(float), values["spread"].fillna(0).to_numpy(float)
     for place, (label, mean, spread) in enumerate(zip(values.index, means, spreads, strict=True)):
         look = looks[str(label)]
         if np.isnan(mean):
-            axes.text(1, place, "–", va="center", fontsize=6.5)
+            axes.text(0, place, " –", va="center", fontsize=6.5)
             continue
         axes.barh([place], [mean], 0.72, color=look.face, edgecolor=look.colour, hatch=None if look.filled else "////")
         if spread:
             axes.errorbar([mean], [place], xerr=spread, fmt="none", ecolor="#222222", elinewidth=0.8, capsize=1.5)
-        axes.text(mean + spread, place, f" {mean:.1f}", va="center", fontsize=6.5)
+        axes.text(mean + spread, place, f" {mean:.{digits}f}", va="center", fontsize=6.5)
     axes.set_xlim(0, float(np.nanmax(means + spreads)) * 1.25)
     axes.set_ylim(-0.6, len(values) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def few_shot_curves(runs: pd.DataFrame) -> Figure | None:
-    """Accuracy against shots per task and over tasks, with a band of one standard deviation over split and training
+def few_shot_curves(runs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure | None:
+    """The metric against shots per task and over tasks, with a band of one standard deviation over split and training
     seeds. None with fewer than two numbers of shots."""
     runs = runs[runs["shots"] >= 0]
     if runs["shots"].nunique() < 2:
         return None
     everything = runs["label"].nunique()
-    looks = {label: look for label, look in styles(runs).items() if label in best_labels(runs, MOST)}
+    best = best_labels(runs, MOST, metric)
+    looks = {label: look for label, look in styles(runs).items() if label in best}
     runs = runs[runs["label"].isin(list(looks))]
     tasks = list(dict.fromkeys(runs["task"]))
     names = [*tasks, *([OVERALL] if len(tasks) > 1 else [])]
@@ -119,7 +131,7 @@ def few_shot_curves(runs: pd.DataFrame) -> Figure | None:
         for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
             _curves(axes, _shot_points(runs, tasks, name), looks)
             _shot_axis(axes, runs, name)
-            axes.set_ylabel("accuracy (%)" if index % columns == 0 else "")
+            axes.set_ylabel(with_unit(metric.title, metric) if index % columns == 0 else "")
         add_legend(figure, looks, everything)
     return figure
 
@@ -138,9 +150,9 @@ def _shot_points(runs: pd.DataFrame, tasks: Sequence[str], name: str) -> pd.Data
     """`mean` and `spread` by label and shots; over tasks, only where all of them are there."""
     keys = ["label", "shots"]
     if name != OVERALL:
-        values = runs[runs["task"] == name].groupby(keys)["accuracy"]
+        values = runs[runs["task"] == name].groupby(keys)["value"]
         return pd.DataFrame({"mean": values.mean(), "spread": values.std(ddof=1)}).reset_index()
-    each = runs.pivot_table(index=[*keys, *REPLICATE_KEYS], columns="task", values="accuracy")
+    each = runs.pivot_table(index=[*keys, *REPLICATE_KEYS], columns="task", values="value")
     over = each.reindex(columns=list(tasks)).dropna().mean(axis=1).groupby(keys)
     return pd.DataFrame({"mean": over.mean(), "spread": over.std(ddof=1)}).reset_index()
 
@@ -157,7 +169,7 @@ def _curves(axes: Axes, points: pd.DataFrame, looks: Mapping[str, Style]) -> Non
 
 
 def add_legend(figure: Figure, looks: Mapping[str, Style], everything: int = 0, lines: bool = True) -> None:
-    """One legend for all panels, below them. `everything`: how many there would have been; more than shown is said."""
+    """One legend for all panels, below them. `everything`: number of methods, shown or not."""
     handles = [
         Line2D(
             [],

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis.figures.data import cells, complete_labels
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
 from analysis.statistics import average_ranks, nemenyi_difference
+from harness.schema.metrics import ACCURACY, Metric
 
 ALPHA = 0.05
 
@@ -29,9 +30,11 @@ class Ranks:
     tasks: int
 
 
-def nemenyi_ranks(table: pd.DataFrame) -> Ranks:
-    """Ranks of the rows over the columns (higher is better, ties share), and Nemenyi's critical difference."""
-    return Ranks(average_ranks(table).sort_values(), nemenyi_difference(*table.shape, ALPHA), table.shape[1])
+def nemenyi_ranks(table: pd.DataFrame, higher_is_better: bool = True) -> Ranks:
+    """Ranks of the rows over the columns (ties share), and Nemenyi's critical difference."""
+    return Ranks(
+        average_ranks(table, higher_is_better).sort_values(), nemenyi_difference(*table.shape, ALPHA), table.shape[1]
+    )
 
 
 def cliques(average: Sequence[float], difference: float) -> list[tuple[int, int]]:
@@ -44,14 +47,14 @@ def cliques(average: Sequence[float], difference: float) -> list[tuple[int, int]
     return spans
 
 
-def critical_difference_diagram(runs: pd.DataFrame, tasks: Sequence[str]) -> Figure | None:
+def critical_difference_diagram(runs: pd.DataFrame, tasks: Sequence[str], metric: Metric = ACCURACY) -> Figure | None:
     """Average ranks on a line; a bar joins what does not differ significantly. None below 3 methods or 2 tasks."""
     labels = complete_labels(runs, tasks)
     if len(labels) < 3 or len(tasks) < 2:
         return None
     runs = runs[runs["label"].isin(labels) & runs["task"].isin(list(tasks))]
     table = cells(runs).T.groupby(level="task").mean().T
-    ranks = nemenyi_ranks(table)
+    ranks = nemenyi_ranks(table, metric.higher_is_better)
     spans = cliques(list(ranks.average), ranks.critical_difference)
     with paper():
         half = -(-len(labels) // 2)

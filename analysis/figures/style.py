@@ -1,10 +1,10 @@
-"""How figures look: one colour and one marker per method in all of them, print sizes, files."""
+"""How figures look: a colour per family of methods, a marker per method, print sizes, files."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,28 +23,24 @@ ONE_COLUMN = 3.5
 TWO_COLUMNS = 7.16
 """Width of a two-column figure in inches."""
 
-COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#8c564b", "#56b4e9", "#7f7f7f")
-"""Seaborn's colour-blind palette without its two pale colours, which white paper swallows."""
+FAMILIES = {
+    "reparameterisation": "#0173b2",
+    "adapter": "#de8f05",
+    "selective": "#029e73",
+    "prompt": "#b0509f",
+    "full": "#c23b22",
+    "head": "#8c564b",
+}
+"""Colour by family of methods: seaborn's colour-blind palette, darker where white paper would swallow it."""
+
+NEUTRAL = "#6f6f6f"
+"""Colour of methods whose family is not known, as in old records."""
+
+SHADES = (0.0, -0.4, 0.3)
+"""A family's colour comes as it is, darker and lighter, so that its methods can be told apart."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "*", "8", "H")
 LINES = ("-", "--", ":", "-.")
-
-KNOWN = (
-    *("linear", "vpt_shallow", "vpt_deep", "adaptformer", "lora", "sct", "full", "bitfit"),
-    *("ssf", "adapter_houlsby", "adapter_pfeiffer", "adapter_plus", "norm_tuning", "lora_qv", "partial", "mlp_head"),
-    *("fact_tk", "fact_tt", "convpass", "repadapter", "compacter", "consolidator", "bi_adaptformer", "prefix_tuning"),
-    *("arc", "difffit", "dtl", "gate_vpt", "gps", "hydra", "lorand", "lst"),
-    *("mona", "spt_lora", "vqt", "compose"),
-    *("adalora", "adamss", "bdlora", "beft", "boft", "bone", "c3a", "deft", "delora", "dora", "eva"),
-    *("fourierft", "frod", "glora", "gralora", "hira", "hra", "ia3", "kasa", "lily", "ln_tuning", "loha"),
-    *("lokr", "lora_fa", "lora_ga", "miss", "oft", "olora", "orthogonal_lora", "peanut", "pissa", "psoft"),
-    *("pvera", "randlora", "road", "rslora", "shira", "supertuning", "tinylora", "unilora", "vblora", "velora"),
-    *("vera", "waveft"),
-)
-"""Methods with a slot of their own; new ones go to the end, so that the others keep theirs."""
-
-FIRST_FREE = 88
-"""Slots from here on are for methods that are not in `KNOWN`, chosen by a hash of the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,31 +61,49 @@ class Style:
         return self.colour if self.filled else "white"
 
 
-def slot(method: str) -> int:
-    """The method's number among the pairs of colour and marker; the same in every figure, whatever else is shown."""
-    if method in KNOWN:
-        return KNOWN.index(method)
-    free = len(COLOURS) * len(MARKERS) - FIRST_FREE
-    return FIRST_FREE + int(hashlib.sha256(method.encode()).hexdigest(), 16) % free
+def _shaded(colour: str, shade: float) -> str:
+    """Mixed with black below 0, with white above it."""
+    end = 1.0 if shade > 0 else 0.0
+    red, green, blue = ((1 - abs(shade)) * part + abs(shade) * end for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
-def style_of(method: str, variant: int = 0) -> Style:
-    """Style of a method; `variant` counts its settings where it has several."""
-    number = slot(method)
-    colour = number % len(COLOURS)
-    marker = (colour + number // len(COLOURS) + variant // 2) % len(MARKERS)
+def _looks(families: Mapping[str, str]) -> dict[str, int]:
+    """A number below `MOST_LOOKS` for each method, by its family: the one that its name hashes to, unless a method of
+    the same family that comes before it in the alphabet has that one or, while there are others, its shape."""
+    numbers: dict[str, int] = {}
+    for method, family in sorted(families.items()):
+        taken = {numbers[other] for other in numbers if families[other] == family}
+        shapes = {number % len(MARKERS) for number in taken}
+        first = int(hashlib.sha256(method.encode()).hexdigest(), 16) % MOST_LOOKS
+        order = [(first + step) % MOST_LOOKS for step in range(MOST_LOOKS)]
+        free = [n for n in order if n % len(MARKERS) not in shapes] or [n for n in order if n not in taken] or order
+        numbers[method] = free[0]
+    return numbers
+
+
+MOST_LOOKS = len(SHADES) * len(MARKERS)
+
+
+def style_of(family: str, look: int, variant: int = 0) -> Style:
+    """Style of a method of this family; `look` tells the family's methods apart, `variant` the settings of one."""
     return Style(
-        colour=COLOURS[colour], marker=MARKERS[marker], line=LINES[variant % len(LINES)], filled=variant % 2 == 0
+        colour=_shaded(FAMILIES.get(family, NEUTRAL), SHADES[look // len(MARKERS)]),
+        marker=MARKERS[(look + variant // 2) % len(MARKERS)],
+        line=LINES[variant % len(LINES)],
+        filled=variant % 2 == 0,
     )
 
 
 def styles(runs: pd.DataFrame) -> dict[str, Style]:
-    """Style of each row label. `runs` has the columns `method` and `label`."""
-    found = {}
-    for method, labels in runs.groupby("method")["label"]:
-        for variant, label in enumerate(sorted(labels.unique())):
-            found[str(label)] = style_of(str(method), variant)
-    return found
+    """Style of each row label. `runs` has the columns `method`, `family` and `label`."""
+    families = {str(method): str(family) for method, family in runs.groupby("method")["family"].max().items()}
+    looks = _looks(families)
+    return {
+        str(label): style_of(families[str(method)], looks[str(method)], variant)
+        for method, labels in runs.groupby("method")["label"]
+        for variant, label in enumerate(sorted(labels.unique()))
+    }
 
 
 @contextmanager
@@ -120,13 +135,13 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with paper():
         figure.savefig(paths[0], dpi=200)
-        figure.set_layout_engine("none")  # it stands, and finding it takes as long as drawing
+        figure.set_layout_engine("none")  # the layout is settled, and computing it takes as long as drawing
         figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths
 
 
 def small_png(path: Path) -> bytes:
-    """The picture with a palette of 128 colours: a third of the bytes, for embedding."""
+    """The image with a palette of 128 colours: a third of the bytes, for embedding."""
     out = io.BytesIO()
     with Image.open(path) as image:
         image.convert("RGB").quantize(128).save(out, "PNG", optimize=True)

@@ -6,7 +6,7 @@ from analysis.render.html import to_html
 from analysis.render.latex import to_latex
 from analysis.render.markdown import to_csv, to_markdown
 from analysis.render.terminal import to_terminal
-from analysis.render.text import cell_text, count_text, heading, marked_rows
+from analysis.render.text import Marks, cell_text, count_text, heading, marked_rows
 from analysis.tables.base import Table
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}
@@ -24,6 +24,7 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 __all__ = [
     "FORMATS",
+    "Marks",
     "cell_text",
     "count_text",
     "heading",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from analysis.render.text import cell_text, group_spans, marked_rows
+from analysis.render.text import Marks, cell_text, group_spans, marked_rows
 from analysis.tables.base import Cell, Column, Table
 
 
@@ -20,11 +20,11 @@ def _head(table: Table) -> list[str]:
     return [f"<tr>{corner}{groups}</tr>", f"<tr>{names}</tr>"]
 
 
-def _cell(cell: Cell, column: Column, label: str, marks: tuple[set[str], set[str]]) -> str:
+def _cell(cell: Cell, column: Column, label: str, marks: Marks) -> str:
     text = escape(cell_text(cell, column))
-    if label in marks[0]:
+    if label in marks.best:
         return f'<td class="best"><strong>{text}</strong></td>'
-    if label in marks[1]:
+    if label in marks.second:
         return f'<td class="second"><u>{text}</u></td>'
     kind = f' class="{cell.note}"' if cell.note in ("missing", "failed") else ""
     return f"<td{kind}>{text}</td>"
@@ -42,7 +42,8 @@ def to_html(table: Table) -> str:
         "</thead>",
         "<tbody>",
     ]
-    for label, cells in table.rows.items():
-        row = "".join(_cell(cell, c, label, m) for cell, c, m in zip(cells, table.columns, marks, strict=True))
+    for label in table.rows:
+        parts = zip(table.cells(label), table.columns, marks, strict=True)
+        row = "".join(_cell(cell, column, label, mark) for cell, column, mark in parts)
         lines.append(f'<tr><th scope="row">{escape(label)}</th>{row}</tr>')
     return "\n".join([*lines, "</tbody>", "</table>", ""])

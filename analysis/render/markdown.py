@@ -40,6 +40,6 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     header = [f"{c.group}/{c.name}" if c.group else c.name for c in table.columns]
     writer.writerow([table.corner, *(name + suffix for name in header for suffix in ("", " sd", " note"))])
-    for label, cells in table.rows.items():
-        writer.writerow([label, *(value for cell in cells for value in _csv_values(cell))])
+    for label in table.rows:
+        writer.writerow([label, *(value for cell in table.cells(label) for value in _csv_values(cell))])
     return out.getvalue()

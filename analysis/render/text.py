@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
-from analysis.tables.base import MEANS, Cell, Column, Table
+from analysis.tables.base import BLANK, MEANS, Cell, Column, Table
 
 NO_VALUE = {"missing": "–", "failed": "failed"}
-BEHIND = ("*", "≠", "‡", "§")
-"""Notes that stand directly behind a value."""
+SUFFIXES = ("*", "≠", "‡", "§")
+"""Notes that follow a value directly, without brackets."""
+
+
+class Marks(NamedTuple):
+    """The rows of one column that are emphasised."""
+
+    best: set[str]
+    second: set[str]
 
 
 def count_text(value: float) -> str:
@@ -52,7 +60,7 @@ def value_text(value: float, column: Column) -> str:
     """A value as its column writes it."""
     if column.kind in WRITERS:
         return WRITERS[column.kind](value)
-    sign = "+" if column.kind == "points" else ""
+    sign = "+" if column.kind == "difference" else ""
     return f"{value:{sign}.{column.digits}f}"
 
 
@@ -63,12 +71,12 @@ def cell_text(cell: Cell, column: Column) -> str:
     text = value_text(cell.value, column)
     if not np.isnan(cell.spread):
         text += f" ±{value_text(cell.spread, column).lstrip('+')}"
-    return text + (cell.note if cell.note in BEHIND else f" ({cell.note})" if cell.note else "")
+    return text + (cell.note if cell.note in SUFFIXES else f" ({cell.note})" if cell.note else "")
 
 
 def row_texts(table: Table, label: str) -> list[str]:
     """Texts of one row."""
-    return [cell_text(cell, column) for cell, column in zip(table.rows[label], table.columns, strict=True)]
+    return [cell_text(cell, column) for cell, column in zip(table.cells(label), table.columns, strict=True)]
 
 
 def _printed(value: float, column: Column) -> float:
@@ -76,23 +84,23 @@ def _printed(value: float, column: Column) -> float:
     return float(f"{value:.{ {'rank': 2, 'p': 3}.get(column.kind, column.digits) }f}")
 
 
-def marked_rows(table: Table) -> list[tuple[set[str], set[str]]]:
+def marked_rows(table: Table) -> list[Marks]:
     """Per column, the rows with the best and the second best printed value.
 
     Nothing is best among fewer than two values, and nothing second best among fewer than three.
     """
     marked = []
-    for index, column in enumerate(table.columns):
+    for column in table.columns:
         sign = -1 if column.best == "min" else 1
         values = {
-            label: sign * _printed(cells[index].value, column)
-            for label, cells in table.rows.items()
-            if column.best and cells[index].is_number
+            label: sign * _printed(row[column.key].value, column)
+            for label, row in table.rows.items()
+            if column.best and row.get(column.key, BLANK).is_number
         }
         levels = sorted(set(values.values()), reverse=True)
         best = {label for label, value in values.items() if len(values) > 1 and value == levels[0]}
         enough = len(values) > 2 and len(levels) > 1
-        marked.append((best, {label for label, value in values.items() if enough and value == levels[1]}))
+        marked.append(Marks(best, {label for label, value in values.items() if enough and value == levels[1]}))
     return marked
 
 
@@ -117,7 +125,7 @@ def group_spans(table: Table) -> list[tuple[str, int]]:
     return [(group, len(list(columns))) for group, columns in groupby(table.columns, key=lambda column: column.group)]
 
 
-def emphasised(text: str, label: str, marks: tuple[set[str], set[str]], best: str, second: str) -> str:
+def emphasised(text: str, label: str, marks: Marks, best: str, second: str) -> str:
     """`text` inside the format `best` or `second` (`**{}**`) where the row is marked."""
-    pattern = best if label in marks[0] else second if label in marks[1] else "{}"
+    pattern = best if label in marks.best else second if label in marks.second else "{}"
     return pattern.replace("{}", text)

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 
-from analysis.errors import AnalysisError, suggestion
+from analysis.errors import AnalysisError
 from analysis.frame import OPENED_OFTEN, ComparableSet
-from analysis.tables.base import MARKS, MEANS, MISSING, Cell, Column, Table, mean_cell
+from analysis.tables.base import BLANK, MARKS, MEANS, MISSING, Cell, Column, Key, Table, mean_cell
 from analysis.tables.bias import bias_tables
-from analysis.tables.cells import Key, accuracy_cells, label_order
+from analysis.tables.cells import label_order, metric_cells
 from analysis.tables.efficiency import efficiency_table
 from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
 from analysis.tables.significance import significance_table
-from analysis.tables.tasks import accuracy_tables, domain_table, few_shot_table, target_order, task_table
+from analysis.tables.tasks import domain_table, few_shot_table, result_tables, target_order, task_table
 from analysis.tables.tuning import tuning_table
 from analysis.tables.weights import WEIGHTS_TABLE, weights_tables
+from harness.errors import did_you_mean
+from harness.schema.metrics import ACCURACY, Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,9 @@ class TableOptions:
     axes: tuple[str, ...] | None = None
     """Settings to show ablations over; all that differ if not given."""
 
+    metric: Metric = ACCURACY
+    """What the tables show, and by which they rank, mark and test."""
+
 
 ALL_TABLES = TableOptions()
 
@@ -34,19 +39,20 @@ def check_options(sets: list[ComparableSet], options: TableOptions) -> None:
     names = {name for chosen in sets for column in ("label", "method") for name in chosen.rows[column]}
     plain = {name.removesuffix(f" {OPENED_OFTEN}") for name in names}
     if options.reference and options.reference.casefold() not in {name.casefold() for name in names | plain}:
-        raise AnalysisError(f"no method {options.reference!r}. {suggestion(options.reference, plain)}")
+        raise AnalysisError(f"no method {options.reference!r}. {did_you_mean(options.reference, sorted(plain))}")
     axes = {shown(axis) for chosen in sets for axis in ablation_axes(chosen)} if options.axes else set()
     for axis in options.axes or ():
         if axis not in axes:
-            found = suggestion(axis, axes)
-            raise AnalysisError(f"no method ran with two values of {axis!r} and all else equal. {found}")
+            known = did_you_mean(axis, sorted(axes))
+            raise AnalysisError(f"no method ran with two values of {axis!r} and all else equal. {known}")
 
 
 def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
     """Every table that the runs of a set allow. An axis of `options` that the set lacks is passed over."""
+    chosen = chosen.by(options.metric)
     axes = ablation_axes(chosen)
     tuning = tuning_table(chosen)
-    tables = [*accuracy_tables(chosen), efficiency_table(chosen), settings_table(chosen), *([tuning] if tuning else [])]
+    tables = [*result_tables(chosen), efficiency_table(chosen), settings_table(chosen), *([tuning] if tuning else [])]
     tables += [ablation_table(chosen, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
     significance = significance_table(chosen, options.reference)
     return [*tables, significance] if significance else tables
@@ -54,6 +60,7 @@ def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> lis
 
 __all__ = [
     "ALL_TABLES",
+    "BLANK",
     "MARKS",
     "MEANS",
     "MISSING",
@@ -65,8 +72,6 @@ __all__ = [
     "TableOptions",
     "ablation_axes",
     "ablation_table",
-    "accuracy_cells",
-    "accuracy_tables",
     "all_tables",
     "bias_tables",
     "check_options",
@@ -75,6 +80,8 @@ __all__ = [
     "few_shot_table",
     "label_order",
     "mean_cell",
+    "metric_cells",
+    "result_tables",
     "settings_table",
     "significance_table",
     "target_order",

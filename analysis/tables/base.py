@@ -5,8 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from analysis.metric_text import digits
+from harness.schema.metrics import Metric
+
+Key = tuple[str, int]
+"""(task, shots); shots is -1 where a suite has one training list."""
+
+ColumnKey = tuple[str, str]
+"""(group, name) of a column, which no other column of its table has."""
 
 MEANS = "mean of"
 """Header above the columns that are means of others."""
@@ -17,7 +27,7 @@ MARKS = {
     "*": "*: with a part that rests on fewer seeds or runs than others, or, of a cost, on none",
     "≠": "≠: no seed in common, so the means are over each side's own",
     "‡": "‡: runs on several kinds of device, not comparable",
-    "§": "§: blocks in front of what is trained give the same in every step and were computed once",
+    "§": "§: blocks before the first trained one give the same output in every step and were computed once",
     "†": "†: the test split was looked at more than once or chose the result",
 }
 """What a cell's note or a row's mark means, for captions."""
@@ -44,6 +54,7 @@ class Cell:
 
 
 MISSING = Cell(note="missing")
+BLANK = Cell()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +65,17 @@ class Column:
     group: str = ""
     """Header above the column."""
 
-    kind: str = "percent"
-    """How values are written: `percent`, `points` (signed), `count`, `milliseconds`, `seconds`, `hours`, `rate`,
+    kind: str = "value"
+    """How values are written: `value`, `difference` (signed), `count`, `milliseconds`, `seconds`, `hours`, `rate`,
     `bytes`, `flops`, `rank`, `p`, `integer` or `text`."""
 
-    best: str = "max"
-    """Which value is marked: `max`, `min`, or nothing."""
+    best: str = ""
+    """Which value is marked: `max`, `min`, or none."""
 
     digits: int = 1
-    """Digits behind the point of `percent` and `points`."""
+    """Digits after the decimal point of `value` and `difference`."""
 
-    over: tuple[tuple[str, int], ...] = ()
+    over: tuple[Key, ...] = ()
     """(task, shots) of the runs that its values come from; all that a row has if empty."""
 
     target: str = ""
@@ -72,6 +83,32 @@ class Column:
 
     plain: bool = True
     """Whether a value over several of them is their plain mean."""
+
+    @property
+    def key(self) -> ColumnKey:
+        """What a row holds the column's cell under."""
+        return self.group, self.name
+
+
+Row = dict[ColumnKey, Cell]
+"""Cells by column; a column that is not there is blank."""
+
+
+def value_column(metric: Metric, name: str, more_digits: int = 0, **others: Any) -> Column:
+    """A column of a metric's values, the best of which is marked."""
+    best = "max" if metric.higher_is_better else "min"
+    return Column(name=name, best=best, digits=digits(metric) + more_digits, **others)
+
+
+def difference_column(metric: Metric, name: str, more_digits: int = 0, **others: Any) -> Column:
+    """A column of differences of a metric's values."""
+    return Column(name=name, kind="difference", digits=digits(metric) + more_digits, **others)
+
+
+def named_row(columns: Iterable[Column], **cells: Cell) -> Row:
+    """A row from cells by the columns' names, spaces written as `_`."""
+    by_name = {column.name.replace(" ", "_"): column.key for column in columns}
+    return {by_name[name]: cell for name, cell in cells.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +121,18 @@ class Table:
     title: str
     caption: str
     columns: list[Column]
-    rows: dict[str, list[Cell]] = field(default_factory=dict)
-    """Cells by row label, in the order of `columns`."""
+    rows: dict[str, Row] = field(default_factory=dict)
+    """Cells by row label and column."""
 
     corner: str = "method"
     """Header of the labels."""
 
-    behind: dict[str, tuple[str, tuple[str, int]]] = field(default_factory=dict)
+    behind: dict[str, tuple[str, Key]] = field(default_factory=dict)
     """Row label to the method's label and the one (task, shots) that the row is about, where it is not the method's."""
+
+    def cells(self, label: str) -> list[Cell]:
+        """A row's cells in the order of the columns."""
+        return [self.rows[label].get(column.key, BLANK) for column in self.columns]
 
     @property
     def label(self) -> str:
@@ -106,14 +147,14 @@ class Table:
     @property
     def legend(self) -> str:
         """What the marks that occur in this table mean."""
-        notes = {cell.note for cells in self.rows.values() for cell in cells}
+        notes = {cell.note for row in self.rows.values() for cell in row.values()}
         notes |= {"†" for label in self.rows if label.endswith("†")}
         known = [text for mark, text in MARKS.items() if mark in notes]
         if any("/" in note for note in notes):
             known.append("(k/n): k of n seeds are there")
         sentences = ["; ".join(known)] if known else []
-        ranked = [index for index, column in enumerate(self.columns) if column.best]
-        values = max((sum(cells[i].is_number for cells in self.rows.values()) for i in ranked), default=0)
+        ranked = [column.key for column in self.columns if column.best]
+        values = max((sum(row.get(key, BLANK).is_number for row in self.rows.values()) for key in ranked), default=0)
         if values > 1:
             second = ", second best underlined" if values > 2 else ""
             sentences.insert(0, f"Best of a column in bold{second}, as printed")

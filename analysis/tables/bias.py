@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.comparability import CELL_KEYS
 from analysis.errors import AnalysisError
-from analysis.frame import CELL_KEYS, ComparableSet, cell_name, suite_cells
+from analysis.frame import ComparableSet, cell_name, suite_cells
+from analysis.metric_text import difference, sentence
 from analysis.statistics import DECIMALS
-from analysis.tables.base import MEANS, MISSING, Column, Table, mean_cell
+from analysis.tables.base import MEANS, MISSING, Table, difference_column, mean_cell
 from analysis.tables.cells import label_order, set_title
 from analysis.tables.pairs import Pairs, pair_runs
+from harness.schema.metrics import Metric
 
 CAPTION = (
-    "Points of top-1 accuracy that a method gains when the best epoch on the test split is reported (oracle) in place "
-    "of the last one (fixed), mean over pairs of runs with the same settings, task, seeds and data. `within a run` "
-    "compares both epochs of one training, so it is free of what differs between two trainings on a GPU. "
-    "None of it can be had on new data."
+    "What a method gains when the best epoch on the test split is reported (oracle) instead of the last one (fixed), "
+    "mean over pairs of runs with the same settings, task, seeds and data. `within a run` compares both epochs of one "
+    "training, so it is free of what differs between two trainings on a GPU. None of it carries over to new data."
 )
 
 ALL = "over tasks"
@@ -25,35 +27,40 @@ ALL = "over tasks"
 
 def bias_table(oracle: ComparableSet, fixed: ComparableSet) -> Table:
     """A row per method that ran under both protocols, in points; means over the tasks, and the largest."""
-    keys = list(suite_cells(oracle.key["suite"], pd.concat([oracle.rows, fixed.rows])).items())
-    pairs = pair_runs(oracle.rows, fixed.rows, ("oracle", "fixed"))
+    metric = oracle.metric
+    tasks = {
+        key: difference_column(metric, cell_name(*key), group=group)
+        for key, group in suite_cells(oracle.key["suite"], pd.concat([oracle.rows, fixed.rows])).items()
+    }
+    mean = difference_column(metric, "tasks", 1, group=MEANS)
+    largest = difference_column(metric, "largest", group=ALL)
+    inside = difference_column(metric, "mean within a run", 1, group=ALL)
+    pairs = pair_runs(oracle, fixed, ("oracle", "fixed"))
     gained, within = pairs.cells(), pairs.cells("first", "last")
     table = Table(
         name="oracle_minus_fixed",
         title=set_title(fixed, "oracle minus fixed"),
-        caption=f"{CAPTION} {_ranks(pairs, len(keys))}{pairs.alone}".strip(),
-        columns=[
-            *(Column(name=cell_name(*key), group=group, kind="points", best="") for key, group in keys),
-            Column(name="tasks", group=MEANS, kind="points", best="", digits=2),
-            Column(name="largest", group=ALL, kind="points", best=""),
-            Column(name="mean within a run", group=ALL, kind="points", best="", digits=2),
-        ],
+        caption=f"{sentence(difference(metric))}. {CAPTION} {_ranks(pairs, len(tasks), metric)}{pairs.alone}".strip(),
+        columns=[*tasks.values(), mean, largest, inside],
     )
+    sign = 1 if metric.higher_is_better else -1
     for label in (label for label in label_order(fixed.rows) if label in gained):
-        cells = [gained[label].get(key, MISSING) for key, _ in keys]
-        inside = mean_cell(within.get(label, {}).get(key, MISSING) for key, _ in keys)
-        largest = max(cells, key=lambda cell: cell.value if cell.is_number else -np.inf)
-        table.rows[label] = [*cells, mean_cell(cells), largest, inside]
+        cells = {column.key: gained[label].get(key, MISSING) for key, column in tasks.items()}
+        table.rows[label] = cells | {
+            mean.key: mean_cell(cells.values()),
+            largest.key: max(cells.values(), key=lambda cell: sign * cell.value if cell.is_number else -np.inf),
+            inside.key: mean_cell(within.get(label, {}).get(key, MISSING) for key in tasks),
+        }
     return table
 
 
-def _ranks(pairs: Pairs, tasks: int) -> str:
+def _ranks(pairs: Pairs, tasks: int, metric: Metric) -> str:
     """How many methods change their rank by the mean over tasks, of those that have all tasks under both."""
     means = pairs.runs.groupby(["label", *CELL_KEYS])[["first", "second"]].mean().groupby("label")
     values = means.mean()[means.size() == tasks]
     if len(values) < 2:
         return ""
-    ranks = values.round(DECIMALS).rank(ascending=False)
+    ranks = values.round(DECIMALS).rank(ascending=not metric.higher_is_better)
     return f"{int((ranks['first'] != ranks['second']).sum())} of {len(ranks)} methods change their rank by the mean. "
 
 
@@ -73,6 +80,6 @@ def bias_tables(sets: list[ComparableSet]) -> list[Table]:
     if not found:
         raise AnalysisError(
             "no run has a partner under both protocols: do the same `sctbench run` once with --protocol fixed and once "
-            f"with --protocol oracle. {' '.join(table.caption.removeprefix(CAPTION) for table in pairs)}".strip()
+            f"with --protocol oracle. {' '.join(table.caption.partition(CAPTION)[2] for table in pairs)}".strip()
         )
     return found

@@ -7,16 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from analysis.comparability import left_out_text, taken_in_part
-from analysis.frame import CELL_KEYS, REPLICATE_KEYS, ComparableSet
+from analysis.comparability import CELL_KEYS, left_out_text, taken_in_part
+from analysis.frame import REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
-from analysis.tables.base import MISSING, Cell, number_cell
+from analysis.tables.base import MISSING, Cell, Key, number_cell
+from harness.schema.metrics import Metric
 from harness.schema.protocol import PROTOCOLS
 from suites import SUITES
-
-Key = tuple[str, int]
-"""(task, shots); shots is -1 where a suite has one training list."""
-
 
 LEFT_OUT = "left_out.csv"
 """File of a report that names each run that was left out of a set."""
@@ -27,10 +24,10 @@ def seed_count(rows: pd.DataFrame) -> int:
     return len(rows[REPLICATE_KEYS].drop_duplicates())
 
 
-def accuracy_cells(chosen: ComparableSet) -> dict[str, dict[Key, Cell]]:
-    """Label to (task, shots) to the mean over split seeds and seeds, with the standard deviation (ddof=1)."""
+def metric_cells(chosen: ComparableSet) -> dict[str, dict[Key, Cell]]:
+    """Label to (task, shots) to the metric's mean over split seeds and seeds, with the standard deviation (ddof=1)."""
     rows, seeds = chosen.rows, seed_count(chosen.rows)
-    complete = rows["accuracy"].where(rows["status"] == "complete")
+    complete = rows[chosen.metric.name].where(rows["status"] == "complete")
     grouped = complete.groupby([rows["label"], *(rows[key] for key in CELL_KEYS)])
     cells: dict[str, dict[Key, Cell]] = {label: {} for label in label_order(rows)}
     for values in grouped.agg(["mean", "std", "count"]).reset_index().itertuples(index=False):
@@ -52,25 +49,23 @@ def incomplete(cells: dict[Key, Cell], keys: Iterable[Key]) -> str:
     return "*" if any(cells.get(key, MISSING).note for key in keys) else ""
 
 
-def rank_cells(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> dict[str, Cell]:
+def rank_cells(cells: dict[str, dict[Key, Cell]], keys: list[Key], metric: Metric) -> dict[str, Cell]:
     """Average rank over `keys` among the rows that have them all; missing for the others, and for one row alone."""
     values = {label: [row.get(key, MISSING).value for key in keys] for label, row in cells.items()}
     whole = pd.DataFrame(values).T.dropna()
-    ranks = average_ranks(whole) if len(whole) > 1 else pd.Series(dtype=float)
+    ranks = average_ranks(whole, metric.higher_is_better) if len(whole) > 1 else pd.Series(dtype=float)
     return {label: number_cell(float(ranks.get(label, np.nan)), incomplete(cells[label], keys)) for label in cells}
 
 
-def cost_cells(runs: pd.DataFrame, columns: list[str], keys: list[Key], seeds: int) -> list[Cell]:
-    """Means of the columns over complete runs of a cell, and then over the cells `keys`; missing if none has a value.
-
-    Marked `*` where a cell lacks runs or values.
-    """
+def cost_cells(runs: pd.DataFrame, names: list[str], keys: list[Key], seeds: int) -> dict[str, Cell]:
+    """Means of columns of the frame over complete runs of a cell, and then over the cells `keys`; missing if none has a
+    value, marked `*` where a cell lacks runs or values."""
     complete = runs[runs["status"] == "complete"]
-    grouped = complete[columns].astype(float).groupby([complete[key] for key in CELL_KEYS])
+    grouped = complete[names].astype(float).groupby([complete[key] for key in CELL_KEYS])
     cells = pd.MultiIndex.from_tuples(keys)
     means, counts = grouped.mean().reindex(cells), grouped.count().reindex(cells)
     notes = (counts.fillna(0) < seeds).any()
-    return [number_cell(float(means[name].mean()), "*" if notes[name] else "") for name in columns]
+    return {name: number_cell(float(means[name].mean()), "*" if notes[name] else "") for name in names}
 
 
 def protocol_caption(name: str, suite: str) -> str:

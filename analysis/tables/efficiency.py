@@ -10,30 +10,30 @@ from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
 from analysis.tables.cells import cost_cells, label_order, seed_count, set_caption, set_title
 
 MEANS_OF_RUNS = {
-    "parameters_method": Column(name="params added", group="by role", kind="count", best=""),
-    "parameters_backbone": Column(name="params of backbone", group="by role", kind="count", best=""),
-    "parameters_head": Column(name="params of head", group="by role", kind="count", best=""),
-    "parameters_total": Column(name="params in all", group="by role", kind="count", best=""),
-    "flops": Column(name="FLOPs", group="inference", kind="flops", best=""),
-    "stored_bytes": Column(name="stored", group="inference", kind="bytes", best=""),
-    "latency_1": Column(name="ms, 1 image", group="inference", kind="milliseconds", best=""),
-    "merged_latency_1": Column(name="merged 1", group="inference", kind="milliseconds", best=""),
-    "latency_64": Column(name="ms, 64 images", group="inference", kind="milliseconds", best=""),
-    "merged_latency_64": Column(name="merged 64", group="inference", kind="milliseconds", best=""),
-    "training_flops": Column(name="FLOPs in training", group="training", kind="flops", best=""),
-    "memory": Column(name="memory", group="training", kind="bytes", best=""),
-    "resident_memory": Column(name="process", group="training", kind="bytes", best=""),
-    "step_seconds": Column(name="ms a step", group="training", kind="milliseconds", best=""),
-    "images_per_second": Column(name="images/s", group="training", kind="rate", best=""),
-    "selection_seconds": Column(name="selection s", group="a run", kind="seconds", best=""),
-    "train_seconds": Column(name="train s", group="a run", kind="seconds", best=""),
-    "evaluate_seconds": Column(name="evaluate s", group="a run", kind="seconds", best=""),
+    "parameters_method": Column(name="params added", group="by role", kind="count"),
+    "parameters_backbone": Column(name="params of backbone", group="by role", kind="count"),
+    "parameters_head": Column(name="params of head", group="by role", kind="count"),
+    "parameters_total": Column(name="params in all", group="by role", kind="count"),
+    "flops": Column(name="FLOPs", group="inference", kind="flops"),
+    "stored_bytes": Column(name="stored", group="inference", kind="bytes"),
+    "latency_1": Column(name="ms, 1 image", group="inference", kind="milliseconds"),
+    "merged_latency_1": Column(name="merged 1", group="inference", kind="milliseconds"),
+    "latency_64": Column(name="ms, 64 images", group="inference", kind="milliseconds"),
+    "merged_latency_64": Column(name="merged 64", group="inference", kind="milliseconds"),
+    "training_flops": Column(name="FLOPs in training", group="training", kind="flops"),
+    "memory": Column(name="memory", group="training", kind="bytes"),
+    "resident_memory": Column(name="process", group="training", kind="bytes"),
+    "step_seconds": Column(name="ms a step", group="training", kind="milliseconds"),
+    "images_per_second": Column(name="images/s", group="training", kind="rate"),
+    "selection_seconds": Column(name="selection s", group="a run", kind="seconds"),
+    "train_seconds": Column(name="train s", group="a run", kind="seconds"),
+    "evaluate_seconds": Column(name="evaluate s", group="a run", kind="seconds"),
 }
 """Columns of the frame that are averaged, with their headers."""
 
 TUNING = {
-    "tuning_trials": Column(name="trials", group="tuning a cell", kind="rate", best=""),
-    "tuning_seconds": Column(name="seconds", group="tuning a cell", kind="seconds", best=""),
+    "tuning_trials": Column(name="trials", group="tuning a cell", kind="rate"),
+    "tuning_seconds": Column(name="seconds", group="tuning a cell", kind="seconds"),
 }
 """Further columns of a set that was tuned: a cell's trials serve all of its seeds."""
 
@@ -56,7 +56,10 @@ TIMED = (
 OF_STEPS = ("images_per_second", "step_seconds")
 """Measurements of training steps, which are short where the head alone runs in them."""
 
-HOURS = {"cuda": "GPU hours", "cpu": "CPU hours"}
+HOURS = {
+    "cuda": Column(name="GPU hours", group="in all", kind="hours"),
+    "cpu": Column(name="CPU hours", group="in all", kind="hours"),
+}
 
 CAPTION = (
     "Means over the complete runs of a task, then over the tasks. params: trained ones by role, and all of the model; "
@@ -87,22 +90,18 @@ def _hours(runs: pd.DataFrame, device_type: str) -> Cell:
 def efficiency_table(chosen: ComparableSet) -> Table:
     """A row per method, every cost that records hold; what a record lacks is shown as missing."""
     means = MEANS_OF_RUNS | (TUNING if chosen.rows["tuning_trials"].notna().any() else {})
-    columns = [
-        *means.values(),
-        *(Column(name=h, group="in all", kind="hours", best="") for h in HOURS.values()),
-    ]
     table = Table(
         name="efficiency",
         title=set_title(chosen, "efficiency"),
         caption=f"{CAPTION} {set_caption(chosen)}",
-        columns=columns,
+        columns=[*means.values(), *HOURS.values()],
     )
     keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
     seeds = seed_count(chosen.rows)
     groups = dict(list(chosen.rows.groupby("label")))
     for label in label_order(chosen.rows):
         runs = groups[label]
-        cells = cost_cells(runs, list(means), keys, seeds)
-        table.rows[label] = [_marked(cell, runs, column) for cell, column in zip(cells, means, strict=True)]
-        table.rows[label] += [_hours(runs, device_type) for device_type in HOURS]
+        costs = cost_cells(runs, list(means), keys, seeds)
+        row = {means[name].key: _marked(cell, runs, name) for name, cell in costs.items()}
+        table.rows[label] = row | {column.key: _hours(runs, kind) for kind, column in HOURS.items()}
     return table

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.comparability import MOST_NOTED
-from analysis.frame import CELL_KEYS, REPLICATE_KEYS, differing_keys, parsed
-from analysis.tables.base import Cell
-from analysis.tables.cells import Key, seed_count
+from analysis.columns import parsed
+from analysis.comparability import CELL_KEYS, MOST_NOTED
+from analysis.frame import REPLICATE_KEYS, ComparableSet, differing_keys
+from analysis.tables.base import Cell, Key
+from analysis.tables.cells import seed_count
+from harness.schema.metrics import Metric
 
 RUN_KEYS = ["method", "variant", "source", *CELL_KEYS, *REPLICATE_KEYS]
 
@@ -21,8 +23,8 @@ class Pairs:
     """What two sets have in common."""
 
     runs: pd.DataFrame
-    """A row per pair: `label` as in the second set, task, shots, accuracies `first` and `second`, and `last`, that of
-    the first's last epoch where it was not the one that counts."""
+    """A row per pair: `label` as in the second set, task, shots, the metric's values `first` and `second`, and `last`,
+    that of the first's last epoch where it was not the one that counts."""
 
     seeds: int
     """Replicates that occur in either set."""
@@ -42,21 +44,25 @@ class Pairs:
         return found
 
 
-def pair_runs(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -> Pairs:
-    """Complete runs of both, joined on `RUN_KEYS` and the data."""
-    ours, theirs = (side[(side["status"] == "complete") & side["accuracy"].notna()] for side in (first, second))
-    runs = _joined(ours, theirs).rename(
-        columns={"accuracy_first": "first", "accuracy": "second", "last_accuracy": "last"}
-    )
+def pair_runs(first: ComparableSet, second: ComparableSet, names: tuple[str, str]) -> Pairs:
+    """Complete runs of both, joined on `RUN_KEYS` and the data; values are of the first set's metric."""
+    ours, theirs = (_scored(side.rows, first.metric) for side in (first, second))
+    runs = _joined(ours, theirs).rename(columns={"value_first": "first", "value": "second"})
     left = [*_alone(ours, theirs, names), *_alone(theirs, ours, names[::-1])]
     seeds = seed_count(pd.concat([ours, theirs]))
     return Pairs(runs, seeds, f"Without a partner: {'; '.join(left)}." if left else "")
 
 
+def _scored(rows: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """Complete runs with their `value`, and `last`, that of the last epoch."""
+    rows = rows.assign(value=rows[metric.name], last=rows[f"last_{metric.name}"])
+    return rows[(rows["status"] == "complete") & rows["value"].notna()]
+
+
 def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """A row per pair, with `label`, `accuracy` and `pixels` of both; pixels must agree where both know them."""
+    """A row per pair, with `label`, `value` and `pixels` of both; pixels must agree where both know them."""
     keys = [*RUN_KEYS, "data"]
-    both = own.merge(other[[*keys, "label", "accuracy", "pixels"]], on=keys, suffixes=("_first", ""))
+    both = own.merge(other[[*keys, "label", "value", "pixels"]], on=keys, suffixes=("_first", ""))
     return both[both["pixels"].isna() | both["pixels_first"].isna() | (both["pixels"] == both["pixels_first"])]
 
 

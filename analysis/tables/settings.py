@@ -8,12 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import ComparableSet, cell_name, differing_keys, parsed, suite_cells
-from analysis.tables.base import Cell, Column, Table
-from analysis.tables.cells import Key, label_order, set_caption, set_title
+from analysis.columns import parsed
+from analysis.frame import ComparableSet, cell_name, differing_keys, suite_cells
+from analysis.tables.base import Cell, Column, Key, Table
+from analysis.tables.cells import label_order, set_caption, set_title
 from analysis.tables.tasks import task_table
 
 RECIPE = "recipe."
+OWN = Column(name="method's own", kind="text")
 
 
 def _settings_rows(chosen: ComparableSet) -> list[tuple[str, Key | None, dict[str, Any]]]:
@@ -35,19 +37,20 @@ def settings_table(chosen: ComparableSet) -> Table:
     """Recipe and method configuration that produced the results, so that a cell can be run again."""
     rows = _settings_rows(chosen)
     recipe = list(dict.fromkeys(key for _, _, settings in rows for key in settings if key.startswith(RECIPE)))
-    columns = [Column(name=key.removeprefix(RECIPE), group="recipe", kind="text", best="") for key in recipe]
+    columns = {key: Column(name=key.removeprefix(RECIPE), group="recipe", kind="text") for key in recipe}
+    columns[OWN.name] = OWN
     table = Table(
         name="settings",
         title=set_title(chosen, "hyper-parameters"),
         caption=f"One row per method, or per method and task where they differ. {set_caption(chosen)}",
-        columns=[*columns, Column(name="method's own", kind="text", best="")],
+        columns=list(columns.values()),
     )
     for label, cell, settings in rows:
         own = ", ".join(f"{key}={value}" for key, value in settings.items() if not key.startswith(RECIPE))
         name = f"{label}, {cell_name(*cell)}" if cell else label
         unique = name if name not in table.rows else f"{name} #{sum(k.startswith(name) for k in table.rows) + 1}"
-        texts = [str(settings.get(key, "")) for key in recipe]
-        table.rows[unique] = [Cell(text=text) for text in (*texts, own)]
+        texts = {**{key: str(settings.get(key, "")) for key in recipe}, OWN.name: own}
+        table.rows[unique] = {columns[name].key: Cell(text=text) for name, text in texts.items()}
         if cell:
             table.behind[unique] = (label, cell)
     return table

@@ -7,8 +7,11 @@ import dataclasses
 import pandas as pd
 
 from analysis.frame import REPLICATE_KEYS, ComparableSet, averaged, suite_cells
+from analysis.metric_text import margin
 from analysis.statistics import (
     CONFIDENCE,
+    NO_INTERVAL,
+    Interval,
     average_ranks,
     friedman,
     holm,
@@ -20,33 +23,42 @@ from analysis.statistics import (
     wilcoxon,
     win_tie_loss,
 )
-from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import Key, accuracy_cells, incomplete, set_caption, set_title
-
-MARGIN = 1.0
-"""Points within which two methods count as practically equal."""
+from analysis.tables.base import (
+    MISSING,
+    Cell,
+    Column,
+    Key,
+    Row,
+    Table,
+    difference_column,
+    named_row,
+    number_cell,
+    value_column,
+)
+from analysis.tables.cells import incomplete, metric_cells, set_caption, set_title
+from harness.schema.metrics import Metric
 
 DEFAULT_REFERENCE = "linear"
 
 INTERVAL_GROUP = f"mean difference, {CONFIDENCE:.0%} interval".replace("%", " %")
 
-COLUMNS = [
-    Column(name="mean", best="max", digits=2),
-    Column(name="rank", kind="rank", best="min"),
-    Column(name="wins", group="against the reference", kind="integer", best=""),
-    Column(name="ties", group="against the reference", kind="integer", best=""),
-    Column(name="losses", group="against the reference", kind="integer", best=""),
-    Column(name="points", group=INTERVAL_GROUP, kind="points", best="", digits=2),
-    Column(name="low", group=INTERVAL_GROUP, kind="points", best="", digits=2),
-    Column(name="high", group=INTERVAL_GROUP, kind="points", best="", digits=2),
-    Column(name="p", group="Wilcoxon", kind="p", best=""),
-    Column(name="Holm p", group="Wilcoxon", kind="p", best=""),
-    Column(name="reads", kind="text", best=""),
-]
+
+def _columns(metric: Metric) -> list[Column]:
+    against, tests = "against the reference", "Wilcoxon"
+    return [
+        value_column(metric, "mean", 1),
+        Column(name="rank", kind="rank", best="min"),
+        *(Column(name=name, group=against, kind="integer") for name in ("wins", "ties", "losses")),
+        *(difference_column(metric, name, 1, group=INTERVAL_GROUP) for name in ("points", "low", "high")),
+        *(Column(name=name, group=tests, kind="p") for name in ("p", "Holm p")),
+        Column(name="reads", kind="text"),
+    ]
 
 
-SEED_COLUMNS = [Column(name=n, group="mean, interval over seeds", best="", digits=2) for n in ("from", "to")]
-"""Columns behind `mean` where there are seeds; published tables have none."""
+def _seed_columns(metric: Metric) -> list[Column]:
+    """Columns after `mean` where there are seeds; published tables have none."""
+    columns = [value_column(metric, name, 1, group="mean, interval over seeds") for name in ("from", "to")]
+    return [dataclasses.replace(column, best="") for column in columns]
 
 
 def find_reference(labels: pd.Series, wanted: str | None) -> str | None:
@@ -67,29 +79,39 @@ def find_reference(labels: pd.Series, wanted: str | None) -> str | None:
     return None
 
 
-def _against(values: pd.DataFrame, reference: str, margin: float) -> dict[str, list[Cell]]:
-    """Cells behind `rank` of every row of a complete matrix."""
+def _against(values: pd.DataFrame, reference: str, metric: Metric) -> dict[str, Row]:
+    """Cells of every row of a complete matrix that compare it with the reference."""
+    columns, better = _columns(metric), metric.higher_is_better
     differences = {label: values.loc[label] - values.loc[reference] for label in values.index if label != reference}
     p = {label: wilcoxon(list(d)) for label, d in differences.items()}
     corrected = holm(p)
-    cells = {reference: [*[Cell(text="") for _ in range(8)], Cell(text="reference")]}
+    rows = {reference: named_row(columns, reads=Cell(text="reference"))}
     for label, difference in differences.items():
-        counts, interval = win_tie_loss(list(difference)), tasks_interval(list(difference))
-        numbers = [difference.mean(), interval.low, interval.high, p[label], corrected[label]]
-        cells[label] = [Cell(value=float(count)) for count in (counts.wins, counts.ties, counts.losses)]
-        cells[label] += [number_cell(float(number)) for number in numbers]
-        cells[label] += [Cell(text=verdict(interval, corrected[label], margin))]
-    return cells
+        counts, interval = win_tie_loss(list(difference), better), tasks_interval(list(difference))
+        reading = verdict(interval, corrected[label], margin(metric), higher_is_better=better)
+        rows[label] = named_row(
+            columns,
+            wins=Cell(value=float(counts.wins)),
+            ties=Cell(value=float(counts.ties)),
+            losses=Cell(value=float(counts.losses)),
+            points=number_cell(float(difference.mean())),
+            low=number_cell(interval.low),
+            high=number_cell(interval.high),
+            p=number_cell(p[label]),
+            Holm_p=number_cell(corrected[label]),
+            reads=Cell(text=reading),
+        )
+    return rows
 
 
-def tests_caption(values: pd.DataFrame, reference: str, margin: float) -> str:
+def tests_caption(values: pd.DataFrame, reference: str, equal: float) -> str:
     """What was tested, over what, and the tests of all methods together."""
     methods, tasks = values.shape
     text = (
         f"Tests are paired over {tasks} tasks (means over seeds), against {reference}: Wilcoxon's signed-rank test, "
         f"two-sided, Holm's correction over {methods - 1} comparisons; interval of the mean difference: Student's t "
-        f"over tasks; equal: that interval lies within ±{margin:g} points; better or worse: it excludes 0 and "
-        "Holm p is at most 0.05. "
+        f"over tasks; {f'equal: that interval lies within ±{equal:g} points; ' if equal else ''}better or worse: it "
+        "excludes 0 and Holm p is at most 0.05. "
     )
     whole = friedman(values)
     if whole:
@@ -98,49 +120,59 @@ def tests_caption(values: pd.DataFrame, reference: str, margin: float) -> str:
     return text
 
 
-def significance_rows(values: pd.DataFrame, reference: str, margin: float = MARGIN) -> dict[str, list[Cell]]:
-    """Rows of `COLUMNS` for a matrix methods x tasks; a method that lacks a task is not tested."""
-    whole = values.dropna()
-    ranks = average_ranks(whole)
-    against = _against(whole, reference, margin)
+def significance_of(
+    values: pd.DataFrame, reference: str, metric: Metric, *, name: str, title: str, caption: str
+) -> Table:
+    """The table of a matrix methods x tasks, by average rank; a method that lacks a task is not tested. `caption`: what
+    stands before the description of the tests."""
+    whole, columns = values.dropna(), _columns(metric)
+    ranks = average_ranks(whole, metric.higher_is_better)
+    against = _against(whole, reference, metric)
     rows = {
-        label: [Cell(value=float(whole.loc[label].mean())), Cell(value=float(ranks[label])), *against[label]]
+        label: named_row(columns, mean=Cell(value=float(whole.loc[label].mean())), rank=Cell(value=float(ranks[label])))
+        | against[label]
         for label in sorted(whole.index, key=lambda label: (ranks[label], label))
     }
-    return rows | {label: [MISSING] * len(COLUMNS) for label in values.index if label not in whole.index}
+    rows |= {label: {c.key: MISSING for c in columns} for label in values.index if label not in whole.index}
+    caption += tests_caption(whole, reference, margin(metric))
+    return Table(name=name, title=title, caption=caption, columns=columns, rows=rows)
 
 
-def significance_table(chosen: ComparableSet, reference: str | None = None, margin: float = MARGIN) -> Table | None:
+def significance_table(chosen: ComparableSet, reference: str | None = None) -> Table | None:
     """The table, sorted by average rank; None where fewer than two methods have all tasks, or there is one task.
 
     A task's value is its mean over numbers of shots, where there are several: they are no tasks of their own.
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
     """
     keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    cells = accuracy_cells(chosen)
+    cells = metric_cells(chosen)
     values = _matrix(cells, keys)
     whole = values.dropna()
     if len(whole) < 2 or values.shape[1] < 2:
         return None
     everything = chosen.rows.drop_duplicates("label").set_index("label")["method"]
-    names = everything.loc[whole.index]
-    base = find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or whole.mean(axis=1).idxmax()
-    rows = significance_rows(values, str(base), margin)
-    intervals = _seed_cells(chosen, keys)
-
-    def starred(cell: Cell, label: str) -> Cell:
-        return dataclasses.replace(cell, note=incomplete(cells[label], keys)) if cell.is_number else cell
-
-    return Table(
+    names, means = everything.loc[whole.index], whole.mean(axis=1)
+    best = means.idxmax() if chosen.metric.higher_is_better else means.idxmin()
+    base = str(find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or best)
+    table = significance_of(
+        values,
+        base,
+        chosen.metric,
         name="significance",
         title=set_title(chosen, f"significance against {base}"),
-        caption=f"{_unused(reference, everything, names)}{tests_caption(whole, str(base), margin)}{SEED_CAPTION} "
-        f"{set_caption(chosen)}",
-        columns=[COLUMNS[0], *SEED_COLUMNS, *COLUMNS[1:]],
-        rows={
-            label: [starred(mean, label), *intervals[label], starred(rank, label), *rest]
-            for label, (mean, rank, *rest) in rows.items()
-        },
+        caption=_unused(reference, everything, names),
+    )
+    mean, rank, *_ = table.columns
+    seed_columns, intervals = _seed_columns(chosen.metric), _seed_intervals(chosen, keys)
+    for label, row in table.rows.items():
+        note = incomplete(cells[label], keys)
+        row |= {key: dataclasses.replace(row[key], note=note) for key in (mean.key, rank.key) if row[key].is_number}
+        ends = zip(seed_columns, (intervals[label].low, intervals[label].high), strict=True)
+        row |= {column.key: number_cell(end) for column, end in ends}
+    return dataclasses.replace(
+        table,
+        caption=f"{table.caption}{SEED_CAPTION} {set_caption(chosen)}",
+        columns=[mean, *seed_columns, *table.columns[1:]],
     )
 
 
@@ -150,7 +182,7 @@ def _unused(reference: str | None, names: pd.Series, tested: pd.Series) -> str:
         return ""
     found = find_reference(names, reference)
     same = [str(label) for label, name in names.items() if str(name).casefold() == reference.casefold()]
-    several = f"it stands for {', '.join(same)}" if same else "no method here is called so"
+    several = f"it stands for {', '.join(same)}" if same else "no method here has that name"
     return f"Not against {reference!r}: {f'{found} lacks a task' if found else several}. "
 
 
@@ -169,19 +201,18 @@ SEED_CAPTION = (
 ).replace("%", " %")
 
 
-def _seed_cells(chosen: ComparableSet, keys: list[Key]) -> dict[str, list[Cell]]:
-    """Both ends of the interval of each label's mean; missing where a task has not two seeds."""
+def _seed_intervals(chosen: ComparableSet, keys: list[Key]) -> dict[str, Interval]:
+    """The interval of each label's mean; unknown where a task has not two seeds."""
     shots = {task: sorted(s for name, s in keys if name == task) for task, _ in keys}
-    found = {}
+    intervals = dict.fromkeys(map(str, chosen.rows["label"].unique()), NO_INTERVAL)
     for label, runs in chosen.rows[chosen.rows["status"] == "complete"].groupby("label"):
         tasks = {task: same for task, same in runs.groupby("task") if task in shots}
-        values = [_task_seeds(same, shots[str(task)]) for task, same in tasks.items()]
-        interval = seeds_interval(values if len(values) == len(shots) else [])
-        found[str(label)] = [number_cell(interval.low), number_cell(interval.high)]
-    return {str(label): [MISSING, MISSING] for label in chosen.rows["label"].unique()} | found
+        values = [_task_seeds(same, shots[str(task)], chosen.metric) for task, same in tasks.items()]
+        intervals[str(label)] = seeds_interval(values if len(values) == len(shots) else [])
+    return intervals
 
 
-def _task_seeds(runs: pd.DataFrame, shots: list[int]) -> list[float]:
+def _task_seeds(runs: pd.DataFrame, shots: list[int], metric: Metric) -> list[float]:
     """Independent values of a task's mean over numbers of shots; none where a seed lacks one of them."""
-    values = runs.pivot_table(index=REPLICATE_KEYS, columns="shots", values="accuracy").reindex(columns=shots)
+    values = runs.pivot_table(index=REPLICATE_KEYS, columns="shots", values=metric.name).reindex(columns=shots)
     return [] if values.isna().any(axis=None) else independent(values.mean(axis=1))

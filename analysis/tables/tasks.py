@@ -1,53 +1,46 @@
-"""Accuracy tables: per task (VTAB style), few-shot, domain generalisation."""
+"""Tables of the metric: per task (VTAB style), few-shot, domain generalisation."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis.frame import (
-    OTHER,
-    ComparableSet,
-    averaged,
-    cell_name,
-    parsed,
-    suite_cells,
-    suite_tasks,
-    tasks_text,
-)
-from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell
+from analysis.columns import parsed, target_values
+from analysis.frame import OTHER, ComparableSet, averaged, cell_name, suite_cells, suite_tasks, tasks_text
+from analysis.metric_text import in_words, sentence
+from analysis.tables.base import MEANS, MISSING, Cell, Column, Key, Row, Table, mean_cell, value_column
 from analysis.tables.cells import (
-    Key,
-    accuracy_cells,
     cost_cells,
     label_order,
+    metric_cells,
     rank_cells,
     seed_count,
     set_caption,
     set_title,
     spread_caption,
 )
+from harness.schema.metrics import Metric
 from suites import SUITES
 
-TAIL = [
-    Column(name="rank", kind="rank", best="min"),
-    Column(name="params", kind="count", best=""),
-    Column(name="params+head", kind="count", best=""),
-    Column(name="seconds", kind="seconds", best=""),
-]
-"""Columns behind the averages: average rank, trained parameters, seconds of a run."""
+RANK = Column(name="rank", kind="rank", best="min")
+COSTS = {
+    "parameters": Column(name="params", kind="count"),
+    "parameters_with_head": Column(name="params+head", kind="count"),
+    "seconds": Column(name="seconds", kind="seconds"),
+}
+"""Columns after the averages: average rank, trained parameters, seconds of a run; costs by their name in the frame."""
 
 RANK_CAPTION = "rank: average rank over the columns that the averages are over, among rows that have them all; "
 COST_CAPTION = "params: trained parameters without head; params+head: with it; seconds: of a run; these are means over "
 COST_CAPTION += "the complete runs of a column, then over the columns that the averages are over."
-COSTS = ["parameters", "parameters_with_head", "seconds"]
 
 
 def _caption(chosen: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
     """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have."""
-    text = f"Top-1 accuracy in per cent; {spread_caption(chosen.rows)}. {set_caption(chosen)} {rank}{COST_CAPTION}"
+    what = sentence(in_words(chosen.metric))
+    text = f"{what}; {spread_caption(chosen.rows)}. {set_caption(chosen)} {rank}{COST_CAPTION}"
     return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
@@ -57,32 +50,54 @@ def task_table(chosen: ComparableSet) -> Table:
     `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
     NOAH); the literature prints either.
     """
-    suite = chosen.key["suite"]
-    keys = suite_cells(suite, chosen.rows)
+    keys = suite_cells(chosen.key["suite"], chosen.rows)
     over = averaged(keys)
-    groups = {name: tuple(key for key in over if over[key] == name) for name in dict.fromkeys(over.values())}
-    columns = [Column(name=cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
-    several = len(groups) > 1
-    columns += [Column(name=name, group=MEANS, over=members) for name, members in groups.items() if several]
-    whole = tasks_text(suite, len({task for task, _ in over}))
-    columns += [Column(name=whole, group=MEANS, over=tuple(over))]
-    columns += [Column(name="groups", group=MEANS, over=tuple(over), plain=False)] * several
-    caption = _caption(chosen, others=len(over) < len(keys))
-    table = Table(name="tasks", title=set_title(chosen), caption=caption, columns=[*columns, *TAIL])
-    cells = accuracy_cells(chosen)
-    ranks, seeds = rank_cells(cells, list(over)), seed_count(chosen.rows)
-    for label, runs in _by_label(chosen):
-        row = {key: cells[label].get(key, MISSING) for key in keys}
-        means = [mean_cell(row[key] for key in members) for members in groups.values()]
-        averages = [*means, mean_cell(row[key] for key in over), mean_cell(means)] if several else means
-        costs = cost_cells(runs, COSTS, list(over), seeds)
-        table.rows[label] = [*row.values(), *averages, ranks[label], *costs]
+    single = [value_column(chosen.metric, cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
+    by_group = _group_columns(chosen, over)
+    means = [*by_group, _mean_column(chosen, tasks_text(chosen.key["suite"], len({task for task, _ in over})), over)]
+    means += [_mean_column(chosen, "groups", over, plain=False)] if by_group else []
+    table = Table(
+        name="tasks",
+        title=set_title(chosen),
+        caption=_caption(chosen, others=len(over) < len(keys)),
+        columns=[*single, *means, RANK, *COSTS.values()],
+    )
+    _fill(table, chosen, list(over))
+    for row in table.rows.values() if by_group else ():
+        row[means[-1].key] = mean_cell(row[column.key] for column in by_group)
     return table
 
 
-def _by_label(chosen: ComparableSet) -> list[tuple[str, pd.DataFrame]]:
-    groups = dict(list(chosen.rows.groupby("label")))
-    return [(label, groups[label]) for label in label_order(chosen.rows)]
+def _mean_column(
+    chosen: ComparableSet, name: str, over: Iterable[Key], group: str = MEANS, plain: bool = True
+) -> Column:
+    return value_column(chosen.metric, name, group=group, over=tuple(over), plain=plain)
+
+
+def _group_columns(chosen: ComparableSet, over: dict[Key, str]) -> list[Column]:
+    """Means per group of tasks, where there are several groups."""
+    names = list(dict.fromkeys(over.values()))
+    columns = [_mean_column(chosen, name, (key for key in over if over[key] == name)) for name in names]
+    return columns if len(columns) > 1 else []
+
+
+def _fill(table: Table, chosen: ComparableSet, keys: list[Key]) -> None:
+    """Add a row per method to a table whose columns say what they are over; ranks and costs are over `keys`."""
+    cells, seeds = metric_cells(chosen), seed_count(chosen.rows)
+    ranks, groups = rank_cells(cells, keys, chosen.metric), dict(list(chosen.rows.groupby("label")))
+    for label in label_order(chosen.rows):
+        row = {c.key: _value(c, cells[label]) for c in table.columns if c.over and c.plain}
+        row |= {c.key: ranks[label] for c in table.columns if c.kind == "rank"}
+        table.rows[label] = row | _cost_row(groups[label], keys, seeds)
+
+
+def _value(column: Column, cells: dict[Key, Cell]) -> Cell:
+    values = [cells.get(key, MISSING) for key in column.over]
+    return mean_cell(values) if column.group.startswith(MEANS) else values[0]
+
+
+def _cost_row(runs: pd.DataFrame, keys: list[Key], seeds: int) -> Row:
+    return {COSTS[name].key: cell for name, cell in cost_cells(runs, list(COSTS), keys, seeds).items()}
 
 
 def few_shot_table(chosen: ComparableSet) -> Table:
@@ -90,77 +105,86 @@ def few_shot_table(chosen: ComparableSet) -> Table:
     tasks = list(averaged(suite_tasks(chosen.key["suite"], chosen.rows)))
     shots = sorted(int(s) for s in chosen.rows["shots"].unique())
     keys: list[Key] = [(task, s) for task in tasks for s in shots]
-    columns = [Column(name=str(s), group=task, over=((task, s),)) for task, s in keys]
     whole = f"{MEANS} {tasks_text(chosen.key['suite'], len(tasks)).replace('tasks', 'data sets')}"
-    columns += [Column(name=str(s), group=whole, over=tuple((task, s) for task in tasks)) for s in shots]
-    columns += [Column(name="all", group=MEANS, over=tuple(keys))]
-    columns += [dataclasses.replace(TAIL[0], name="rank over columns"), *TAIL[1:]]
-    caption = (
-        f"Columns are training images per class. {_caption(chosen, RANK_CAPTION.replace(':', ' over columns:', 1))}"
+    table = Table(
+        name="few_shot",
+        title=set_title(chosen, "few-shot"),
+        caption="Columns are training images per class. "
+        + _caption(chosen, RANK_CAPTION.replace(":", " over columns:", 1)),
+        columns=[
+            *(value_column(chosen.metric, str(s), group=task, over=((task, s),)) for task, s in keys),
+            *(_mean_column(chosen, str(s), ((task, s) for task in tasks), whole) for s in shots),
+            _mean_column(chosen, "all", keys),
+            dataclasses.replace(RANK, name="rank over columns"),
+            *COSTS.values(),
+        ],
     )
-    table = Table(name="few_shot", title=set_title(chosen, "few-shot"), caption=caption, columns=columns)
-    cells = accuracy_cells(chosen)
-    ranks, seeds = rank_cells(cells, keys), seed_count(chosen.rows)
-    for label, runs in _by_label(chosen):
-        row = {key: cells[label].get(key, MISSING) for key in keys}
-        means = [mean_cell(row[task, s] for task in tasks) for s in shots]
-        costs = cost_cells(runs, COSTS, keys, seeds)
-        table.rows[label] = [*row.values(), *means, mean_cell(row.values()), ranks[label], *costs]
+    _fill(table, chosen, keys)
     return table
 
 
-def _target_cells(runs: pd.DataFrame, source: str, targets: list[str], seeds: int) -> list[Cell]:
-    """Source and target accuracies of one method, means over replicates."""
+def _target_cells(runs: pd.DataFrame, targets: list[str], metric: Metric, seeds: int) -> dict[str, Cell]:
+    """The metric of one method on its own test set (named `""`) and on each target, means over replicates."""
     complete = runs[runs["status"] == "complete"]
     values = pd.DataFrame(
-        [{source: a, **parsed(t)} for a, t in zip(complete["accuracy"], complete["targets"], strict=True)],
-        columns=[source, *targets],
+        [
+            {"": own, **target_values(text, metric)}
+            for own, text in zip(complete[metric.name], complete["targets"], strict=True)
+        ],
+        columns=["", *targets],
     )
-    cells = []
+    empty = Cell(note="failed" if len(runs) and complete.empty else "missing")
+    cells = {}
     for name in values:
         known = values[name].dropna()
         note = "" if len(known) == seeds else f"{len(known)}/{seeds}"
-        empty = Cell(note="failed" if len(runs) and complete.empty else "missing")
-        cells.append(Cell(value=known.mean(), spread=known.std(ddof=1), note=note) if len(known) else empty)
+        cells[str(name)] = Cell(value=known.mean(), spread=known.std(ddof=1), note=note) if len(known) else empty
     return cells
 
 
 def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
-    """Source accuracy and that of each target set: over all classes, and masked to the set's own where stored.
+    """Result on the source and on each target set: over all classes, and masked to the set's own where stored.
 
     ImageNet-A and -R hold 200 of 1000 classes. Papers print either number without saying which, so both have columns
     and both have a mean over the targets.
     """
     rows = chosen.rows[(chosen.rows["task"] == task) & (chosen.rows["shots"] == shots)]
-    found = {name for text in rows["targets"].unique() for name in parsed(text)}
-    targets = [name for name in target_order(chosen.key["suite"], task) if name in found]
-    targets += sorted(found - set(targets))
-    whole = [name for name in targets if not name.endswith("/masked")]
-    masked = [f"{name}/masked" if f"{name}/masked" in found else name for name in whole]
-    ways = _ways(chosen.key["suite"], task)
-    source: dict[str, Any] = {"over": ((task, shots),)}
-    columns = [Column(name=task, group="source", **source)]
-    columns += [Column(name=t, group=f"targets, {ways}", target=t, **source) for t in whole]
-    columns += [
-        Column(name=t.removesuffix("/masked"), group="targets, masked", target=t, **source)
-        for t in targets
-        if t not in whole
-    ]
-    columns += [Column(name=name, group=f"{MEANS} targets", plain=False, **source) for name in (ways, "masked")]
-    columns += [dataclasses.replace(column, **source) for column in TAIL[1:]]
-    caption = (
-        f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target alone. The "
-        f"masked mean takes the masked value where there is one. {_caption(chosen, rank='')}"
+    known = {name for text in rows["targets"].unique() for name in parsed(text)}
+    ordered = [name for name in target_order(chosen.key["suite"], task) if name in known]
+    ordered += sorted(known - set(ordered))
+    whole = [name for name in ordered if not name.endswith("/masked")]
+    averages = {
+        _ways(chosen.key["suite"], task): whole,
+        "masked": [f"{name}/masked" if f"{name}/masked" in known else name for name in whole],
+    }
+    ways, over = next(iter(averages)), ((task, shots),)
+    targets = {
+        name: value_column(
+            chosen.metric,
+            name.removesuffix("/masked"),
+            group="targets, masked" if name.endswith("/masked") else f"targets, {ways}",
+            target=name,
+            over=over,
+        )
+        for name in sorted(ordered, key=lambda name: name.endswith("/masked"))
+    }
+    source = value_column(chosen.metric, task, group="source", over=over)
+    means = {name: _mean_column(chosen, name, over, f"{MEANS} targets", plain=False) for name in averages}
+    costs = [dataclasses.replace(column, over=over) for column in COSTS.values()]
+    table = Table(
+        name="domains",
+        title=set_title(chosen, f"domain generalisation from {cell_name(task, shots)}"),
+        caption=f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target "
+        f"alone. The masked mean takes the masked value where there is one. {_caption(chosen, rank='')}",
+        columns=[source, *targets.values(), *means.values(), *costs],
     )
-    title = set_title(chosen, f"domain generalisation from {cell_name(task, shots)}")
-    table = Table(name="domains", title=title, caption=caption, columns=columns)
-    order = [*whole, *(t for t in targets if t not in whole)]
+    seeds = seed_count(rows)
     for label in label_order(rows):
         runs = rows[rows["label"] == label]
-        cells = _target_cells(runs, task, order, seed_count(rows))
-        by_name = dict(zip(order, cells[1:], strict=True))
-        means = [mean_cell(by_name[t] for t in names) for names in (whole, masked)]
-        table.rows[label] = [*cells, *means, *cost_cells(runs, COSTS, [(task, shots)], seed_count(rows))]
+        cells = _target_cells(runs, list(targets), chosen.metric, seeds)
+        row = {source.key: cells[""]} | {column.key: cells[name] for name, column in targets.items()}
+        row |= {column.key: mean_cell(cells[target] for target in averages[name]) for name, column in means.items()}
+        table.rows[label] = row | _cost_row(runs, list(over), seeds)
     return table
 
 
@@ -176,8 +200,8 @@ def _ways(suite: str, task: str) -> str:
     return f"{classes[task]}-way" if task in classes else "all classes"
 
 
-def accuracy_tables(chosen: ComparableSet) -> list[Table]:
-    """The accuracy tables that fit the set, the most telling first: by target, by number of shots, or by task."""
+def result_tables(chosen: ComparableSet) -> list[Table]:
+    """The tables of results that fit the set, the most telling first: by target, by number of shots, or by task."""
     rows = chosen.rows
     shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
     tables = [domain_table(chosen, task, int(shots)) for task, shots in shifted.itertuples(index=False)]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.frame import ComparableSet, cell_name, parsed, suite_cells
-from analysis.tables.base import Cell, Column, Table, number_cell
+from analysis.columns import parsed
+from analysis.frame import ComparableSet, cell_name, suite_cells
+from analysis.tables.base import Cell, Column, Row, Table, named_row, number_cell
 from analysis.tables.cells import label_order, set_caption, set_title
 
 COLUMNS = [
-    Column(name="chosen", kind="text", best=""),
-    Column(name="val", digits=1, best=""),
-    Column(name="trials", kind="integer", best=""),
-    Column(name="failed", kind="integer", best=""),
-    Column(name="hours", kind="hours", best=""),
+    Column(name="chosen", kind="text"),
+    Column(name="val"),
+    Column(name="trials", kind="integer"),
+    Column(name="failed", kind="integer"),
+    Column(name="hours", kind="hours"),
 ]
 
 CAPTION = (
@@ -44,9 +45,15 @@ def tuning_table(chosen: ComparableSet) -> Table | None:
     return table
 
 
-def _row(run: pd.Series) -> list[Cell]:
+def _row(run: pd.Series) -> Row:
     text = ", ".join(f"{key.removeprefix('recipe.')}={value}" for key, value in parsed(run["chosen"]).items())
     if run["tuning_failed"] == run["tuning_trials"]:
         text = "none: all trials failed"
-    numbers = [run["tuning_accuracy"], run["tuning_trials"], run["tuning_failed"], run["tuning_seconds"] / 3600]
-    return [Cell(text=text or "nothing searched"), *map(number_cell, numbers)]
+    return named_row(
+        COLUMNS,
+        chosen=Cell(text=text or "nothing searched"),
+        val=number_cell(run["tuning_accuracy"]),
+        trials=number_cell(run["tuning_trials"]),
+        failed=number_cell(run["tuning_failed"]),
+        hours=number_cell(run["tuning_seconds"] / 3600),
+    )

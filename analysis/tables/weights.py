@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from analysis.frame import ComparableSet, cell_name, suite_cells
-from analysis.tables.base import MISSING, Column, Table
+from analysis.metric_text import difference
+from analysis.tables.base import MISSING, Table, difference_column
 from analysis.tables.cells import label_order, set_title
 from analysis.tables.pairs import pair_runs
 
@@ -18,18 +19,20 @@ def weights_tables(pretrained: ComparableSet, randoms: list[ComparableSet]) -> l
 
 def _table(pretrained: ComparableSet, random: ComparableSet, suffix: str) -> Table:
     keys = suite_cells(pretrained.key["suite"], pretrained.rows)
-    pairs = pair_runs(pretrained.rows, random.rows, ("pretrained", "random"))
+    pairs = pair_runs(pretrained, random, ("pretrained", "random"))
     cells = pairs.cells()
+    columns = {k: difference_column(pretrained.metric, cell_name(*k), group=group) for k, group in keys.items()}
     which = f" {suffix[1:]}" if suffix else ""
-    caption = "Difference of top-1 accuracies in points, mean over pairs of runs with the same method, settings, task, "
-    caption += "seeds and data; positive means that the pretrained weights are better."
+    metric, sign = pretrained.metric, "positive" if pretrained.metric.higher_is_better else "negative"
+    caption = f"Difference in {difference(metric)}, mean over pairs of runs with the same method, settings, task, "
+    caption += f"seeds and data; {sign} means that the pretrained weights are better."
     return Table(
         name=WEIGHTS_TABLE + suffix,
         title=set_title(pretrained, f"pretrained minus random weights{which}"),
         caption=f"{caption} {pairs.alone}".strip(),
-        columns=[Column(name=cell_name(*key), group=group, kind="points", best="") for key, group in keys.items()],
+        columns=list(columns.values()),
         rows={
-            label: [cells[label].get(key, MISSING) for key in keys]
+            label: {column.key: cells[label].get(key, MISSING) for key, column in columns.items()}
             for label in label_order(pretrained.rows)
             if label in cells
         },

@@ -93,24 +93,24 @@
     const row = board.rows[Number(link.closest("tr").dataset.row)];
     const column = link.parentElement.cellIndex - 1;
     const tasks = board.columns[column].map((name) => ({ name, runs: row.runs[name] || [] })).filter((t) => t.runs.length);
-    return { board, row, tasks, name: board.names[column], target: board.targets[column], own: board.accuracies[column] };
+    return { board, row, tasks, name: board.names[column], target: board.targets[column], plain: board.plain[column] };
   }
   const seedText = (run) => (run[1] === null ? "" : `split ${run[1]}, `) + `seed ${run[0]}`;
-  function valueText(run, target) {
-    const value = target && run[2] !== null ? (run[5] || {})[target] : run[2];
-    return value === null ? "failed" : value === undefined ? "not scored" : value.toFixed(2);
+  function valueText(board, run, target) {
+    const value = target && run[2] !== null ? run[5][target] : run[2];
+    return value === null ? "failed" : value === undefined ? "not scored" : value.toFixed(board.digits);
   }
   function tipText(link) {
-    const { row, tasks, name, target, own } = behind(link);
+    const { board, row, tasks, name, target, plain } = behind(link);
     const runs = tasks.flatMap((t) => t.runs);
     const head = `${row.label}, ${name}\n`;
-    if (!own) return head + `${runs.length} run${runs.length === 1 ? "" : "s"}`;
-    if (tasks.length === 1) return head + runs.slice(0, 12).map((r) => `${seedText(r)}: ${valueText(r, target)}`).join("\n") + (runs.length > 12 ? `\nand ${runs.length - 12} more` : "");
+    if (!plain) return head + `${runs.length} run${runs.length === 1 ? "" : "s"}`;
+    if (tasks.length === 1) return head + runs.slice(0, 12).map((r) => `${seedText(r)}: ${valueText(board, r, target)}`).join("\n") + (runs.length > 12 ? `\nand ${runs.length - 12} more` : "");
     const seeds = [...new Set(runs.map(seedText))];
     const lines = seeds.slice(0, 12).map((seed) => {
       const values = tasks.map((t) => t.runs.find((r) => seedText(r) === seed && r[2] !== null)).filter(Boolean).map((r) => r[2]);
       const mean = values.reduce((a, b) => a + b, 0) / values.length;
-      return `${seed}: ` + (values.length ? `accuracy ${mean.toFixed(2)}, mean of ${values.length} task${values.length > 1 ? "s" : ""}` : "failed");
+      return `${seed}: ` + (values.length ? `${board.metric} ${mean.toFixed(board.digits)}, mean of ${values.length} task${values.length > 1 ? "s" : ""}` : "failed");
     });
     return head + lines.join("\n");
   }
@@ -143,7 +143,7 @@
     const parts = tasks.flatMap((task) => {
       const list = element("ul");
       for (const run of task.runs) {
-        const item = element("li", `${seedText(run)}: ${valueText(run, target)} `), anchor = element("a", run[3]);
+        const item = element("li", `${seedText(run)}: ${valueText(board, run, target)} `), anchor = element("a", run[3]);
         anchor.href = address(board, row, task.name, run);
         anchor.title = "record.json of this run";
         item.append(anchor, run[4] ? ` ${run[4]}` : "");
@@ -217,7 +217,7 @@
     for (const section of sets) {
       sets.forEach((s) => { s.hidden = s !== section; });
       const first = section.querySelector('.board .sort[data-column="0"]');  // the mean over everything, if there is one
-      if (first) sort(first, true);
+      if (first) sort(first, !("ascending" in first.dataset));
     }
     show(fromAddress());
   }

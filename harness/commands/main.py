@@ -49,16 +49,19 @@ def report(
         str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
     ] = None,
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
+    metric: Annotated[str, typer.Option(help="What the tables and figures show, e.g. accuracy or loss.")] = "accuracy",
     to: Annotated[Path | None, typer.Option(help="Folder for tables and figures; OUT/report if not given.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
     from analysis.commands import report as write
     from analysis.tables import TableOptions
     from harness.plans.experiment import find_suite
+    from harness.schema.metrics import get as find_metric
     from methods.registry import all_methods
 
     name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
-    options = TableOptions(reference, tuple(split_csv(ablation) or ()) if ablation is not None else None)
+    axes = tuple(split_csv(ablation) or ()) if ablation is not None else None
+    options = TableOptions(reference, axes, find_metric(metric))
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
     to = to or out / "report"
     paths = write(out, to, name, options, about, console, errors)

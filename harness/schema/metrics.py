@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.errors import HarnessError, did_you_mean
+
 if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
     from torch import Tensor
 
@@ -41,7 +43,14 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> float:
 
 
 ACCURACY = Metric(name="accuracy", title="top-1 accuracy", unit="%", higher_is_better=True, compute=_accuracy)
-LOSS = Metric(name="loss", title="mean cross-entropy", unit="", higher_is_better=False, compute=_cross_entropy)
+LOSS = Metric(name="loss", title="cross-entropy", unit="", higher_is_better=False, compute=_cross_entropy)
 
 METRICS = {metric.name: metric for metric in (ACCURACY, LOSS)}
 """All metrics by name: every evaluation computes each of them."""
+
+
+def get(name: str) -> Metric:
+    """The metric of that name; `HarnessError` if there is none."""
+    if name not in METRICS:
+        raise HarnessError(f"unknown metric {name!r}. {did_you_mean(name, list(METRICS))}")
+    return METRICS[name]

@@ -73,8 +73,8 @@ def test_runs_are_paired_by_settings_seed_and_data_and_the_others_are_named():
     lora = oracle("lora", (51,) * 5, (50,) * 5, config={"rank": 8})
     fixed = records("sct", (50,) * 5) + records("sct", (10,) * 5, config={"channels": 24}) + more
     (table,) = bias_tables(comparable_sets([*fixed, *sct, *lora]))
-    assert {label: [c.value for c in row[:5]] for label, row in table.rows.items()} == {"SCT (channels=48)": [2] * 5}
-    assert {cell.note for cell in table.rows["SCT (channels=48)"][:6]} == {"1/2", "*"}
+    assert {label: [c.value for c in table.cells(label)[:5]] for label in table.rows} == {"SCT (channels=48)": [2] * 5}
+    assert {cell.note for cell in table.cells("SCT (channels=48)")[:6]} == {"1/2", "*"}
     assert "settings differ: rank 8 against 4" in table.caption
     elsewhere = [dataclasses.replace(r, data=make_record(data="x").data) for r in sct]
     with pytest.raises(AnalysisError, match=r"oracle: SCT † \(5 runs, on other data\)"):

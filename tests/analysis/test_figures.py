@@ -1,6 +1,7 @@
 """Figures: right numbers in them, one look per method, nothing drawn that the records do not allow."""
 
 import dataclasses
+import itertools
 
 import matplotlib.colors
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from table_records import domain, from_records
 
-from analysis.figures import drawings, published_scatter, save
+from analysis.figures import drawings, reproduction_scatter, save
 from analysis.figures.ablation import ablation, ablation_points, varied_fields
 from analysis.figures.channels import (
     chance_jaccard,
@@ -26,10 +27,11 @@ from analysis.figures.labels import _distance, _overlap
 from analysis.figures.learning import curve_points, learning_curves, with_curves
 from analysis.figures.panels import few_shot_curves, group_bars, target_bars
 from analysis.figures.ranks import cliques, nemenyi_ranks
-from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
+from analysis.figures.style import FAMILIES, MOST_LOOKS, NEUTRAL, style_of, styles
 from analysis.figures.tradeoff import pareto_front, tradeoff
 from analysis.frame import comparable_sets, suite_tasks
 from analysis.tables import significance_table
+from harness.schema.metrics import ACCURACY
 from harness.schema.record import Epoch
 from methods.registry import all_methods
 
@@ -62,16 +64,38 @@ def texts(figure):
 DEMO = suite_tasks("demo", pd.DataFrame({"task": TASKS}))
 
 
-def test_every_known_method_has_a_look_of_its_own():
-    looks = [(style_of(name).colour, style_of(name).marker) for name in KNOWN]
-    assert set(KNOWN) <= set(all_methods())
-    assert len(set(looks)) == len(looks) and len(set(KNOWN)) == len(KNOWN) <= FIRST_FREE
+def looks_of(methods):
+    """`methods`: name to family."""
+    return styles(pd.DataFrame({"method": list(methods), "family": list(methods.values()), "label": list(methods)}))
 
 
-def test_looks_do_not_depend_on_what_else_is_shown():
-    alone, together = runs_of(records("lora")), runs_of(records("lora") + records("aaa") + records("sct"))
-    assert styles(alone)["LORA"] == styles(together)["LORA"]
-    assert slot("my_own_method") == slot("my_own_method") >= FIRST_FREE
+def test_every_method_has_a_look_of_its_own_in_the_colour_of_its_family():
+    looks = looks_of({name: method.family for name, method in all_methods().items()})
+    assert set(FAMILIES) == {method.family for method in all_methods().values()}
+    for family in FAMILIES:
+        few = [name for name, method in all_methods().items() if method.family == family][:MOST_LOOKS]
+        own = looks_of(dict.fromkeys(few, family))
+        assert len({(look.colour, look.marker) for look in own.values()}) == len(few)
+        assert {look.colour for look in own.values()}.isdisjoint(
+            look.colour for name, look in looks.items() if all_methods()[name].family != family
+        )
+
+
+def test_up_to_as_many_methods_of_a_family_as_there_are_markers_have_a_marker_each():
+    looks = looks_of(dict.fromkeys("abcdefghijklmno", "adapter"))
+    assert len({look.marker for look in looks.values()}) == 15
+
+
+def test_looks_do_not_depend_on_methods_of_other_families_nor_on_those_that_come_later():
+    alone = looks_of({"lora": "reparameterisation"})["lora"]
+    others = {f"m{i}": "adapter" for i in range(40)} | {"vera": "reparameterisation"}
+    assert looks_of({"lora": "reparameterisation"} | others)["lora"] == alone
+
+
+def test_a_method_whose_family_no_record_tells_is_neutral():
+    assert style_of("", 0).colour == NEUTRAL and NEUTRAL not in FAMILIES.values()
+    runs = runs_of(records() + [dataclasses.replace(r, method_family="selective") for r in records(seed=1)])
+    assert styles(runs)["SCT"] == looks_of({"sct": "selective"})["sct"]
 
 
 def test_variants_of_a_method_share_its_colour_and_differ_in_line():
@@ -82,8 +106,8 @@ def test_variants_of_a_method_share_its_colour_and_differ_in_line():
 
 
 def test_colours_can_be_read_on_white():
-    for name in KNOWN:
-        r, g, b = matplotlib.colors.to_rgb(style_of(name).colour)
+    for family, look in itertools.product((*FAMILIES, ""), range(MOST_LOOKS)):
+        r, g, b = matplotlib.colors.to_rgb(style_of(family, look).colour)
         assert 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.72
 
 
@@ -94,7 +118,7 @@ def test_pareto_front():
 
 
 def test_means_over_tasks_with_spread_over_seeds():
-    means = seed_means(runs_of(records() + records(accuracies=(20, 30, 40, 50, 60), seed=1)))
+    means = seed_means(runs_of(records() + records(accuracies=(20, 30, 40, 50, 60), seed=1)), ACCURACY)
     assert means["mean"].tolist() == [35]
     assert means["spread"].tolist() == pytest.approx([50**0.5])
 
@@ -105,12 +129,15 @@ def test_a_method_without_a_task_is_in_no_figure_of_means():
     assert "FULL" not in texts(tradeoff(runs, TASKS, "parameters"))
 
 
+CROWD = ["linear", *(name for name in all_methods() if name != "linear")]
+
+
 def crowd(count):
     """So many methods whose accuracies fall into five levels, each with a few more parameters than the one before."""
-    given = [r for i, name in enumerate(KNOWN[:count]) for r in records(name, accuracies=[50 + i % 5] * 5)]
+    given = [r for i, name in enumerate(CROWD[:count]) for r in records(name, accuracies=[50 + i % 5] * 5)]
     return [
         dataclasses.replace(
-            r, parameters=dataclasses.replace(r.parameters, method=1000 + 137 * KNOWN.index(r.spec.method))
+            r, parameters=dataclasses.replace(r.parameters, method=1000 + 137 * CROWD.index(r.spec.method))
         )
         for r in given
     ]
@@ -132,10 +159,10 @@ def test_labels_of_a_crowded_trade_off_do_not_overlap():
 def test_of_too_many_methods_the_front_the_best_and_the_reference_are_named():
     figure = tradeoff(runs_of(crowd(40)), TASKS, "parameters")
     names = {text.get_text() for text in figure.axes[0].texts}
-    assert names >= {name.upper() for name in KNOWN[:5]}  # the front, and linear with it
+    assert names >= {name.upper() for name in CROWD[:5]}  # the front, and linear with it
     assert len(names) < 15
-    other = tradeoff(runs_of(crowd(40)), TASKS, "parameters", KNOWN[30])
-    assert {text.get_text() for text in other.axes[0].texts} - names == {KNOWN[30].upper()}
+    other = tradeoff(runs_of(crowd(40)), TASKS, "parameters", CROWD[30])
+    assert {text.get_text() for text in other.axes[0].texts} - names == {CROWD[30].upper()}
     assert "light dots: the others of 40" in figure.axes[0].get_title(loc="left")
     assert sum(len(line.get_xdata()) for line in figure.axes[0].lines if line.get_color() == "#bbbbbb") == 40 - len(
         names
@@ -197,7 +224,7 @@ def test_ablation_of_any_field():
     runs = runs_of(given + records("lora"))
     assert varied_fields(runs) == ["channels"]
     points, tasks = ablation_points(runs, "channels", ["channels"])
-    assert dict(zip(points["value"], points["mean"], strict=True)) == {12: 50, 24: 55, 48: 53}
+    assert dict(zip(points["setting"], points["mean"], strict=True)) == {12: 50, 24: 55, 48: 53}
     assert sorted(tasks) == sorted(TASKS)
     assert ablation(runs, "channels", ["channels"]).axes[0].get_xlabel() == "channels"
     assert ablation(runs, "rank", ["rank"]) is None
@@ -213,7 +240,7 @@ def test_ablation_shows_a_default_beside_numbers():
 def test_ablation_is_over_the_tasks_that_all_points_share():
     given = records(config={"channels": 12}) + records(config={"channels": 24})[:2]
     figure = ablation(runs_of(given), "channels", ["channels"])
-    assert figure.axes[0].get_ylabel() == "mean accuracy over 2 tasks (%)"
+    assert figure.axes[0].get_ylabel() == "mean top-1 accuracy over 2 tasks (%)"
 
 
 def test_few_shot_curves():
@@ -254,11 +281,11 @@ def test_targets_of_domain_generalisation():
 
 def test_one_task_is_named_and_makes_no_test():
     given = [domain(), domain("lora", accuracies=(71, 61, 31, 11, 13, 26, 30))]
-    assert tradeoff(runs_of(given), ["imagenet"], "parameters").axes[0].get_ylabel() == "accuracy, imagenet (%)"
+    assert tradeoff(runs_of(given), ["imagenet"], "parameters").axes[0].get_ylabel() == "top-1 accuracy, imagenet (%)"
     (chosen,) = comparable_sets(given)
     assert significance_table(chosen) is None
     captions = {d.name: d.caption for d in drawings(chosen, from_records(given).read)}
-    assert captions["accuracy_seconds"].startswith("Accuracy on imagenet against seconds")
+    assert captions["accuracy_seconds"].startswith("Top-1 accuracy on imagenet against seconds")
     assert "On the source alone" in captions["accuracy_seconds"]
 
 
@@ -266,15 +293,16 @@ def test_published_against_measured(tmp_path):
     pairs = pd.DataFrame(
         {
             "method": ["sct", "lora"],
+            "family": ["selective", "reparameterisation"],
             "label": ["SCT", "LoRA"],
             "task": ["digits"] * 2,
             "published": [71, 60.0],
             "measured": [70, 65],
         }
     )
-    figure = published_scatter(pairs)
+    figure = reproduction_scatter(pairs)
     assert figure.axes[0].get_xlabel() == "published (%)"
-    assert published_scatter(pairs.iloc[:0]) is None
+    assert reproduction_scatter(pairs.iloc[:0]) is None
     assert [path.read_bytes()[:4] for path in save(figure, tmp_path, "x")] == [b"\x89PNG", b"%PDF"]
 
 

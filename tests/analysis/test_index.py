@@ -8,7 +8,8 @@ from examples import make_record, make_spec
 from table_records import failed, few_shot, records
 
 from analysis import index
-from analysis.frame import comparable_sets, frame_of
+from analysis.columns import frame_of
+from analysis.frame import comparable_sets
 from harness.records.store import Store
 from harness.schema.record import RunRecord
 

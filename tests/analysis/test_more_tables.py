@@ -12,9 +12,9 @@ from analysis.tables import (
     TableOptions,
     ablation_axes,
     ablation_table,
-    accuracy_tables,
     all_tables,
     efficiency_table,
+    result_tables,
     settings_table,
     significance_table,
     task_table,
@@ -270,7 +270,7 @@ def test_significance_against_linear_by_default():
     assert sum(ends) / 2 == pytest.approx(linear["", "mean"].value) == pytest.approx(30.604)
     assert ends == pytest.approx([29.731, 31.477], abs=1e-3)  # v of .96, 0, .25, .25, 1; f = 3.98; t = 2.782
     lora = next(label for label in table.rows if label.startswith("LoRA"))
-    assert all(cell.note == "missing" for cell in table.rows[lora])
+    assert all(cell.note == "missing" for cell in table.cells(lora))
     assert "Friedman" in table.caption
     assert "Nemenyi" in table.caption
 
@@ -321,8 +321,8 @@ def test_one_group_has_one_mean():
 
 
 def test_a_suite_of_shots_or_targets_has_no_second_table_of_the_same_numbers():
-    assert [t.name for t in accuracy_tables(only_set(few_shot("sct", {"food101": 10})))] == ["few_shot"]
-    assert [t.name for t in accuracy_tables(only_set([domain()]))] == ["domains"]
+    assert [t.name for t in result_tables(only_set(few_shot("sct", {"food101": 10})))] == ["few_shot"]
+    assert [t.name for t in result_tables(only_set([domain()]))] == ["domains"]
 
 
 def test_a_protocol_unknown_to_this_version_is_named():
@@ -336,5 +336,5 @@ def test_methods_of_one_title_are_told_apart():
 
 def test_only_failed_runs_still_make_tables():
     given = [failed(task=task) for task in TASKS]
-    assert cells(accuracy_tables(only_set(given))[0], "SCT")["natural", "animals"].note == "failed"
+    assert cells(result_tables(only_set(given))[0], "SCT")["natural", "animals"].note == "failed"
     assert all(to_markdown(table) for table in all_tables(only_set(given)))

@@ -1,69 +1,22 @@
-"""The page: self-contained, escaped, linked to its records, and usable in a real browser."""
+"""The page as a file: self-contained, escaped, and linked to its records."""
 
 import base64
-import dataclasses
-import json
 import re
-import shutil
-import tempfile
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-from examples import make_record, make_spec
+from page_records import records, write_everything
 from rich.console import Console
-from table_records import TASKS, domain, few_shot, from_records, recipe
+from table_records import from_records
 
-from analysis.frame import comparable_sets
-from analysis.page import About, Section, to_html
-from analysis.page_tables import make_board, record_href
+from analysis.page import MethodFacts
 from analysis.report import write_report
-from analysis.tables import all_tables, task_table
-from harness.records.store import Rejected, Store
-from harness.schema.record import Epoch, RunRecord
-from suites import SUITES
-
-EVIL = "<script>document.title = 'owned'</script></script><img src=x onerror=\"document.title = 'owned'\"> & more"
-ABOUT = {
-    "lora": {"title": "LORA", "family": "reparameterisation", "paper": "Hu et al., ICLR 2022, arXiv 2106.09685"},
-    "sct": {"title": "SCT", "family": "selective", "paper": EVIL},
-    "never_run": {"title": "Never run", "family": "x", "paper": "x"},
-}
-CURVE = [Epoch(epoch=e, train_loss=1 / e, train_accuracy=50.0, lr=1e-3) for e in (1, 2)]
-
-
-def records(methods=("sct", "lora", "full"), seeds=2, suite="demo", **changes):
-    """Accuracy differs by method, task and seed, so that every order is known."""
-    return [
-        make_record(
-            spec=make_spec(suite=suite, task=task.name, method=method, seed=seed, **changes),
-            accuracy=30.0 + 10 * m + t + seed,
-            curve=CURVE,
-        )
-        for m, method in enumerate(methods)
-        for t, task in enumerate(SUITES[suite].tasks)
-        for seed in range(seeds)
-    ]
-
-
-def everything():
-    """Two suites, two protocols, failures with an evil reason and an evil name."""
-    failed = [
-        RunRecord(spec=make_spec(method="evil", seed=s), method_title="<b>Evil</b>", status="failed", reason=EVIL)
-        for s in range(2)
-    ]
-    return records() + records(protocol="validation", methods=("sct", "lora")) + failed
+from analysis.tables import task_table
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    root = tmp_path_factory.mktemp("results")
-    given = everything()
-    for record in given:
-        Store(root).write(record)
-    rejected = [Rejected(root / "runs" / "demo" / "x" / "torn" / "record.json", "torn: <script>")]
-    paths = write_report(from_records(given, rejected), root / "report", Console(quiet=True), about=ABOUT)
-    return paths
+    return write_everything(tmp_path_factory.mktemp("results"))
 
 
 class Tags(HTMLParser):
@@ -149,7 +102,7 @@ def test_papers_are_those_of_methods_that_ran(report):
     text = report[0].read_text()
     assert 'href="https://arxiv.org/abs/2106.09685"' in text
     assert "Never run" not in text
-    assert About(title="x", family="y", paper="baseline").link == ""
+    assert MethodFacts(title="x", family="y", paper="baseline").link == ""
 
 
 def test_what_was_not_drawn_is_said(report):
@@ -163,304 +116,7 @@ def test_a_report_without_records_says_so(tmp_path):
     assert "No records" in console.export_text()
 
 
-def test_cells_know_their_runs_and_means_those_of_their_tasks():
-    (chosen,) = comparable_sets(records())
-    board = make_board(chosen, task_table(chosen), {"lora": "reparameterisation"}, "../runs")
-    by_name = {(h.group, h.name): h.tasks for h in board.headings}
-    assert by_name["natural", "animals"] == ["animals"]
-    assert by_name["mean of", "natural"] == ["photo_crops", "animals"]
-    assert len(by_name["mean of", "tasks"]) == len(by_name["", "params"]) == 5
-    assert [h.name for h in board.headings[:2]] == ["tasks", "groups"]
-    lora = next(row for row in board.rows if row.label == "LORA")
-    assert [run[:3] for run in lora.runs["animals"]] == [[0, None, 41.0], [1, None, 42.0]]
-    assert lora.family == "reparameterisation"
-    assert [row.label for row in board.rows for cell in row.cells[:1] if cell.mark == "best"] == ["FULL"]
-
-
-def boards_of(given):
-    (chosen,) = comparable_sets(given)
-    return {table.name: make_board(chosen, table, {}, "../runs") for table in all_tables(chosen)}
-
-
-def test_every_cell_of_every_table_leads_to_its_records():
-    shots = few_shot("sct", {"food101": 5, "stanford_cars": 9}) + few_shot("lora", {"food101": 6, "stanford_cars": 8})
-    per_task = [r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)]
-    for given in (records(), shots, [domain(), domain("lora")], per_task):
-        for board in boards_of(given).values():
-            assert all(cell.href for row in board.rows for cell in row.cells), board.name
-
-
-def tuned_record(task, lr):
-    return [make_record(spec=make_spec(task=task, protocol="tuned", recipe=recipe(lr=lr)))]
-
-
-def test_a_mean_over_data_sets_knows_the_runs_of_its_shots():
-    board = boards_of(few_shot("sct", {"food101": 5, "stanford_cars": 9}))["few_shot"]
-    over = next(h.tasks for h in board.headings if h.group.startswith("mean of 2 of 5") and h.name == "4")
-    assert over == ["food101 4-shot", "stanford_cars 4-shot"]
-    assert [run[:3] for run in board.rows[0].runs["food101 4-shot"]] == [[0, 0, 15.0], [0, 1, 16.0]]
-    assert board.headings[0].name == "all"  # the mean over everything comes first, which the page sorts by
-
-
-def test_a_target_s_column_knows_the_target_s_accuracies():
-    board = boards_of([domain()])["domains"]
-    heading = next(h for h in board.headings if (h.group, h.name) == ("targets, masked", "imagenet-a"))
-    (run,) = board.rows[0].runs[heading.tasks[0]]
-    assert (heading.target, run[2], run[5][heading.target]) == ("imagenet-a/masked", 70.0, 12.0)
-
-
-def test_only_plain_means_of_accuracies_show_those_of_a_seed():
-    named = {"tasks": records(), "domains": [domain(), domain("lora")], "significance": records()}
-    shown = {
-        name: {(h.group, h.name) for h in boards_of(given)[name].headings if h.accuracy}
-        for name, given in named.items()
-    }
-    assert {("", "params"), ("", "seconds"), ("mean of", "groups")}.isdisjoint(shown["tasks"])
-    assert {("natural", "animals"), ("mean of", "natural"), ("mean of", "tasks")} <= shown["tasks"]
-    assert {group for group, _ in shown["domains"]} == {"source", "targets, 1000-way", "targets, masked"}
-    assert shown["significance"] == set()
-
-
-def test_settings_of_one_task_lead_to_the_runs_of_that_task():
-    board = boards_of([r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)])["settings"]
-    assert [list(row.runs) for row in board.rows] == [[TASKS[0]], [TASKS[1]]]
-    assert {row.method for row in board.rows} == {"sct"}
-
-
-def test_tables_of_one_kind_have_names_of_their_own_and_the_runs_of_their_shots(tmp_path):
-    low = dataclasses.replace(domain(accuracies=(9,) * 7), spec=dataclasses.replace(domain().spec, shots=1))
-    boards = boards_of([domain(), low])
-    assert [name for name in boards if name.startswith("domains")] == [
-        "domains_imagenet_16-shot",
-        "domains_imagenet_1-shot",
-    ]
-    for name, accuracy in (("16", 70.0), ("1", 9.0)):
-        board = boards[f"domains_imagenet_{name}-shot"]
-        keys = {key for heading in board.headings for key in heading.tasks}
-        assert keys == {f"imagenet {name}-shot"}
-        assert [run[2] for run in board.rows[0].runs[keys.pop()]] == [accuracy]
-
-
 def test_two_tables_of_one_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("analysis.report.all_tables", lambda chosen, _: [task_table(chosen)] * 2)
     with pytest.raises(ValueError, match="named tasks"):
         write_report(from_records(records()), tmp_path / "report", Console(quiet=True))
-
-
-def test_sets_that_differ_in_size_trials_or_checkpoint_have_titles_and_labels_of_their_own():
-    backbone = dataclasses.replace(make_spec().backbone, digest="cd" * 32)
-    given = records(protocol="tuned", trials=4) + records(protocol="tuned", trials=9, backbone=backbone)
-    given += records(protocol="tuned", trials=9, preprocessing="p") + records()
-    tables = [task_table(chosen) for chosen in comparable_sets(given)]
-    assert len({table.label for table in tables}) == len({table.title for table in tables}) == 4
-    assert tables[0].title == "demo, protocol fixed, demo_vit (pretrained)"
-    assert {t.title.removeprefix("demo, protocol tuned, demo_vit (pretrained), ") for t in tables[1:]} == {
-        "4 trials, checkpoint abababab, 56px-squash-bicubic-imagenet",
-        "9 trials, checkpoint cdcdcdcd, 56px-squash-bicubic-imagenet",
-        "9 trials, checkpoint abababab, p",
-    }
-
-
-def test_addresses_are_quoted():
-    assert record_href("../runs", "s", "a b", "m#x", "12") == "../runs/s/a%20b/m%23x-12/record.json"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window, at desktop width."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs the packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tempfile.mkdtemp()
-    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    for switch in [*switches.split(), "disable-component-update", "disable-sync", f"user-data-dir={profile}"]:
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-    shutil.rmtree(profile, ignore_errors=True)
-
-
-def look(browser, width=1400, dark=False):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-
-
-@pytest.fixture
-def page(browser, report):
-    look(browser)
-    browser.get("about:blank")
-    browser.get(report[0].as_uri())
-    yield browser
-    assert browser.title == "SCT Bench report"
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-
-
-VISIBLE = "section.set:not([hidden]) .board[data-leader] tbody tr:not([hidden])"
-
-
-def methods_shown(page):
-    rows = page.find_elements("css selector", f"{VISIBLE} th")
-    return [page.execute_script("return arguments[0].firstChild.textContent", row) for row in rows]
-
-
-def header(page, name):
-    buttons = page.find_elements("css selector", "section.set:not([hidden]) .board[data-leader] .sort")
-    return next(b for b in buttons if b.text == name)
-
-
-def sort_state(button):
-    return button.find_element("xpath", "..").get_attribute("aria-sort")
-
-
-@pytest.mark.browser
-def test_browser_sorts_by_click_and_by_keyboard(page):
-    assert methods_shown(page) == ["FULL", "LORA", "SCT", "<b>Evil</b>"]
-    button = header(page, "animals")
-    button.click()
-    assert sort_state(button) == "descending"
-    assert methods_shown(page) == ["FULL", "LORA", "SCT", "<b>Evil</b>"]
-    button.send_keys("\n")
-    assert sort_state(button) == "ascending"
-    assert methods_shown(page) == ["SCT", "LORA", "FULL", "<b>Evil</b>"]  # what has no value stays last
-    header(page, "method").click()
-    assert methods_shown(page) == ["<b>Evil</b>", "FULL", "LORA", "SCT"]
-
-
-@pytest.mark.browser
-def test_browser_sorts_texts_by_their_numbers_and_counts_the_board_that_is_sorted(browser, tmp_path):
-    rates = {"sct": 1e-3, "lora": 5e-4, "full": 0.01, "linear": 0.2}
-    given = [r for m, rate in rates.items() for r in records((m,), 1, recipe=recipe(lr=rate))]
-    page = write_report(from_records(given), tmp_path / "report", Console(quiet=True))[0]
-    look(browser)
-    browser.get(page.as_uri())
-    board = browser.find_element("css selector", ".board[data-board$='/settings']")
-    button = next(b for b in board.find_elements("css selector", ".sort") if b.text == "lr")
-    for order in (sorted(rates.values()), sorted(rates.values(), reverse=True)):
-        button.click()
-        column = int(button.get_attribute("data-column")) + 2
-        shown = [float(c.text) for c in board.find_elements("css selector", f"tbody td:nth-child({column})")]
-        assert shown == order
-    assert browser.find_element("id", "status").text == "4 of 4 rows, by lr, highest first"
-
-
-@pytest.mark.browser
-def test_browser_filters_by_text_and_by_family(page):
-    page.find_element("id", "filter").send_keys("lo")
-    assert methods_shown(page) == ["LORA"]
-    assert page.find_element("id", "status").text == "1 of 4 methods"
-    page.find_element("id", "filter").clear()
-    page.find_element("id", "filter").send_keys(" ")
-    page.find_element("css selector", "#family option[value=selective]").click()
-    assert methods_shown(page) == ["SCT"]
-
-
-@pytest.mark.browser
-def test_browser_switches_between_comparable_sets(page):
-    options = page.find_elements("css selector", "#set option")
-    assert [o.text for o in options] == [f"demo, protocol {p}, demo_vit (pretrained)" for p in ("fixed", "validation")]
-    options[1].click()
-    assert methods_shown(page) == ["LORA", "SCT"]
-    assert page.execute_script("return location.hash") == "#demo-validation-demo_vit-pretrained-56px"
-    page.refresh()
-    assert methods_shown(page) == ["LORA", "SCT"]
-
-
-@pytest.mark.browser
-def test_browser_shows_seeds_and_records_of_a_cell_by_keyboard(page):
-    page.execute_script("arguments[0].focus()", page.find_elements("css selector", f"{VISIBLE} td a[tabindex='0']")[0])
-    tip = page.find_element("id", "tip")
-    assert tip.text.splitlines() == [
-        "FULL, tasks",
-        "seed 0: accuracy 52.00, mean of 5 tasks",
-        "seed 1: accuracy 53.00, mean of 5 tasks",
-    ]
-    headers = page.find_elements("css selector", "section.set:not([hidden]) .board[data-leader] .sort")
-    steps = [button.text for button in headers].index("photo_crops") - 1
-    for key in ["\ue014"] * steps + ["\ue015"]:  # right and down
-        page.switch_to.active_element.send_keys(key)
-    assert tip.text.splitlines() == ["LORA, photo_crops", "seed 0: 40.00", "seed 1: 41.00"]
-    page.switch_to.active_element.send_keys("\n")
-    panel = page.find_element("id", "panel")
-    assert panel.is_displayed() and not tip.is_displayed()
-    links = panel.find_elements("css selector", "a")
-    record = json.loads(Path(links[1].get_attribute("href").removeprefix("file://")).read_text())
-    assert (record["spec"]["method"], record["spec"]["seed"], record["run_id"]) == ("lora", 1, links[1].text)
-    page.switch_to.active_element.send_keys("\ue00c")
-    assert not panel.is_displayed()
-    assert page.switch_to.active_element.text == "40.5 ±0.7"
-
-
-@pytest.mark.browser
-def test_browser_shows_a_reason_as_text(page):
-    failed = page.find_element("xpath", "//section[not(@hidden)]//td/a[text()='failed']")
-    failed.click()
-    assert EVIL in page.find_element("id", "panel").text
-    assert page.title == "SCT Bench report"
-
-
-@pytest.mark.browser
-def test_browser_light_and_dark(page):
-    def ground():
-        return page.execute_script("return getComputedStyle(document.body).backgroundColor")
-
-    assert ground() == "rgb(255, 255, 255)"
-    look(page, dark=True)
-    assert ground() == "rgb(20, 23, 27)"
-    page.find_element("id", "theme").click()  # from automatic to light
-    assert ground() == "rgb(255, 255, 255)"
-    page.find_element("id", "theme").click()
-    look(page)
-    assert ground() == "rgb(20, 23, 27)"
-    page.find_element("id", "theme").click()
-
-
-@pytest.mark.browser
-def test_browser_phone_width_scrolls_the_table_and_not_the_page(page):
-    look(page, width=390)
-    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
-    box = page.find_element("css selector", "section.set:not([hidden]) .scroll")
-    page.execute_script("arguments[0].scrollLeft = 300", box)
-    first = page.find_element("css selector", f"{VISIBLE} th")
-    assert first.rect["x"] - box.rect["x"] < 3
-
-
-@pytest.mark.browser
-def test_browser_opens_and_sorts_a_page_over_twenty_thousand_runs(browser, tmp_path):
-    suite = SUITES["vtab1k"]
-    base = make_record()
-    given = [
-        dataclasses.replace(
-            base, spec=make_spec(suite=suite.name, task=t.name, method=f"m{m}", seed=s), method_title=f"M{m}", curve=[]
-        )
-        for m in range(211)
-        for t in suite.tasks
-        for s in range(5)
-    ]
-    assert len(given) > 20_000
-    (chosen,) = comparable_sets(given)
-    html = page_of(chosen, given, tmp_path)
-    assert len(html.read_bytes()) < 8e6
-    look(browser)
-    browser.get(html.as_uri())
-    assert len(browser.find_elements("css selector", f"{VISIBLE}")) == 211
-    browser.execute_script("document.querySelectorAll('.sort')[3].click()")
-    sorted_by = browser.execute_script("return document.querySelectorAll('.sort')[3].closest('th').ariaSort")
-    assert sorted_by in ("ascending", "descending")
-    assert len(browser.find_elements("css selector", f"{VISIBLE}")) == 211
-
-
-def page_of(chosen, given, folder):
-    """The page of one set without figures, for these have tests of their own."""
-    table = task_table(chosen)
-    board = make_board(chosen, table, {}, "../runs")
-    section = Section(name="x", title="x", key=chosen.key, boards=[board], tables=[table])
-    path = folder / "index.html"
-    path.write_text(to_html([section], chosen.rows, set_aside=[], about={}, base="../runs", folder=folder))
-    return path

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from table_records import few_shot, only_set, records, with_holes
 
-from analysis import published
+from analysis import literature
 from analysis.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_terminal, write_table
 from analysis.render.latex import escape
 from analysis.render.text import marked_rows, scaled_text
@@ -60,16 +60,17 @@ def test_few_shot_table_is_as_it_was():
 
 
 def test_best_and_second_best_are_marked_as_printed():
-    rows = {name: [Cell(value=v), Cell(value=v)] for name, v in {"a": 1.04, "b": 0.96, "c": 3.0, "d": 2.98}.items()}
-    columns = [Column(name="up"), Column(name="down", best="min")]
+    columns = [Column(name="up", best="max"), Column(name="down", best="min")]
+    values = {"a": 1.04, "b": 0.96, "c": 3.0, "d": 2.98}
+    rows = {name: {column.key: Cell(value=v) for column in columns} for name, v in values.items()}
     table = Table(name="t", title="T", caption="c.", columns=columns, rows=rows)
     assert marked_rows(table) == [({"c", "d"}, {"a", "b"}), ({"a", "b"}, {"c", "d"})]
 
 
 def test_of_two_rows_only_the_best_is_marked():
-    table = Table(
-        name="t", title="T", caption="", columns=[Column(name="x")], rows={"a": [Cell(value=1)], "b": [Cell(value=2)]}
-    )
+    column = Column(name="x", best="max")
+    rows = {"a": {column.key: Cell(value=1)}, "b": {column.key: Cell(value=2)}}
+    table = Table(name="t", title="T", caption="", columns=[column], rows=rows)
     assert marked_rows(table) == [({"b"}, set())]
     assert "underlined" not in table.full_caption
 
@@ -136,7 +137,7 @@ def test_files_of_all_formats(table, tmp_path):
 def test_latex_compiles(tmp_path):
     tables = all_tables(only_set(with_holes()))
     tables += all_tables(only_set(few_shot("sct", {"food101": 5}) + few_shot("lora", {"food101": 5})))
-    tables += published.tables(published.source("vpetl"))
+    tables += literature.tables(literature.source("vpetl"))
     titles = {"sct": "[b] SCT", "lora": "*x* LoRA"}  # which the row end and the rule before would take for their own
     odd = [dataclasses.replace(r, method_title=title) for method, title in titles.items() for r in records(method)]
     tables.append(task_table(only_set(odd)))

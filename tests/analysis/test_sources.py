@@ -33,8 +33,8 @@ def test_rows_are_told_apart_and_the_caption_says_it(first, name):
     chosen = only_set(two_sources(first) + records("linear"))
     table = task_table(chosen)
     assert set(table.rows) == {"LINEAR", "SCT (source 22222222)", f"SCT (source {name})"}
-    assert [cell.value for cell in table.rows["SCT (source 22222222)"][:5]] == [90] * 5
-    assert [cell.value for cell in table.rows[f"SCT (source {name})"][:5]] == [10, 20, 30, 40, 50]
+    assert [cell.value for cell in table.cells("SCT (source 22222222)")[:5]] == [90] * 5
+    assert [cell.value for cell in table.cells(f"SCT (source {name})")[:5]] == [10, 20, 30, 40, 50]
     said = f"sources of methods, which have a row each: SCT {name} (10 runs) and 22222222 (5 runs)"
     assert said in table.full_caption
     for table in all_tables(chosen):
@@ -51,7 +51,7 @@ def test_sources_on_different_tasks_are_told_apart_where_settings_may_differ_fro
     mixed = [*sourced(OLD, protocol=protocol)[:3], *sourced(NEW, protocol=protocol)[3:]]
     table = task_table(only_set(mixed))
     assert list(table.rows) == ["SCT (source 11111111)", "SCT (source 22222222)"]
-    assert all(row[-5].note for row in table.rows.values())  # no average over fewer tasks without a mark
+    assert all(table.cells(label)[-5].note for label in table.rows)  # no average over fewer tasks without a mark
 
 
 def test_an_ablation_joins_no_two_sources():

@@ -78,7 +78,7 @@ def test_pretrained_minus_random():
     sets = comparable_sets(records() + records(accuracies=(5, 25, 30, 30, 30), backbone=random))
     pretrained, at_random = sorted(sets, key=lambda s: s.key["weights"])
     (table,) = weights_tables(pretrained, [at_random])
-    assert [cell.value for cell in table.rows["SCT"]] == [5, -5, 0, 10, 20]
+    assert [cell.value for cell in table.cells("SCT")] == [5, -5, 0, 10, 20]
 
 
 def test_pretrained_minus_random_pairs_runs_of_the_same_settings_and_names_the_others():
@@ -92,7 +92,7 @@ def test_pretrained_minus_random_pairs_runs_of_the_same_settings_and_names_the_o
     assert unpaired.label != paired.label
     assert not unpaired.rows
     assert "SCT (10 runs, settings differ: epochs 2 against 7)" in unpaired.caption
-    assert [(cell.value, cell.note) for cell in paired.rows["SCT"]] == [(0, "1/2")] * 5
+    assert [(cell.value, cell.note) for cell in paired.cells("SCT")] == [(0, "1/2")] * 5
     assert "pretrained: SCT (5 runs, no complete run of the task and seed under random)" in paired.caption
 
 

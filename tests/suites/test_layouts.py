@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analysis.frame import comparable_sets
-from analysis.tables import accuracy_tables
+from analysis.tables import result_tables
 from harness.data.check import check
 from harness.data.lists import Roots, folders_taken, locate_lists, locate_target
 from harness.data.splits import TaskData
@@ -199,7 +199,7 @@ def test_every_suite_goes_from_images_to_a_table(tmp_path, monkeypatch, suite, n
     records = [run_once(monkeypatch, one_task(suite, name), roots, method, shots) for method in METHODS]
     assert [record.test_looks for record in records] == [1, 1, 1]
     (chosen,) = comparable_sets(records)
-    table = accuracy_tables(chosen)[0]
+    table = result_tables(chosen)[0]
     assert set(table.rows) == {"Linear", "LoRA", "SCT"}
-    for cells in table.rows.values():
+    for cells in map(table.cells, table.rows):
         assert cells[0].is_number and 0 <= cells[0].value <= 100

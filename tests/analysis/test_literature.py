@@ -5,8 +5,8 @@ import pytest
 from examples import make_record, make_spec
 from rich.console import Console
 
-from analysis import published
-from analysis.figures.beside_published import published_scatter
+from analysis import literature
+from analysis.figures.reproduction import reproduction_scatter
 from analysis.frame import comparable_sets
 from analysis.render import to_latex, to_markdown, to_terminal
 from analysis.statistics import average_ranks, nemenyi_difference
@@ -29,21 +29,20 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def vpetl():
-    return published.source("vpetl")
+    return literature.source("vpetl")
 
 
 @pytest.fixture(scope="module")
 def vtab(vpetl):
-    return next(table for table in published.tables(vpetl) if "vtab1k" in table.title)
+    return next(table for table in literature.tables(vpetl) if "vtab1k" in table.title)
 
 
 def cell(table, label, name, group=MEANS):
-    index = [(c.group, c.name) for c in table.columns].index((group, name))
-    return table.rows[label][index]
+    return table.rows[label][group, name]
 
 
 def test_every_row_has_a_source_a_table_and_a_protocol():
-    for path in sorted(published.FOLDER.glob("*.csv")):
+    for path in sorted(literature.FOLDER.glob("*.csv")):
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
         assert list(rows) == COLUMNS
         for column in ("source", "table", "protocol", "suite", "method", "metric", "value"):
@@ -58,15 +57,15 @@ def test_values_are_kept_digit_for_digit(vpetl):
 def test_both_averages_of_sct(vtab):
     assert cell(vtab, "SCT", "tasks").value == pytest.approx(73.59, abs=0.005)
     assert cell(vtab, "SCT", "groups").value == pytest.approx(76.00, abs=0.005)
-    assert cell(vtab, "SCT", "mean19", published.STATED).value == 73.59
+    assert cell(vtab, "SCT", "mean19", literature.STATED).value == 73.59
 
 
 @pytest.mark.parametrize("name", ["noah", "convpass", "vpetl", "osu", "goft", "dyt", "pace"])
 def test_averages_are_those_computed_from_the_same_rows_elsewhere(name):
-    chosen = published.source(name)
+    chosen = literature.source(name)
     rows = chosen.rows
     checked = 0
-    for table in published.tables(chosen):
+    for table in literature.tables(chosen):
         if (MEANS, "groups") not in [(c.group, c.name) for c in table.columns]:
             continue
         base = table.title.rsplit(", ", 1)[1]
@@ -79,9 +78,8 @@ def test_averages_are_those_computed_from_the_same_rows_elsewhere(name):
 
 
 def test_sct_against_lora_is_not_significant(vpetl):
-    table = published.significance(vpetl, "SCT")
-    columns = [column.name for column in table.columns]
-    row = dict(zip(columns, table.rows["LoRA"], strict=True))
+    table = literature.significance(vpetl, "SCT")
+    row = {name: cell for (_, name), cell in table.rows["LoRA"].items()}
     assert row["points"].value == pytest.approx(-1.34, abs=0.005)
     assert row["Holm p"].value == pytest.approx(0.19, abs=0.005)
     assert row["reads"].text == "undecided"
@@ -89,14 +87,13 @@ def test_sct_against_lora_is_not_significant(vpetl):
 
 
 def test_neighbours_of_sct_are_not_significant_either(vpetl):
-    table = published.significance(vpetl, "SCT")
-    at = [column.name for column in table.columns].index("Holm p")
+    table = literature.significance(vpetl, "SCT")
     for name in ("FacT", "NOAH", "RepAdapter", "DTL", "Hydra", "LAST", "SNF", "GPS"):
-        assert table.rows[name][at].value > 0.05
+        assert cell(table, name, "Holm p", "Wilcoxon").value > 0.05
 
 
 def test_average_ranks_and_critical_difference(vpetl):
-    values = published.matrix(vpetl)
+    values = literature.matrix(vpetl)
     ranks = average_ranks(values)
     assert ranks["SCT"] == pytest.approx(7.74, abs=0.005)
     assert ranks["LoRA"] == pytest.approx(11.66, abs=0.005)
@@ -126,19 +123,19 @@ def test_published_rows_never_enter_a_table_of_runs():
 
 def test_all_tables_of_all_sources_render():
     console = Console(quiet=True)
-    for chosen in published.load().values():
-        for table in published.tables(chosen):
+    for chosen in literature.load().values():
+        for table in literature.tables(chosen):
             assert table.rows and to_markdown(table) and to_latex(table)
             to_terminal(table, console)
 
 
 def test_unknown_names_are_answered_with_what_there_is(vpetl, tmp_path):
-    with pytest.raises(published.PublishedError, match="vpetl"):
-        published.source("petl")
-    with pytest.raises(published.PublishedError, match="LoRA"):
-        published.significance(vpetl, "nonesuch")
-    with pytest.raises(published.PublishedError, match="no published numbers"):
-        published.load(tmp_path)
+    with pytest.raises(literature.PublishedError, match="vpetl"):
+        literature.source("petl")
+    with pytest.raises(literature.PublishedError, match="LoRA"):
+        literature.significance(vpetl, "nonesuch")
+    with pytest.raises(literature.PublishedError, match="no published numbers"):
+        literature.load(tmp_path)
 
 
 def test_measured_numbers_stand_beside_the_published_ones_of_the_same_method_and_task():
@@ -152,14 +149,14 @@ def test_measured_numbers_stand_beside_the_published_ones_of_the_same_method_and
         for s, a in zip(specs, (70.0, 72.0, 80.0, 80.0), strict=True)
     ]
     (chosen,) = comparable_sets(measured)
-    pairs = published.measured_beside(chosen).set_index("task")
+    pairs = literature.measured_beside(chosen).set_index("task")
     assert set(pairs["method"]) == {"sct"}  # by which figures choose its colour
     assert pairs["measured"].to_dict() == {"cifar100": 71.0, "kitti": 80.0}
-    quoted = published.matrix(published.source("vpetl"))
+    quoted = literature.matrix(literature.source("vpetl"))
     assert pairs["published"].to_dict() == quoted.loc["SCT", ["cifar100", "kitti"]].to_dict()
-    assert published_scatter(pairs.reset_index()) is not None
+    assert reproduction_scatter(pairs.reset_index()) is not None
 
 
 def test_nothing_is_published_on_the_demo():
     (chosen,) = comparable_sets([make_record(spec=make_spec())])
-    assert published.measured_beside(chosen) is None
+    assert literature.measured_beside(chosen) is None

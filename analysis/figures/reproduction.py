@@ -1,4 +1,4 @@
-"""Measured against published numbers."""
+"""Measured against published accuracies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NAMED = 6
 """How many of the largest differences are named in the figure."""
 
 
-def published_scatter(pairs: pd.DataFrame) -> Figure | None:
-    """A point per `label` and `task`: `method` (its name), `published`, `measured`. None without a pair."""
+def reproduction_scatter(pairs: pd.DataFrame) -> Figure | None:
+    """A point per `label` and `task` with its `method`, `family`, `published` and `measured`. None without a pair."""
     pairs = pairs.dropna(subset=["published", "measured"])
     if pairs.empty:
         return None

@@ -9,8 +9,21 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.frame import ComparableSet
-from analysis.tables.base import MEANS, MISSING, Cell, Column, Table, mean_cell, number_cell
-from analysis.tables.significance import COLUMNS, MARGIN, significance_rows, tests_caption
+from analysis.tables.base import (
+    MEANS,
+    MISSING,
+    Cell,
+    Column,
+    ColumnKey,
+    Row,
+    Table,
+    mean_cell,
+    number_cell,
+    value_column,
+)
+from analysis.tables.significance import significance_of
+from harness.errors import did_you_mean
+from harness.schema.metrics import ACCURACY
 from suites import SUITES
 
 FOLDER = Path(__file__).parent.parent / "results" / "published"
@@ -25,7 +38,7 @@ class PublishedError(AnalysisError):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PublishedSource:
     """One file of published numbers."""
 
     name: str
@@ -45,9 +58,9 @@ class Source:
         return list(self.rows["method"].unique())
 
 
-def load(folder: Path = FOLDER) -> dict[str, Source]:
+def load(folder: Path = FOLDER) -> dict[str, PublishedSource]:
     """All sources by name. `PublishedError` if there are none."""
-    sources = {path.stem: Source(path.stem, _read(path)) for path in sorted(folder.glob("*.csv"))}
+    sources = {path.stem: PublishedSource(path.stem, _read(path)) for path in sorted(folder.glob("*.csv"))}
     if not sources:
         raise PublishedError(f"no published numbers in {folder}: they are in the repository, not in the package")
     return sources
@@ -67,15 +80,17 @@ def _labels(rows: pd.DataFrame) -> pd.Series:
     return rows["method"].where(rows["backbone"] == usual, rows["method"] + " [" + short + "]")
 
 
-def source(name: str, folder: Path = FOLDER) -> Source:
+def source(name: str, folder: Path = FOLDER) -> PublishedSource:
     """The source of that name. `PublishedError` names what there is."""
     sources = load(folder)
     if name not in sources:
-        raise PublishedError(f"no published source {name!r}. There are: {', '.join(sources)}")
+        raise PublishedError(f"no published source {name!r}. {did_you_mean(name, list(sources))}")
     return sources[name]
 
 
-def matrix(chosen: Source, suite: str = "vtab1k", table: str | None = None, base: str | None = None) -> pd.DataFrame:
+def matrix(
+    chosen: PublishedSource, suite: str = "vtab1k", table: str | None = None, base: str | None = None
+) -> pd.DataFrame:
     """Methods x data sets of one table of a source, the first if several fit."""
     rows = chosen.rows[
         (chosen.rows["suite"] == suite) & (chosen.rows["part"] == "") & (chosen.rows["dataset"] != "ALL")
@@ -103,8 +118,8 @@ PRINTED_AS = {
 def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
     """Pairs of a published and a measured test accuracy for the same method and task; None without any.
 
-    Columns `method`, `label` (variants of a method stay apart), `task`, `published`, `measured` (mean over seeds).
-    Protocols and backbones may differ: the figure shows by how much numbers agree, it does not mix them.
+    Columns `method`, `family`, `label` (variants of a method stay apart), `task`, `published`, `measured` (mean over
+    seeds). Protocols and backbones may differ: the figure shows by how much numbers agree, it does not mix them.
     """
     suite = measured.key["suite"]
     if suite not in REPRINTED or not FOLDER.is_dir():
@@ -112,13 +127,14 @@ def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
     quoted = matrix(source(REPRINTED[suite]), suite).rename_axis("printed").reset_index()
     quoted = quoted.melt(id_vars="printed", var_name="task", value_name="published").dropna()
     rows = measured.rows[(measured.rows["status"] == "complete") & (measured.rows["split"] == "test")]
-    means = rows.groupby(["method", "title", "label", "task"])["accuracy"].mean().rename("measured").reset_index()
+    groups = rows.groupby(["method", "title", "label", "task"])
+    means = groups.agg(measured=(ACCURACY.name, "mean"), family=("family", "max")).reset_index()
     means["printed"] = means["method"].map(PRINTED_AS).fillna(means["title"])
     pairs = means.merge(quoted, on=["printed", "task"])
     return pairs if len(pairs) else None
 
 
-def tables(chosen: Source) -> list[Table]:
+def tables(chosen: PublishedSource) -> list[Table]:
     """The source's tables as they stand, with both averages where all tasks of a suite are there."""
     return [_table(chosen, rows) for _, rows in chosen.rows.groupby(["suite", "shown_in", "base"], sort=False)]
 
@@ -134,12 +150,11 @@ def _columns(rows: pd.DataFrame) -> dict[tuple[str, str, str], Column]:
     for row in sorted(single.itertuples(), key=lambda row: order.get(str(row.dataset), len(order))):
         shots = str(row.shots) if several else ""
         name = shots if several else str(row.dataset)
-        columns[str(row.dataset), shots, ""] = Column(
-            name=name, group=str(row.dataset) if several else groups.get(str(row.dataset), "")
-        )
+        group = str(row.dataset) if several else groups.get(str(row.dataset), "")
+        columns[str(row.dataset), shots, ""] = value_column(ACCURACY, name, group=group)
     for part in rows["part"].unique():
         if part and not part.endswith("_computed"):
-            columns["ALL", "", str(part)] = Column(name=str(part).removesuffix("_stated"), group=STATED, digits=2)
+            columns["ALL", "", str(part)] = value_column(ACCURACY, str(part).removesuffix("_stated"), 1, group=STATED)
     return columns
 
 
@@ -149,32 +164,33 @@ def _average_columns(columns: dict[tuple[str, str, str], Column], suite: str) ->
     whole = suite in SUITES and {task.name for task in SUITES[suite].tasks} == {dataset for dataset, _, _ in values}
     if whole:
         groups = (*SUITES[suite].groups(), "tasks", "groups") if len(SUITES[suite].groups()) > 1 else ("tasks",)
-        return [Column(name=name, group=MEANS, digits=2) for name in groups]
-    return [Column(name="all", group=MEANS, digits=2)] if len(values) > 1 else []
+        return [value_column(ACCURACY, name, 1, group=MEANS) for name in groups]
+    return [value_column(ACCURACY, "all", 1, group=MEANS)] if len(values) > 1 else []
 
 
-def _averages(cells: list[tuple[Column, Cell]], columns: list[Column]) -> list[Cell]:
+def _averages(cells: dict[ColumnKey, Cell], columns: list[Column]) -> Row:
     by_group: dict[str, list[Cell]] = {}
-    for column, cell in cells:
-        by_group.setdefault(column.group, []).append(cell)
+    for (group, _), cell in cells.items():
+        by_group.setdefault(group, []).append(cell)
     means = {group: mean_cell(members) for group, members in by_group.items()}
-    everything = mean_cell(cell for _, cell in cells)
-    special = {"tasks": everything, "all": everything, "groups": mean_cell(means.values())}
-    return [special.get(column.name) or means[column.name] for column in columns]
+    everything = mean_cell(cells.values())
+    means |= {"groups": mean_cell(means.values()), "tasks": everything, "all": everything}
+    return {column.key: means[column.name] for column in columns}
 
 
-def _table(chosen: Source, rows: pd.DataFrame) -> Table:
+def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
     suite, base = str(rows["suite"].iloc[0]), str(rows["base"].iloc[0])
     columns, first = _columns(rows), rows.iloc[0]
     singles = {key: column for key, column in columns.items() if not key[2]}
     stated = {key: column for key, column in columns.items() if key[2]}
     averages = _average_columns(columns, suite)
+    parameters = Column(name="params (M)", kind="text")
     table = Table(
         name=chosen.name,
         title=f"{chosen.title}, {first['shown_in']}, {suite}, {base}",
         caption=f"Published numbers, quoted; averages under '{MEANS}' are computed here. {first['protocol']} "
         f"Backbone {rows['backbone'].mode().iloc[0]} unless a row says another. params: as printed.",
-        columns=[*singles.values(), *averages, *stated.values(), Column(name="params (M)", kind="text", best="")],
+        columns=[*singles.values(), *averages, *stated.values(), parameters],
     )
     values = {
         (str(r.label), str(r.dataset), str(r.shots), str(r.part)): number_cell(float(str(r.value)))
@@ -182,14 +198,14 @@ def _table(chosen: Source, rows: pd.DataFrame) -> Table:
     }
     values |= {(label, dataset, "", part): cell for (label, dataset, _, part), cell in values.items()}
     for label, same in rows.groupby("label", sort=False):
-        cells = [(column, values.get((str(label), *key), MISSING)) for key, column in singles.items()]
-        quoted = [values.get((str(label), *key), MISSING) for key in stated]
-        params = Cell(text=str(same["params_m"].iloc[0]) or "–")
-        table.rows[str(label)] = [*(cell for _, cell in cells), *_averages(cells, averages), *quoted, params]
+        cells = {column.key: values.get((str(label), *key), MISSING) for key, column in columns.items()}
+        printed = {column.key: cells[column.key] for column in singles.values()}
+        size = Cell(text=str(same["params_m"].iloc[0]) or "–")
+        table.rows[str(label)] = cells | _averages(printed, averages) | {parameters.key: size}
     return table
 
 
-def significance(chosen: Source, reference: str, suite: str = "vtab1k", margin: float = MARGIN) -> Table:
+def significance(chosen: PublishedSource, reference: str, suite: str = "vtab1k") -> Table:
     """Ranks and paired tests on the source's own table. `PublishedError` if the reference is not in it."""
     values = matrix(chosen, suite)
     names = {label.casefold(): label for label in values.dropna().index}
@@ -198,10 +214,11 @@ def significance(chosen: Source, reference: str, suite: str = "vtab1k", margin: 
             f"{chosen.name} has no row {reference!r} with all tasks. There are: {', '.join(values.index)}"
         )
     label = names[reference.casefold()]
-    return Table(
+    return significance_of(
+        values,
+        label,
+        ACCURACY,
         name=f"{chosen.name}_significance",
         title=f"{chosen.title}, {suite}: significance against {label}",
-        caption=f"Computed from the published table alone. {tests_caption(values.dropna(), label, margin)}",
-        columns=COLUMNS,
-        rows=significance_rows(values, label, margin),
+        caption="Computed from the published table alone. ",
     )
