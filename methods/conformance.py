@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from methods import testbed
-from methods.base import Method, MethodError
+from methods.architectures import KINDS
+from methods.base import Attachment, Method, MethodError
 from methods.conformance_runs import RUN_CHECKS
 from methods.conformance_settings import SETTING_CHECKS
 from methods.conformance_tools import (
@@ -71,7 +72,7 @@ def check_declared(method: type[Method]) -> None:
     require(bool(re.fullmatch(r"[a-z][a-z0-9_]*", method.name)), f"name {method.name!r} is not lower_case_with_bars")
     require(method.family in FAMILIES, f"family {method.family!r} is none of {FAMILIES}")
     require(bool(method.__doc__), "the class has no docstring")
-    require(bool(method.serves) and method.serves <= set(testbed.BUILDERS), f"serves {set(method.serves)} is unknown")
+    require(bool(method.serves) and method.serves <= set(KINDS), f"serves {set(method.serves)} is unknown")
     _check_config(method.Config)
     _check_search_space(method)
 
@@ -112,7 +113,7 @@ def _check_search_space(method: type[Method]) -> None:
 
 def check_backbones(method: type[Method]) -> None:
     """Every kind in `serves` works; another is refused with a MethodError before anything is changed."""
-    for kind in testbed.BUILDERS:
+    for kind in KINDS:
         model = small_model(kind)
         if kind in method.serves:
             logits = attach(method, model=model).logits()
@@ -142,7 +143,7 @@ def check_parameters(method: type[Method], kind: str) -> None:
 @on_every_kind
 def check_identity(method: type[Method], kind: str) -> None:
     """The attached, untrained model computes the pretrained function if and only if the class says so."""
-    plain = Attached(small_model(kind), testbed.Attachment(), 0.0, frozenset()).logits()
+    plain = Attached(small_model(kind), Attachment(), 0.0, frozenset()).logits()
     gap = relative_gap(attach(method, kind).logits(), plain)
     if method.identity_at_start:
         require(gap <= 1e-5, f"identity_at_start is True, but the logits move by {gap:.1e} (relative)")
@@ -340,10 +341,10 @@ def check_checkpointing(method: type[Method]) -> None:
 def check_compile(method: type[Method]) -> None:
     """`torch.compile` (graph capture, without a compiler) gives the same logits and the same gradients."""
     kind = kind_of(method)
-    attached = attach(method, model=testbed.small_vit(depth=1) if kind == "vit" else None)
+    attached = attach(method, model=testbed.small(kind, **KINDS[kind].shallow))
     expected, images, trained = attached.logits(), testbed.batch()[0], attached.trained()
     torch.compiler.reset()
-    compiled = torch.compile(attached.model, backend="eager")
+    compiled: Any = torch.compile(attached.model, backend="eager")
     found = compiled(images)
     gap = relative_gap(found.detach(), expected)
     require(gap <= 1e-4, f"the compiled model's logits differ by {gap:.1e}")

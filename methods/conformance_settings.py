@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from methods import testbed
-from methods.base import Method, MethodError
+from methods.base import Attachment, Method, MethodError
 from methods.conformance_tools import (
     all_tensors,
     changed_names,
@@ -52,7 +52,7 @@ def check_settings(method: type[Method]) -> None:
     Tried are the search space, a few numbers around the default, and for texts the words that the refusal of a wrong
     one names. What `configure`, `expected_parameters` or `attach` refuses is passed over.
     """
-    plain = Attached(small_model(kind_of(method)), testbed.Attachment(), 0.0, frozenset()).logits()
+    plain = Attached(small_model(kind_of(method)), Attachment(), 0.0, frozenset()).logits()
     for key, value in _other_settings(method):
         configured = method.configure({key: value})
         with contextlib.suppress(MethodError):

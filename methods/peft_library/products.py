@@ -17,7 +17,6 @@ from methods.peft_library.common import (
     PeftMethod,
     RankConfig,
     ScaledRankConfig,
-    block_layers,
     check_divides,
 )
 
@@ -28,17 +27,17 @@ class LoHa(PeftMethod):
     name = "loha"
     title = "LoHa"
     paper = "Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098"
+    peft_class = "LoHaConfig"
     Config = ScaledRankConfig
+    config: ScaledRankConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank * (layer.in_features + layer.out_features))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LoHaConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return LoHaConfig(r=c.rank, alpha=c.alpha, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "alpha": c.alpha}
 
 
 def balanced_factors(size: int) -> tuple[int, int]:
@@ -54,7 +53,9 @@ class LoKr(PeftMethod):
     name = "lokr"
     title = "LoKr"
     paper = "Yeh et al., LyCORIS, ICLR 2024, arXiv 2309.14859"
+    peft_class = "LoKrConfig"
     Config = ScaledRankConfig
+    config: ScaledRankConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -62,11 +63,9 @@ class LoKr(PeftMethod):
         low_rank = self.config.rank < max(b, d) / 2
         return int(a * c + (self.config.rank * (b + d) if low_rank else b * d))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LoKrConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return LoKrConfig(r=c.rank, alpha=c.alpha, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "alpha": c.alpha}
 
 
 class HiRA(PeftMethod):
@@ -75,17 +74,14 @@ class HiRA(PeftMethod):
     name = "hira"
     title = "HiRA"
     paper = "Huang et al., HiRA, ICLR 2025, openreview TwJrTz9cRS"
+    peft_class = "HiraConfig"
     Config = RankConfig
+    config: RankConfig
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features))
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import HiraConfig
-
-        return HiraConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class DeLoRA(PeftMethod):
@@ -94,6 +90,7 @@ class DeLoRA(PeftMethod):
     name = "delora"
     title = "DeLoRA"
     paper = "Bini et al., DeLoRA, ICLR 2025, arXiv 2503.18225"
+    peft_class = "DeloraConfig"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
@@ -107,14 +104,14 @@ class DeLoRA(PeftMethod):
             super().__post_init__()
             check(self.strength > 0, "strength", self.strength, "positive")
 
+    config: Config
+
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features)) + 1
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import DeloraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return DeloraConfig(r=c.rank, delora_lambda=c.strength, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "delora_lambda": c.strength}
 
 
 class GraLoRA(PeftMethod):
@@ -123,6 +120,7 @@ class GraLoRA(PeftMethod):
     name = "gralora"
     title = "GraLoRA"
     paper = "Jung et al., GraLoRA, NeurIPS 2025, arXiv 2505.20355"
+    peft_class = "GraloraConfig"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
@@ -137,15 +135,15 @@ class GraLoRA(PeftMethod):
             fits = self.cuts >= 1 and self.rank % self.cuts == 0
             check(fits, "cuts", self.cuts, f"a divisor of rank={self.rank}")
 
+    config: Config
+
     def per_layer(self, layer: nn.Linear) -> int:
         check_divides("cuts", self.config.cuts, layer)
         return int(self.config.rank * (layer.in_features + layer.out_features))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import GraloraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return GraloraConfig(r=c.rank, alpha=c.alpha, gralora_k=c.cuts, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "alpha": c.alpha, "gralora_k": c.cuts}
 
 
 class GLoRA(PeftMethod):
@@ -154,18 +152,15 @@ class GLoRA(PeftMethod):
     name = "glora"
     title = "GLoRA"
     paper = "Chavan et al., One-for-All (GLoRA), 2023, arXiv 2306.07967"
+    peft_class = "GloraConfig"
     Config = RankConfig
+    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         r = self.config.rank
         for_bias = r * (layer.in_features + 1) + 2 if layer.bias is not None else 0
         return int(2 * r * (layer.in_features + layer.out_features) + for_bias)
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import GloraConfig
-
-        return GloraConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class Peanut(PeftMethod):
@@ -174,16 +169,13 @@ class Peanut(PeftMethod):
     name = "peanut"
     title = "PEANuT"
     paper = "Zhong et al., PEANuT, 2024, arXiv 2410.01870"
+    peft_class = "PeanutConfig"
     Config = RankConfig
+    config: RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank * layer.out_features)
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import PeanutConfig
-
-        return PeanutConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class DEFT(PeftMethod):
@@ -193,18 +185,15 @@ class DEFT(PeftMethod):
     name = "deft"
     title = "DEFT"
     paper = "DEFT (Decompositional Efficient Fine-Tuning), as implemented by peft, which cites no paper"
+    peft_class = "DeftConfig"
     Config = RankConfig
+    config: RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         r, out = self.config.rank, layer.out_features
         check(r <= out, "rank", r, f"at most the output width of the tuned layers, {out}")
         return int(r * (layer.in_features + out))
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import DeftConfig
-
-        return DeftConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class MiSS(PeftMethod):
@@ -213,18 +202,15 @@ class MiSS(PeftMethod):
     name = "miss"
     title = "MiSS"
     paper = "Kang et al., MiSS, 2024, arXiv 2409.15371"
+    peft_class = "MissConfig"
     Config = RankConfig
+    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         r, width = self.config.rank, layer.in_features
         check(r <= width, "rank", r, f"at most the input width of the tuned layers, {width}")
         return int(r * layer.out_features)
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import MissConfig
-
-        return MissConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class Bone(PeftMethod):
@@ -233,17 +219,17 @@ class Bone(PeftMethod):
     name = "bone"
     title = "Bone (BAT)"
     paper = "Kang et al., Bone: Block-Affine Adaptation, 2024, arXiv 2409.15371v1"
+    peft_class = "MissConfig"
     Config = RankConfig
+    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_divides("rank", self.config.rank, layer)
         return int(self.config.rank * layer.out_features)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import MissConfig
-
-        return MissConfig(r=self.config.rank, init_weights="bat", target_modules=block_layers(self.config.targets))
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+        return {"r": self.config.rank, "init_weights": "bat"}
 
 
 class ImageRouter:
@@ -263,7 +249,8 @@ class ImageRouter:
         shares = self.lily_router[ADAPTER](h).softmax(-1).flatten(1, -2).mean(1)
         mixed = torch.einsum("ne,ero->nro", shares, up.unflatten(0, (-1, h.shape[-1])))
         y = self.base_layer(x)
-        return y + self.scaling[ADAPTER] * torch.einsum("n...r,nro->n...o", h, mixed).to(y.dtype)
+        out: Tensor = y + self.scaling[ADAPTER] * torch.einsum("n...r,nro->n...o", h, mixed).to(y.dtype)
+        return out
 
 
 class Lily(PeftMethod):
@@ -274,6 +261,7 @@ class Lily(PeftMethod):
     name = "lily"
     title = "Lily"
     paper = "Zhong et al., Low-Rank Interconnected Adaptation across Layers, ACL 2025, arXiv 2407.09946"
+    peft_class = "LilyConfig"
     mergeable = False
     recipe = {"lr": 5e-3}
 
@@ -288,6 +276,8 @@ class Lily(PeftMethod):
             super().__post_init__()
             check(self.experts >= 2, "experts", self.experts, "at least 2")
 
+    config: Config
+
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + self.config.experts))
 
@@ -296,11 +286,9 @@ class Lily(PeftMethod):
         shapes = {(x.in_features, x.out_features) for x in self.layers(backbone)}
         return super().expected_parameters(backbone) + sum(c.experts * c.rank * out for _, out in shapes)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LilyConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return LilyConfig(r=c.rank, num_B=c.experts, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "num_B": c.experts}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         from peft.tuners.lily import LilyLayer
@@ -318,6 +306,7 @@ class C3A(PeftMethod):
     name = "c3a"
     title = "C3A"
     paper = "Chen et al., C3A: Circular Convolution Adaptation, ACL 2025, arXiv 2407.19342"
+    peft_class = "C3AConfig"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
@@ -333,6 +322,8 @@ class C3A(PeftMethod):
             super().__post_init__()
             check(self.parts >= 1, "parts", self.parts, "at least 1")
 
+    config: Config
+
     def block_size(self, layer: nn.Linear) -> int:
         """Side of the circulant blocks of a layer. Raises `MethodError` where the widths cannot be cut so."""
         common = math.gcd(layer.in_features, layer.out_features)
@@ -342,9 +333,7 @@ class C3A(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return layer.in_features * layer.out_features // self.block_size(layer)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import C3AConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         sizes = {name: self.block_size(layer) for name, layer in self.named_layers(backbone).items()}
         first = next(iter(sizes.values()))
-        return C3AConfig(block_size=first, block_size_pattern=sizes, target_modules=block_layers(self.config.targets))
+        return {"block_size": first, "block_size_pattern": sizes}
