@@ -102,8 +102,6 @@ class AdapterHoulsby(AdapterPfeiffer):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterConfig):
-        """As `AdapterConfig`, with the paper's start."""
-
         variant: str = "near_identity"
         """See `AdapterConfig`."""
 

@@ -224,8 +224,6 @@ class FactTK(FactTT):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FactConfig):
-        """As `FactConfig`, with the paper's larger rank."""
-
         rank: int = 32
         """Rank r of all factors; at most 32 in the paper."""
 

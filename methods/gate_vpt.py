@@ -93,8 +93,6 @@ class GateVPT(VPTDeep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PromptConfig):
-        """As `PromptConfig`, with the gates' start."""
-
         tokens: int = 100
         """Number p of prompts."""
 

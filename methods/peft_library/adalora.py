@@ -34,8 +34,6 @@ class AdaLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of AdaLoRA."""
-
         init_rank: int = 12
         """Rank of every layer at the start."""
 

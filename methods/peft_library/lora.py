@@ -28,16 +28,12 @@ class LoraTuner(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        """Knobs of LoRA."""
-
         dropout: float = 0.0
         """Dropout on the input of the update."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.rank, layer)
@@ -62,8 +58,6 @@ class LoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA."""
-
         variant: str = "paper"
         """`paper`: A random, B zero. `noah_release`: as NOAH's code ends up, A and B both of std 0.02, so that training
         does not start at the pretrained function; its runs have a dropout of 0.1."""
@@ -162,13 +156,9 @@ class OrthogonalLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA with an even rank."""
-
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.rank % 2 == 0, "rank", self.rank, "even")
-
-    config: Config
 
     def variant(self) -> Mapping[str, Any]:
         return {"init_lora_weights": "orthogonal"}
@@ -202,8 +192,6 @@ class BdLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA and the number of blocks."""
-
         parts: int = 2
         """Number of blocks on the diagonal; it divides the rank and the layers' widths."""
 
@@ -211,8 +199,6 @@ class BdLoRA(LoraTuner):
             super().__post_init__()
             fits = self.parts >= 1 and self.rank % self.parts == 0
             check(fits, "parts", self.parts, f"a divisor of rank={self.rank}")
-
-    config: Config
 
     def variant(self) -> Mapping[str, Any]:
         from peft import BdLoraConfig
@@ -243,16 +229,12 @@ class VeLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA and of the compression."""
-
         groups: int = 8
         """Number of groups that the input channels are split into."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.groups >= 1, "groups", self.groups, "at least 1")
-
-    config: Config
 
     def variant(self) -> Mapping[str, Any]:
         from peft import VeloraConfig
@@ -272,8 +254,6 @@ class KaSA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA and of the penalty."""
-
         beta: float = 1e-4
         """Weight of the squared singular values."""
 
@@ -284,8 +264,6 @@ class KaSA(LoraTuner):
             super().__post_init__()
             check(self.beta >= 0, "beta", self.beta, "at least 0")
             check(self.gamma >= 0, "gamma", self.gamma, "at least 0")
-
-    config: Config
 
     def variant(self) -> Mapping[str, Any]:
         from peft import KasaConfig

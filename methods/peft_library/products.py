@@ -29,7 +29,6 @@ class LoHa(PeftMethod):
     paper = "Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098"
     peft_class = "LoHaConfig"
     Config = ScaledRankConfig
-    config: ScaledRankConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -55,7 +54,6 @@ class LoKr(PeftMethod):
     paper = "Yeh et al., LyCORIS, ICLR 2024, arXiv 2309.14859"
     peft_class = "LoKrConfig"
     Config = ScaledRankConfig
-    config: ScaledRankConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -76,7 +74,6 @@ class HiRA(PeftMethod):
     paper = "Huang et al., HiRA, ICLR 2025, openreview TwJrTz9cRS"
     peft_class = "HiraConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
@@ -95,16 +92,12 @@ class DeLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of DeLoRA."""
-
         strength: float = 15.0
         """Start of the bound lambda on the update's norm."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.strength > 0, "strength", self.strength, "positive")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features)) + 1
@@ -125,8 +118,6 @@ class GraLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        """Knobs of GraLoRA."""
-
         cuts: int = 2
         """Number k of parts along each side; it divides the rank and the layers' widths."""
 
@@ -134,8 +125,6 @@ class GraLoRA(PeftMethod):
             super().__post_init__()
             fits = self.cuts >= 1 and self.rank % self.cuts == 0
             check(fits, "cuts", self.cuts, f"a divisor of rank={self.rank}")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_divides("cuts", self.config.cuts, layer)
@@ -154,7 +143,6 @@ class GLoRA(PeftMethod):
     paper = "Chavan et al., One-for-All (GLoRA), 2023, arXiv 2306.07967"
     peft_class = "GloraConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -171,7 +159,6 @@ class Peanut(PeftMethod):
     paper = "Zhong et al., PEANuT, 2024, arXiv 2410.01870"
     peft_class = "PeanutConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -187,7 +174,6 @@ class DEFT(PeftMethod):
     paper = "DEFT (Decompositional Efficient Fine-Tuning), as implemented by peft, which cites no paper"
     peft_class = "DeftConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -204,7 +190,6 @@ class MiSS(PeftMethod):
     paper = "Kang et al., MiSS, 2024, arXiv 2409.15371"
     peft_class = "MissConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -221,7 +206,6 @@ class Bone(PeftMethod):
     paper = "Kang et al., Bone: Block-Affine Adaptation, 2024, arXiv 2409.15371v1"
     peft_class = "MissConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -267,8 +251,6 @@ class Lily(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of Lily."""
-
         experts: int = 2
         """Number e of shared up-projections."""
 
@@ -313,16 +295,12 @@ class C3A(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of C3A."""
-
         parts: int = 1
         """How many blocks the shorter side of a square layer holds; it divides the layers' widths."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.parts >= 1, "parts", self.parts, "at least 1")
-
-    config: Config
 
     def block_size(self, layer: nn.Linear) -> int:
         """Side of the circulant blocks of a layer. Raises `MethodError` where the widths cannot be cut so."""

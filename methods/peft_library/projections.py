@@ -41,7 +41,6 @@ class VeRA(PeftMethod):
     paper = "Kopiczko et al., VeRA, ICLR 2024, arXiv 2310.11454"
     peft_class = "VeraConfig"
     Config = SharedBasisConfig
-    config: SharedBasisConfig
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
@@ -61,7 +60,6 @@ class PVeRA(PeftMethod):
     paper = "PVeRA, 2025, arXiv 2512.07703"
     peft_class = "PveraConfig"
     Config = SharedBasisConfig
-    config: SharedBasisConfig
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
@@ -85,15 +83,11 @@ class RandLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        """Knobs of RandLoRA."""
-
         rank: int = 32
         """Rank r of each random update: the larger, the fewer parameters."""
 
         alpha: float = 640.0
         """The update is scaled by alpha / rank; peft's default is 20 times its default rank."""
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         smaller = min(layer.in_features, layer.out_features)
@@ -118,8 +112,6 @@ class VBLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of VB-LoRA."""
-
         rank: int = 4
         """Rank r of the update."""
 
@@ -175,8 +167,6 @@ class UniLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of Uni-LoRA."""
-
         rank: int = 4
         """Rank r of the update."""
 
@@ -186,8 +176,6 @@ class UniLoRA(PeftMethod):
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.numbers >= 1, "numbers", self.numbers, "at least 1")
-
-    config: Config
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         self.layers(backbone)
@@ -210,8 +198,6 @@ class TinyLoRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of TinyLoRA."""
-
         rank: int = 2
         """Number r of singular directions."""
 
@@ -221,8 +207,6 @@ class TinyLoRA(PeftMethod):
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.numbers >= 1, "numbers", self.numbers, "at least 1")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.rank, layer)
@@ -246,8 +230,6 @@ class FourierFT(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of FourierFT."""
-
         frequencies: int = 1000
         """Number n of trained frequencies."""
 
@@ -258,8 +240,6 @@ class FourierFT(PeftMethod):
             super().__post_init__()
             check(self.frequencies >= 1, "frequencies", self.frequencies, "at least 1")
             check(self.scale > 0, "scale", self.scale, "positive")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         n, entries = self.config.frequencies, layer.weight.numel()
@@ -282,8 +262,6 @@ class WaveFT(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of WaveFT."""
-
         coefficients: int = 1000
         """Number n of trained coefficients."""
 
@@ -294,8 +272,6 @@ class WaveFT(PeftMethod):
             super().__post_init__()
             check(self.coefficients >= 1, "coefficients", self.coefficients, "at least 1")
             check(self.scale > 0, "scale", self.scale, "positive")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         n, entries = self.config.coefficients, layer.weight.numel()
@@ -316,7 +292,6 @@ class SHiRA(PeftMethod):
     family = "selective"
     peft_class = "ShiraConfig"
     Config = RankConfig
-    config: RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -342,16 +317,12 @@ class SuperTuning(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of Super."""
-
         sparsity: float = 0.99
         """Share of the weight's entries that stay frozen."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(0 <= self.sparsity < 1, "sparsity", self.sparsity, "in [0, 1)")
-
-    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         entries = layer.weight.numel()

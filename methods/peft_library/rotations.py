@@ -24,8 +24,6 @@ class OFT(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of OFT."""
-
         block: int = 8
         """Channels b that are rotated together; it divides the layers' input width."""
 
@@ -58,8 +56,6 @@ class BOFT(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of BOFT."""
-
         block: int = 4
         """Channels b of one block; it divides the layers' input width."""
 
@@ -88,8 +84,6 @@ class HRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of HRA."""
-
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.rank % 2 == 0, "rank", self.rank, "even")
@@ -109,8 +103,6 @@ class PSOFT(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of PSOFT."""
-
         rank: int = 16
         """Dimension r of the principal subspace; at most the smaller side of the layers."""
 
@@ -140,8 +132,6 @@ class RoAd(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of RoAd."""
-
         variant: int = 1
         """1: an angle and a length per pair; 2: per channel; 4: a free 2 x 2 map per pair."""
 
@@ -174,8 +164,6 @@ class IA3(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of IA3."""
-
         targets: tuple[str, ...] = ("qkv", "fc2")
         """Which linear layers of each block are scaled: any of qkv, proj, fc1, fc2; the paper's k, v and fc2, where
         timm's fused qkv brings q along."""

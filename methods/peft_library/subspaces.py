@@ -23,8 +23,6 @@ class AdaMSS(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of AdaMSS."""
-
         rank: int = 16
         """Number r of singular vectors; at most the smaller side of the layers."""
 
@@ -60,8 +58,6 @@ class FRoD(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of FRoD."""
-
         sparsity: float = 0.01
         """Share s of the off-diagonal entries that are trained."""
 
