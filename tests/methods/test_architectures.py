@@ -8,7 +8,7 @@ from timm.models.eva import Eva, EvaBlock
 from harness.errors import HarnessError
 from harness.models import checkpoints
 from harness.models.names import check_name
-from methods import conformance, registry, testbed
+from methods import conformance, registry, sources, testbed
 from methods.architectures import KINDS, Architecture, SlottedBlock, architecture_of, kind
 from methods.base import MethodError
 from methods.blocks import blocks, cut_points, plug, unplug
@@ -120,3 +120,9 @@ def test_a_model_of_no_known_kind_is_named():
     with pytest.raises(MethodError, match=r"ResNet is not a backbone of a known kind \(timm's Swin.* or VisionT"):
         architecture_of(model)
     assert kind(model) == "ResNet"
+
+
+def test_an_edited_adapter_makes_no_method_stale():
+    """Adapters belong to the contract, which is no method's own source; what methods share beside it is."""
+    files = {path.name for path in sources._own_files("methods.sct.method")}
+    assert "layers.py" in files and not files & {"vit.py", "swin.py", "blocks.py"}
