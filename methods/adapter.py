@@ -52,7 +52,9 @@ class AdapterPfeiffer(Method):
     title = "Adapter-P"
     paper = "Pfeiffer et al., AdapterFusion, EACL 2021, arXiv 2005.00247"
     family = "adapter"
+    composition_order = 30
     Config = AdapterConfig
+    config: AdapterConfig
     recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     slots: ClassVar[tuple[str, ...]] = ("mlp_output",)
@@ -93,13 +95,14 @@ class AdapterHoulsby(AdapterPfeiffer):
     name = "adapter_houlsby"
     title = "Adapter-H"
     paper = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv 1902.00751"
+    composition_order = 31
     slots = ("attention_output", "mlp_output")
     recipe = {"lr": 2e-3}
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterConfig):
-        """As `AdapterConfig`, with the paper's start."""
-
         variant: str = "near_identity"
         """See `AdapterConfig`."""
+
+    config: Config

@@ -25,7 +25,8 @@ class ChannelScaledAdapter(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.bottleneck(x)) * self.scale
+        out: Tensor = x + self.drop_path(self.bottleneck(x)) * self.scale
+        return out
 
 
 class AdapterPlus(Method):
@@ -37,6 +38,7 @@ class AdapterPlus(Method):
     title = "Adapter+"
     paper = "Steitz and Roth, Adapters Strike Back, CVPR 2024, arXiv 2406.06820"
     family = "adapter"
+    composition_order = 32
     recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "drop_path": (0.0, 0.1)}
     identity_at_start = False

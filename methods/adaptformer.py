@@ -26,6 +26,7 @@ class AdaptFormer(Method):
     title = "AdaptFormer"
     paper = "Chen et al., AdaptFormer, NeurIPS 2022, arXiv 2205.13535"
     family = "adapter"
+    composition_order = 33
     recipe = {"lr": 1e-2}
     search_space = {**Method.search_space, "scale": (None, 1.0)}
 
@@ -50,6 +51,8 @@ class AdaptFormer(Method):
             check(self.scale is None or self.scale > 0, "scale", self.scale, "positive")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.variant in FORMS, "variant", self.variant, f"one of {tuple(FORMS)}")
+
+    config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "paper"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, plug_layer, unplug_layer, width
+from methods.blocks import blocks, pads, plug_layer, unplug_layer, width
 from methods.layers import block_linears
 
 VARIANTS = ("identity", "released")
@@ -39,7 +39,8 @@ class Recomposition(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.projection.weight
-        return x + self.dropout(x @ (u * self.coefficients)) @ u.T + self.bias
+        out: Tensor = x + self.dropout(x @ (u * self.coefficients)) @ u.T + self.bias
+        return out
 
 
 @torch.no_grad()
@@ -53,13 +54,6 @@ def fold_recompositions(places: Iterable[tuple[Any, nn.Linear]]) -> None:
         unplug_layer(norm)
 
 
-def pads_windows(block: Any) -> bool:
-    """Whether a Swin block pads its input: the padded tokens then enter attention without the module's bias."""
-    if not hasattr(block, "window_size"):
-        return False
-    return any(n % w for n, w in zip(block.input_resolution, block.window_size, strict=True))
-
-
 class ARC(Method):
     """One adapter behind each of the two norms of every block; all that follow attention norms share a U, all that
     follow MLP norms another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
@@ -70,6 +64,7 @@ class ARC(Method):
     title = "ARC"
     paper = "Dong et al., Efficient Adaptation of Large ViT via Adapter Re-Composing, NeurIPS 2023, arXiv 2310.06234"
     family = "reparameterisation"
+    composition_order = 24
     recipe = {"lr": 1e-2}
     mergeable = True
     search_space = {"lr": (1e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (10, 50, 100)}
@@ -90,6 +85,8 @@ class ARC(Method):
             check(self.rank >= 1, "rank", self.rank, "at least 1")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "identity"
@@ -121,5 +118,5 @@ class ARC(Method):
                 module = Recomposition(shared[width(block), mlp], self.coefficients(mlp, context), c.dropout)
                 plug_layer(norm, "output", module)
                 places.append((norm, linear))
-        foldable = all(linear.bias is not None for _, linear in places) and not any(map(pads_windows, found))
+        foldable = all(linear.bias is not None for _, linear in places) and not any(map(pads, found))
         return Attachment(merge=partial(fold_recompositions, places) if foldable else None)

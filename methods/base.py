@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
     import torch
@@ -72,7 +72,7 @@ class Context:
         """
         if key not in self.memory:
             self.memory[key] = compute()
-        return self.memory[key]
+        return cast(Value, self.memory[key])
 
 
 @dataclass(kw_only=True)
@@ -108,6 +108,15 @@ HIGH_RATES = {"lr": (5e-3, 1e-2, 2e-2, 5e-2), "weight_decay": (1e-4, 1e-2)}
 """Search space of methods that train few or small numbers, which need higher rates than a low-rank update does."""
 
 
+class _EveryKind:
+    """The default of `Method.serves`: looked up when it is read, so that a kind that is added is served."""
+
+    def __get__(self, instance: object, owner: type) -> frozenset[str]:
+        from methods.architectures import KINDS
+
+        return frozenset(KINDS)
+
+
 class Method(ABC):
     """Base class of all methods. Subclasses set the class attributes and implement `attach`."""
 
@@ -140,8 +149,9 @@ class Method(ABC):
     }
     """Candidate values of recipe fields and of the method's own knobs, which the `tuned` protocol chooses from."""
 
-    serves: ClassVar[frozenset[str]] = frozenset({"vit", "swin"})
-    """Kinds of backbone that the method can attach to; on another, `attach` raises `MethodError`."""
+    serves: ClassVar[frozenset[str]] = cast(frozenset[str], _EveryKind())
+    """Kinds of backbone that the method can attach to, every kind by default; on another, `attach` raises
+    `MethodError`."""
 
     identity_at_start: ClassVar[bool] = True
     """Whether the attached, untrained model computes the pretrained function."""
@@ -149,6 +159,12 @@ class Method(ABC):
     built_from: ClassVar[tuple[str, ...]] = ()
     """Names of the other registered methods whose code this one runs, beside those that its file imports: when one of
     them is edited, records of this one come from an older source too."""
+
+    composition_order: ClassVar[int | None] = None
+    """Place among the parts of a composition (`compose`), which are attached in ascending order: below 10 what trains
+    the untouched model, from 10 what looks at its features, from 20 what changes layers, from 30 what stands beside or
+    behind layers, 40 what wraps layers, from 50 tokens and the head. Parts of equal number exclude each other. None
+    for what cannot be a part."""
 
     mergeable: ClassVar[bool] = False
     """Whether the trained parameters fold into the frozen ones: `attach` then returns an attachment with `merge`."""

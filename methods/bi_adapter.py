@@ -52,6 +52,7 @@ class BiAdaptFormer(Method):
     title = "Bi-AdaptFormer"
     paper = "Jie et al., Revisiting the Parameter Efficiency of Adapters, ICCV 2023, arXiv 2307.16867"
     family = "adapter"
+    composition_order = 34
     recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0)}
     identity_at_start = False

@@ -24,6 +24,7 @@ class BitFit(Method):
     title = "BitFit"
     paper = "Ben Zaken et al., BitFit, ACL 2022, arXiv 2106.10199"
     family = "selective"
+    composition_order = 0
     recipe = {"lr": 5e-3}
 
     def expected_parameters(self, backbone: nn.Module) -> int:

@@ -1,6 +1,6 @@
-"""The one place where timm's transformer blocks are opened.
+"""Where methods open a backbone's blocks.
 
-A method never copies a block: it plugs modules into named places ("slots") of the blocks it finds. A block with
+A method never copies a block: it plugs modules into named places ("slots") of the backbone's blocks. A block with
 slots is timm's own object, re-classed to a subclass whose `forward` runs the plugged modules, so parameter names,
 hooks and attributes of the pretrained model stay as they are. Several methods can plug into one block. Leaf layers
 (`attn.qkv`, `norm1`, ...) take modules in the same way through `plug_layer`.
@@ -13,7 +13,8 @@ A pre-norm block computes, with every empty slot the identity (or nothing, for `
     h = mlp_output(mlp(mlp_input(norm2(x))))
     x = output(x + drop_path2(h) + mlp_parallel(x))
 
-where LayerScale, if any, belongs to `attn` and `mlp`.
+where LayerScale, if any, belongs to `attn` and `mlp`. What differs from one kind of backbone to another is in
+`methods/architectures/`.
 """
 
 from __future__ import annotations
@@ -24,90 +25,31 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
-from timm.models.vision_transformer import Block as ViTBlock
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import MethodError
+from methods.architectures import SlottedBlock, architecture_of, kind
+from methods.architectures.base import SLOTS, chain, parallel, slotted_class
+from methods.base import Method, MethodError
 
 Value = TypeVar("Value")
 
-SLOTS = (
-    "input",
-    "attention_input",
-    "attention_output",
-    "attention_parallel",
-    "after_attention",
-    "mlp_input",
-    "mlp_output",
-    "mlp_parallel",
-    "output",
-)
 
+def stages(backbone: nn.Module) -> list[list[Any]]:
+    """The transformer blocks from input to output, one list for each run of blocks of equal width and resolution.
 
-def chain(block: Any, slot: str, x: Tensor) -> Tensor:
-    """Run the modules plugged into `slot` one after the other."""
-    for module in block.slots[slot]:
-        x = module(x)
-    return x
-
-
-def parallel(block: Any, slot: str, x: Tensor, total: Tensor) -> Tensor:
-    """Add the outputs of the modules plugged into `slot`, each applied to `x`, to `total`."""
-    for module in block.slots[slot]:
-        total = total + module(x)
-    return total
-
-
-class SlottedViTBlock(ViTBlock):
-    """timm's pre-norm ViT block with slots. x: [batch, tokens, channels]."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        x = chain(self, "input", x)
-        h = self.attn(chain(self, "attention_input", self.norm1(x)), attn_mask=attn_mask, is_causal=is_causal)
-        h = chain(self, "attention_output", self.ls1(h))
-        return self.behind_attention(parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
-
-    def behind_attention(self, x: Tensor) -> Tensor:
-        """From `after_attention` on."""
-        x = chain(self, "after_attention", x)
-        h = chain(self, "mlp_output", self.ls2(self.mlp(chain(self, "mlp_input", self.norm2(x)))))
-        return chain(self, "output", parallel(self, "mlp_parallel", x, x + self.drop_path2(h)))
-
-
-class SlottedSwinBlock(SwinTransformerBlock):
-    """timm's Swin (v1) block with slots. x: [batch, height, width, channels]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = chain(self, "input", x)
-        h = chain(self, "attention_output", self._attn(chain(self, "attention_input", self.norm1(x))))
-        return self.behind_attention(parallel(self, "attention_parallel", x, x + self.drop_path1(h)))
-
-    def behind_attention(self, x: Tensor) -> Tensor:
-        """From `after_attention` on."""
-        x = chain(self, "after_attention", x)
-        h = chain(self, "mlp_output", self.mlp(chain(self, "mlp_input", self.norm2(x))))
-        return chain(self, "output", parallel(self, "mlp_parallel", x, x + self.drop_path2(h)))
-
-
-_SLOTTED: dict[type, type] = {ViTBlock: SlottedViTBlock, SwinTransformerBlock: SlottedSwinBlock}
+    Raises `MethodError` for models of no known kind, or with blocks that cannot have slots.
+    """
+    architecture = architecture_of(backbone)
+    result = architecture.stages(backbone)
+    for block in (block for stage in result for block in stage):
+        if slotted_class(architecture, block) is None:
+            raise MethodError(f"blocks of type {type(block).__name__} are not supported, only timm's pre-norm blocks")
+    return result
 
 
 def blocks(backbone: nn.Module) -> list[Any]:
-    """The transformer blocks of a timm ViT or Swin from input to output. Raises `MethodError` for other models."""
-    stages: list[Any]
-    if isinstance(backbone, VisionTransformer):
-        stages = [backbone]
-    elif isinstance(backbone, SwinTransformer):
-        stages = list(backbone.layers)
-    else:
-        raise MethodError(f"{type(backbone).__name__} is neither a timm VisionTransformer nor a SwinTransformer")
-    result = [block for stage in stages for block in stage.blocks]
-    for block in result:
-        if type(block) not in _SLOTTED and type(block) not in _SLOTTED.values():
-            raise MethodError(f"blocks of type {type(block).__name__} are not supported, only timm's pre-norm blocks")
-    return result
+    """The transformer blocks from input to output. Raises `MethodError` as `stages` does."""
+    return [block for stage in stages(backbone) for block in stage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,18 +65,12 @@ class CutPoint:
 
 
 def cut_points(model: Any) -> list[CutPoint]:
-    """From the output to the input: the pooled features, and of a ViT or Swin the input of every block but the first,
-    and of every block with slots the place before `after_attention`."""
-    owner, dropout = (model.head, "drop") if hasattr(model.head, "drop") else (model, "head_drop")
+    """From the output to the input: the pooled features, the input of every block but the first, and of every block
+    with slots the place before `after_attention`; of a kind without `steps` the features alone."""
+    architecture = architecture_of(model)
+    owner, dropout = architecture.head_dropout(model)
     classify = nn.Sequential(getattr(owner, dropout), model.get_classifier())
-    found = [CutPoint(name="head", entrance=classify[0], run=classify)]
-    if isinstance(model, VisionTransformer):
-        steps: list[Any] = [*model.blocks, model.norm]
-    elif isinstance(model, SwinTransformer):
-        stages: Any = model.layers
-        steps = [step for stage in stages for step in (stage.downsample, *stage.blocks)] + [model.norm]
-    else:
-        return found
+    steps = architecture.steps(model)
 
     def go_on(rest: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         for step in rest:
@@ -142,28 +78,29 @@ def cut_points(model: Any) -> list[CutPoint]:
         logits: Tensor = model.forward_head(x)
         return logits
 
+    cuts = [CutPoint(name="head", entrance=classify[0], run=classify)]
+    if not steps:
+        return cuts
     for number, block in reversed(list(enumerate(blocks(model)))):
         rest = steps[steps.index(block) + 1 :]
-        if type(block) in _SLOTTED.values():
+        if isinstance(block, SlottedBlock):
             plugged = list(block.slots["after_attention"])
             entrance = plugged[0] if plugged else block.norm2
-            run = partial(go_on, [block.behind_attention, *rest])
-            found.append(CutPoint(name=f"block {number}, behind its attention", entrance=entrance, run=run))
+            run = partial(go_on, [block.from_after_attention, *rest])
+            cuts.append(CutPoint(name=f"block {number}, behind its attention", entrance=entrance, run=run))
         if number > 0:
-            found.append(CutPoint(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
-    return found
-
-
-def kind(backbone: nn.Module) -> str:
-    """`vit` or `swin`, as in `Method.serves`; the class's name for another model."""
-    if isinstance(backbone, VisionTransformer):
-        return "vit"
-    return "swin" if isinstance(backbone, SwinTransformer) else type(backbone).__name__
+            cuts.append(CutPoint(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
+    return cuts
 
 
 def width(block: Any) -> int:
     """Number of channels of the block's residual stream."""
-    return int(block.norm1.normalized_shape[0])
+    return architecture_of(block).width(block)
+
+
+def pads(block: Any) -> bool:
+    """Whether the block's attention pads its input: zeros that a module before it has not seen then take part."""
+    return architecture_of(block).pads(block)
 
 
 def the_one(values: Iterable[Value]) -> Value | None:
@@ -174,8 +111,8 @@ def the_one(values: Iterable[Value]) -> Value | None:
 
 def plug(block: Any, slot: str, module: nn.Module) -> None:
     """Plug `module` into `slot` of `block`, behind what is plugged there already, on the block's device."""
-    if type(block) in _SLOTTED:
-        block.__class__ = _SLOTTED[type(block)]
+    if not isinstance(block, SlottedBlock):
+        block.__class__ = slotted_class(architecture_of(block), block)
         block.slots = nn.ModuleDict({name: nn.ModuleList() for name in SLOTS})
     block.slots[slot].append(_like(module, block.norm1))
 
@@ -184,7 +121,7 @@ def unplug(block: Any, slot: str, module: nn.Module) -> None:
     """Remove `module` from `slot`, after it has been folded away; a block with nothing left is timm's own again."""
     block.slots[slot] = nn.ModuleList(other for other in block.slots[slot] if other is not module)
     if not any(len(plugged) for plugged in block.slots.values()):
-        block.__class__ = type(block).__mro__[1]
+        block.__class__ = type(block).plain
         del block.slots
 
 
@@ -201,8 +138,8 @@ class SlottedLayer:
 
 
 @cache
-def _slotted_layer_class(kind: type) -> type:
-    return type(f"Slotted{kind.__name__}", (SlottedLayer, kind), {})
+def _slotted_layer_class(cls: type) -> type:
+    return type(f"Slotted{cls.__name__}", (SlottedLayer, cls), {})
 
 
 def plug_layer(layer: Any, slot: str, module: nn.Module) -> None:
@@ -227,8 +164,9 @@ def _like(module: nn.Module, layer: Any) -> nn.Module:
 
 def _without_slots(module: nn.Module) -> type[nn.Module]:
     """The module's class, slots aside."""
-    kind = type(module)
-    return kind.__mro__[2 if isinstance(module, SlottedLayer) else 1 if kind in _SLOTTED.values() else 0]
+    if isinstance(module, SlottedBlock):
+        return module.plain
+    return type(module).__mro__[2 if isinstance(module, SlottedLayer) else 0]
 
 
 def keeps_nothing(model: nn.Module) -> bool:
@@ -242,19 +180,19 @@ def keeps_nothing(model: nn.Module) -> bool:
 
 
 def _is_stateless(module: nn.Module) -> bool:
-    kind = _without_slots(module)
-    replaced = any(callable(value) and hasattr(kind, name) for name, value in vars(module).items())
+    cls = _without_slots(module)
+    replaced = any(callable(value) and hasattr(cls, name) for name, value in vars(module).items())
     if replaced or module._forward_hooks or module._forward_pre_hooks:
         return False
-    forward = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
-    plain = forward is nn.Module or kind.__module__.partition(".")[0] in ("torch", "timm")  # nn.Module's is not called
+    forward = next(base for base in cls.__mro__ if "forward" in vars(base))
+    plain = forward is nn.Module or cls.__module__.partition(".")[0] in ("torch", "timm")  # nn.Module's is not called
     return plain or bool((vars(forward) | vars(module)).get("stateless"))
 
 
-def require_vit(backbone: nn.Module, method: str) -> Any:
-    """The backbone, if it is a ViT with one sequence of tokens; `MethodError` otherwise."""
-    if not isinstance(backbone, VisionTransformer):
-        raise MethodError(f"method {method!r} serves ViT only, not {type(backbone).__name__}")
+def require_served(method: Method, backbone: nn.Module) -> Any:
+    """The backbone, if the method serves its kind; `MethodError` otherwise."""
+    if not method.can_serve(kind(backbone)):
+        raise MethodError(f"method {method.name!r} serves {' and '.join(sorted(method.serves))}, not {kind(backbone)}")
     return backbone
 
 

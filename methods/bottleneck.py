@@ -38,7 +38,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The bottleneck's output alone, for a place beside a layer."""
-        return self.scale * self.up(self.dropout(self.activation(self.down(self.norm(x)))))
+        out: Tensor = self.scale * self.up(self.dropout(self.activation(self.down(self.norm(x)))))
+        return out
 
 
 class SequentialBottleneck(Bottleneck):

@@ -66,6 +66,7 @@ class Compacter(Method):
     title = "Compacter"
     paper = "Karimi Mahabadi et al., Compacter, NeurIPS 2021, arXiv 2106.04647"
     family = "adapter"
+    composition_order = 35
     recipe = {"lr": 2e-3}
     search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "bottleneck": (8, 24, 48)}
 
@@ -86,6 +87,8 @@ class Compacter(Method):
             check(self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
             check(self.bottleneck % self.products == 0, "bottleneck", self.bottleneck, "a multiple of products")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "zero_up"

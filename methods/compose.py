@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import require_vit
+from methods.blocks import require_served
+from methods.registry import all_methods, get
 
-TUNERS = ("lora", "rslora", "dora", "pissa", "olora", "lora_fa", "adalora", "kasa")
-"""Parts that wrap a layer, of which peft takes one; what they wrap is still called, with all that it holds."""
 
-ORDER = (
-    *("bitfit", "norm_tuning"),  # train what is in the untouched model
-    "sct",  # looks at the features of the untouched model
-    *("lora_qv", "fact_tt", "fact_tk", "hydra", "arc", "consolidator"),  # change layers
-    *("adapter_pfeiffer", "adapter_houlsby", "adapter_plus", "adaptformer", "bi_adaptformer", "compacter"),
-    *("convpass", "lorand", "mona", "repadapter"),  # with those above, stand beside or behind layers
-    *TUNERS,
-    *("vpt_shallow", "vpt_deep", "prefix_tuning", "mlp_head"),
-)
-"""What may be a part, in the order in which parts are attached."""
+def possible_parts() -> tuple[str, ...]:
+    """Names of all methods that can be a part, in the order in which parts are attached."""
+    orders = ((method.composition_order, name) for name, method in all_methods().items())
+    return tuple(name for _, name in sorted((order, name) for order, name in orders if order is not None))
+
+
+class _PossibleParts:
+    """`built_from`, looked up when it is read: the registry is complete only then."""
+
+    def __get__(self, instance: object, owner: type) -> tuple[str, ...]:
+        return possible_parts()
 
 
 def joined_penalty(penalties: list[Callable[[], Tensor]]) -> Callable[[], Tensor] | None:
@@ -64,29 +65,29 @@ class Compose(Method):
     recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
     identity_at_start = False
-    built_from = ORDER
+    built_from = cast(tuple[str, ...], _PossibleParts())
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         parts: tuple[str, ...] = ("adapter_pfeiffer", "lora", "vpt_deep")
-        """Names of the parts, of those in `ORDER`, which is the order in which they are attached."""
+        """Names of the parts; they are kept in the order in which they are attached."""
 
         def __post_init__(self) -> None:
+            possible = possible_parts()
             distinct = len(self.parts) > 0 and len(set(self.parts)) == len(self.parts)
-            known = set(self.parts) <= set(ORDER)
-            check(distinct and known, "parts", self.parts, f"distinct methods of {', '.join(ORDER)}")
-            tuners = [part for part in self.parts if part in TUNERS]
-            check(len(tuners) <= 1, "parts", self.parts, f"with at most one of {', '.join(TUNERS)}")
+            known = set(self.parts) <= set(possible)
+            check(distinct and known, "parts", self.parts, f"distinct methods of {', '.join(possible)}")
             # In one order, so that runs that differ in the order alone are one.
-            object.__setattr__(self, "parts", tuple(sorted(self.parts, key=ORDER.index)))
+            object.__setattr__(self, "parts", tuple(sorted(self.parts, key=possible.index)))
+            for one, other in pairwise(self.parts):
+                alone = get(one).composition_order != get(other).composition_order
+                check(alone, "parts", self.parts, f"without both {one} and {other}: of what wraps layers there is one")
 
     def can_serve(self, kind: str) -> bool:
         return all(method.can_serve(kind) for method in self.methods())
 
     def methods(self) -> list[Method]:
         """The parts, configured, in the order in which they are attached."""
-        from methods.registry import get
-
         return [get(part)() for part in self.config.parts]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
@@ -97,8 +98,7 @@ class Compose(Method):
         trained: list[nn.Parameter] = []
         parts, expected = self.methods(), self.expected_parameters(backbone)
         for method in parts:
-            if not method.can_serve("swin"):
-                require_vit(backbone, method.name)
+            require_served(method, backbone)
         for method in parts:
             own = replace(context, memory=context.remember(method.name, dict))
             attachments.append(method.attach(backbone, own))

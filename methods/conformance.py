@@ -6,15 +6,10 @@ whole registry by the tests, and over one method (also one outside the repositor
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import dataclasses
-import inspect
-import itertools
 import random
-import re
-import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +19,9 @@ import torch
 from torch import Tensor
 
 from methods import testbed
-from methods.base import Method, MethodError
+from methods.architectures import KINDS
+from methods.base import Attachment, Method, MethodError
+from methods.conformance_declared import check_declared
 from methods.conformance_runs import RUN_CHECKS
 from methods.conformance_settings import SETTING_CHECKS
 from methods.conformance_tools import (
@@ -39,80 +36,10 @@ from methods.conformance_tools import (
 )
 from methods.testbed import Attached, attach, kind_of, small_model, train
 
-FAMILIES = ("full", "head", "prompt", "adapter", "reparameterisation", "selective")
-
-RECIPE_FIELDS = frozenset(
-    (
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "epochs",
-        "warmup_epochs",
-        "batch_size",
-        "drop_path",
-        "label_smoothing",
-        "augmentation",
-        "precision",
-        "schedule",
-        "warmup_lr",
-        "min_lr",
-        "drop_last",
-        "decay_vectors",
-    )
-)
-"""Fields of the harness's training recipe, which this room may not import; a test holds the two together."""
-
-
-def check_declared(method: type[Method]) -> None:
-    """Class attributes are complete, and the config is frozen, keyword-only and documented."""
-    for attribute in ("name", "title", "paper", "family"):
-        value = getattr(method, attribute, None)
-        require(isinstance(value, str) and bool(value), f"class attribute {attribute!r} is missing or empty")
-    require(bool(re.fullmatch(r"[a-z][a-z0-9_]*", method.name)), f"name {method.name!r} is not lower_case_with_bars")
-    require(method.family in FAMILIES, f"family {method.family!r} is none of {FAMILIES}")
-    require(bool(method.__doc__), "the class has no docstring")
-    require(bool(method.serves) and method.serves <= set(testbed.BUILDERS), f"serves {set(method.serves)} is unknown")
-    _check_config(method.Config)
-    _check_search_space(method)
-
-
-def _check_config(config: Any) -> None:
-    require(dataclasses.is_dataclass(config), "Config is not a dataclass")
-    parameters = config.__dataclass_params__
-    require(parameters.frozen, "Config is not frozen: use @dataclass(frozen=True, kw_only=True)")
-    documented = _documented_fields(config)
-    for field in dataclasses.fields(config):
-        require(field.kw_only is True, f"Config field {field.name!r} is not keyword-only")
-        require(field.name in documented, f"Config field {field.name!r} has no docstring on the line below it")
-    config()  # every field has a default
-
-
-def _documented_fields(config: type) -> set[str]:
-    """Fields of a dataclass, inherited ones too, that are followed by a docstring in the source."""
-    found: set[str] = set()
-    for cls in config.__mro__[:-1]:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-        for field, text in itertools.pairwise(body):
-            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-                found.add(field.target.id)
-    return found
-
-
-def _check_search_space(method: type[Method]) -> None:
-    unknown = set(method.recipe) - RECIPE_FIELDS
-    require(not unknown, f"recipe names {some(unknown)}, which is no recipe field: {some(set(RECIPE_FIELDS))}")
-    knobs = {f.name for f in dataclasses.fields(method.Config)}
-    for key, values in method.search_space.items():
-        require(key in RECIPE_FIELDS | knobs, f"search_space key {key!r} is neither a recipe nor a config field")
-        require(isinstance(values, tuple) and len(values) > 0, f"search_space[{key!r}] is not a tuple of values")
-        for value in values if key in knobs else ():
-            method.configure({key: value})
-
 
 def check_backbones(method: type[Method]) -> None:
     """Every kind in `serves` works; another is refused with a MethodError before anything is changed."""
-    for kind in testbed.BUILDERS:
+    for kind in KINDS:
         model = small_model(kind)
         if kind in method.serves:
             logits = attach(method, model=model).logits()
@@ -135,14 +62,14 @@ def check_parameters(method: type[Method], kind: str) -> None:
     model = small_model(kind)
     expected = method().expected_parameters(model)
     require(not any(p.requires_grad for p in model.parameters()), "expected_parameters changed the model")
-    found = sum(p.numel() for p in attach(method, model=model).trained().values())
-    require(found == expected, f"{found} parameters are trained, expected_parameters says {expected}")
+    trained = sum(p.numel() for p in attach(method, model=model).trained().values())
+    require(trained == expected, f"{trained} parameters are trained, expected_parameters says {expected}")
 
 
 @on_every_kind
 def check_identity(method: type[Method], kind: str) -> None:
     """The attached, untrained model computes the pretrained function if and only if the class says so."""
-    plain = Attached(small_model(kind), testbed.Attachment(), 0.0, frozenset()).logits()
+    plain = Attached(small_model(kind), Attachment(), 0.0, frozenset()).logits()
     gap = relative_gap(attach(method, kind).logits(), plain)
     if method.identity_at_start:
         require(gap <= 1e-5, f"identity_at_start is True, but the logits move by {gap:.1e} (relative)")
@@ -221,7 +148,7 @@ def check_alone(method: type[Method]) -> None:
 
 
 def check_state(method: type[Method]) -> None:
-    """Trained parameters and added buffers restore the function on a model attached anew with the same seed."""
+    """Trained parameters and added buffers restore the function on a freshly attached model of the same seed."""
     attached = attach(method)
     train(attached)
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
@@ -319,10 +246,10 @@ def check_autocast(method: type[Method], kind: str) -> None:
     """A training pass under bf16 autocast gives finite gradients."""
     attached = attach(method, kind)
     with torch.autocast("cpu", torch.bfloat16):
-        found = _gradients(attached)
-    bad = [n for n, g in found.items() if not bool(g.isfinite().all())]
+        gradients = _gradients(attached)
+    bad = [n for n, g in gradients.items() if not bool(g.isfinite().all())]
     require(not bad, f"gradients under bf16 autocast are not finite for {some(bad)}")
-    require(bool(found) or not attached.trained(), "there are no gradients under bf16 autocast")
+    require(bool(gradients) or not attached.trained(), "there are no gradients under bf16 autocast")
 
 
 def check_checkpointing(method: type[Method]) -> None:
@@ -330,28 +257,31 @@ def check_checkpointing(method: type[Method]) -> None:
     expected = _gradients(attach(method))
     attached = attach(method)
     attached.model.set_grad_checkpointing()
-    found = _gradients(attached)
-    require(set(found) == set(expected), f"checkpointing loses gradients of {some(set(expected) - set(found))}")
+    gradients = _gradients(attached)
+    lost = set(expected) - set(gradients)
+    require(not lost and len(gradients) == len(expected), f"checkpointing loses gradients of {some(lost)}")
     for name, gradient in expected.items():
-        close = torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6)
+        close = torch.allclose(gradients[name], gradient, rtol=1e-3, atol=1e-6)
         require(close, f"checkpointing changes the gradient of {name}")
 
 
 def check_compile(method: type[Method]) -> None:
     """`torch.compile` (graph capture, without a compiler) gives the same logits and the same gradients."""
     kind = kind_of(method)
-    attached = attach(method, model=testbed.small_vit(depth=1) if kind == "vit" else None)
+    attached = attach(method, model=testbed.small(kind, **KINDS[kind].shallow))
     expected, images, trained = attached.logits(), testbed.batch()[0], attached.trained()
     torch.compiler.reset()
-    compiled = torch.compile(attached.model, backend="eager")
-    found = compiled(images)
-    gap = relative_gap(found.detach(), expected)
+    compiled: Any = torch.compile(attached.model, backend="eager")
+    logits = compiled(images)
+    gap = relative_gap(logits.detach(), expected)
     require(gap <= 1e-4, f"the compiled model's logits differ by {gap:.1e}")
-    for name, one, other in zip(trained, *(_of_sum(y, trained) for y in (found, attached.model(images))), strict=True):
+    for name, one, other in zip(
+        trained, *(_gradients_of_sum(y, trained) for y in (logits, attached.model(images))), strict=True
+    ):
         require(torch.allclose(one, other, rtol=1e-3, atol=1e-5), f"the compiled model's gradient of {name} differs")
 
 
-def _of_sum(logits: Tensor, trained: Mapping[str, Tensor]) -> list[Tensor]:
+def _gradients_of_sum(logits: Tensor, trained: Mapping[str, Tensor]) -> list[Tensor]:
     """Gradients of the summed logits with respect to the trained tensors."""
     if not trained:
         return []

@@ -89,7 +89,7 @@ def _can_be_stored(value: Any) -> bool:
     return value is None or isinstance(value, Tensor | bool | int | float | str)
 
 
-def _go_on(attached: Attached, first: int, last: int) -> None:
+def _continue_training(attached: Attached, first: int, last: int) -> None:
     """The training steps `first` to `last`, each with random numbers of its own; no optimiser keeps anything."""
     model, own = attached.model.train(), attached.attachment
     for step in range(first, last + 1):
@@ -108,13 +108,13 @@ def _go_on(attached: Attached, first: int, last: int) -> None:
 
 
 def check_resume(method: type[Method]) -> None:
-    """A training that is stopped and goes on in a fresh model ends with the same bits as one that is not: what is
+    """A training that is stopped and continued in a fresh model ends with the same bits as one that is not: what is
     carried from step to step is a parameter, a buffer, or in `Attachment.state`."""
     context = testbed.make_context()
     whole = attach(method, context=context)
     own = whole.attachment
     require((own.state is None) == (own.load_state is None), "`state` and `load_state` come together")
-    _go_on(whole, 1, STOP)
+    _continue_training(whole, 1, STOP)
     tensors, state = copies(all_tensors(whole.model)), copy.deepcopy(own.state()) if own.state else None
     require(_can_be_stored(state), "`state` gives more than tensors, numbers, texts, lists and dicts")
     memory = copy.deepcopy(context.memory)
@@ -128,7 +128,7 @@ def check_resume(method: type[Method]) -> None:
     if resumed.attachment.load_state:
         resumed.attachment.load_state(state)
     for attached in (whole, resumed):
-        _go_on(attached, STOP + 1, STEPS)
+        _continue_training(attached, STOP + 1, STEPS)
     apart = changed_names(all_tensors(whole.model), all_tensors(resumed.model))
     require(
         not apart,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from methods import testbed
-from methods.base import Method, MethodError
+from methods.base import Attachment, Method, MethodError
 from methods.conformance_tools import (
     all_tensors,
     changed_names,
@@ -39,8 +39,8 @@ def check_resolved(method: type[Method], kind: str) -> None:
     require(read == resolved, f"the resolved config is another one when a record is read: {read} instead of {resolved}")
     twice = method(resolved).resolve(model)
     require(twice == resolved, f"resolved twice, {resolved} becomes {twice}")
-    expected, found = (method(c).expected_parameters(small_model(kind)) for c in (None, resolved))
-    require(found == expected, f"resolved, expected_parameters says {found} instead of {expected}")
+    expected, count = (method(c).expected_parameters(small_model(kind)) for c in (None, resolved))
+    require(count == expected, f"resolved, expected_parameters says {count} instead of {expected}")
     plain, same = (all_tensors(attach(method, kind, config=config).model) for config in (None, resolved))
     apart = set(plain) ^ set(same) or changed_names(plain, same)
     require(not apart, f"resolved, it attaches to another model: {some(set(apart))}")
@@ -52,7 +52,7 @@ def check_settings(method: type[Method]) -> None:
     Tried are the search space, a few numbers around the default, and for texts the words that the refusal of a wrong
     one names. What `configure`, `expected_parameters` or `attach` refuses is passed over.
     """
-    plain = Attached(small_model(kind_of(method)), testbed.Attachment(), 0.0, frozenset()).logits()
+    plain = Attached(small_model(kind_of(method)), Attachment(), 0.0, frozenset()).logits()
     for key, value in _other_settings(method):
         configured = method.configure({key: value})
         with contextlib.suppress(MethodError):
@@ -62,8 +62,8 @@ def check_settings(method: type[Method]) -> None:
 
 
 def _check_setting(method: Method, with_: str, attached: Attached, expected: int, plain: torch.Tensor) -> None:
-    found = sum(p.numel() for p in attached.trained().values())
-    require(found == expected, f"{with_}, {found} parameters are trained, expected_parameters says {expected}")
+    trained = sum(p.numel() for p in attached.trained().values())
+    require(trained == expected, f"{with_}, {trained} parameters are trained, expected_parameters says {expected}")
     gap = relative_gap(attached.logits(), plain)
     claimed = method.starts_at_identity()
     require(not claimed or gap <= 1e-5, f"{with_}, starts_at_identity() is True, but the logits move by {gap:.1e}")

@@ -35,11 +35,12 @@ class GroupedConnection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         order = "og" if self.interleaved else "go"
         y = torch.einsum(f"...gi,goi->...{order}", x.unflatten(-1, (self.weight.shape[0], -1)), self.weight)
-        return self.drop_path(y.flatten(-2) + self.bias)
+        out: Tensor = self.drop_path(y.flatten(-2) + self.bias)
+        return out
 
     def dense(self) -> Tensor:
         """R W as one matrix [outputs, inputs]."""
-        matrix = torch.block_diag(*self.weight)
+        matrix: Tensor = torch.block_diag(*self.weight)
         if self.interleaved:
             matrix = matrix.unflatten(0, self.weight.shape[:2]).transpose(0, 1).flatten(0, 1)
         return matrix
@@ -68,6 +69,7 @@ class Consolidator(Method):
     title = "Consolidator"
     paper = "Hao et al., Consolidator: Mergeable Adapter with Grouped Connections, ICLR 2023, arXiv 2305.00603"
     family = "reparameterisation"
+    composition_order = 25
     recipe = {"lr": 2e-3}
     mergeable = True
     search_space = {**Method.search_space, "drop_path": (0.0, 0.2, 0.5, 0.8)}
@@ -89,6 +91,8 @@ class Consolidator(Method):
             check(self.groups is None or self.groups >= 1, "groups", self.groups, "at least 1")
             check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "in [0, 1)")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "paper"
@@ -116,7 +120,7 @@ class Consolidator(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         connections = sum(m.in_features * m.out_features // g + m.out_features for m, g in self.layers(backbone))
-        return connections + sum(p.numel() for p in self.plain_parameters(backbone))
+        return int(connections) + sum(p.numel() for p in self.plain_parameters(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c, plugged = self.config, []

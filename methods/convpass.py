@@ -40,7 +40,8 @@ class ConvolutionalBypass(nn.Module):
         norm, drop_path = (getattr(self.site[0], name) for name in self.names)
         h = self.activation(self.down(norm(x)))
         h = self.dropout(self.activation(on_grid(self.convolution, h, self.grid)))
-        return self.scale * drop_path(self.up(h))
+        out: Tensor = self.scale * drop_path(self.up(h))
+        return out
 
 
 class Convpass(Method):
@@ -51,6 +52,7 @@ class Convpass(Method):
     title = "Convpass"
     paper = "Jie and Deng, Convolutional Bypasses Are Better Vision Transformer Adapters, arXiv 2207.07039"
     family = "adapter"
+    composition_order = 36
     recipe = {"lr": 1e-3}
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0), "start": STARTS}
 
@@ -78,6 +80,8 @@ class Convpass(Method):
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.positions in POSITIONS, "positions", self.positions, f"one of {tuple(POSITIONS)}")
             check(self.start in STARTS, "start", self.start, f"one of {STARTS}")
+
+    config: Config
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         h = self.config.bottleneck

@@ -36,7 +36,7 @@ class DiffFit(Method):
         return [block_linears(b)[name] for b in blocks(backbone) for name in ("proj", "fc2")]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        scales = sum(layer.out_features for layer in self.scaled(backbone))
+        scales = sum(int(layer.out_features) for layer in self.scaled(backbone))
         return sum(p.numel() for p in self.pretrained(backbone)) + scales
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, kind, new_linear, plug, require_vit, width
+from methods.blocks import blocks, new_linear, plug, stages, width
 from methods.grid import new_convolution, on_grid, token_grid
 
 
@@ -59,7 +60,8 @@ class FeedBack(nn.Module):
     def convolve(self, image: Tensor) -> Tensor:
         """An image [batch, d, rows, columns] of the same size. An even kernel looks one pixel further right and down
         than left and up: the row and column that its padding adds in front fall away."""
-        return self.shared[0](image)[:, :, -image.shape[2] :, -image.shape[3] :]
+        out: Tensor = self.shared[0](image)[:, :, -image.shape[2] :, -image.shape[3] :]
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         h, self.side.features = self.side.features, None
@@ -79,11 +81,6 @@ class ReadPatches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, self.prefix :].mean(dim=1, keepdim=True).expand_as(x)
-
-
-def stages(backbone: Any) -> list[list[Any]]:
-    """Consecutive blocks of equal width and resolution: one list for a ViT, one per stage of a Swin."""
-    return [list(stage.blocks) for stage in getattr(backbone, "layers", [backbone])]
 
 
 class DTL(Method):
@@ -127,6 +124,8 @@ class DTL(Method):
             check(self.kernel >= 0, "kernel", self.kernel, "at least 0")
             check(self.readout in ("backbone", "patches"), "readout", self.readout, "'backbone' or 'patches'")
 
+    config: Config
+
     def starts_at_identity(self) -> bool:
         return self.config.readout == "backbone"
 
@@ -140,8 +139,8 @@ class DTL(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r, k, readout = self.config.rank, self.config.kernel, self.config.readout
-        fits = readout == "backbone" or kind(backbone) == "vit"
-        check(fits, "readout", readout, "'backbone' here: Swin reads the mean of its patches anyway")
+        fits = readout == "backbone" or architecture_of(backbone).sequence
+        check(fits, "readout", readout, "'backbone' here: the head reads the mean of the patches anyway")
         maps = sum(2 * r * width(b) for b in blocks(backbone))
         return maps + sum(k * k * width(stage[0]) for stage in stages(backbone))
 
@@ -170,10 +169,10 @@ class DTL(Method):
             plug(block, "output", feedback)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        self.expected_parameters(backbone)  # refuses what is neither ViT nor Swin, and a readout that does not fit
+        self.expected_parameters(backbone)  # refuses a readout that does not fit
         for stage in stages(backbone):
             self.attach_stage(stage, token_grid(backbone), context)
         if self.config.readout == "patches":
-            vit = require_vit(backbone, self.name)
-            plug(blocks(vit)[-1], "output", ReadPatches(vit.num_prefix_tokens))
+            prefix = architecture_of(backbone).prefix_tokens(backbone)
+            plug(blocks(backbone)[-1], "output", ReadPatches(prefix))
         return Attachment()

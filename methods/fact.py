@@ -101,9 +101,10 @@ class FactUpdate(nn.Module):
             cores = reshaped(cores, self.split_input)
         if self.split_input:
             h = torch.einsum("...na,nab->...b", x.unflatten(-1, (len(cores), -1)) @ f.u, cores)
-            return self.scale * (self.dropout(h) @ f.v)
-        h = torch.einsum("...a,nab->...nb", x @ f.u, cores)
-        return self.scale * (self.dropout(h) @ f.v).flatten(-2)
+        else:
+            h = torch.einsum("...a,nab->...nb", x @ f.u, cores)
+        out: Tensor = self.scale * (self.dropout(h) @ f.v)
+        return out if self.split_input else out.flatten(-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,9 @@ class FactTT(Method):
     title = "FacT-TT"
     paper = "Jie and Deng, FacT, AAAI 2023, arXiv 2212.03145"
     family = "reparameterisation"
+    composition_order = 21
     Config = FactConfig
+    config: FactConfig
     recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {"lr": (1e-3, 5e-3), "scale": (0.1, 1.0, 10.0), "rank": (4, 8, 16)}
@@ -215,13 +218,12 @@ class FactTK(FactTT):
 
     name = "fact_tk"
     title = "FacT-TK"
+    composition_order = 22
     search_space = {"lr": (1e-3, 5e-3), "scale": (0.1, 1.0, 10.0), "rank": (8, 16, 32)}
     factors = Tucker
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FactConfig):
-        """As `FactConfig`, with the paper's larger rank."""
-
         rank: int = 32
         """Rank r of all factors; at most 32 in the paper."""
 
@@ -231,6 +233,8 @@ class FactTK(FactTT):
         def __post_init__(self) -> None:
             FactConfig.__post_init__(self)
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    config: Config
 
     def core_parameters(self, slices: int) -> int:
         return slices * self.config.rank + self.config.rank**3

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, MethodError, check
-from methods.blocks import blocks, plug, plug_layer, require_vit, width
-from methods.vpt import RemovePrompts, VPTDeep
+from methods.blocks import blocks, plug, plug_layer, require_served, width
+from methods.vpt import PromptConfig, RemovePrompts, VPTDeep
 
 TEMPERATURES = (0.01, 10.0)
 """Between these the attention's temperatures are kept."""
@@ -88,10 +88,11 @@ class GateVPT(VPTDeep):
     name = "gate_vpt"
     title = "GateVPT"
     paper = "Yoo et al., Improving Visual Prompt Tuning for Self-supervised ViTs, ICML 2023, arXiv 2306.05067"
+    composition_order = None
     search_space = {**VPTDeep.search_space, "gate_logit": (-10.0, -5.0)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(PromptConfig):
         tokens: int = 100
         """Number p of prompts."""
 
@@ -103,18 +104,19 @@ class GateVPT(VPTDeep):
         gate half open; at -5 the prompts that go on take 0.7 % from a block's output."""
 
         def __post_init__(self) -> None:
-            check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+            PromptConfig.__post_init__(self)
             check(abs(self.gate_logit) <= 20, "gate_logit", self.gate_logit, "between -20 and 20")
 
+    config: Config
+
     def expected_parameters(self, backbone: nn.Module) -> int:
-        found = blocks(require_vit(backbone, self.name))
+        found = blocks(require_served(self, backbone))
         if not all(isinstance(block.attn.q_norm, nn.Identity) for block in found):
             raise MethodError("the norm of the queries would undo the temperature: blocks with qk_norm are not served")
         return self.config.tokens * width(found[0]) + 2 * len(found) - 1
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit = require_vit(backbone, self.name)
+        vit = require_served(self, backbone)
         self.expected_parameters(vit)  # refuses blocks with qk_norm
         c, found, prefix = self.config, blocks(vit), vit.num_prefix_tokens
         plug(found[0], "input", self.insertion(vit, context))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 
-def token_grid(backbone: Any) -> tuple[int, int]:
-    """Rows and columns of the patch tokens of a ViT. On Swin, whose maps carry their shape, it goes unused."""
-    rows, columns = backbone.patch_embed.grid_size
-    return int(rows), int(columns)
+
+def token_grid(backbone: nn.Module) -> tuple[int, int]:
+    """Rows and columns of the patches, for tokens that are one sequence: maps carry their shape."""
+    return architecture_of(backbone).token_grid(backbone)
 
 
 def on_grid(convolve: Callable[[Tensor], Tensor], x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -26,7 +26,8 @@ class HydraLayer:
     def forward(self, x: Tensor) -> Tensor:
         """The layer's own output y and both branches."""
         y = super().forward(x)  # type: ignore[misc]
-        return y + self.parallel_branch(x) + self.sequential_branch(y)
+        out: Tensor = y + self.parallel_branch(x) + self.sequential_branch(y)
+        return out
 
 
 def branch(inputs: int, outputs: int, rank: int, scale: float, dropout: float, generator: torch.Generator) -> LowRank:
@@ -53,6 +54,7 @@ class Hydra(Method):
     title = "Hydra"
     paper = "Kim et al., Hydra: Multi-head Low-rank Adaptation, Neural Networks 2024, arXiv 2309.06922"
     family = "reparameterisation"
+    composition_order = 23
     recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,8 @@ from timm.layers import RmsNorm
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 
+from methods.architectures import architecture_of
+from methods.architectures.base import LINEARS
 from methods.base import MethodError
 from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
 
@@ -20,20 +22,19 @@ NORMS = (nn.LayerNorm, RmsNorm)
 
 def body_layers(backbone: Any, kinds: type | tuple[type, ...]) -> list[Any]:
     """Layers of these kinds with a weight, from input to output, without the classifier that the harness owns."""
-    blocks(backbone)  # refuses what is neither ViT nor Swin
+    blocks(backbone)  # refuses what is of no known kind
     head = {id(m) for m in backbone.get_classifier().modules()}
     found: list[Any] = [m for m in backbone.modules() if isinstance(m, kinds) and id(m) not in head]
     return [m for m in found if m.weight is not None]
 
 
-def block_linears(block: Any) -> dict[str, Any]:
-    """The block's `qkv`, `proj`, `fc1` and `fc2`. Raises `MethodError` if it is built of other layers."""
-    attn, mlp = block.attn, block.mlp
-    found = {"qkv": attn.qkv, "proj": attn.proj, "fc1": getattr(mlp, "fc1", None), "fc2": getattr(mlp, "fc2", None)}
-    for name, layer in found.items():
-        if not isinstance(layer, nn.Linear):
+def block_linears(block: Any, names: Sequence[str] = LINEARS) -> dict[str, nn.Linear]:
+    """The block's linear layers of these names. Raises `MethodError` if it is built of other layers."""
+    layers = architecture_of(block).linears(block)
+    for name in names:
+        if not isinstance(layers.get(name), nn.Linear):
             raise MethodError(f"the blocks of this backbone have no linear layer {name}")
-    return found
+    return {name: layers[name] for name in names}
 
 
 class LowRank(nn.Module):
@@ -83,7 +84,8 @@ class Bottleneck(nn.Module):
         self.down, self.up = down, up
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(gelu(self.down(x)))
+        out: Tensor = x + self.up(gelu(self.down(x)))
+        return out
 
 
 @cache

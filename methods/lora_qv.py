@@ -25,6 +25,7 @@ class LoRAQV(Method):
     title = "LoRA (q, v)"
     paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
     family = "reparameterisation"
+    composition_order = 20
     recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {"lr": (1e-3, 2e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (4, 8, 16)}
@@ -49,6 +50,8 @@ class LoRAQV(Method):
             check(self.alpha > 0, "alpha", self.alpha, "positive")
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "paper"

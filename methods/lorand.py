@@ -54,6 +54,7 @@ class LoRand(Method):
     title = "LoRand"
     paper = "Yin et al., 1% VS 100%: Parameter-Efficient Low Rank Adapter, CVPR 2023"
     family = "adapter"
+    composition_order = 37
     recipe = {"lr": 2e-3}
     search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "branches": (2, 4, 8)}
 
@@ -72,6 +73,8 @@ class LoRand(Method):
             check(self.branches >= 1, "branches", self.branches, "at least 1")
             check(self.rank >= 1, "rank", self.rank, "at least 1")
             check(self.reduction >= 1, "reduction", self.reduction, "at least 1")
+
+    config: Config
 
     def widths(self, backbone: nn.Module) -> list[tuple[int, int]]:
         """Width and bottleneck of each block. Raises `MethodError` if a bottleneck would be empty."""

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, plug_layer, require_vit, width
+from methods.blocks import blocks, new_linear, plug, plug_layer, require_served, width
 from methods.layers import block_linears
 from methods.tape import Record, Tape, last_norm
 
@@ -82,7 +82,7 @@ class Ladder(nn.Module):
         for step, rung, x, gate in zip(self.steps, self.rungs[1:], taken, self.gates, strict=True):
             m = torch.sigmoid(gate / TEMPERATURE)
             h = step(m * h + (1 - m) * rung(x))
-        out = self.up(self.norm(h))
+        out: Tensor = self.up(self.norm(h))
         if features.dim() == 2:
             out = self.vit[0].pool(out)
         return features + out if self.adds else out
@@ -122,6 +122,8 @@ class LST(Method):
             check(self.init in ("pruned", "random"), "init", self.init, "'pruned' or 'random'")
             check(self.output in ("side", "sum"), "output", self.output, "'side' or 'sum'")
 
+    config: Config
+
     def side_width(self, backbone: nn.Module) -> int:
         """Width w of the side network. Raises `MethodError` if it does not fit the backbone's width and heads."""
         block, r = blocks(backbone)[0], self.config.reduction
@@ -148,7 +150,7 @@ class LST(Method):
         return block
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit, c, g = require_vit(backbone, self.name), self.config, context.generator
+        vit, c, g = require_served(self, backbone), self.config, context.generator
         found, tape = blocks(vit), Tape()
         d, heads = width(found[0]), found[0].attn.num_heads
         w = self.side_width(vit)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear
+from methods.blocks import new_linear
 
 
 class MLPHead(Method):
@@ -21,6 +22,7 @@ class MLPHead(Method):
     title = "MLP head"
     paper = "baseline MLP-k of Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
     family = "head"
+    composition_order = 53
     recipe = {"lr": 2e-3, "drop_path": 0.0}  # as for the linear probe
     search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "layers": (2, 3, 5)}
     identity_at_start = False
@@ -33,12 +35,13 @@ class MLPHead(Method):
         def __post_init__(self) -> None:
             check(self.layers >= 2, "layers", self.layers, "at least 2 (1 is the linear probe)")
 
+    config: Config
+
     def expected_parameters(self, backbone: Any) -> int:
-        d = backbone.get_classifier().in_features
+        d = int(backbone.get_classifier().in_features)
         return (self.config.layers - 1) * (d * d + d)
 
     def attach(self, backbone: Any, context: Context) -> Attachment:
-        blocks(backbone)  # refuses what is neither ViT nor Swin
         classifier = backbone.get_classifier()
         d = classifier.in_features
         hidden = nn.Sequential()
@@ -47,7 +50,6 @@ class MLPHead(Method):
             hidden.append(new_linear(d, d, context.generator, std=(2 / d) ** 0.5))
             hidden.append(nn.ReLU())
         hidden.to(device=classifier.weight.device, dtype=classifier.weight.dtype)
-        # The dropout in front of the classifier is the last module that pooled features pass on both kinds of model.
-        owner, name = (backbone.head, "drop") if hasattr(backbone.head, "drop") else (backbone, "head_drop")
+        owner, name = architecture_of(backbone).head_dropout(backbone)
         setattr(owner, name, nn.Sequential(OrderedDict(hidden=hidden, drop=getattr(owner, name))))
         return Attachment()

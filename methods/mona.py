@@ -35,7 +35,8 @@ class MultiCognitive(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = x + torch.stack([f(x) for f in self.filters]).mean(dim=0)
-        return z + self.mix(z)
+        out: Tensor = z + self.mix(z)
+        return out
 
 
 class MonaLayer(nn.Module):
@@ -57,7 +58,8 @@ class MonaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.down(self.norm(x) * self.scale_normed + x * self.scale_raw)
         h = functional.gelu(on_grid(self.convolution, h, self.grid))
-        return x + self.up(self.dropout(h))
+        out: Tensor = x + self.up(self.dropout(h))
+        return out
 
 
 class Mona(Method):
@@ -68,6 +70,7 @@ class Mona(Method):
     title = "Mona"
     paper = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025, arXiv 2408.08345"
     family = "adapter"
+    composition_order = 38
     recipe = {"lr": 2e-3}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     identity_at_start = False

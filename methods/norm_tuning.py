@@ -16,6 +16,7 @@ class NormTuning(Method):
     title = "Norm tuning"
     paper = "Basu et al., Strong Baselines for Parameter-Efficient Few-Shot Fine-Tuning, AAAI 2024, arXiv 2304.01917"
     family = "selective"
+    composition_order = 1
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 

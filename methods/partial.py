@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks
 
@@ -32,12 +32,12 @@ class Partial(Method):
         def __post_init__(self) -> None:
             check(self.blocks >= 1, "blocks", self.blocks, "at least 1")
 
-    def parts(self, backbone: Any) -> list[nn.Module]:
-        """The last k blocks and the final norms (of `norm` and `fc_norm`, timm uses one)."""
+    def parts(self, backbone: nn.Module) -> list[nn.Module]:
+        """The last k blocks and the norms between them and the head."""
         found = blocks(backbone)
         k = self.config.blocks
         check(k <= len(found), "blocks", k, f"at most the backbone's number of blocks, {len(found)}")
-        return [*found[-k:], backbone.norm, getattr(backbone, "fc_norm", nn.Identity())]
+        return [*found[-k:], *architecture_of(backbone).final_norms(backbone)]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(p.numel() for part in self.parts(backbone) for p in part.parameters())

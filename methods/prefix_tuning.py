@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, require_vit, width
+from methods.blocks import blocks, require_served, width
 
 
 class Prefix(nn.Module):
@@ -47,7 +47,8 @@ class PrefixAttention(Attention):
         y = self.norm(y.transpose(1, 2).flatten(2))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(y))
+        out: Tensor = self.proj_drop(self.proj(y))
+        return out
 
 
 class PrefixTuning(Method):
@@ -61,6 +62,7 @@ class PrefixTuning(Method):
     title = "Prefix"
     paper = "Li and Liang, Prefix-Tuning, ACL 2021, arXiv 2101.00190"
     family = "prompt"
+    composition_order = 52
     recipe = {"lr": 1e-2}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     serves = frozenset({"vit"})
@@ -82,7 +84,7 @@ class PrefixTuning(Method):
         return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        found = blocks(require_vit(backbone, self.name))
+        found = blocks(require_served(self, backbone))
         for block in found:
             if type(block.attn) is not Attention:
                 raise MethodError(f"method {self.name!r} serves timm's Attention, not {type(block.attn).__name__}")

@@ -19,8 +19,8 @@ from typing import Any
 from torch import nn
 
 import methods
+from methods.architectures import kind
 from methods.base import Method, MethodError, PluginWarning, did_you_mean
-from methods.blocks import kind
 from methods.sources import digest_of
 
 ENTRY_POINT_GROUP = "sctbench.methods"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, new_linear, plug, unplug, width
+from methods.blocks import blocks, new_linear, pads, plug, unplug, width
 
 SITES = (("attention_input", "attn", "qkv"), ("mlp_input", "mlp", "fc1"))
 """Slot of each adapter, and the linear layer behind it that takes it in when merging."""
@@ -53,13 +53,6 @@ def fold(adapter: GroupedLinearAdapter, layer: nn.Linear) -> None:
     layer.weight.copy_(weight @ matrix)
 
 
-def pads_windows(block: Any) -> bool:
-    """Whether a Swin block pads its map, and zeros that the adapter never saw take part in attention."""
-    if not hasattr(block, "window_size"):
-        return False
-    return any(side % window for side, window in zip(block.input_resolution, block.window_size, strict=True))
-
-
 class RepAdapter(Method):
     """Two linear adapters per block, each d*h + h (down) + d*h/g + d (grouped up): 239,808 parameters on ViT-B with
     h = 8 and g = 2. The paper's 0.22M are the weights alone, 221,184."""
@@ -68,6 +61,7 @@ class RepAdapter(Method):
     title = "RepAdapter"
     paper = "Luo et al., Towards Efficient Visual Adaption via Structural Re-parameterization, arXiv 2302.08106"
     family = "adapter"
+    composition_order = 39
     recipe = {"lr": 5e-3}
     mergeable = True
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0)}
@@ -123,5 +117,5 @@ class RepAdapter(Method):
 
         behind = [getattr(getattr(block, part), name, None) for block, _, part, name, _ in adapted]
         foldable = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in behind)
-        exact = foldable and not any(pads_windows(block) for block, *_ in adapted)
+        exact = foldable and not any(pads(block) for block, *_ in adapted)
         return Attachment(merge=merge if exact else None)

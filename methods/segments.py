@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from methods.blocks import blocks
-from methods.layers import body_layers
+from methods.layers import block_linears, body_layers
 
 RELEASED_VECTORS = 0.2
 """Share of sensitive entries from which the release trains a vector as a whole."""
@@ -56,7 +56,7 @@ def segments(backbone: nn.Module, rank: int, threshold: float, released: bool) -
 
     Under `released` vectors can be trained as a whole, and the weights of norms not one by one.
     """
-    fused = {id(b.attn.qkv) for b in blocks(backbone)}
+    fused = {id(block_linears(b, ["qkv"])["qkv"]) for b in blocks(backbone)}
     found = []
     for layer in body_layers(backbone, (nn.Linear, nn.LayerNorm)):
         step = len(layer.weight) // (3 if id(layer) in fused else 1)

@@ -7,8 +7,9 @@ far as it is the method's own:
 - of a file of the user's own, also every module that belongs to no installed package;
 - of an installed package, the modules of that package, and its name and version.
 
-The contract (`CONTRACT`) is left out. It is the harness's side, as the trainer is: every method would be another one
-after an edit that changes no number, and the record holds the state of that code in its `environment`.
+The contract (`CONTRACT`), with what is known of each kind of backbone, is left out. It is the harness's side, as the
+trainer is: every method would be another one after an edit that changes no number, and the record holds the state of
+that code in its `environment`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-CONTRACT = frozenset(f"methods.{name}" for name in ("base", "blocks", "registry", "sources"))
-"""Modules that all methods share, and that are none's own."""
+CONTRACT = frozenset(f"methods.{name}" for name in ("architectures", "base", "blocks", "registry", "sources"))
+"""Modules, and folders of modules, that all methods share, and that are none's own."""
 
 OURS = frozenset(("harness", "suites", "analysis", "slurm"))
 """Rooms of the harness, which methods do not import."""
@@ -52,13 +53,17 @@ def _own_files(module: str) -> set[Path]:
     home, found, waiting = module.partition(".")[0], dict[str, Path](), [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name in CONTRACT or not (name == module or _is_own(name.partition(".")[0], home)):
+        if name in found or _is_contract(name) or not (name == module or _is_own(name.partition(".")[0], home)):
             continue
         path = _file(name)
         if path is not None:
             found[name] = path
             waiting += _imported(path, name)
     return set(found.values()) if module in found else set()
+
+
+def _is_contract(name: str) -> bool:
+    return ".".join(name.split(".")[:2]) in CONTRACT
 
 
 @cache

@@ -70,8 +70,8 @@ class SparseLayer:
         frozen: Tensor | None = getattr(self, name)
         if frozen is None or name not in self.sparse:
             return frozen
-        update: Any = self.sparse[name]
-        return update(frozen)
+        updated: Tensor = self.sparse[name](frozen)
+        return updated
 
 
 class SparseLinear(SparseLayer):

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, new_linear, plug_layer
-from methods.layers import LowRank, low_rank
+from methods.layers import LowRank, block_linears, low_rank
 from methods.segments import Segment, allot, choose_whole, segments
 from methods.sparse import fold_sparse, gradient_sums, train_weights
 
@@ -97,6 +97,8 @@ class SPTLoRA(Method):
             check(self.threshold is None or self.threshold > 0, "threshold", self.threshold, "positive")
             check(self.variant in THRESHOLDS, "variant", self.variant, f"one of {tuple(THRESHOLDS)}")
 
+    config: Config
+
     @property
     def released(self) -> bool:
         """Whether this is the variant `released`."""
@@ -128,7 +130,7 @@ class SPTLoRA(Method):
         budget, least = round(share * total), token + 1
         fits = least <= budget <= token + most
         check(fits, "share", share, f"such that {least} to {token + most} of {total} parameters are trained")
-        return budget
+        return int(budget)
 
     def sensitivities(self, backbone: nn.Module, found: Sequence[Segment], context: Context) -> list[Tensor]:
         """Flat sensitivities of each segment's weights, on the whole training split or its first batches."""
@@ -190,7 +192,7 @@ class SPTLoRA(Method):
 
     def plug_loras(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
         """A LoRA beside each of these matrices."""
-        undropped = {id(b.attn.proj) for b in blocks(backbone)}
+        undropped = {id(block_linears(b, ["proj"])["proj"]) for b in blocks(backbone)}
         for layer in {id(s.layer): s.layer for s in matrices}.values():
             branches: Sequence[nn.Module] = [self.lora(s, generator) for s in matrices if s.layer is layer]
             if self.released:

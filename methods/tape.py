@@ -8,10 +8,9 @@ is what the same pass recorded. A module of your own that keeps anything from ca
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 from methods.base import MethodError
 
 
@@ -40,12 +39,12 @@ class Record(nn.Module):
         return x
 
 
-def last_norm(vit: Any) -> nn.Module:
+def last_norm(vit: nn.Module) -> nn.Module:
     """The norm between a ViT's blocks and its head: on tokens, or for some average-pooling models on pooled features.
 
     A side network plugged in behind it stays outside of gradient checkpointing. Raises `MethodError` without a norm.
     """
-    for norm in (vit.norm, vit.fc_norm):
+    for norm in architecture_of(vit).final_norms(vit):
         if getattr(norm, "weight", None) is not None:
             return norm
     raise MethodError("a side network needs a backbone with a norm in front of its head")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from methods.architectures import KINDS
 from methods.base import Attachment, Context, Method
 
 CLASSES = 4
@@ -32,36 +32,26 @@ def _liven(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def small_vit(**arguments: Any) -> Any:
-    """A real timm ViT, three blocks of 32 channels at 32 px, frozen, with a head of its own."""
-    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
+def small(kind: str, **arguments: Any) -> Any:
+    """The real timm model that stands for a kind of backbone, frozen, with a head of its own; with these arguments in
+    place of the kind's own."""
+    name, own = KINDS[kind].small
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return _liven(timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **(sizes | arguments)))
+        return _liven(timm.create_model(name, num_classes=CLASSES, **{**own, **arguments}))
+
+
+def small_vit(**arguments: Any) -> Any:
+    """A ViT of three blocks of 32 channels."""
+    return small("vit", **arguments)
 
 
 def small_swin() -> Any:
-    """A real timm Swin with two stages of two blocks (24 and 48 channels) at 32 px, frozen."""
-    sizes: dict[str, Any] = {
-        "img_size": 32,
-        "patch_size": 2,
-        "window_size": 4,
-        "embed_dim": 24,
-        "depths": (2, 2),
-        "num_heads": (2, 4),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return _liven(timm.create_model("swin_tiny_patch4_window7_224", num_classes=CLASSES, **sizes))
+    """A Swin of two stages of two blocks, 24 and 48 channels."""
+    return small("swin")
 
 
-BUILDERS: dict[str, Callable[[], Any]] = {"vit": small_vit, "swin": small_swin}
-"""Kinds of backbone, as in `Method.serves`, to the small models that stand for them."""
-
-
-@cache
-def _prototype(kind: str) -> Any:
-    return BUILDERS[kind]()
+_prototype = cache(small)
 
 
 def small_model(kind: str) -> Any:
@@ -117,7 +107,8 @@ class Attached:
         """Logits of fixed random images in eval mode."""
         self.model.eval()
         with torch.no_grad():
-            return self.model(batch()[0])
+            logits: Tensor = self.model(batch()[0])
+        return logits
 
 
 def kind_of(method: type[Method]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, plug, require_vit, width
+from methods.blocks import blocks, plug, require_served, width
 
 
 def draw_prompts(vit: Any, count: int, generator: torch.Generator) -> Tensor:
@@ -72,14 +72,16 @@ class VPTDeep(Method):
     title = "VPT-Deep"
     paper = "Jia et al., Visual Prompt Tuning, ECCV 2022, arXiv 2203.12119"
     family = "prompt"
+    composition_order: ClassVar[int | None] = 51
     Config = PromptConfig
+    config: PromptConfig
     recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "tokens": (1, 5, 10, 50, 100, 200)}
     serves = frozenset({"vit"})
     identity_at_start = False
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(self.config.tokens * width(b) for b in blocks(require_vit(backbone, self.name)))
+        return sum(self.config.tokens * width(b) for b in blocks(require_served(self, backbone)))
 
     def insertion(self, vit: Any, context: Context) -> InsertPrompts:
         """New prompts, for the entrance of a block."""
@@ -87,7 +89,7 @@ class VPTDeep(Method):
         return InsertPrompts(prompts, vit.num_prefix_tokens, self.config.dropout)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit = require_vit(backbone, self.name)
+        vit = require_served(self, backbone)
         for block in blocks(vit):
             plug(block, "input", self.insertion(vit, context))
             plug(block, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
@@ -99,13 +101,14 @@ class VPTShallow(VPTDeep):
 
     name = "vpt_shallow"
     title = "VPT-Shallow"
+    composition_order = 50
     recipe = {"lr": 1e-2}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return self.config.tokens * width(blocks(require_vit(backbone, self.name))[0])
+        return self.config.tokens * width(blocks(require_served(self, backbone))[0])
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit = require_vit(backbone, self.name)
+        vit = require_served(self, backbone)
         first, last = blocks(vit)[0], blocks(vit)[-1]
         plug(first, "input", self.insertion(vit, context))
         plug(last, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, plug_layer, require_vit, width
+from methods.blocks import blocks, plug_layer, require_served, width
 from methods.tape import Record, Tape, last_norm
 from methods.vpt import draw_prompts
 
@@ -31,7 +31,8 @@ def answer(block: Any, queries: Tensor, qkv: Tensor) -> Tensor:
     q = attention.q_norm(q.unflatten(-1, split).transpose(-3, -2)).to(k.dtype).expand(len(k), -1, -1, -1)
     y = functional.scaled_dot_product_attention(q, attention.k_norm(k), v).transpose(1, 2).flatten(2)
     h = queries + block.ls1(attention.proj(attention.norm(y)))
-    return h + block.ls2(block.mlp(block.norm2(h)))
+    out: Tensor = h + block.ls2(block.mlp(block.norm2(h)))
+    return out
 
 
 class QuerySummary(nn.Module):
@@ -91,7 +92,7 @@ class VQT(Method):
         return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit = require_vit(backbone, self.name)
+        vit = require_served(self, backbone)
         found, tape = blocks(vit), Tape()
         if any(type(b.attn) is not Attention or b.attn.gate is not None for b in found):
             raise MethodError(f"method {self.name!r} serves timm's plain attention only")

@@ -50,8 +50,23 @@ Interpolation = Annotated[str | None, typer.Option("--interpolation", help="bicu
 
 
 SELECTION = tuple(
-    "experiment suite methods tasks seeds protocol trials backbone weights image_size "
-    "recipe shots statistics fit interpolation".split()
+    [
+        "experiment",
+        "suite",
+        "methods",
+        "tasks",
+        "seeds",
+        "protocol",
+        "trials",
+        "backbone",
+        "weights",
+        "image_size",
+        "recipe",
+        "shots",
+        "statistics",
+        "fit",
+        "interpolation",
+    ]
 )
 """The parameters that say what to run. A command lists those that it takes, with the types above."""
 

@@ -19,6 +19,7 @@ from harness.models import checkpoints, embedded, evidence
 from harness.models.names import RECOMMENDED, check_activation, check_name, check_weights_are_named
 from harness.schema.preprocessing import Statistics
 from harness.schema.spec import BackboneSpec
+from methods.architectures import architecture_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,8 @@ def fitting_size(name: str, asked: int | None) -> int:
     native = native_size(name)
     if asked is None or asked == native:
         return native
-    side = skeleton(name, 0).patch_embed.patch_size[0]
+    model = skeleton(name, 0)
+    side = architecture_of(model).patch_side(model)
     if asked < side or asked % side:
         raise HarnessError(f"image_size={asked} must be a multiple of {side}, the side of a patch of {name!r}")
     return asked

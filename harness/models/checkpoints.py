@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import clean_state_dict, swin_transformer, vision_transformer
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.models.layouts import State, as_timm
+from harness.models.layouts import as_timm
+from methods.architectures import architecture_of
+from methods.architectures.base import State
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -37,6 +39,12 @@ HEADS = ("head.", "head_dist.", "head/", "pre_logits/", "pooler.", "decoder_")
 SHOWN = 3
 """Names per kind of difference that an error prints."""
 
+
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, AttributeError, TypeError, ValueError, KeyError),
+    *(BadZipFile, SafetensorError, pickle.PickleError),
+)
+"""What readers raise on a damaged file."""
 
 _OTHER_THINGS = (
     (rb"version https://git-lfs", "a git-LFS pointer, which stands for the checkpoint. Run `git lfs pull` beside it"),
@@ -58,22 +66,11 @@ def read(file: Path) -> State:
     """
     try:
         content = _reader(file)(file)
-        state = _unwrap(content)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        KeyError,
-        BadZipFile,
-        SafetensorError,
-        pickle.PickleError,
-    ) as e:
-        if isinstance(e, HarnessError):
-            raise
-        reason = str(e).strip().split("\n")[0][:200] or type(e).__name__
+        state: State = _unwrap(content)
+    except HarnessError:
+        raise
+    except UNREADABLE as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise HarnessError(f"{file}: damaged, or not a checkpoint ({reason})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         keys = f". It has: {_first([str(key) for key in content])}" if isinstance(content, Mapping) and content else ""
@@ -146,24 +143,23 @@ def _unwrap(content: Any) -> Any:
 
 
 def fit(state: State, model: Any, file: str, name: str) -> State:
-    """The weights under the names of `model`, a timm ViT or Swin without head, which may lie on the meta device.
+    """The weights under the names of `model`, a timm model without head, which may lie on the meta device.
 
-    Position embeddings and Swin's relative positions are resized to the model's image size, as timm does for its own
-    checkpoints, whichever form the file has. `HarnessError` lists how file and model differ otherwise.
+    Position embeddings are resized to the model's image size, as timm does for its own checkpoints, whichever layout
+    the file has. `HarnessError` lists how file and model differ otherwise.
     """
-    patches = None
+    architecture, patches = architecture_of(model), None
     try:
         state = as_timm(state, file)
-        patches = state.get("patch_embed.proj.weight")
-        fitted = _timm_filter(state, model)
+        patches = state.get(architecture.first_layer)
+        fitted = architecture.fit(state, model)
     except HarnessError:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         fitted = state  # of another architecture: the differences below say so
     if patches is not None and patches.ndim == 4:
-        fitted["patch_embed.proj.weight"] = patches  # timm would resample those of another patch size
-    drop = HEADS if getattr(model, "attn_pool", None) is not None else (*HEADS, "attn_pool.")
-    fitted = {key: tensor for key, tensor in fitted.items() if not key.startswith(drop)}
+        fitted[architecture.first_layer] = patches  # timm would resample those of another patch size
+    fitted = {key: tensor for key, tensor in fitted.items() if not key.startswith(HEADS)}
     problem = difference(shapes_of(fitted), shapes_of(model.state_dict()))
     if problem:
         raise HarnessError(f"{file} does not fit backbone {name!r}: {problem}")
@@ -171,12 +167,6 @@ def fit(state: State, model: Any, file: str, name: str) -> State:
     if broken:
         raise HarnessError(f"{file}: {len(broken)} tensors hold NaN, infinity or whole numbers ({_first(broken)})")
     return fitted
-
-
-def _timm_filter(state: State, model: Any) -> State:
-    if isinstance(model, swin_transformer.SwinTransformer):
-        return swin_transformer.checkpoint_filter_fn(dict(state), model)
-    return vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

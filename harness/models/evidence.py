@@ -17,9 +17,9 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.models.layouts import GOOGLE, HUGGING_FACE
 from harness.models.names import known_tags, pretrained_names
 from harness.schema.preprocessing import STATISTICS, Statistics
+from methods.architectures.vit_layouts import GOOGLE, HUGGING_FACE
 
 IN21K_CLASSES = 21843
 

@@ -6,10 +6,8 @@ import timm
 from timm.models import get_deprecated_models, is_model_in_modules
 
 from harness.errors import HarnessError
+from methods.architectures import KINDS
 from methods.base import did_you_mean
-
-MODULES = ("vision_transformer", "swin_transformer", "deit")
-"""timm's modules of plain ViT and Swin models."""
 
 RECOMMENDED = {
     "vit_base_patch16_224.orig_in21k": "Google's ViT-B_16.npz of ImageNet-21k: published SCT, NOAH, VPT and FacT rows",
@@ -22,9 +20,19 @@ RECOMMENDED = {
 """Names to take, and what they stand for in the literature."""
 
 
+def _modules() -> list[str]:
+    """timm's modules of the models that methods work on."""
+    return [module for kind in KINDS.values() for module in kind.timm_modules]
+
+
+def _titles() -> str:
+    """The known kinds, as messages say them."""
+    return " or ".join(kind.title for kind in KINDS.values())
+
+
 def pretrained_names() -> list[str]:
-    """timm's names with tag of all plain ViT and Swin models that have pretrained weights."""
-    return [name for module in MODULES for name in timm.list_models(module=module, pretrained=True)]
+    """timm's names with tag of all models of a known kind that have pretrained weights."""
+    return [name for module in _modules() for name in timm.list_models(module=module, pretrained=True)]
 
 
 def known_tags(architecture: str) -> list[str]:
@@ -33,20 +41,20 @@ def known_tags(architecture: str) -> list[str]:
 
 
 def check_name(name: str, embedded: list[str]) -> None:
-    """`HarnessError` with the right names if `name` is neither `embedded` nor one of timm's ViT or Swin models."""
+    """`HarnessError` with the right names if `name` is neither `embedded` nor one of timm's models of a known kind."""
     architecture, _, tag = name.partition(".")
     if name in embedded:
         return
     if architecture in get_deprecated_models():
         raise HarnessError(_deprecated(name, architecture))
     if not timm.is_model(architecture):
-        options = [*embedded, *(model for module in MODULES for model in timm.list_models(module=module))]
+        options = [*embedded, *(model for module in _modules() for model in timm.list_models(module=module))]
         hint = did_you_mean(name, options)
         raise HarnessError(
-            f"unknown backbone {name!r}. {hint if len(hint) < 200 else 'Any ViT or Swin of timm is known.'}"
+            f"unknown backbone {name!r}. {hint if len(hint) < 200 else f'Any {_titles()} of timm is known.'}"
         )
-    if not is_model_in_modules(architecture, MODULES):
-        raise HarnessError(f"backbone {name!r} is neither a plain ViT nor a Swin, which is what methods work on")
+    if not is_model_in_modules(architecture, _modules()):
+        raise HarnessError(f"backbone {name!r} is not a plain {_titles()}, which is what methods work on")
     if tag and name not in known_tags(architecture):
         tags = ", ".join(known.partition(".")[2] for known in known_tags(architecture)) or "none"
         raise HarnessError(f"backbone {architecture!r} has no weights {tag!r}. timm has: {tags}")

@@ -19,8 +19,8 @@ from harness.schema import protocol
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec
 from harness.schema.tasks import chosen_shots, chosen_tasks
+from methods.architectures import kind
 from methods.base import did_you_mean, typed
-from methods.blocks import kind
 from methods.registry import all_methods, parameters_on
 from suites import SUITES, load_suite, released_recipes
 from suites.base import Suite, SuiteError

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from harness import device as devices
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import Recipe
+from methods.architectures import architecture_of
 from methods.base import Attachment
 from methods.blocks import CutPoint, cut_points, keeps_nothing, plug, unplug
 
@@ -182,17 +182,17 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
     """Within, only the class token is computed after the last attention, if the model keeps nothing and then gives the
     same logits and penalty and draws the same random numbers. Probed with images [B, 3, H, W], in the mode, training or
     evaluation, that the model is in."""
-    plain = isinstance(model, VisionTransformer) and isinstance(model.blocks[-1], Block)
-    if not plain or not keeps_nothing(model):
+    architecture = architecture_of(model)
+    if not architecture.reads_class_token(model) or not keeps_nothing(model):
         yield
         return
-    place = _AfterAttention()
-    plug(model.blocks[-1], "after_attention", place)
+    last, place = architecture.stages(model)[-1][-1], _AfterAttention()
+    plug(last, "after_attention", place)
     try:
         place.change = _first_token if _call_or_none(_is_read_alone, model, place, images, penalty) else _all_tokens
         yield
     finally:
-        unplug(model.blocks[-1], "after_attention", place)
+        unplug(last, "after_attention", place)
 
 
 @torch.no_grad()

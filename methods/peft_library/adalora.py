@@ -13,7 +13,6 @@ from methods.peft_library.common import (
     ADAPTER,
     LayersConfig,
     PeftMethod,
-    block_layers,
     check_rank,
     merge_into_base,
 )
@@ -29,12 +28,12 @@ class AdaLoRA(PeftMethod):
     name = "adalora"
     title = "AdaLoRA"
     paper = "Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512"
+    composition_order = 40
+    peft_class = "AdaLoraConfig"
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of AdaLoRA."""
-
         init_rank: int = 12
         """Rank of every layer at the start."""
 
@@ -78,18 +77,10 @@ class AdaLoRA(PeftMethod):
         check(steps - config.tfinal >= 2, "total_steps", steps, "enough for two steps before the final ones")
         return super().inject(backbone, config, context)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import AdaLoraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return AdaLoraConfig(
-            init_r=c.init_rank,
-            target_r=c.target_rank,
-            lora_alpha=c.alpha,
-            deltaT=c.interval,
-            total_step=1,  # `inject` sets the schedule, when the number of steps is known
-            target_modules=block_layers(c.targets),
-        )
+        ranks = {"init_r": c.init_rank, "target_r": c.target_rank, "lora_alpha": c.alpha, "deltaT": c.interval}
+        return {**ranks, "total_step": 1}  # `inject` sets the schedule, when the number of steps is known
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
         down = [p for name, p in backbone.named_parameters() if ".lora_A." in name]
@@ -97,7 +88,8 @@ class AdaLoRA(PeftMethod):
 
         def penalty() -> Tensor:
             gaps = [orthogonality_gap(a) for a in down] + [orthogonality_gap(b.T) for b in up]
-            return torch.stack(gaps).mean() * self.config.orthogonality
+            out: Tensor = torch.stack(gaps).mean() * self.config.orthogonality
+            return out
 
         # peft keeps the importance of every weight, and at the end the pattern of ranks, outside the model.
         allocator, config = tuner.rankallocator, tuner.peft_config[ADAPTER]
@@ -121,4 +113,5 @@ class AdaLoRA(PeftMethod):
 
 def orthogonality_gap(factor: Tensor) -> Tensor:
     """Frobenius norm of P P' - I for a factor P [r, channels]."""
-    return torch.linalg.matrix_norm(factor @ factor.T - torch.eye(len(factor), device=factor.device))
+    out: Tensor = torch.linalg.matrix_norm(factor @ factor.T - torch.eye(len(factor), device=factor.device))
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from methods.architectures.base import LINEARS
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, kind
-
-TARGETS = ("qkv", "proj", "fc1", "fc2")
-"""Linear layers of a timm block, as one may name them in `targets`."""
+from methods.blocks import blocks, require_served
+from methods.layers import block_linears
 
 ADAPTER = "default"
 """peft's name of the one adapter that is injected."""
@@ -30,9 +30,9 @@ class LayersConfig:
 
     def __post_init__(self) -> None:
         distinct = len(self.targets) > 0 and len(set(self.targets)) == len(self.targets)
-        check(distinct and set(self.targets) <= set(TARGETS), "targets", self.targets, f"some of {TARGETS}, each once")
+        check(distinct and set(self.targets) <= set(LINEARS), "targets", self.targets, f"some of {LINEARS}, each once")
         # In one order, so that runs that differ in the order alone are one.
-        object.__setattr__(self, "targets", tuple(target for target in TARGETS if target in self.targets))
+        object.__setattr__(self, "targets", tuple(target for target in LINEARS if target in self.targets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def linear_layers(block: Any, targets: tuple[str, ...]) -> list[nn.Linear]:
-    """The linear layers of a block that `targets` names. Raises `MethodError` if it lacks one."""
-    where = {"qkv": block.attn, "proj": block.attn, "fc1": block.mlp, "fc2": block.mlp}
-    for target in targets:
-        check(hasattr(where[target], target), "targets", targets, f"layers of the backbone, which has no {target}")
-    return [getattr(where[target], target) for target in targets]
-
-
 def check_rank(rank: int, layer: nn.Linear, field_name: str = "rank") -> None:
     """Raise `MethodError` unless the layer's weight has this many singular values."""
     narrow = min(layer.in_features, layer.out_features)
@@ -85,11 +77,6 @@ def check_divides(field_name: str, value: int, layer: nn.Linear) -> None:
     """Raise `MethodError` unless `value` divides both widths of the layer."""
     widths = (layer.in_features, layer.out_features)
     check(not any(side % value for side in widths), field_name, value, f"a divisor of {widths[0]} and {widths[1]}")
-
-
-def block_layers(targets: tuple[str, ...]) -> str:
-    """A regular expression for peft: these layers of every block, and nothing outside the blocks."""
-    return rf".*blocks\.\d+\.(attn|mlp)\.({'|'.join(targets)})"
 
 
 @contextmanager
@@ -134,16 +121,32 @@ def merge_into_base(backbone: nn.Module) -> None:
 class PeftMethod(Method):
     """Common part: turn the method's config into a peft config and inject it.
 
-    Subclasses implement `peft_config` and `per_layer`; those with tensors of another shape also `expected_parameters`.
+    Subclasses name peft's config class (`peft_class`), give its arguments (`options`) and the count of one layer
+    (`per_layer`); those with tensors of another shape also override `expected_parameters`.
     """
 
     family = "reparameterisation"
     mergeable = True
     Config: ClassVar[type] = LayersConfig
 
+    peft_class: ClassVar[str]
+    """Name of the config class in `peft`."""
+
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+        """Arguments of the peft config beside the layers: the rank, if there is one. `seed` is drawn from the run's
+        generator, for configs that ask for one."""
+        return {"r": self.config.rank} if isinstance(self.config, RankConfig) else {}
+
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        """The peft config to inject. `seed` is drawn from the run's generator, for configs that ask for one."""
-        raise NotImplementedError
+        """The peft config to inject."""
+        import peft
+
+        options = {"target_modules": self.pattern(backbone), **self.options(backbone, seed)}
+        return getattr(peft, self.peft_class)(**options)
+
+    def pattern(self, backbone: nn.Module) -> str:
+        """A regular expression for peft, of the names of the tuned layers."""
+        return "|".join(map(re.escape, self.named_layers(backbone)))
 
     def per_layer(self, layer: nn.Linear) -> int:
         """Number of trained parameters for one tuned layer."""
@@ -151,12 +154,13 @@ class PeftMethod(Method):
 
     def layers(self, backbone: nn.Module) -> list[nn.Linear]:
         """The tuned layers from input to output."""
-        return [layer for block in blocks(backbone) for layer in linear_layers(block, self.config.targets)]
+        targets = self.config.targets
+        return [layer for block in blocks(backbone) for layer in block_linears(block, targets).values()]
 
-    def named_layers(self, backbone: nn.Module) -> dict[str, nn.Linear]:
+    def named_layers(self, backbone: nn.Module) -> dict[str, Any]:
         """The tuned layers by their name in the backbone."""
-        wanted = {id(layer) for layer in self.layers(backbone)}
-        return {name: m for name, m in backbone.named_modules() if id(m) in wanted and isinstance(m, nn.Linear)}
+        tuned = set(map(id, self.layers(backbone)))
+        return {name: module for name, module in backbone.named_modules() if id(module) in tuned}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(self.per_layer(layer) for layer in self.layers(backbone))
@@ -166,9 +170,7 @@ class PeftMethod(Method):
         return inject(backbone, config)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        blocks(backbone)  # refuses what is neither ViT nor Swin
-        if kind(backbone) not in self.serves:
-            raise MethodError(f"method {self.name!r} serves {' and '.join(self.serves)} only, not {kind(backbone)}")
+        require_served(self, backbone)
         self.expected_parameters(backbone)  # refuses settings that do not fit
         seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
         try:

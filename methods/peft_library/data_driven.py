@@ -42,7 +42,7 @@ class EVA(LoraTuner):
     title = "EVA"
     paper = "Paischer et al., One Initialization to Rule them All (EVA), 2024, arXiv 2410.07170"
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         from peft import EvaConfig
 
         return {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0)}
@@ -83,7 +83,7 @@ class LoRAGA(LoraTuner):
         check(self.config.rank <= most, "rank", self.config.rank, f"at most half the smaller side of a layer, {most}")
         return super().per_layer(layer)
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         from peft import LoraGAConfig
 
         return {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()}

@@ -12,7 +12,6 @@ from methods.base import Attachment, Context, check
 from methods.peft_library.common import (
     PeftMethod,
     ScaledRankConfig,
-    block_layers,
     check_divides,
     check_rank,
     merge_into_base,
@@ -22,14 +21,13 @@ VARIANTS = ("paper", "noah_release")
 
 
 class LoraTuner(PeftMethod):
-    """Low-rank update alpha/r * B A of linear layers. Subclasses say in `options` what is special about them."""
+    """Low-rank update alpha/r * B A of linear layers. Subclasses say in `variant` what is special about them."""
 
+    peft_class = "LoraConfig"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        """Knobs of LoRA."""
-
         dropout: float = 0.0
         """Dropout on the input of the update."""
 
@@ -37,20 +35,17 @@ class LoraTuner(PeftMethod):
             super().__post_init__()
             check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
-    def options(self) -> Mapping[str, Any]:
-        """Arguments of the peft config that make the variant."""
-        return {}
-
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.rank, layer)
         return int(self.config.rank * (layer.in_features + layer.out_features))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LoraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        common = {"r": c.rank, "lora_alpha": c.alpha, "lora_dropout": c.dropout}
-        return LoraConfig(target_modules=block_layers(c.targets), **common, **self.options())
+        return {"r": c.rank, "lora_alpha": c.alpha, "lora_dropout": c.dropout, **self.variant()}
+
+    def variant(self) -> Mapping[str, Any]:
+        """Arguments of the peft config that make the variant."""
+        return {}
 
 
 class LoRA(LoraTuner):
@@ -59,11 +54,10 @@ class LoRA(LoraTuner):
     name = "lora"
     title = "LoRA"
     paper = "Hu et al., LoRA, ICLR 2022, arXiv 2106.09685"
+    composition_order = 40
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA."""
-
         variant: str = "paper"
         """`paper`: A random, B zero. `noah_release`: as NOAH's code ends up, A and B both of std 0.02, so that training
         does not start at the pretrained function; its runs have a dropout of 0.1."""
@@ -71,6 +65,8 @@ class LoRA(LoraTuner):
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
+
+    config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "paper"
@@ -89,9 +85,10 @@ class RsLoRA(LoraTuner):
     name = "rslora"
     title = "rsLoRA"
     paper = "Kalajdzievski, Rank-Stabilized LoRA, 2023, arXiv 2312.03732"
+    composition_order = 40
     recipe = {"lr": 2e-3}
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         return {"use_rslora": True}
 
 
@@ -101,8 +98,9 @@ class DoRA(LoraTuner):
     name = "dora"
     title = "DoRA"
     paper = "Liu et al., DoRA, ICML 2024, arXiv 2402.09353"
+    composition_order = 40
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         return {"use_dora": True}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -115,9 +113,10 @@ class PiSSA(LoraTuner):
     name = "pissa"
     title = "PiSSA"
     paper = "Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948"
+    composition_order = 40
     recipe = {"lr": 2e-3}
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         return {"init_lora_weights": "pissa"}
 
 
@@ -127,8 +126,9 @@ class OLoRA(LoraTuner):
     name = "olora"
     title = "OLoRA"
     paper = "Buyukakyuz, OLoRA, 2024, arXiv 2406.01775"
+    composition_order = 40
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         return {"init_lora_weights": "olora"}
 
 
@@ -139,7 +139,7 @@ class MiCA(LoraTuner):
     title = "MiCA"
     paper = "MiCA (Minor Component Adaptation), 2026, arXiv 2604.01694, as implemented by peft"
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         return {"init_lora_weights": "mica"}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -156,13 +156,11 @@ class OrthogonalLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA with an even rank."""
-
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.rank % 2 == 0, "rank", self.rank, "even")
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         return {"init_lora_weights": "orthogonal"}
 
 
@@ -172,6 +170,7 @@ class LoRAFA(LoraTuner):
     name = "lora_fa"
     title = "LoRA-FA"
     paper = "Zhang et al., LoRA-FA, 2023, arXiv 2308.03303"
+    composition_order = 40
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -193,8 +192,6 @@ class BdLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA and the number of blocks."""
-
         parts: int = 2
         """Number of blocks on the diagonal; it divides the rank and the layers' widths."""
 
@@ -203,7 +200,7 @@ class BdLoRA(LoraTuner):
             fits = self.parts >= 1 and self.rank % self.parts == 0
             check(fits, "parts", self.parts, f"a divisor of rank={self.rank}")
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         from peft import BdLoraConfig
 
         up = [t for t in self.config.targets if t in ("qkv", "fc1")]
@@ -232,8 +229,6 @@ class VeLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA and of the compression."""
-
         groups: int = 8
         """Number of groups that the input channels are split into."""
 
@@ -241,7 +236,7 @@ class VeLoRA(LoraTuner):
             super().__post_init__()
             check(self.groups >= 1, "groups", self.groups, "at least 1")
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         from peft import VeloraConfig
 
         return {"velora_config": VeloraConfig(num_groups=self.config.groups, init_type="random")}
@@ -254,12 +249,11 @@ class KaSA(LoraTuner):
     name = "kasa"
     title = "KaSA"
     paper = "Wang et al., KaSA, ICLR 2025, arXiv 2412.06071"
+    composition_order = 40
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        """Knobs of LoRA and of the penalty."""
-
         beta: float = 1e-4
         """Weight of the squared singular values."""
 
@@ -271,7 +265,7 @@ class KaSA(LoraTuner):
             check(self.beta >= 0, "beta", self.beta, "at least 0")
             check(self.gamma >= 0, "gamma", self.gamma, "at least 0")
 
-    def options(self) -> Mapping[str, Any]:
+    def variant(self) -> Mapping[str, Any]:
         from peft import KasaConfig
 
         return {"kasa_config": KasaConfig(beta=self.config.beta, gamma=self.config.gamma)}
@@ -283,7 +277,8 @@ class KaSA(LoraTuner):
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
         def penalty() -> Tensor:
-            return tuner._get_kasa_loss()
+            out: Tensor = tuner._get_kasa_loss()
+            return out
 
         return Attachment(merge=lambda: merge_into_base(backbone), penalty=penalty)
 

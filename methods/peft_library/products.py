@@ -17,7 +17,6 @@ from methods.peft_library.common import (
     PeftMethod,
     RankConfig,
     ScaledRankConfig,
-    block_layers,
     check_divides,
 )
 
@@ -28,17 +27,16 @@ class LoHa(PeftMethod):
     name = "loha"
     title = "LoHa"
     paper = "Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098"
+    peft_class = "LoHaConfig"
     Config = ScaledRankConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank * (layer.in_features + layer.out_features))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LoHaConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return LoHaConfig(r=c.rank, alpha=c.alpha, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "alpha": c.alpha}
 
 
 def balanced_factors(size: int) -> tuple[int, int]:
@@ -54,6 +52,7 @@ class LoKr(PeftMethod):
     name = "lokr"
     title = "LoKr"
     paper = "Yeh et al., LyCORIS, ICLR 2024, arXiv 2309.14859"
+    peft_class = "LoKrConfig"
     Config = ScaledRankConfig
     recipe = {"lr": 1e-2}
 
@@ -62,11 +61,9 @@ class LoKr(PeftMethod):
         low_rank = self.config.rank < max(b, d) / 2
         return int(a * c + (self.config.rank * (b + d) if low_rank else b * d))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LoKrConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return LoKrConfig(r=c.rank, alpha=c.alpha, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "alpha": c.alpha}
 
 
 class HiRA(PeftMethod):
@@ -75,17 +72,13 @@ class HiRA(PeftMethod):
     name = "hira"
     title = "HiRA"
     paper = "Huang et al., HiRA, ICLR 2025, openreview TwJrTz9cRS"
+    peft_class = "HiraConfig"
     Config = RankConfig
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features))
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import HiraConfig
-
-        return HiraConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class DeLoRA(PeftMethod):
@@ -94,12 +87,11 @@ class DeLoRA(PeftMethod):
     name = "delora"
     title = "DeLoRA"
     paper = "Bini et al., DeLoRA, ICLR 2025, arXiv 2503.18225"
+    peft_class = "DeloraConfig"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of DeLoRA."""
-
         strength: float = 15.0
         """Start of the bound lambda on the update's norm."""
 
@@ -110,11 +102,9 @@ class DeLoRA(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + layer.out_features)) + 1
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import DeloraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return DeloraConfig(r=c.rank, delora_lambda=c.strength, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "delora_lambda": c.strength}
 
 
 class GraLoRA(PeftMethod):
@@ -123,12 +113,11 @@ class GraLoRA(PeftMethod):
     name = "gralora"
     title = "GraLoRA"
     paper = "Jung et al., GraLoRA, NeurIPS 2025, arXiv 2505.20355"
+    peft_class = "GraloraConfig"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        """Knobs of GraLoRA."""
-
         cuts: int = 2
         """Number k of parts along each side; it divides the rank and the layers' widths."""
 
@@ -141,11 +130,9 @@ class GraLoRA(PeftMethod):
         check_divides("cuts", self.config.cuts, layer)
         return int(self.config.rank * (layer.in_features + layer.out_features))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import GraloraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return GraloraConfig(r=c.rank, alpha=c.alpha, gralora_k=c.cuts, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "alpha": c.alpha, "gralora_k": c.cuts}
 
 
 class GLoRA(PeftMethod):
@@ -154,6 +141,7 @@ class GLoRA(PeftMethod):
     name = "glora"
     title = "GLoRA"
     paper = "Chavan et al., One-for-All (GLoRA), 2023, arXiv 2306.07967"
+    peft_class = "GloraConfig"
     Config = RankConfig
     recipe = {"lr": 2e-3}
 
@@ -162,11 +150,6 @@ class GLoRA(PeftMethod):
         for_bias = r * (layer.in_features + 1) + 2 if layer.bias is not None else 0
         return int(2 * r * (layer.in_features + layer.out_features) + for_bias)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import GloraConfig
-
-        return GloraConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
-
 
 class Peanut(PeftMethod):
     """A small network of the frozen weight is the update: B relu(A W') with A and B between out and r: 2 r out."""
@@ -174,16 +157,12 @@ class Peanut(PeftMethod):
     name = "peanut"
     title = "PEANuT"
     paper = "Zhong et al., PEANuT, 2024, arXiv 2410.01870"
+    peft_class = "PeanutConfig"
     Config = RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank * layer.out_features)
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import PeanutConfig
-
-        return PeanutConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class DEFT(PeftMethod):
@@ -193,6 +172,7 @@ class DEFT(PeftMethod):
     name = "deft"
     title = "DEFT"
     paper = "DEFT (Decompositional Efficient Fine-Tuning), as implemented by peft, which cites no paper"
+    peft_class = "DeftConfig"
     Config = RankConfig
     recipe = {"lr": 5e-3}
 
@@ -201,11 +181,6 @@ class DEFT(PeftMethod):
         check(r <= out, "rank", r, f"at most the output width of the tuned layers, {out}")
         return int(r * (layer.in_features + out))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import DeftConfig
-
-        return DeftConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
-
 
 class MiSS(PeftMethod):
     """One block D [r, out] is shared by all input groups, whose channels are summed: r out."""
@@ -213,6 +188,7 @@ class MiSS(PeftMethod):
     name = "miss"
     title = "MiSS"
     paper = "Kang et al., MiSS, 2024, arXiv 2409.15371"
+    peft_class = "MissConfig"
     Config = RankConfig
     recipe = {"lr": 2e-3}
 
@@ -221,11 +197,6 @@ class MiSS(PeftMethod):
         check(r <= width, "rank", r, f"at most the input width of the tuned layers, {width}")
         return int(r * layer.out_features)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import MissConfig
-
-        return MissConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
-
 
 class Bone(PeftMethod):
     """Block affine transformation: r x r blocks of W are multiplied by one trained block per row of blocks: r out."""
@@ -233,6 +204,7 @@ class Bone(PeftMethod):
     name = "bone"
     title = "Bone (BAT)"
     paper = "Kang et al., Bone: Block-Affine Adaptation, 2024, arXiv 2409.15371v1"
+    peft_class = "MissConfig"
     Config = RankConfig
     recipe = {"lr": 2e-3}
 
@@ -240,10 +212,8 @@ class Bone(PeftMethod):
         check_divides("rank", self.config.rank, layer)
         return int(self.config.rank * layer.out_features)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import MissConfig
-
-        return MissConfig(r=self.config.rank, init_weights="bat", target_modules=block_layers(self.config.targets))
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+        return {"r": self.config.rank, "init_weights": "bat"}
 
 
 class ImageRouter:
@@ -263,7 +233,8 @@ class ImageRouter:
         shares = self.lily_router[ADAPTER](h).softmax(-1).flatten(1, -2).mean(1)
         mixed = torch.einsum("ne,ero->nro", shares, up.unflatten(0, (-1, h.shape[-1])))
         y = self.base_layer(x)
-        return y + self.scaling[ADAPTER] * torch.einsum("n...r,nro->n...o", h, mixed).to(y.dtype)
+        out: Tensor = y + self.scaling[ADAPTER] * torch.einsum("n...r,nro->n...o", h, mixed).to(y.dtype)
+        return out
 
 
 class Lily(PeftMethod):
@@ -274,19 +245,20 @@ class Lily(PeftMethod):
     name = "lily"
     title = "Lily"
     paper = "Zhong et al., Low-Rank Interconnected Adaptation across Layers, ACL 2025, arXiv 2407.09946"
+    peft_class = "LilyConfig"
     mergeable = False
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of Lily."""
-
         experts: int = 2
         """Number e of shared up-projections."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.experts >= 2, "experts", self.experts, "at least 2")
+
+    config: Config
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * (layer.in_features + self.config.experts))
@@ -296,11 +268,9 @@ class Lily(PeftMethod):
         shapes = {(x.in_features, x.out_features) for x in self.layers(backbone)}
         return super().expected_parameters(backbone) + sum(c.experts * c.rank * out for _, out in shapes)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LilyConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return LilyConfig(r=c.rank, num_B=c.experts, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "num_B": c.experts}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         from peft.tuners.lily import LilyLayer
@@ -318,14 +288,13 @@ class C3A(PeftMethod):
     name = "c3a"
     title = "C3A"
     paper = "Chen et al., C3A: Circular Convolution Adaptation, ACL 2025, arXiv 2407.19342"
+    peft_class = "C3AConfig"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of C3A."""
-
         parts: int = 1
         """How many blocks the shorter side of a square layer holds; it divides the layers' widths."""
 
@@ -342,9 +311,7 @@ class C3A(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return layer.in_features * layer.out_features // self.block_size(layer)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import C3AConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         sizes = {name: self.block_size(layer) for name, layer in self.named_layers(backbone).items()}
         first = next(iter(sizes.values()))
-        return C3AConfig(block_size=first, block_size_pattern=sizes, target_modules=block_layers(self.config.targets))
+        return {"block_size": first, "block_size_pattern": sizes}

@@ -14,7 +14,6 @@ from methods.peft_library.common import (
     PeftMethod,
     RankConfig,
     ScaledRankConfig,
-    block_layers,
     check_rank,
 )
 
@@ -40,6 +39,7 @@ class VeRA(PeftMethod):
     name = "vera"
     title = "VeRA"
     paper = "Kopiczko et al., VeRA, ICLR 2024, arXiv 2310.11454"
+    peft_class = "VeraConfig"
     Config = SharedBasisConfig
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
@@ -47,12 +47,9 @@ class VeRA(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank + layer.out_features)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import VeraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return VeraConfig(r=c.rank, d_initial=c.start, projection_prng_key=seed, target_modules=layers)
+        return {"r": c.rank, "d_initial": c.start, "projection_prng_key": seed}
 
 
 class PVeRA(PeftMethod):
@@ -61,6 +58,7 @@ class PVeRA(PeftMethod):
     name = "pvera"
     title = "PVeRA"
     paper = "PVeRA, 2025, arXiv 2512.07703"
+    peft_class = "PveraConfig"
     Config = SharedBasisConfig
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
@@ -68,12 +66,9 @@ class PVeRA(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank + layer.out_features)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import PveraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return PveraConfig(r=c.rank, d_initial=c.start, projection_prng_key=seed, target_modules=layers)
+        return {"r": c.rank, "d_initial": c.start, "projection_prng_key": seed}
 
 
 class RandLoRA(PeftMethod):
@@ -83,12 +78,11 @@ class RandLoRA(PeftMethod):
     name = "randlora"
     title = "RandLoRA"
     paper = "Albert et al., RandLoRA, ICLR 2025, arXiv 2502.00987"
+    peft_class = "RandLoraConfig"
     recipe = {"lr": 1e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        """Knobs of RandLoRA."""
-
         rank: int = 32
         """Rank r of each random update: the larger, the fewer parameters."""
 
@@ -99,12 +93,9 @@ class RandLoRA(PeftMethod):
         smaller = min(layer.in_features, layer.out_features)
         return int(math.ceil(smaller / self.config.rank) * (self.config.rank + smaller))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import RandLoraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return RandLoraConfig(r=c.rank, randlora_alpha=c.alpha, projection_prng_key=seed, target_modules=layers)
+        return {"r": c.rank, "randlora_alpha": c.alpha, "projection_prng_key": seed}
 
 
 class VBLoRA(PeftMethod):
@@ -114,14 +105,13 @@ class VBLoRA(PeftMethod):
     name = "vblora"
     title = "VB-LoRA"
     paper = "Li et al., VB-LoRA, NeurIPS 2024, arXiv 2405.15179"
+    peft_class = "VBLoRAConfig"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of VB-LoRA."""
-
         rank: int = 4
         """Rank r of the update."""
 
@@ -141,6 +131,8 @@ class VBLoRA(PeftMethod):
             check(self.length is None or self.length >= 1, "length", self.length, "at least 1")
             check(2 <= self.top <= self.vectors, "top", self.top, "between 2 and vectors")
 
+    config: Config
+
     def resolve(self, backbone: nn.Module) -> Config:
         return replace(self.config, length=self.length(backbone))
 
@@ -156,12 +148,10 @@ class VBLoRA(PeftMethod):
         cuts = sum(sum(layer.weight.shape) // length for layer in self.layers(backbone))
         return int(c.rank * cuts * c.vectors + c.vectors * length)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import VBLoRAConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
         size = {"num_vectors": c.vectors, "vector_length": self.length(backbone), "topk": c.top}
-        return VBLoRAConfig(r=c.rank, target_modules=block_layers(c.targets), **size)
+        return {"r": c.rank, **size}
 
 
 class UniLoRA(PeftMethod):
@@ -170,14 +160,13 @@ class UniLoRA(PeftMethod):
     name = "unilora"
     title = "Uni-LoRA"
     paper = "Li et al., Uni-LoRA, NeurIPS 2025, arXiv 2506.00799"
+    peft_class = "UniLoraConfig"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of Uni-LoRA."""
-
         rank: int = 4
         """Rank r of the update."""
 
@@ -192,11 +181,9 @@ class UniLoRA(PeftMethod):
         self.layers(backbone)
         return int(self.config.numbers)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import UniLoraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return UniLoraConfig(r=c.rank, theta_d_length=c.numbers, proj_seed=seed, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "theta_d_length": c.numbers, "proj_seed": seed}
 
 
 class TinyLoRA(PeftMethod):
@@ -205,13 +192,12 @@ class TinyLoRA(PeftMethod):
     name = "tinylora"
     title = "TinyLoRA"
     paper = "Morris et al., Learning to Reason in 13 Parameters (TinyLoRA), 2026, arXiv 2602.04118"
+    peft_class = "TinyLoraConfig"
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of TinyLoRA."""
-
         rank: int = 2
         """Number r of singular directions."""
 
@@ -226,11 +212,9 @@ class TinyLoRA(PeftMethod):
         check_rank(self.config.rank, layer)
         return int(self.config.numbers)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import TinyLoraConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return TinyLoraConfig(r=c.rank, u=c.numbers, projection_seed=seed, target_modules=block_layers(c.targets))
+        return {"r": c.rank, "u": c.numbers, "projection_seed": seed}
 
 
 class FourierFT(PeftMethod):
@@ -239,14 +223,13 @@ class FourierFT(PeftMethod):
     name = "fourierft"
     title = "FourierFT"
     paper = "Gao et al., FourierFT, ICML 2024, arXiv 2405.03003"
+    peft_class = "FourierFTConfig"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of FourierFT."""
-
         frequencies: int = 1000
         """Number n of trained frequencies."""
 
@@ -263,12 +246,9 @@ class FourierFT(PeftMethod):
         check(n <= entries, "frequencies", n, f"at most the entries of the tuned layers, {entries}")
         return int(n)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import FourierFTConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return FourierFTConfig(n_frequency=c.frequencies, scaling=c.scale, random_loc_seed=seed, target_modules=layers)
+        return {"n_frequency": c.frequencies, "scaling": c.scale, "random_loc_seed": seed}
 
 
 class WaveFT(PeftMethod):
@@ -277,12 +257,11 @@ class WaveFT(PeftMethod):
     name = "waveft"
     title = "WaveFT"
     paper = "Bilican et al., WaveFT, 2025, arXiv 2505.12532"
+    peft_class = "WaveFTConfig"
     recipe = {"lr": 2e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of WaveFT."""
-
         coefficients: int = 1000
         """Number n of trained coefficients."""
 
@@ -299,12 +278,9 @@ class WaveFT(PeftMethod):
         check(n <= entries, "coefficients", n, f"at most the entries of the tuned layers, {entries}")
         return int(n)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import WaveFTConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return WaveFTConfig(n_frequency=c.coefficients, scaling=c.scale, random_loc_seed=seed, target_modules=layers)
+        return {"n_frequency": c.coefficients, "scaling": c.scale, "random_loc_seed": seed}
 
 
 class SHiRA(PeftMethod):
@@ -314,6 +290,7 @@ class SHiRA(PeftMethod):
     title = "SHiRA"
     paper = "Bhardwaj et al., SHiRA, NeurIPS 2024, arXiv 2406.13175"
     family = "selective"
+    peft_class = "ShiraConfig"
     Config = RankConfig
     recipe = {"lr": 2e-3}
 
@@ -323,10 +300,8 @@ class SHiRA(PeftMethod):
         check(fits, "rank", self.config.rank, f"at most {entries // each}: a tuned layer has {entries} entries")
         return int(self.config.rank * each)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import ShiraConfig
-
-        return ShiraConfig(r=self.config.rank, random_seed=seed, target_modules=block_layers(self.config.targets))
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+        return {"r": self.config.rank, "random_seed": seed}
 
 
 class SuperTuning(PeftMethod):
@@ -336,13 +311,12 @@ class SuperTuning(PeftMethod):
     title = "Super"
     paper = "Super, arXiv 2607.09287 (as cited by peft)"
     family = "selective"
+    peft_class = "SupertuningConfig"
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of Super."""
-
         sparsity: float = 0.99
         """Share of the weight's entries that stay frozen."""
 
@@ -356,7 +330,5 @@ class SuperTuning(PeftMethod):
         check(count >= 1, "sparsity", self.config.sparsity, f"low enough to leave one of {entries} entries")
         return count
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import SupertuningConfig
-
-        return SupertuningConfig(sparsity=self.config.sparsity, target_modules=block_layers(self.config.targets))
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+        return {"sparsity": self.config.sparsity}

@@ -9,7 +9,7 @@ from torch import nn
 
 from methods.base import HIGH_RATES, Attachment, Context, check
 from methods.blocks import blocks
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, check_rank
 
 
 class OFT(PeftMethod):
@@ -18,13 +18,12 @@ class OFT(PeftMethod):
     name = "oft"
     title = "OFT"
     paper = "Qiu et al., OFT, NeurIPS 2023, arXiv 2306.07280; Qiu et al., OFTv2, EMNLP 2025, arXiv 2506.19847"
+    peft_class = "OFTConfig"
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of OFT."""
-
         block: int = 8
         """Channels b that are rotated together; it divides the layers' input width."""
 
@@ -37,12 +36,9 @@ class OFT(PeftMethod):
         check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
         return int(layer.in_features * (b - 1) // 2)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import OFTConfig
-
-        b, layers = self.config.block, block_layers(self.config.targets)
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         # peft's default is the first terms of a series, which training soon takes away from any rotation.
-        return OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=layers)
+        return {"r": 0, "oft_block_size": self.config.block, "use_cayley_neumann": False}
 
 
 class BOFT(PeftMethod):
@@ -55,12 +51,11 @@ class BOFT(PeftMethod):
     name = "boft"
     title = "BOFT (one factor)"
     paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
+    peft_class = "BOFTConfig"
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of BOFT."""
-
         block: int = 4
         """Channels b of one block; it divides the layers' input width."""
 
@@ -73,10 +68,8 @@ class BOFT(PeftMethod):
         check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
         return int(layer.in_features * b + layer.out_features)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import BOFTConfig
-
-        return BOFTConfig(boft_block_size=self.config.block, target_modules=block_layers(self.config.targets))
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+        return {"boft_block_size": self.config.block}
 
 
 class HRA(PeftMethod):
@@ -85,24 +78,18 @@ class HRA(PeftMethod):
     name = "hra"
     title = "HRA"
     paper = "Yuan et al., HRA, NeurIPS 2024, arXiv 2405.17484"
+    peft_class = "HRAConfig"
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of HRA."""
-
         def __post_init__(self) -> None:
             super().__post_init__()
             check(self.rank % 2 == 0, "rank", self.rank, "even")
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * layer.in_features)
-
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import HRAConfig
-
-        return HRAConfig(r=self.config.rank, target_modules=block_layers(self.config.targets))
 
 
 class PSOFT(PeftMethod):
@@ -111,12 +98,11 @@ class PSOFT(PeftMethod):
     name = "psoft"
     title = "PSOFT"
     paper = "PSOFT, openreview FSHrinMArK"
+    peft_class = "PsoftConfig"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of PSOFT."""
-
         rank: int = 16
         """Dimension r of the principal subspace; at most the smaller side of the layers."""
 
@@ -129,11 +115,9 @@ class PSOFT(PeftMethod):
         check_rank(r, layer)
         return int(r * (r - 1) // 2 + 2 * r)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import PsoftConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         r = self.config.rank
-        return PsoftConfig(r=r, psoft_alpha=r, target_modules=block_layers(self.config.targets))
+        return {"r": r, "psoft_alpha": r}
 
 
 class RoAd(PeftMethod):
@@ -142,13 +126,12 @@ class RoAd(PeftMethod):
     name = "road"
     title = "RoAd"
     paper = "Liao and Monz, 3-in-1: RoAd, NeurIPS 2024, arXiv 2409.00119"
+    peft_class = "RoadConfig"
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of RoAd."""
-
         variant: int = 1
         """1: an angle and a length per pair; 2: per channel; 4: a free 2 x 2 map per pair."""
 
@@ -165,11 +148,9 @@ class RoAd(PeftMethod):
         check(out % c.group == 0, "group", c.group, f"a divisor of the output width {out}")
         return int(c.variant * out)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import RoadConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        return RoadConfig(variant=f"road_{c.variant}", group_size=c.group, target_modules=block_layers(c.targets))
+        return {"variant": f"road_{c.variant}", "group_size": c.group}
 
 
 class IA3(PeftMethod):
@@ -178,12 +159,11 @@ class IA3(PeftMethod):
     name = "ia3"
     title = "IA3"
     paper = "Liu et al., IA3 (T-Few), NeurIPS 2022, arXiv 2205.05638"
+    peft_class = "IA3Config"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of IA3."""
-
         targets: tuple[str, ...] = ("qkv", "fc2")
         """Which linear layers of each block are scaled: any of qkv, proj, fc1, fc2; the paper's k, v and fc2, where
         timm's fused qkv brings q along."""
@@ -195,11 +175,9 @@ class IA3(PeftMethod):
         layers = self.named_layers(backbone).items()
         return sum(x.in_features if ".mlp." in name else x.out_features for name, x in layers)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import IA3Config
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         names = list(self.named_layers(backbone))
-        return IA3Config(target_modules=names, feedforward_modules=[name for name in names if ".mlp." in name])
+        return {"target_modules": names, "feedforward_modules": [name for name in names if ".mlp." in name]}
 
 
 class LNTuning(PeftMethod):
@@ -211,18 +189,17 @@ class LNTuning(PeftMethod):
     family = "selective"
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
+    peft_class = "LNTuningConfig"
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """LN-Tuning has nothing to configure."""
 
-    def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(p.numel() for b in blocks(backbone) for norm in (b.norm1, b.norm2) for p in norm.parameters())
+    def layers(self, backbone: nn.Module) -> list[Any]:
+        return [norm for block in blocks(backbone) for norm in (block.norm1, block.norm2)]
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import LNTuningConfig
-
-        return LNTuningConfig(target_modules=r".*blocks\.\d+\.norm[12]")
+    def per_layer(self, layer: Any) -> int:
+        return sum(p.numel() for p in layer.parameters())
 
 
 class BEFT(PeftMethod):
@@ -232,16 +209,15 @@ class BEFT(PeftMethod):
     title = "BEFT"
     paper = "Huang et al., BEFT: Bias-Efficient Fine-Tuning, 2025, arXiv 2509.15974"
     family = "selective"
+    peft_class = "BeftConfig"
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return layer.out_features
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import BeftConfig
-
-        return BeftConfig(target_modules=block_layers(self.config.targets))
-
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
-        foldable = all(layer.bias is not None for layer in self.layers(backbone))
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        tuned = (module.get_base_layer() for module in backbone.modules() if isinstance(module, BaseTunerLayer))
+        foldable = all(layer.bias is not None for layer in tuned)
         return super().attachment(backbone, tuner, context) if foldable else Attachment()

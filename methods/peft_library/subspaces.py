@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from methods.base import check
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, block_layers, check_rank
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, check_rank
 
 
 class AdaMSS(PeftMethod):
@@ -18,12 +18,11 @@ class AdaMSS(PeftMethod):
     name = "adamss"
     title = "AdaMSS"
     paper = "AdaMSS: Adaptive Multi-Subspace Approach, NeurIPS 2025, as implemented by peft without its rank schedule"
+    peft_class = "AdamssConfig"
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        """Knobs of AdaMSS."""
-
         rank: int = 16
         """Number r of singular vectors; at most the smaller side of the layers."""
 
@@ -40,12 +39,9 @@ class AdaMSS(PeftMethod):
         check(k <= out, "clusters", k, f"at most the output width of the tuned layers, {out}")
         return int(k * self.config.rank + out)
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import AdamssConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return AdamssConfig(r=c.rank, num_subspaces=c.clusters, random_seed=seed, target_modules=layers)
+        return {"r": c.rank, "num_subspaces": c.clusters, "random_seed": seed}
 
 
 class FRoD(PeftMethod):
@@ -56,13 +52,12 @@ class FRoD(PeftMethod):
     name = "frod"
     title = "FRoD"
     paper = "FRoD, AAAI 2026, doi 10.1609/aaai.v40i31.39813"
+    peft_class = "FrodConfig"
     recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        """Knobs of FRoD."""
-
         sparsity: float = 0.01
         """Share s of the off-diagonal entries that are trained."""
 
@@ -73,9 +68,6 @@ class FRoD(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return layer.in_features + max(1, int(layer.in_features**2 * self.config.sparsity))
 
-    def peft_config(self, backbone: nn.Module, seed: int) -> Any:
-        from peft import FrodConfig
-
+    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
         c = self.config
-        layers = block_layers(c.targets)
-        return FrodConfig(sparse_rate=c.sparsity, projection_prng_key=seed, progressbar=False, target_modules=layers)
+        return {"sparse_rate": c.sparsity, "projection_prng_key": seed, "progressbar": False}

@@ -130,7 +130,7 @@ def _map_gradients(
 
 def _block(count: int, most: int) -> int:
     """Side of a product's tile for `count` channels: a power of two from 16, the least that tensor cores take."""
-    return min(max(16, triton.next_power_of_2(count)), most)
+    return min(max(16, int(triton.next_power_of_2(count))), most)
 
 
 @torch.library.custom_op(
@@ -236,17 +236,17 @@ map_channels.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.sct.map_channels)
 def _map_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     """A multiply-add counts as two, as in torch's own formulas; x and weight are shapes."""
-    return 2 * x[0] * weight[0] * weight[1]
+    return int(2 * x[0] * weight[0] * weight[1])
 
 
 @register_flop_formula(torch.ops.sct.map_gradients)
 def _gradient_flops(gradient: Any, chosen: Any, **_: Any) -> int:
-    return 2 * gradient[0] * gradient[1] * chosen[1]
+    return int(2 * gradient[0] * gradient[1] * chosen[1])
 
 
 def apply(x: Tensor, weight: Tensor, bias: Tensor, indices: Tensor, scale: float, keep: float) -> Tensor:
     """The module's formula on x [..., d], in autocast's type where it is on."""
     device = x.device.type
     operands = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    y, _ = map_channels(x.reshape(-1, x.shape[-1]), weight, bias, indices, scale, keep, operands)
+    y: Tensor = map_channels(x.reshape(-1, x.shape[-1]), weight, bias, indices, scale, keep, operands)[0]
     return y.view(x.shape)

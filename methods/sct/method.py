@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, plug_layer, the_one, width
+from methods.blocks import blocks, new_linear, plug, plug_layer, stages, the_one, width
+from methods.layers import block_linears
 from methods.sct.module import SalientChannels, fold_into
 from methods.sct.selection import Tap, score, top_channels
 
@@ -38,15 +38,13 @@ class Site:
     """The linear layer behind which the module sits, into which it can be folded."""
 
 
-def default_blocks(backbone: Any) -> list[int]:
-    """All blocks of a ViT; of a Swin the second half of the last stage but one and the whole last stage, as in the
-    released Swin-B code (9 of 18, and both)."""
-    if not isinstance(backbone, SwinTransformer):
-        return list(range(len(blocks(backbone))))
-    stages: Any = backbone.layers
-    last, stage = len(stages[-1].blocks), len(stages[-2].blocks)
-    total = len(blocks(backbone))
-    return list(range(total - last - stage // 2, total))
+def default_blocks(backbone: nn.Module) -> list[int]:
+    """All blocks of a single stage, as a ViT has; of several, the second half of the last but one and the whole last,
+    as in the released Swin-B code (9 of 18, and both)."""
+    depths = [len(stage) for stage in stages(backbone)]
+    total = sum(depths)
+    count = total if len(depths) == 1 else depths[-1] + depths[-2] // 2
+    return list(range(total - count, total))
 
 
 class SCT(Method):
@@ -56,6 +54,7 @@ class SCT(Method):
     title = "SCT"
     paper = "Zhao et al., SCT: Salient Channel Tuning, IJCV 2024, arXiv 2309.08513"
     family = "selective"
+    composition_order = 10
     recipe = {"lr": 8e-3}
     search_space = {"lr": (2e-3, 4e-3, 8e-3, 1.6e-2), "weight_decay": (1e-4, 1e-2)}
     identity_at_start = False
@@ -106,6 +105,8 @@ class SCT(Method):
             if self.scale == 1:
                 object.__setattr__(self, "scaling", "none")
 
+    config: Config
+
     def resolve(self, backbone: nn.Module) -> Config:
         channels = the_one(site.channels for site in self.sites(backbone))
         return replace(self.config, channels=channels, blocks=self.config.blocks or tuple(default_blocks(backbone)))
@@ -130,12 +131,12 @@ class SCT(Method):
         k = d // 8 if self.config.channels is None else self.config.channels
         check(k <= d, "channels", k, f"at most the width of the backbone's blocks, {d}")
         if self.config.mode == "qkv":
-            qkv = block.attn.qkv
+            qkv = block_linears(block, ["qkv"])["qkv"]
             taps = [(Tap(qkv, "output", slice(start, start + d)), start) for start in (0, 2 * d)]
             return [Site(tap, k, start, lambda m: plug_layer(qkv, "output", m), qkv) for tap, start in taps]
         if self.config.mode == "mlp":
             # The released code chooses by the residual stream behind the block but acts on the MLP's output.
-            fc2 = block.mlp.fc2
+            fc2 = block_linears(block, ["fc2"])["fc2"]
             return [Site(Tap(block, "output", slice(0, d)), k, 0, lambda m: plug_layer(fc2, "output", m), fc2)]
         # The input of norm2 is the residual stream after attention.
         tap = Tap(block.norm2, "input", slice(0, d))

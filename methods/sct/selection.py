@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from methods.architectures import architecture_of
 from methods.base import MethodError
 from methods.sct.sums import ClassSums
 
@@ -54,7 +55,7 @@ class Tap:
 
 def feature_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_classes: int) -> ClassSums:
     """Sums of squares of the features at the taps, from one pass of the frozen backbone over `batches`."""
-    prefix, device = int(getattr(backbone, "num_prefix_tokens", 0)), next(backbone.parameters()).device
+    prefix, device = architecture_of(backbone).prefix_tokens(backbone), next(backbone.parameters()).device
     sums = ClassSums(num_classes, [tap.width for tap in taps], prefix, device)
     with ExitStack() as stack, torch.no_grad():
         for i, tap in enumerate(taps):

@@ -61,7 +61,7 @@ def test_formula_holds_on_all_four_layers(name, kind):
 
 
 def test_frod_refuses_layers_of_different_shapes():
-    with pytest.raises(MethodError, match="'frod' serves vit only, not swin"):
+    with pytest.raises(MethodError, match="'frod' serves vit, not swin"):
         PEFT["frod"]().attach(small_model("swin"), make_context())
 
 
@@ -112,7 +112,7 @@ def test_the_order_of_targets_makes_no_other_run():
 
 
 def test_layers_that_a_backbone_lacks_are_refused_by_name():
-    with pytest.raises(MethodError, match=r"targets=.*no fc1"):
+    with pytest.raises(MethodError, match="no linear layer fc1"):
         PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(small_vit(mlp_layer=SwiGLU))
 
 
