@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from harness.errors import HarnessError as Error
     from harness.execution.runs import Plan
     from harness.schema.record import RunRecord
+    from slurm.submissions import Submission
 
     __version__: str
 
-__all__ = ["Error", "__version__", "check", "frame", "plan", "report", "run", "table"]
+__all__ = ["Error", "__version__", "check", "frame", "plan", "report", "run", "submit", "table"]
 
 
 @_guards.one_class_of_errors()
@@ -92,6 +93,42 @@ def run(
     from harness.execution import runs
 
     return runs.run_here(**asked)
+
+
+@_guards.one_class_of_errors()
+def submit(
+    plan: Plan,
+    out: str | Path = "results",
+    *,
+    profile: str | Path | None = None,
+    root: str | Path | None = None,
+    lists: str | Path | None = None,
+    redo: str | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> Submission | None:
+    """Submit what is missing of a plan to a scheduler, and return: the submission, or None if nothing was missing.
+
+    `profile`: a profile file, see `slurm/profiles/`; `settings`: those of a profile (scheduler, time, gpus ...), which
+    override it. `dry_run`: show jobs, scripts and hours, and submit nothing. The others are those of `run`. `Error` for
+    what does not fit, or if the scheduler refuses.
+    """
+    from harness.execution import runs
+    from harness.records.stale import check_redo
+    from slurm import submit as submission
+    from slurm.profile_file import make_profile, read_file
+
+    order = submission.Order(
+        selection=runs.as_plan(plan).selection,
+        profile=make_profile(settings, read_file(runs.as_path("profile", profile)) if profile is not None else None),
+        out=runs.as_path("out", out),
+        roots=runs.as_roots(root, lists),
+        redo_stale=check_redo(redo),
+    )
+    if dry_run:
+        submission.rehearse(order)
+        return None
+    return submission.submit(order)
 
 
 @_guards.one_class_of_errors()

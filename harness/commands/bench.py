@@ -18,9 +18,7 @@ from methods.base import did_you_mean
 def bench(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Which parts (selection, module, training, compiling, decoding, whole, growth); all if none."
-        ),
+        typer.Argument(help="Which parts (selection, module, training, compiling, decoding, whole); all if none."),
     ] = None,
     device: DeviceName = "auto",
     backbone: Annotated[str, typer.Option(help="demo_vit, or any ViT of timm.")] = "demo_vit",
@@ -28,7 +26,7 @@ def bench(
     size: Annotated[str, typer.Option(help="How much: small (seconds), cpu, cuda, or auto for the device's.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the measurements.")] = Path("results/bench"),
 ) -> None:
-    """Measure ours beside the released way: selection, module, training, a whole task, and how cost grows."""
+    """Measure ours beside the released way: selection, module, training, a whole task."""
     from harness import device as devices
     from harness.bench import report
     from harness.bench.base import SIZES, Setting

@@ -15,7 +15,7 @@ from harness.records.store import Store
 from harness.schema.failures import FailureClass
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.trainer import Progress
+from harness.training.callbacks import Progress
 
 Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
 """Called with each run's progress, finally with its record, and when another process holds it."""

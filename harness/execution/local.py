@@ -30,7 +30,7 @@ from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.trainer import Progress
+from harness.training.callbacks import Progress
 
 KILLED_STARTS = 3
 """So many workers may be killed before they are ready; after that there is no point in starting another."""

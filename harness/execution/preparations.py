@@ -44,7 +44,7 @@ def prepare(
     tell_stale((record.spec.method for record in settled if stale.is_stale(record)), tell)
     if to_do:
         with counting("looking for lists and images") as looked_for:
-            refuse_unusable(selection, to_do, roots, curve, advance or looked_for)
+            refuse_unusable(suite, to_do, roots, curve, advance or looked_for)
         for line in folders_taken(suite, tasks, roots):
             tell(line)
 

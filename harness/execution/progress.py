@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from harness.execution.worker import Busy
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.trainer import Progress
+from harness.training.callbacks import Progress
 
 
 def describe(spec: RunSpec) -> str:
@@ -24,7 +24,7 @@ def result_line(record: RunRecord) -> str:
         kind = record.failure.kind if record.failure else ""
         return f"[red]{escape(describe(record.spec))}  FAILED  {kind}: {escape(record.reason)}[/red]"
     (split, metrics), cost = next(iter(record.metrics.items())), record.cost
-    seconds = f"{cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds:6.1f} s" if cost else ""
+    seconds = f"{cost.seconds:6.1f} s" if cost else ""
     return f"{escape(describe(record.spec))}  {split} {metrics.accuracy:5.1f} %  {seconds}"
 
 

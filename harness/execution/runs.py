@@ -84,6 +84,18 @@ def as_path(name: str, value: Any) -> Path:
     return Path(value).expanduser()
 
 
+def as_roots(root: Any, lists: Any) -> Roots:
+    """The folders of images and lists, each given as a text or a path, or None."""
+    return Roots(data=root and as_path("root", root), lists=lists and as_path("lists", lists))
+
+
+def as_plan(value: Any) -> Plan:
+    """The same plan. `HarnessError` for anything else."""
+    if not isinstance(value, Plan):
+        raise HarnessError(f"what is run is a plan, as sctbench.plan gives it, not {value!r}")
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How a plan is run; nothing of it is part of a run's identity."""
@@ -174,20 +186,17 @@ def run_here(
     quiet: bool,
 ) -> list[RunRecord]:
     """`run` for a script or a notebook: arguments are checked, the end is told, and an interrupt is raised."""
-    if not isinstance(plan, Plan):
-        raise HarnessError(f"what is run is a plan, as sctbench.plan gives it, not {plan!r}")
     if not (jobs in (None, "all") or (type(jobs) is int and jobs > 0)):
         raise HarnessError(f"jobs={jobs!r} must be a number of worker processes, 'all', or None: none but this process")
-    folders = {name: value and as_path(name, value) for name, value in (("data", root), ("lists", lists))}
     options = RunOptions(
         out=as_path("out", out),
-        roots=Roots(**folders),
+        roots=as_roots(root, lists),
         device=device,
         jobs=jobs,
         curve=curve,
         redo_stale=check_redo(redo),
     )
-    result = run(plan, options, quiet)
+    result = run(as_plan(plan), options, quiet)
     for line in () if quiet else conclusion(result, "the same call"):
         terminal.tell(line)
     if result.outcome.interrupted:

@@ -115,6 +115,14 @@ def test_wrong_ways_to_run_and_to_look(place, tmp_path, monkeypatch):
         (lambda: sb.run(plan, root="data", device="gpu"), "unknown device 'gpu'"),
         (lambda: sb.run(plan, root="data", curve=True), "--curve: under protocol 'fixed'"),
         (lambda: sb.run(plan, root="data", redo="all"), "--redo all"),
+        (lambda: sb.submit("demo"), "what is run is a plan"),
+        (lambda: sb.submit(plan, profile="nowhere.yaml"), "nowhere.yaml"),
+        (lambda: sb.submit(plan, scheduler="slrum"), "slrum"),
+        (lambda: sb.submit(plan, gpu=1), "gpu"),
+        (
+            lambda: sb.submit(plan, tmp_path / "out", scheduler="local", gpus=0, root="nowhere"),
+            "--root nowhere: no such",
+        ),
         (lambda: sb.frame(tmp_path), "no records below"),
         (lambda: sb.report(tmp_path), "no records"),
         (lambda: sb.report(tmp_path, suite="dmo"), "no suite 'dmo'"),
@@ -124,7 +132,15 @@ def test_wrong_ways_to_run_and_to_look(place, tmp_path, monkeypatch):
     ):
         with pytest.raises(sb.Error, match=re.escape(words)):
             call()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_rehearsal_of_a_submission(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert sb.submit(sb.plan(**ASKED), tmp_path / "out", time="1:00:00", gpus=0, dry_run=True) is None
+    told = capsys.readouterr().out
+    assert "4 runs: 0 complete, 0 submitted already, 4 to submit" in told and "Nothing was submitted." in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_check_names_each_check(place):

@@ -111,7 +111,7 @@ def test_a_run_that_another_process_holds_is_waited_for(setup, monkeypatch):
     def listen(spec, message):
         heard(spec, message)
         if isinstance(message, Busy) and len([one for one in heard if isinstance(one, Busy)]) == 3:
-            held.release()
+            held.__exit__()
 
     in_process.execute([first, second], setup, listen)
     assert [record["spec"]["method"] for record in heard.records()] == ["lora", "linear"]

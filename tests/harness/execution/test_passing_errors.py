@@ -19,7 +19,7 @@ from harness.plans import plan, stages, tuning
 from harness.records import index, status
 from harness.records.store import Store
 from harness.schema import failures
-from harness.training import run, trainer
+from harness.training import callbacks, run
 from harness.training.checkpointing import StopRequest
 from methods import registry
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
     monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     io = dataclasses.replace(failures.CLASSES["io"], pauses=(0.01, 0.02))
     monkeypatch.setitem(failures.CLASSES, "io", io)
     made = tiny.setup(tmp_path / "out", data)
@@ -205,12 +205,12 @@ def test_no_index_remembers_what_could_not_be_read(setup, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_text", stale)
-        (place,) = index.places(setup.root).values()
+        (folder,) = index.scan(setup.root).values()
         frame, rejected = table.load(setup.root)
-    assert (place.found.state, len(frame), len(rejected)) == ("bad", 0, 1)
-    (place,) = index.places(setup.root).values()
+    assert (folder.record.state, len(frame), len(rejected)) == ("bad", 0, 1)
+    (folder,) = index.scan(setup.root).values()
     frame, rejected = table.load(setup.root)
-    assert (place.found.state, len(frame), len(rejected)) == ("complete", 1, 0)
+    assert (folder.record.state, len(frame), len(rejected)) == ("complete", 1, 0)
 
 
 def test_a_decoded_array_that_cannot_be_read_is_not_built_over(setup, monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from harness.errors import Interrupted
 from harness.execution import worker
 from harness.execution.worker import Busy, execute_run
 from harness.records.store import Store
-from harness.training import run, trainer
+from harness.training import callbacks, run, trainer
 from harness.training.checkpointing import StopRequest
 from suites import SUITES
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
     monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     made = tiny.setup(tmp_path / "out", data)
     worker.init_worker(made)
     return made
@@ -207,14 +207,7 @@ def test_divergence_in_the_last_update_is_no_result(setup, monkeypatch, lr, mess
 
 def test_a_number_that_no_record_can_hold_fails_the_run_alone(setup, monkeypatch):
     (spec,) = tiny.specs(["linear"])
-    monkeypatch.setattr(
-        run,
-        "_measured",
-        lambda *_: (
-            {"forward_flops": float("nan")}
-            | dict.fromkeys(("attach_seconds", "train_seconds", "train_images_per_second"), 1.0)
-        ),
-    )
+    monkeypatch.setattr(run, "of_inference", lambda *_: {"forward_flops": float("nan")})
     record = execute_run(spec, setup)
     assert (record.status, record.failure.kind) == ("failed", "unexpected")
     assert Store(setup.root).read(spec).status == "failed"

@@ -227,7 +227,8 @@ def test_a_method_or_suite_that_the_run_did_not_have_is_no_help_to_rerun(place):
 
 
 SUBMIT = {
-    "cluster": ["local"],
+    "profile": ["mine.yaml"],
+    "scheduler": ["local"],
     "partition": ["long"],
     "account": ["ours"],
     "qos": ["high"],
@@ -254,6 +255,7 @@ def test_each_option_of_submit_is_here():
 @pytest.mark.parametrize("option", [option for option in SUBMIT if option != "dry_run"])
 def test_each_option_of_submit_changes_what_it_would_do(option, place):
     dry = ["submit", *RUN[:8], "--seeds", "2", "--dry-run"]
+    (place / "mine.yaml").write_text("time: 45\n")
     usual = sctbench(*dry, cwd=place)
     flags = [f"--{option.replace('_', '-')}", *SUBMIT[option]]
     assert sctbench(*dry, *flags, cwd=place, ok=option not in ("root", "lists", "redo")) != usual
