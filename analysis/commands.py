@@ -49,16 +49,12 @@ def report(
     console: Console,
     errors: Console,
 ) -> list[Path]:
-    """Write the report of the records below `root` into `folder`; options that fit no record end the program."""
+    """Write the report of the records below `root` into `folder`. `AnalysisError` for options that fit no record."""
     from analysis.report import write_report  # it imports matplotlib, which takes long
 
     runs = load(root, errors)
-    try:
-        _check_suite(suite, runs)
-        return write_report(runs, folder, console, suite, options, about=about)
-    except AnalysisError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False)
-        raise SystemExit(2) from None
+    _check_suite(suite, runs)
+    return write_report(runs, folder, console, suite, options, about=about)
 
 
 def _check_suite(suite: str | None, runs: Runs) -> None:
