@@ -171,7 +171,7 @@ def run(
     if keep:
         keep.states.must_match(identity(spec, device, fingerprint, split))
     memory = PeakMemory(device)
-    with data.guard(split).shut():
+    with data.guard(split).enforced():
         trained = _train(spec, train, task, preprocessing, looked_at, report, keep, precision)
     peak = memory.allocated()
     _check_finite(trained)
