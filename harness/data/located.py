@@ -15,34 +15,33 @@ from harness.data.lists import Entry, ListFile, Roots, check_roots
 from harness.data.problems import Absent, Problem, locate_existing, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
 from harness.errors import USER_ERRORS, DataError
-from harness.plans.plan import Selection
 from harness.plans.tuning import WorkItem
 from harness.schema import protocol
+from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import RunSpec
 from harness.terminal import Advance, tracked
+from suites.base import Suite
 
-Draw = tuple[str, int | None, int | None]
-"""Task, shots and split seed: what decides the lists of a run."""
+Draw = tuple[str, int | None, int | None, str]
+"""Task, shots, split seed and preprocessing id: what decides the images of a run."""
 
 
 def refuse_unusable(
-    selection: Selection, items: Iterable[WorkItem], roots: Roots, curve: bool = False, advance: Advance | None = None
+    suite: Suite, items: Iterable[WorkItem], roots: Roots, curve: bool = False, advance: Advance | None = None
 ) -> None:
     """`DataError` that names what is wrong with the data of `items`, for all tasks, and what was probably meant."""
     val_is_scored: dict[Draw, bool] = {}
     for item in items:
         spec = item if isinstance(item, RunSpec) else item.trials[0]
-        draw = spec.task, spec.shots, spec.split_seed
+        draw = spec.task, spec.shots, spec.split_seed, spec.preprocessing
         val_is_scored[draw] = val_is_scored.get(draw, curve) or protocol.get(spec.protocol).report_split == "val"
-    tasks = list(dict.fromkeys(name for name, _, _ in val_is_scored))
-    check_roots(selection.suite, tasks, roots)
-    search = _Search(selection, roots)
+    tasks = list(dict.fromkeys(name for name, *_ in val_is_scored))
+    check_roots(suite, tasks, roots)
+    search = _Search(suite, roots)
     for draw in tracked(val_is_scored, len(val_is_scored), advance, every=1):
-        if is_there(selection.suite, selection.suite.task(draw[0]), roots) and not search.is_usable(
-            draw, val_is_scored[draw]
-        ):
+        if is_there(suite, suite.task(draw[0]), roots) and not search.is_usable(draw, val_is_scored[draw]):
             search.unusable.add(draw[0])
-    if problems := [*no_folder(selection.suite, search.absent, roots), *search.problems]:
+    if problems := [*no_folder(suite, search.absent, roots), *search.problems]:
         raise DataError("\n".join(_message(problems, tasks, search.unusable)))
 
 
@@ -55,10 +54,10 @@ def _message(problems: list[Problem], tasks: Sequence[str], unusable: set[str]) 
 
 
 class _Search:
-    """Looks for a selection's data, and collects what is wrong with them."""
+    """Looks for the data of a suite, and collects what is wrong with them."""
 
-    def __init__(self, selection: Selection, roots: Roots) -> None:
-        self._selection, self._roots = selection, roots
+    def __init__(self, suite: Suite, roots: Roots) -> None:
+        self._suite, self._roots = suite, roots
         self.absent: list[Absent] = []
         self.problems: list[Problem] = []
         self.unusable: set[str] = set()
@@ -69,17 +68,16 @@ class _Search:
 
     def is_usable(self, draw: Draw, val_is_scored: bool) -> bool:
         """Whether the data of one draw have no problem."""
-        suite, (name, shots, split_seed) = self._selection.suite, draw
+        suite, roots, (name, shots, split_seed, preprocessing_id) = self._suite, self._roots, draw
         task = suite.task(name)
-        lists, absent = locate_existing(suite, task, build_if_bundled(suite, task, self._roots), shots, split_seed)
+        lists, absent = locate_existing(suite, task, build_if_bundled(suite, task, roots), shots, split_seed)
         self.absent += absent
         good = [self._list_is_good(file, task.num_classes) for file in lists.values()]
         if absent or not all(good):  # opening the data would report the first of these again
             return False
         try:
-            TaskData(
-                suite, task, self._selection.preprocessing, self._roots, shots, split_seed, val_is_scored=val_is_scored
-            )
+            preprocessing = Preprocessing.from_id(preprocessing_id)
+            TaskData(suite, task, preprocessing, roots, shots, split_seed, val_is_scored=val_is_scored)
         except USER_ERRORS as error:
             self.problems.append(Problem(str(error)))
             return False

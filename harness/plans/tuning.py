@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.schema.failures import CLASSES
 from harness.schema.record import ReadRecord, RunRecord, Trial, Tuning
 from harness.schema.spec import RunSpec, digest
+from methods.base import added_values
 
 BUDGET = 8
 """Trials per method where the user does not say."""
@@ -34,7 +35,9 @@ NO_VERDICT = frozenset(kind.name for kind in CLASSES.values() if not kind.verdic
 """Classes of failure that say nothing of the setting that was tried."""
 
 
-def draw(method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, Any], budget: int) -> list[dict]:
+def draw(
+    method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, Any], budget: int
+) -> list[dict[str, Any]]:
     """The settings to try, each a value for every key of `space`: `default` first, then others of the grid."""
     grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     others = [setting for setting in grid if setting != default]
@@ -45,7 +48,12 @@ def draw(method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, 
 
 def setting(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
     """A run's values of `keys`, which are fields of its recipe or knobs of its method."""
-    return {key: spec.config[key] if key in spec.config else getattr(spec.recipe, key) for key in keys}
+    values = {**dataclasses.asdict(spec.recipe), **spec.config}
+    if not values.keys() >= set(keys):  # knobs that hold the value they were added with
+        from methods import registry  # loads torch
+
+        values |= added_values(registry.get(spec.method).Config)
+    return {key: values[key] for key in keys}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +137,7 @@ def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:
         run_id=record.spec.run_id,
         setting=setting(record.spec, keys),
         accuracy=record.metrics["val"].accuracy if complete else None,
-        seconds=cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds if cost else 0.0,
+        seconds=cost.seconds if cost else 0.0,
         reason=record.reason,
         data=record.data.digest if record.data else "",
     )

@@ -17,8 +17,13 @@ from typing import Any
 from harness.paths import write_atomically
 from harness.schema.failures import is_passing
 
+RECORD_NAME = "record.json"
+
 UNREAD = "cannot be read now"
-"""How the reason begins why a record was set aside that may be sound: no cache keeps that."""
+"""How the reason begins for a record that was set aside and may be sound: no cache keeps it."""
+
+Stamp = tuple[int, int]
+"""Modification time in ns and size of a file."""
 
 
 def run_folders(root: Path) -> list[str]:
@@ -39,8 +44,13 @@ def _subfolders(folder: str) -> list[str]:
         return []
 
 
-def stamp(path: str) -> tuple[int, int] | None:
-    """Modification time in ns and size of a file; None if it is not there."""
+def record_stamps(root: Path) -> dict[str, Stamp | None]:
+    """Of the record in every run folder, by the record's path below `root`; None where there is none."""
+    paths = (f"runs/{folder}/{RECORD_NAME}" for folder in run_folders(root))
+    return {path: _stamp(f"{root}/{path}") for path in paths}
+
+
+def _stamp(path: str) -> Stamp | None:
     try:
         status = os.stat(path)  # noqa: PTH116 (a hundred thousand times)
     except OSError as error:

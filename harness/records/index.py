@@ -1,28 +1,60 @@
-"""What is on disk of every run of a results folder, for `status` and `clean`: 100,000 records in seconds.
+"""What an index remembers of a results folder's records: 100,000 of them are listed in seconds.
 
-A record is read and checked once; what matters of it is kept in a cache, `.runs.json` beside `runs/`, and taken from
-there while the file's time and size are the same.
+A record is read and checked once; what matters of it is kept in a cache, and taken from there while the file's time and
+size are the same. `read_changed` is the way to all such caches: that of `status` and `clean`, `.runs.json` beside
+`runs/`, and that of the tables, `analysis.index`.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
-from harness.records.files import UNREAD, read_cache, run_folders, stamp, write_cache
-from harness.records.store import RECORD_NAME, read_record
-from harness.schema.record import SCHEMA, BadRecord, RunRecord
+from harness.records.files import RECORD_NAME, UNREAD, Stamp, read_cache, record_stamps, write_cache
+from harness.records.store import Rejected, read_record
+from harness.schema.record import SCHEMA, RunRecord
 from harness.terminal import Advance
+
+T = TypeVar("T")
 
 INDEX_NAME = ".runs.json"
 
-VERSION = f"{SCHEMA}/2"
-"""Of the records and of `Found`."""
+VERSION = f"{SCHEMA}/3"
+"""Of the records and of `IndexEntry`."""
+
+
+def read_changed(
+    root: Path,
+    stamps: Mapping[str, Stamp | None],
+    known: Mapping[str, Stamp],
+    summarise: Callable[[RunRecord], T],
+    advance: Advance | None = None,
+) -> dict[str, T | Rejected]:
+    """What `summarise` makes of every record that is not as an index knows it, or why the file cannot be used. Stamps
+    and results are by the record's path below `root`. `advance` is told how many records of how many have been read."""
+    changed = [path for path, stamp in stamps.items() if stamp and known.get(path) != stamp]
+    summaries: dict[str, T | Rejected] = {}
+    for number, path in enumerate(changed, 1):
+        summaries[path] = _summary(root / path, summarise)
+        if advance:
+            advance(number, len(changed))
+    return summaries
+
+
+def _summary(path: Path, summarise: Callable[[RunRecord], T]) -> T | Rejected:
+    try:
+        return summarise(read_record(path))
+    except OSError as error:
+        return Rejected(path, f"{UNREAD}: {error.strerror}")
+    except (KeyError, TypeError, ValueError) as error:  # a `BadRecord`, or whole but with values that nobody writes
+        return Rejected(path, str(error) or type(error).__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a record file says, as far as `status` needs it."""
+class RecordSummary:
+    """What a record says, as far as `status` needs it."""
 
     state: str
     """`complete`, `failed`, or `bad` if the file cannot be used."""
@@ -38,58 +70,77 @@ class Found:
     source: str = ""
     """Digest of the method's source."""
 
+    @classmethod
+    def of(cls, record: RunRecord) -> Self:
+        """The summary of a valid record."""
+        return cls(
+            state=record.status,
+            kind=record.failure.kind if record.failure else "",
+            reason=record.reason,
+            protocol=record.spec.protocol,
+            seed=record.spec.seed,
+            source=record.method_source,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class IndexEntry:
+    """A record's summary, and the file that it is of."""
+
+    stamp: Stamp
+    summary: RecordSummary
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON-ready values."""
+        values = {name: getattr(self.summary, name) for name in RecordSummary.__slots__}
+        return {"stamp": self.stamp, **values}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        summary = {name: value for name, value in values.items() if name != "stamp"}
+        return cls((values["stamp"][0], values["stamp"][1]), RecordSummary(**summary))
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
     """A run's folder and what its record says, if there is one."""
 
-    folder: str
-    found: Found | None
+    path: str
+    record: RecordSummary | None
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Suite, task, method and run id, from the folder's path."""
-        *_, suite, task, run = self.folder.split("/")
+        """Suite, task, method and run id."""
+        *_, suite, task, run = self.path.split("/")
         method, _, run_id = run.rpartition("-")
         return suite, task, method, run_id
 
 
-def places(root: Path, advance: Advance | None = None) -> dict[str, Place]:
-    """All run folders below `root`, by their path below `root`/runs. `advance` is told how many records of how many
-    new ones have been read."""
-    known, runs = read_cache(root / INDEX_NAME, VERSION) or {}, str(root / "runs")
-    stamps = {name: stamp(f"{runs}/{name}/{RECORD_NAME}") for name in run_folders(root)}
-    facts = {name: known[name] for name, at in stamps.items() if at and name in known and known[name][:2] == [*at]}
-    unread = [(name, at) for name, at in stamps.items() if at and name not in facts]
-    for number, (name, at) in enumerate(unread, 1):
-        facts[name] = [*at, *astuple(_read(Path(runs, name, RECORD_NAME)))]
-        if advance:
-            advance(number, len(unread))
-    if unread or len(facts) != len(known):
-        lasting = {name: fact for name, fact in facts.items() if not str(fact[4]).startswith(UNREAD)}
+def scan(root: Path, advance: Advance | None = None) -> dict[str, RunFolder]:
+    """All run folders of a results folder, by path. `advance` is told how many records of how many new ones have been
+    read."""
+    cached = read_cache(root / INDEX_NAME, VERSION) or {}
+    known = {path: IndexEntry.from_json(values) for path, values in cached.items()}
+    stamps = record_stamps(root)
+    changed = read_changed(root, stamps, {path: e.stamp for path, e in known.items()}, RecordSummary.of, advance)
+    entries = {
+        path: IndexEntry(stamp, _usable(changed[path])) if path in changed else known[path]
+        for path, stamp in stamps.items()
+        if stamp
+    }
+    if changed or len(entries) != len(known):
+        lasting = {path: e.to_json() for path, e in entries.items() if not e.summary.reason.startswith(UNREAD)}
         write_cache(root / INDEX_NAME, VERSION, lasting)
-    return {name: Place(f"{runs}/{name}", Found(*facts[name][2:]) if name in facts else None) for name in stamps}
+    folders = {str((root / path).parent): entries.get(path) for path in stamps}
+    return {folder: RunFolder(folder, entry.summary if entry else None) for folder, entry in folders.items()}
 
 
-def look(folder: Path) -> Place:
+def scan_folder(folder: Path) -> RunFolder:
     """One run's folder as it is now."""
-    return Place(str(folder), _read(folder / RECORD_NAME) if (folder / RECORD_NAME).exists() else None)
+    path = folder / RECORD_NAME
+    return RunFolder(str(folder), _usable(_summary(path, RecordSummary.of)) if path.exists() else None)
 
 
-def _read(path: Path) -> Found:
-    try:
-        record: RunRecord = read_record(path)
-    except OSError as error:
-        return Found(state="bad", reason=f"{UNREAD}: {error.strerror}")
-    except BadRecord as error:
-        return Found(state="bad", reason=str(error))
-    kind = record.failure.kind if record.failure else ""
-    spec = record.spec
-    return Found(
-        state=record.status,
-        kind=kind,
-        reason=record.reason,
-        protocol=spec.protocol,
-        seed=spec.seed,
-        source=record.method_source,
-    )
+def _usable(summary: RecordSummary | Rejected) -> RecordSummary:
+    return RecordSummary(state="bad", reason=summary.reason) if isinstance(summary, Rejected) else summary

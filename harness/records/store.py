@@ -9,15 +9,14 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
 from harness.paths import write_atomically
-from harness.records.files import run_folders
+from harness.records.files import RECORD_NAME, run_folders
 from harness.schema.record import BadRecord, RunRecord
 from harness.schema.spec import RunSpec
 
-RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
 
 CORRUPT, SUPERSEDED = "corrupt", "superseded"
-"""Folders beside `runs`: of files that are no records, and of results in whose place others stand now."""
+"""Folders beside `runs`: of files that are no records, and of results that were replaced by others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from harness.data.lists import Roots, folders_taken, locate
 from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from suites import SUITES
 
 VTAB_FOLDERS = sorted({(task.name, folder) for task in layouts.VTAB.tasks for folder in task.folders})
@@ -46,7 +46,7 @@ def run_once(monkeypatch, suite, roots, method, shots=()):
     monkeypatch.setitem(SUITES, suite.name, suite)
     flags = {"suite": suite.name, "methods": [method], "recipe": {"epochs": 1}, "shots": list(shots)}
     flags |= {"backbone": "test_vit", "weights": "random", "image_size": 32}
-    return run(expand(select(flags))[0], torch.device("cpu"), roots)
+    return run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu"), roots=roots))
 
 
 @pytest.mark.parametrize(("name", "folder"), VTAB_FOLDERS, ids="-".join)

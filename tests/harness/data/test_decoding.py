@@ -203,7 +203,8 @@ def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
     assert dataclasses.replace(WHOLE, std=(0.5,) * 3).pixels_id == WHOLE.pixels_id
 
 
-def test_a_pipe_is_named_and_not_opened(tmp_path):
+@pytest.mark.parametrize("read", [decoding.read, ImageFormat().convert], ids=["runs", "export"])
+def test_a_pipe_is_named_and_not_opened(tmp_path, read):
     os.mkfifo(tmp_path / "image.png")
     with pytest.raises(DataError, match=r"^[^(]*image\.png: a pipe, not a file"):
-        decoding.read(tmp_path / "image.png")
+        read(tmp_path / "image.png")

@@ -22,7 +22,7 @@ from harness.errors import HarnessError
 from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.schema import protocol
-from harness.training.run import attempt, run
+from harness.training.run import RunContext, attempt, run
 from methods import registry
 from methods.base import Attachment
 from methods.linear import Linear
@@ -65,7 +65,7 @@ def cheat(roots, monkeypatch):
                 return Attachment(after_step=(lambda step: later()) if later else None)
 
         monkeypatch.setitem(registry._external, "cheat", ("", Cheat))
-        return run(spec_of(protocol=protocol), CPU, roots)
+        return run(RunContext(spec=spec_of(protocol=protocol), device=CPU, roots=roots))
 
     return _cheat
 
@@ -77,8 +77,10 @@ def outer_frames():
 
 
 def from_frames(kind):
-    """The nearest object of a kind among the local variables of whoever called."""
-    return next(value for frame in outer_frames() for value in frame.f_locals.values() if isinstance(value, kind))
+    """The nearest object of a kind among the local variables of whoever called, and in what these hold."""
+    held = (local for frame in outer_frames() for local in list(frame.f_locals.values()))
+    parts = (part for local in held for part in (local, getattr(local, "splits", None), getattr(local, "roots", None)))
+    return next(part for part in parts if isinstance(part, kind))
 
 
 def from_memory(kind):
@@ -232,7 +234,7 @@ def test_training_splits_are_asked_for_by_name_and_test_is_none(roots, split):
 def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
     with pytest.raises(HarnessError):
         cheat(lambda context: from_frames(TaskData).open_test() and None)
-    record = attempt(spec_of(), CPU, roots)
+    record = attempt(RunContext(spec=spec_of(), device=CPU, roots=roots))
     assert record.status == "failed"
     assert "stay closed" in record.reason
 

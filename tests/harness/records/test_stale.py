@@ -117,7 +117,7 @@ def test_run_status_and_submit_name_them(tmp_path, monkeypatch):
     sctbench("run", *selection, "--jobs", "1", cwd=tmp_path)
     assert "another source" not in sctbench("run", *selection, cwd=tmp_path)
     write(tmp_path, 0.5)
-    for command in (["run"], ["status"], ["submit", "--cluster", "local"]):
+    for command in (["run"], ["status"], ["submit", "--scheduler", "local"]):
         output = sctbench(*command, *selection, cwd=tmp_path)
         assert "1 complete run comes from another source" in output, output
         assert "mine (1)" in output and "--redo stale" in output
