@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,6 +24,8 @@ WIDE = 10_000
 
 Advance = Callable[[int, int], None]
 """Told how many of how many are done."""
+
+T = TypeVar("T")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -106,7 +108,7 @@ def human_size(count: int | None) -> str:
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+def counting(what: str) -> Iterator[Advance]:
     """A progress bar on the error stream; nothing where that is no terminal. Gives `advance(done, total)`."""
     bars = Progress(
         TextColumn(what),
@@ -121,3 +123,11 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     task = bars.add_task(what, total=None)
     with bars:
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def tracked(items: Iterable[T], total: int, advance: Advance | None, every: int = 100) -> Iterator[T]:
+    """The items; `advance` is told after every so many of them, and after the last."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        if advance and (done % every == 0 or done == total):
+            advance(done, total)

@@ -1,7 +1,7 @@
 """What a suite is: tasks, their folders and lists, and what is known of them.
 
-A suite is data. Those of the field are YAML files beside this one; `suites.load` reads them, and one of your own, in
-the same form. The default layout is that of the VTAB-1K copies in circulation (as NOAH's scripts write it):
+A suite is data. Those of the field are YAML files beside this one; `suites.load` reads them, and yours in the same
+form. The default layout is that of the VTAB-1K copies in circulation (as NOAH's scripts write it):
 
     <root>/<task folder>/{train800,val200,train800val200,test}.txt    lines `images/test/000001.png 7`
     <root>/<task folder>/images/...
@@ -9,14 +9,15 @@ the same form. The default layout is that of the VTAB-1K copies in circulation (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 
 class SuiteError(ValueError):
-    """A suite or its data is absent or wrong. The message is for the user."""
+    """A suite or its data is missing or wrong. The message is for the user."""
 
 
 VTAB_LISTS: Mapping[str, str] = {
@@ -115,6 +116,10 @@ class Suite:
     def groups(self) -> tuple[str, ...]:
         """Group names in the order in which they first occur."""
         return tuple(dict.fromkeys(task.group for task in self.tasks))
+
+    def draws(self, shots: tuple[int, ...] = ()) -> Iterator[tuple[int | None, int | None]]:
+        """Number of shots (all, or those of `shots`) and split seed of each training list; None where there is one."""
+        return product(shots or self.shots or (None,), self.split_seeds or (None,))
 
     def task(self, name: str) -> Task:
         """The task of that name; `KeyError` if there is none."""

@@ -1,4 +1,4 @@
-"""The suites `demo` and `demo-full`: shaped like VTAB-1K, made of real images that installed packages carry.
+"""The suites `demo` and `demo-full`: shaped like VTAB-1K, made of real images from installed packages.
 
 Two of the five tasks, dSprites location and orientation, are tasks of VTAB-1K itself.
 """
@@ -14,7 +14,7 @@ from PIL import Image
 
 from suites import packages
 from suites.base import Suite, SuiteError, Task
-from suites.folders import Split, write_vtab
+from suites.folders import LabelledImages, write_vtab
 
 SPLIT_SEED = 0
 """Seed of every split and crop of the demo suites."""
@@ -27,7 +27,7 @@ def task_rng(task: str) -> np.random.Generator:
 
 
 def balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Disjoint random index sets of the given sizes, each with as equal a share of every class as there is."""
+    """Disjoint random index sets of the given sizes, each with all classes in shares as equal as possible."""
     order = rng.permutation(len(labels))
     # Deal the classes like cards: all first members of the classes, then all second members, and so on.
     rank = np.empty(len(labels), np.int64)
@@ -37,27 +37,32 @@ def balanced(labels: np.ndarray, sizes: dict[str, int], rng: np.random.Generator
     dealt = order[np.argsort(rank[order], kind="stable")]
     if sum(sizes.values()) > len(dealt):
         raise SuiteError(f"splits {sizes} need more than the {len(dealt)} images there are")
+    return _consecutive(dealt, sizes)
+
+
+def _consecutive(indices: np.ndarray, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     ends = np.cumsum(list(sizes.values()))
-    return {name: dealt[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
+    return {name: indices[end - size : end] for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def from_arrays(
     load: Callable[[], tuple[np.ndarray, np.ndarray]], task: str, sizes: dict[str, int]
-) -> dict[str, Split]:
+) -> dict[str, LabelledImages]:
     """Disjoint balanced splits of the given sizes out of arrays of images and labels."""
     images, labels = load()
-    chosen = balanced(labels, sizes, task_rng(task))
-    return {split: ([Image.fromarray(images[i]) for i in index], labels[index]) for split, index in chosen.items()}
+    return take(images, labels, balanced(labels, sizes, task_rng(task)))
 
 
-def _dsprites(latent: int, steps: int, task: str, sizes: dict[str, int]) -> dict[str, Split]:
+def take(images: np.ndarray, labels: np.ndarray, splits: dict[str, np.ndarray]) -> dict[str, LabelledImages]:
+    """The images and labels at each split's indices."""
+    return {split: ([Image.fromarray(images[i]) for i in index], labels[index]) for split, index in splits.items()}
+
+
+def _dsprites(latent: int, steps: int, task: str, sizes: dict[str, int]) -> dict[str, LabelledImages]:
     """16 classes out of a latent factor of `steps` values, as VTAB bins them; splits are plain random samples."""
     labels = packages.dsprites_latents()[:, latent] * 16 // steps
     index = task_rng(task).choice(len(labels), sum(sizes.values()), replace=False)
-    images = packages.dsprites_images(index)
-    ends = np.cumsum(list(sizes.values()))
-    parts = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
-    return {name: ([Image.fromarray(i) for i in images[part]], labels[index[part]]) for name, part in parts.items()}
+    return take(packages.dsprites_images(index), labels[index], _consecutive(np.arange(len(index)), sizes))
 
 
 REGIONS = {"train": (0.0, 0.5, 0.0, 0.7), "val": (0.0, 0.5, 0.7, 1.0), "test": (0.5, 1.0, 0.0, 1.0)}
@@ -77,7 +82,7 @@ def crop_box(size: tuple[int, int], split: str, rng: np.random.Generator) -> tup
     return x, y, x + side, y + side
 
 
-def photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
+def photo_crops(task: str, sizes: dict[str, int]) -> dict[str, LabelledImages]:
     """Which of the photographs is this a piece of?"""
     rng, splits = task_rng(task), {}
     images = list(packages.photos().values())
@@ -88,16 +93,25 @@ def photo_crops(task: str, sizes: dict[str, int]) -> dict[str, Split]:
     return splits
 
 
-def _task(name: str, group: str, classes: int, make: Callable[..., dict[str, Split]], *counts: int) -> Task:
-    sizes = dict(zip(("train", "val", "test"), counts, strict=True))
-    build = partial(write_vtab, partial(make, task=name, sizes=sizes))
-    return Task(name=name, group=group, num_classes=classes, sizes=sizes, build=build)
+_KINDS: tuple[tuple[str, str, int, Callable[..., dict[str, LabelledImages]]], ...] = (
+    ("photo_crops", "natural", 19, photo_crops),
+    ("animals", "natural", 10, partial(from_arrays, packages.animals)),
+    ("digits", "specialized", 10, partial(from_arrays, packages.digits)),
+    ("dsprites_loc", "structured", 16, partial(_dsprites, 4, 32)),
+    ("dsprites_ori", "structured", 16, partial(_dsprites, 3, 40)),
+)
+"""Name, group, number of classes and maker of each task."""
 
 
-_ANIMALS = partial(from_arrays, packages.animals)
-_DIGITS = partial(from_arrays, packages.digits)
-_LOCATION = partial(_dsprites, 4, 32)
-_ORIENTATION = partial(_dsprites, 3, 40)
+def _tasks(*counts: tuple[int, int, int]) -> tuple[Task, ...]:
+    """All tasks, with these sizes of train, val and test."""
+    tasks = []
+    for (name, group, classes, make), numbers in zip(_KINDS, counts, strict=True):
+        sizes = dict(zip(("train", "val", "test"), numbers, strict=True))
+        build = partial(write_vtab, partial(make, task=name, sizes=sizes))
+        tasks.append(Task(name=name, group=group, num_classes=classes, sizes=sizes, build=build))
+    return tuple(tasks)
+
 
 _ABOUT = (
     "Crops of 19 photographs (scikit-image, scikit-learn), silhouettes of ten animals (animal-shape-mnist), "
@@ -107,14 +121,8 @@ _ABOUT = (
 DEMO = Suite(
     name="demo",
     title="Demo",
-    about=_ABOUT + " A few hundred training images a task: minutes on two CPU cores.",
-    tasks=(
-        _task("photo_crops", "natural", 19, photo_crops, 228, 76, 608),
-        _task("animals", "natural", 10, _ANIMALS, 320, 80, 600),
-        _task("digits", "specialized", 10, _DIGITS, 160, 40, 600),
-        _task("dsprites_loc", "structured", 16, _LOCATION, 320, 80, 600),
-        _task("dsprites_ori", "structured", 16, _ORIENTATION, 320, 80, 600),
-    ),
+    about=_ABOUT + " A few hundred training images per task: minutes on two CPU cores.",
+    tasks=_tasks((228, 76, 608), (320, 80, 600), (160, 40, 600), (320, 80, 600), (320, 80, 600)),
     recipe={"epochs": 5, "warmup_epochs": 1, "batch_size": 32, "drop_path": 0.0},
 )
 
@@ -122,11 +130,5 @@ DEMO_FULL = Suite(
     name="demo-full",
     title="Demo (full size)",
     about=_ABOUT + " VTAB's own split sizes: for a GPU or a patient evening.",
-    tasks=(
-        _task("photo_crops", "natural", 19, photo_crops, 800, 200, 5700),
-        _task("animals", "natural", 10, _ANIMALS, 800, 200, 8700),
-        _task("digits", "specialized", 10, _DIGITS, 800, 200, 797),
-        _task("dsprites_loc", "structured", 16, _LOCATION, 800, 200, 73728),
-        _task("dsprites_ori", "structured", 16, _ORIENTATION, 800, 200, 73728),
-    ),
+    tasks=_tasks((800, 200, 5700), (800, 200, 8700), (800, 200, 797), (800, 200, 73728), (800, 200, 73728)),
 )

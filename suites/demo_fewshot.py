@@ -1,4 +1,4 @@
-"""The suite `demo-fewshot`: NOAH's few-shot lists and folders, made of animal silhouettes out of an installed package.
+"""The suite `demo-fewshot`: NOAH's few-shot lists and folders, made of animal silhouettes from an installed package.
 
 <root>/animals/images/<class>/000000.png
 <root>/animals/annotations/train_meta.list.num_shot_{1,2,4,8,16}.seed_{0,1,2}
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from suites import packages
 from suites.base import Suite, Task
 from suites.demo import from_arrays, task_rng
-from suites.folders import atomic_folder, write_images, write_list
+from suites.folders import LabelledImages, atomic_folder, write_images, write_list
 
 SHOTS = (1, 2, 4, 8, 16)
 SPLIT_SEEDS = (0, 1, 2)
@@ -35,30 +36,35 @@ def class_names(labels: np.ndarray, start: int = 0) -> np.ndarray:
     return np.array([f"{label}/{number:06d}.png" for number, label in enumerate(labels, start)])
 
 
+def write_training_lists(
+    folder: Path, key: str, shots: tuple[int, ...], names: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """A list for each number of shots and split seed, each a draw of its own, so that shots are not nested; returns the
+    indices of all images in them. `key` seeds the draws."""
+    drawn = []
+    for count, seed in product(shots, SPLIT_SEEDS):
+        index = draw(labels, count, task_rng(f"{key}/{count}/{seed}"))
+        write_list(folder / TRAIN_LIST.format(shots=count, split_seed=seed), names[index].tolist(), labels[index])
+        drawn.append(index)
+    return np.unique(np.concatenate(drawn))
+
+
+def write_set(folder: Path, list_file: str, split: LabelledImages, start: int = 0, images: str = "images") -> None:
+    """Images below `folder`/`images`, numbered from `start`, and their list."""
+    names = class_names(split[1], start).tolist()
+    write_images(folder / images, names, split[0])
+    write_list(folder / "annotations" / list_file, names, split[1])
+
+
 def _build(folder: Path) -> None:
     splits = from_arrays(packages.animals, "animals-fewshot", {"pool": _POOL, **_SIZES})
     with atomic_folder(folder) as new:
-        start = 0
-        for split, (images, labels) in splits.items():
-            names = class_names(labels, start)
-            start += len(names)
-            if split == "pool":
-                chosen = _write_training_lists(new / "annotations", names, labels)
-                write_images(new / "images", names[chosen].tolist(), [images[i] for i in chosen])
-            else:
-                write_list(new / "annotations" / f"{split}_meta.list", names.tolist(), labels)
-                write_images(new / "images", names.tolist(), images)
-
-
-def _write_training_lists(folder: Path, names: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """All training lists, each a draw of its own, so that shots are not nested; returns the images in use."""
-    used = []
-    for shots in SHOTS:
-        for seed in SPLIT_SEEDS:
-            index = draw(labels, shots, task_rng(f"animals-fewshot/{shots}/{seed}"))
-            write_list(folder / TRAIN_LIST.format(shots=shots, split_seed=seed), names[index].tolist(), labels[index])
-            used.append(index)
-    return np.unique(np.concatenate(used))
+        images, labels = splits["pool"]
+        names = class_names(labels)
+        used = write_training_lists(new / "annotations", "animals-fewshot", SHOTS, names, labels)
+        write_images(new / "images", names[used].tolist(), [images[i] for i in used])
+        write_set(new, "val_meta.list", splits["val"], start=_POOL)
+        write_set(new, "test_meta.list", splits["test"], start=_POOL + _SIZES["val"])
 
 
 DEMO_FEWSHOT = Suite(

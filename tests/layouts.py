@@ -3,12 +3,18 @@
 import dataclasses
 import json
 import zlib
-from itertools import product
 
 import numpy as np
 from PIL import Image
 
+from harness.data.lists import Roots
+from harness.data.splits import TaskData
+from harness.schema.preprocessing import Preprocessing
 from suites import SUITES, packages
+from suites.base import VTAB_LISTS, Suite, Task
+
+SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+HALF = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 IMAGES = list(packages.photos().values())
 
@@ -66,7 +72,7 @@ def few_shot(images, lists, suite, subfolder=""):
     for split in ("val", "test"):
         rows = rows_of(images, [f"{subfolder}{split} {i}.jpg" for i in range(6)])
         write_list(lists / f"{split}_meta.list", rows)
-    for shots, seed in product(suite.shots, suite.split_seeds):
+    for shots, seed in suite.draws():
         names = [f"{subfolder}{shots}_{seed}_{i}.jpg" for i in range(3 * shots)]
         rows = rows_of(images, names)
         write_list(lists / f"train_meta.list.num_shot_{shots}.seed_{seed}", rows, windows=True)
@@ -113,3 +119,32 @@ def random_image(path, size=(20, 30)):
     """Noise, which no compression makes small."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+TOY = Task(name="toy", group="toys", num_classes=3)
+TOYS = Suite(name="toys", title="Toys", about="", tasks=(TOY,), recipe={"epochs": 1, "batch_size": 4})
+
+
+def noise(folder, list_file, split, size, rng, height=20):
+    """Random images of three classes, `height` pixels high, and their list; its lines."""
+    (folder / "images" / split).mkdir(parents=True)
+    for number in range(size):
+        pixels = rng.integers(0, 256, (height, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / split / f"{number}.png", compress_level=0)
+    lines = [f"images/{split}/{number}.png {number % 3}" for number in range(size)]
+    (folder / list_file).write_text("\n".join(lines) + "\n")
+    return lines
+
+
+def toy(root, test=9, rng=None):
+    """The task `toy` of three classes, with 6 images in train and 3 in val; its folder."""
+    folder, rng = root / "toy", rng or np.random.default_rng(0)
+    lines = []
+    for split, size in (("train", 6), ("val", 3), ("test", test)):
+        lines += noise(folder, VTAB_LISTS[split], split, size, rng)
+    (folder / VTAB_LISTS["trainval"]).write_text("\n".join(lines[:9]) + "\n")
+    return folder
+
+
+def toy_data(root, preprocessing=HALF):
+    return TaskData(TOYS, TOY, preprocessing, Roots(data=root))

@@ -26,8 +26,8 @@ from harness import device as devices
 from harness.bench import released
 from harness.bench.base import BATCH, CLASSES, VTAB_EPOCHS, VTAB_TEST, Measurement, Setting
 from harness.bench.training import recipe
-from harness.data import arrays
-from harness.data.lists import Entry, ListFile
+from harness.data.arrays import ImageArray
+from harness.data.lists import Entry, ImageList, ListFile
 from harness.data.splits import Split
 from harness.training import evaluation
 from harness.training.trainer import Trainer
@@ -93,9 +93,10 @@ class Clock:
 
 def decoded(setting: Setting, folder: Path, entries: Sequence[Entry]) -> Split:
     """The images of a folder as an array that was just made, and that the cache does not keep."""
-    source = ListFile(folder / "list", folder)
-    pixels = torch.from_numpy(arrays.load("bench", source, entries, setting.preprocessing))
-    arrays.array_path("bench", source, entries, setting.preprocessing).unlink()
+    images = ImageList(ListFile(folder / "list", folder), entries)
+    array = ImageArray(label="bench", images=images, preprocessing=setting.preprocessing)
+    pixels = torch.from_numpy(array.load())
+    array.path().unlink()
     return Split(pixels, torch.tensor([entry.label for entry in entries]))
 
 

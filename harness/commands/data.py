@@ -1,4 +1,4 @@
-"""`sctbench data`: check, convert and tidy up data."""
+"""`sctbench data`: check, convert and clean up data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.commands.options import DataFolder, ListFolder, ShotCounts, SuiteNa
 from harness.errors import HarnessError
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_shots, split_tasks
 
-data_app = typer.Typer(no_args_is_help=True, help="Check, convert and tidy up data.")
+data_app = typer.Typer(no_args_is_help=True, help="Check, convert and clean up data.")
 cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that runs keep on disk.")
 data_app.add_typer(cache_app, name="cache")
 
@@ -26,7 +26,7 @@ def check_data(
     tasks: TaskNames = None,
     shots: ShotCounts = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Decode every image, and find copies by pixels, not by bytes.")
+        bool, typer.Option("--deep", help="Decode every image, and find copies by pixels instead of bytes.")
     ] = False,
     show: Annotated[int, typer.Option(min=1, help="Problems of each kind to print; --json has all.")] = 3,
     as_json: JsonFlag = False,
@@ -38,7 +38,7 @@ def check_data(
 
     start = time.perf_counter()
     with counting("images") as advance:
-        report = check(
+        result = check(
             find_suite(_given(suite, "--suite")),
             Roots(data=root, lists=lists),
             tuple(split_tasks(tasks) or ()),
@@ -46,8 +46,8 @@ def check_data(
             deep,
             advance,
         )
-    _print_report(report, as_json, show, time.perf_counter() - start)
-    if report.errors:
+    _print_check(result, as_json, show, time.perf_counter() - start)
+    if result.errors:
         raise typer.Exit(1)
 
 
@@ -57,7 +57,7 @@ def _given(value: str | None, flag: str) -> str:
     return value
 
 
-def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None:
+def _print_check(result: Any, as_json: bool, show: int, seconds: float) -> None:
     from harness.data.problems import told
 
     rows = [
@@ -66,50 +66,50 @@ def _print_report(report: Any, as_json: bool, show: int, seconds: float) -> None
             "split": row.split,
             "shots": row.shots,
             "draw": row.split_seed,
-            "found": row.found,
+            "found": row.size,
             "known": row.known,
             "errors": sum(problem.severity == "error" for problem in row.problems),
             "warnings": sum(problem.severity == "warning" for problem in row.problems),
         }
-        for row in report.rows
+        for row in result.lists
     ]
     if as_json:
         problems = [
             {"severity": problem.severity, "text": problem.text, "hint": problem.hint.text}
-            for problem in report.problems
+            for problem in result.problems
         ]
-        print(json.dumps({"lists": rows, "taken": report.taken, "problems": problems}, indent=1))
+        print(json.dumps({"lists": rows, "taken": result.choices, "problems": problems}, indent=1))
         return
     if rows:
         print_rows(rows, False)
-    for line in [*report.taken, *told(report.problems, show)]:
+    for line in [*result.choices, *told(result.problems, show)]:
         errors.print(line, markup=False, highlight=False)
-    warnings = len(report.problems) - report.errors
-    console.print(f"{report.images} images in {seconds:.1f} s: {report.errors} errors, {warnings} warnings")
+    warnings = len(result.problems) - result.errors
+    console.print(f"{result.images} images in {seconds:.1f} s: {result.errors} errors, {warnings} warnings")
 
 
 @data_app.command("export")
 def export_data(
     suite: SuiteName = None,
     to: Annotated[
-        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write to; it must not hold these tasks yet.")
     ] = None,
-    image_format: Annotated[str, typer.Option("--format", help="png, which loses nothing, or jpeg.")] = "png",
-    quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 if not given.")] = None,
+    image_format: Annotated[str, typer.Option("--format", help="png, which is lossless, or jpeg.")] = "png",
+    quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 by default.")] = None,
     root: DataFolder = None,
     lists: ListFolder = None,
     tasks: TaskNames = None,
 ) -> None:
-    """Write a suite's data into folders and lists that `--root` reads back: for VTAB suites, the usual layout."""
+    """Write a suite's data to folders and lists that `--root` reads back: for VTAB suites, the usual layout."""
     from harness.data.export import ImageFormat, export
     from harness.data.lists import Roots
     from harness.plans.experiment import find_suite
 
     target = Path(_given(str(to) if to else None, "--to"))
-    chosen, roots = ImageFormat(name=image_format, quality=quality), Roots(data=root, lists=lists)
+    how, roots = ImageFormat(name=image_format, quality=quality), Roots(data=root, lists=lists)
     with counting("images") as advance:
         count = export(
-            find_suite(_given(suite, "--suite")), target, chosen, roots, tuple(split_tasks(tasks) or ()), advance
+            find_suite(_given(suite, "--suite")), target, how, roots, tuple(split_tasks(tasks) or ()), advance
         )
     console.print(f"{count} images written below {target}")
 
@@ -117,23 +117,23 @@ def export_data(
 @data_app.command("prepare")
 def prepare_data(
     suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
-    source: Annotated[Path | None, typer.Option("--from", help="Folder with one folder per task.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Folder that holds one folder per task.")] = None,
     to: Annotated[
-        Path | None, typer.Option("--to", file_okay=False, help="Folder to write; its tasks may not be there yet.")
+        Path | None, typer.Option("--to", file_okay=False, help="Folder to write to; it must not hold these tasks yet.")
     ] = None,
     tasks: TaskNames = None,
     show: Annotated[
-        bool, typer.Option("--list", help="List what each task is made from, and which cannot be.")
+        bool, typer.Option("--list", help="List what each task is made from, and which cannot be made.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make VTAB-1K's folders out of original archives. The splits are own splits, not VTAB's."""
-    from harness.data.prepare import prepare, sources
+    """Make VTAB-1K's folders from original archives. The splits are our own, not VTAB's."""
+    from harness.data.prepare import archive_rows, prepare
 
     if suite != "vtab1k":
-        raise HarnessError(f"prepare knows vtab1k alone, not {suite!r}")
+        raise HarnessError(f"prepare knows only vtab1k, not {suite!r}")
     if show:
-        print_rows(sources(), as_json)
+        print_rows(archive_rows(), as_json)
         return
     folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
     for name, note in prepare(folder, target, tuple(split_tasks(tasks) or ())):
@@ -145,20 +145,20 @@ def list_cache(as_json: JsonFlag = False) -> None:
     """List the arrays of decoded images, largest first."""
     from harness.data import arrays
 
-    found = arrays.cached()
-    rows = [{"array": array.path.name, "bytes": array.bytes} for array in found]
+    cached = arrays.cached()
+    rows = [{"array": array.path.name, "bytes": array.bytes} for array in cached]
     if as_json:
         print_rows(rows, True)
         return
     if rows:
         print_rows([{"array": row["array"], "size": human_size(int(str(row["bytes"])))} for row in rows], False)
-    total = human_size(sum(array.bytes for array in found))
-    console.print(f"{len(found)} arrays, {total}, in {arrays.folder()}")
+    total = human_size(sum(array.bytes for array in cached))
+    console.print(f"{len(cached)} arrays, {total}, in {arrays.folder()}")
 
 
 @cache_app.command("clear")
 def clear_cache() -> None:
-    """Delete the arrays; runs make them again when they need them."""
+    """Delete the arrays; runs rebuild them when they need them."""
     from harness.data import arrays
 
     console.print(f"{human_size(arrays.clear())} freed in {arrays.folder()}")

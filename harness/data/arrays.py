@@ -1,12 +1,12 @@
-"""Decode once: a split's images become one uint8 array on disk, which runs map into memory.
+"""Decode once: the images of a list become one uint8 array on disk, which runs map into memory.
 
 An array's name holds a digest of the list, of all images' inodes, sizes and times, of the bytes of some of them, of
-the preprocessing and of the decoding's versions, so a changed list, image, size or library makes a new array.
-Several processes may ask for the same array: one builds it, the others wait. The file ends with its checksum, which
-each process compares once: a damaged array is built anew.
+the preprocessing and of the decoder's versions, so a changed list, image, size or library makes a new array. Several
+processes may ask for the same array: one builds it, the others wait. The file ends with its checksum, which each
+process verifies once: a damaged array is rebuilt.
 
-Beside an array lie digests of each image's decoded pixels, for the fingerprint of the data. They are small, and stay
-when the arrays are deleted: what a file decodes to is known as long as it is not touched.
+Beside an array lie digests of each image's decoded pixels, for the fingerprint of the data. They are small, and are
+kept when the arrays are deleted: what a file decodes to is known as long as it is not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,18 +27,19 @@ from pathlib import Path
 import numpy as np
 
 from harness.data import decoding
-from harness.data.lists import Entry, ListFile
+from harness.data.files import reading
+from harness.data.lists import Entry, ImageList
 from harness.errors import DataError
 from harness.lease import lies_at
 from harness.paths import cache_folder, write_atomically, writing_cache
 from harness.schema.preprocessing import Preprocessing
-from harness.terminal import Advance
+from harness.terminal import Advance, tracked
 
 SAMPLE = 16
 """Images per list whose bytes go into the digest."""
 
 SUFFIXES = {".npy", ".tmp", ".lock"}
-"""What lies in the folder: arrays, arrays in the making, and the locks of their builders."""
+"""What is in the folder: arrays, arrays being built, and the locks of their builders."""
 
 
 def folder() -> Path:
@@ -51,34 +52,23 @@ def list_digest(entries: Sequence[Entry]) -> str:
     return hashlib.sha256("".join(f"{e.name} {e.label}\n" for e in entries).encode()).hexdigest()
 
 
-def sample_digest(source: ListFile, entries: Sequence[Entry]) -> str:
+def sample_digest(images: ImageList) -> str:
     """sha256 over the bytes of `SAMPLE` images, evenly spaced over the list."""
-    sha, count = hashlib.sha256(), min(SAMPLE, len(entries))
+    sha, count = hashlib.sha256(), min(SAMPLE, len(images.entries))
     for number in range(count):
-        path = source.folder / entries[number * len(entries) // count].name
-        with _reading(path):
+        path = images.file.folder / images.entries[number * len(images.entries) // count].name
+        with reading(path):
             sha.update(path.read_bytes())
     return sha.hexdigest()
 
 
-@contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    """Inside, `DataError` names an image that is not there or cannot be read."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: listed, but there is no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _stamps_digest(source: ListFile, entries: Sequence[Entry]) -> str:
+def _stamps_digest(images: ImageList) -> str:
     """sha256 over inode, size and times of all images: 0.1 s for 20,000 on a local disk. The time of the last change
-    of anything (ctime) cannot be set by hand, as that of the content (mtime) can."""
+    of any kind (ctime) cannot be set by hand, as that of the content (mtime) can."""
     sha = hashlib.sha256()
-    for entry in entries:
-        path = os.path.join(source.folder, entry.name)  # noqa: PTH118 (twice as fast)
-        with _reading(path):
+    for entry in images.entries:
+        path = os.path.join(images.file.folder, entry.name)  # noqa: PTH118 (twice as fast)
+        with reading(path):
             at = os.stat(path)  # noqa: PTH116
         sha.update(f"{entry.name} {at.st_ino} {at.st_size} {at.st_mtime_ns} {at.st_ctime_ns}\n".encode())
     return sha.hexdigest()
@@ -89,116 +79,108 @@ def array_bytes(count: int, preprocessing: Preprocessing) -> int:
     return count * preprocessing.image_size**2 * 3
 
 
-def array_path(label: str, source: ListFile, entries: Sequence[Entry], preprocessing: Preprocessing) -> Path:
-    """Where the array of this list lies; `label` makes the name readable."""
-    digests = list_digest(entries), sample_digest(source, entries), _stamps_digest(source, entries)
-    key = "".join((*digests, preprocessing.pixels_id, decoding.versions_digest()))
-    name = f"{label}-{preprocessing.pixels_id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    return folder() / name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageArray:
+    """The decoded images of a list, uint8 [N, size, size, 3] in its order."""
+
+    label: str
+    """Makes the file's name readable."""
+
+    images: ImageList
+    preprocessing: Preprocessing
+
+    def path(self) -> Path:
+        """The array's file, for the images as they are now."""
+        digests = list_digest(self.images.entries), sample_digest(self.images), _stamps_digest(self.images)
+        key = "".join((*digests, self.preprocessing.pixels_id, decoding.versions_digest()))
+        name = f"{self.label}-{self.preprocessing.pixels_id}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        return folder() / name
+
+    def load(self) -> np.ndarray:
+        """The pixels, mapped copy-on-write; the array is built if need be."""
+        pixels: np.ndarray = np.load(self.build(), mmap_mode="c")
+        return pixels
+
+    def build(self) -> Path:
+        """The array's file, which exists and is complete afterwards."""
+        path = self.path()
+        if not _is_whole(path):
+            with writing_cache(), _lock(path):
+                if not _is_whole(path):  # another process may have built it while this one waited
+                    _write(path, _decoded(self.images.paths, self.preprocessing), self._shape)
+                    if self.path() != path:
+                        path.unlink()
+                        raise DataError(f"{self.images.file.path}: images changed while they were decoded; start again")
+        return path
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return len(self.images.entries), self.preprocessing.image_size, self.preprocessing.image_size, 3
+
+    def pixel_digests(self, path: Path, advance: Advance | None = None) -> list[bytes]:
+        """sha256 of each image's decoded pixels: as stored, else from the array if there is one, else by decoding,
+        which stores the digests and builds no array. `path`: that of `ImageArray.path`."""
+        file, count = _digests_file(path), len(self.images.entries)
+        if (digests := _stored_digests(file, count)) is None:
+            with writing_cache(), _lock(path):
+                if (digests := _stored_digests(file, count)) is None:  # see `build`
+                    array = np.load(path, mmap_mode="r") if _is_whole(path) else None
+                    decoded = array if array is not None else _decoded(self.images.paths, self.preprocessing)
+                    pixels = tracked(decoded, count, advance if array is None else None)
+                    digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
+                    body = b"".join(digests)
+                    write_atomically(file, lambda out: out.write(body + hashlib.sha256(body).digest()))
+        return digests
 
 
-def load(
-    label: str,
-    source: ListFile,
-    entries: Sequence[Entry],
-    preprocessing: Preprocessing,
-    advance: Advance | None = None,
-) -> np.ndarray:
-    """Pixels uint8 [N, size, size, 3] of a list's images in order, built if need be, mapped copy-on-write."""
-    return np.load(build(label, source, entries, preprocessing, advance), mmap_mode="c")
-
-
-def build(
-    label: str,
-    source: ListFile,
-    entries: Sequence[Entry],
-    preprocessing: Preprocessing,
-    advance: Advance | None = None,
-) -> Path:
-    """The file of the array, which is there and whole afterwards."""
-    path = array_path(label, source, entries, preprocessing)
-    if not _is_whole(path):
-        with writing_cache(), _lock(path):
-            if not _is_whole(path):  # another process may have built it while this one waited
-                _decode(path, [source.folder / entry.name for entry in entries], preprocessing, advance)
-                if array_path(label, source, entries, preprocessing) != path:
-                    path.unlink()
-                    raise DataError(f"{source.path}: images changed while they were decoded; start again")
-    return path
-
-
-def is_known(array: Path) -> bool:
-    """Whether `image_digests` need not decode an image for this array, which may be there itself or not."""
+def has_digests(array: Path) -> bool:
+    """Whether `pixel_digests` need not decode any image for the array of this path, which may exist or not."""
     return array.is_file() or _digests_file(array).is_file()
-
-
-def image_digests(
-    array: Path, images: Sequence[Path], preprocessing: Preprocessing, advance: Advance | None = None
-) -> list[bytes]:
-    """sha256 of each image's decoded pixels: as kept, else out of the array where it is there, else by decoding,
-    which keeps the digests and makes no array.
-
-    `array`: `array_path` of the list that `images` are from.
-    """
-    file = _digests_file(array)
-    if (kept := _kept_digests(file, len(images))) is None:
-        with writing_cache(), _lock(array):
-            if (kept := _kept_digests(file, len(images))) is None:  # see `build`
-                whole = np.load(array, mmap_mode="r") if _is_whole(array) else None
-                found = iter(whole) if whole is not None else _decoded(images, preprocessing, advance)
-                kept = [hashlib.sha256(pixels.tobytes()).digest() for pixels in found]
-                body = b"".join(kept)
-                write_atomically(file, lambda out: out.write(body + hashlib.sha256(body).digest()))
-    return kept
 
 
 def _digests_file(array: Path) -> Path:
     return array.with_suffix(".sha256")
 
 
-def _kept_digests(file: Path, count: int) -> list[bytes] | None:
-    """The digests in a file that is whole; None if it is not, or not there."""
+def _stored_digests(file: Path, count: int) -> list[bytes] | None:
+    """The digests in a file; None if it is damaged or missing."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
         return None
     size = hashlib.sha256().digest_size
-    *found, last = (content[start : start + size] for start in range(0, max(1, len(content)), size))
-    return found if len(found) == count and hashlib.sha256(content[:-size]).digest() == last else None
+    *digests, last = (content[start : start + size] for start in range(0, max(1, len(content)), size))
+    return digests if len(digests) == count and hashlib.sha256(content[:-size]).digest() == last else None
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the array's lock; the system frees it if this process dies."""
+    """Holds the array's lock; the system releases it if this process dies."""
     lock = path.with_suffix(".lock")
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if lies_at(lock, file.fileno()):  # else `clear` has deleted it meanwhile
+            if lies_at(lock, file.fileno()):  # else `clear` has deleted it in the meantime
                 yield
                 return
 
 
-def _decoded(images: Sequence[Path], preprocessing: Preprocessing, advance: Advance | None) -> Iterator[np.ndarray]:
+def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[np.ndarray]:
     """The pixels of each image in order, decoded on all cores."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for index, pixels in enumerate(pool.map(partial(decoding.decode, preprocessing=preprocessing), images)):
-            yield pixels
-            if advance and (index % 100 == 99 or index + 1 == len(images)):
-                advance(index + 1, len(images))
+        yield from pool.map(partial(decoding.decode, preprocessing=preprocessing), paths)
 
 
-def _decode(path: Path, images: list[Path], preprocessing: Preprocessing, advance: Advance | None) -> None:
-    """Decode into a temporary file, then rename it."""
+def _write(path: Path, pixels: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
+    """Fill a temporary file, then rename it."""
     temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    size = preprocessing.image_size
     try:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(images), size, size, 3))
-        with temporary.open("rb+") as file:  # a full disk is an error here, and no bus error when a page is written
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        with temporary.open("rb+") as file:  # a full disk is an error here, not a bus error when a page is written
             os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        for index, pixels in enumerate(_decoded(images, preprocessing, advance)):
-            array[index] = pixels
+        for index, image in enumerate(pixels):
+            array[index] = image
         array.flush()
         with temporary.open("ab") as file:
             file.write(_checksum(temporary, temporary.stat().st_size))
@@ -208,16 +190,16 @@ def _decode(path: Path, images: list[Path], preprocessing: Preprocessing, advanc
 
 
 CHECKSUM_BYTES = 4
-"""At the end of the file, behind the array."""
+"""At the end of the file, after the array."""
 
 CHUNK = 1 << 20
 
 _WHOLE: set[tuple[str, int, int, int]] = set()
-"""Files that this process has found whole: path, inode, size and time."""
+"""Files that this process has verified: path, inode, size and time."""
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the array is there as it was written. Each process reads it once for that, at 1.4 GB/s or more."""
+    """Whether the array is there as it was written. Each process reads it once to tell, at 1.4 GB/s or more."""
     try:
         status = path.stat()
         stamp = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
@@ -229,12 +211,12 @@ def _is_whole(path: Path) -> bool:
                     return False
             _WHOLE.add(stamp)
     except (FileNotFoundError, NotADirectoryError):
-        return False  # any other error says nothing of the array: a sound one must not be built anew for it
+        return False  # any other error says nothing about the array: a good one must not be rebuilt for it
     return True
 
 
 def _checksum(path: Path, size: int) -> bytes:
-    """CRC-32 of the first `size` bytes: it guards against damage, not against malice."""
+    """CRC-32 of the first `size` bytes: it detects damage, not malice."""
     crc = 0
     with path.open("rb") as file:
         while size and (chunk := file.read(min(CHUNK, size))):
@@ -250,30 +232,30 @@ class Cached:
     bytes: int
 
 
-def _there() -> list[Path]:
-    """What lies in the folder; `PlaceError` if that cannot be told."""
+def _contents() -> list[Path]:
+    """What is in the folder; `PlaceError` if it cannot be read."""
     with writing_cache(), suppress(FileNotFoundError):
         return list(folder().iterdir())
     return []
 
 
 def cached() -> list[Cached]:
-    """All arrays, largest first. What is no file (any more), such as a link to nothing, is none."""
-    found = []
-    for path in (path for path in _there() if path.suffix == ".npy"):
+    """All arrays, largest first; a link to nothing, or whatever else is not a file, is none."""
+    arrays = []
+    for path in (path for path in _contents() if path.suffix == ".npy"):
         with suppress(FileNotFoundError):
             status = path.stat()
-            found += [Cached(path, status.st_size)] if stat.S_ISREG(status.st_mode) else []
-    return sorted(found, key=lambda array: -array.bytes)
+            arrays += [Cached(path, status.st_size)] if stat.S_ISREG(status.st_mode) else []
+    return sorted(arrays, key=lambda array: -array.bytes)
 
 
 def clear() -> int:
-    """Delete all arrays, leftovers of killed builders and locks, not the digests; returns the bytes freed.
+    """Delete all arrays, leftovers of killed builders and locks, but not the digests; returns the bytes freed.
 
-    What another process is building at the moment stays: it would lose its lock, and a second builder its array.
+    What another process is building is left: that process would lose its lock, and a second builder its array.
     """
     freed = 0
-    ours = [path for path in _there() if path.suffix in SUFFIXES and (path.is_symlink() or not path.is_dir())]
+    ours = [path for path in _contents() if path.suffix in SUFFIXES and (path.is_symlink() or not path.is_dir())]
     for lock in {_lock_of(path) for path in ours}:
         with writing_cache(), lock.open("w") as file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -285,5 +267,5 @@ def clear() -> int:
 
 
 def _lock_of(path: Path) -> Path:
-    """The lock of an array, `x.npy`, or of one in the making, `x.<process>.tmp`."""
+    """The lock of an array, `x.npy`, or of one being built, `x.<process>.tmp`."""
     return (path.with_suffix("") if path.suffix == ".tmp" else path).with_suffix(".lock")

@@ -1,8 +1,8 @@
-"""Augmentation of a training batch, on decoded images that have the model's size already.
+"""Augmentation of a training batch, on decoded images that already have the model's size.
 
-Every random choice of a batch follows from one seed. timm's transforms draw from the global generators of python, numpy
-and torch: these are seeded for the batch and put back afterwards, so that nothing outside is shifted, and a batch, and
-with it an epoch, can be repeated alone.
+Every random choice for a batch follows from one seed. timm's transforms draw from the global generators of python,
+numpy and torch: these are seeded for the batch and restored afterwards, so nothing else is affected, and a batch, and
+with it an epoch, can be repeated on its own.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data import Mixup
 from timm.data.auto_augment import RandAugment, rand_augment_transform
-from timm.data.mixup import mixup_target
+from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.schema.preprocessing import INTERPOLATIONS, Preprocessing
+
+# timm is not typed.
+_Mixup: Any = Mixup
+_RandomErasing: Any = RandomErasing
+_RandomCrop: Any = RandomResizedCropAndInterpolation
+_mixup_target: Any = mixup_target
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 ERASE_PROBABILITY = 0.25
@@ -38,7 +43,7 @@ targets: the labels, or with `fewshot` probabilities [B, C])."""
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within: the global CPU generators of python, numpy and torch start at `seed`. Afterwards they are as before."""
+    """Inside, the global CPU generators of python, numpy and torch start from `seed`; afterwards they are as before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -85,8 +90,8 @@ def rand_augment(preprocessing: Preprocessing) -> RandAugment:
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep so many bits of each channel. timm asks for none at full strength, which Pillow 13 refuses and Pillow before
-    it answered with black."""
+    """Keep so many bits of each channel. At full strength timm asks for none, which Pillow 13 refuses; older versions
+    returned black."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
@@ -106,7 +111,8 @@ class TrainAug:
         """One image, drawing from the global generators."""
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self.rand_augment(image)
+        augmented: Image.Image = self.rand_augment(image)
+        return augmented
 
     def images(self, images: Tensor) -> Tensor:
         """Augmented copies, uint8 [B, H, W, 3] on the CPU."""
@@ -123,18 +129,17 @@ class TrainAug:
 class FewShot(TrainAug):
     """NOAH's few-shot recipe: random resized crop, flip, RandAugment, random erasing, then mixup or cutmix.
 
-    The crop is taken from the decoded square and not from the original file. So its shape is relative to the squashed
+    The crop is taken from the decoded square, not from the original file. So its shape is relative to the squashed
     image (with `fit=crop`: to its centre), and a small crop is enlarged from fewer pixels and looks softer.
-    Erased areas are filled with noise per pixel, as is usual with these settings (DeiT); NOAH's mode was not checked.
+    Erased areas are filled with per-pixel noise, as is usual with these settings (DeiT); NOAH's mode was not checked.
     """
 
     def __init__(self, preprocessing: Preprocessing, num_classes: int, smoothing: float) -> None:
         super().__init__(preprocessing)
-        self.crop = RandomResizedCropAndInterpolation(
-            preprocessing.image_size, interpolation=preprocessing.interpolation
-        )
-        self.erase = RandomErasing(ERASE_PROBABILITY, mode="pixel", device="cpu")
-        self.mixup = Mixup(MIXUP_ALPHA, CUTMIX_ALPHA, label_smoothing=smoothing, num_classes=num_classes)
+        size, interpolation = preprocessing.image_size, preprocessing.interpolation
+        self.crop = _RandomCrop(size, interpolation=interpolation)
+        self.erase = _RandomErasing(ERASE_PROBABILITY, mode="pixel", device="cpu")
+        self.mixup = _Mixup(MIXUP_ALPHA, CUTMIX_ALPHA, label_smoothing=smoothing, num_classes=num_classes)
 
     def image(self, image: Image.Image) -> Image.Image:
         """One image, drawing from the global generators."""
@@ -149,7 +154,7 @@ class FewShot(TrainAug):
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the batch with its mirror image; of an odd number the last stays as it is, as timm mixes pairs only."""
         even = len(images) - len(images) % 2
-        single = mixup_target(labels[even:], self.mixup.num_classes, smoothing=self.mixup.label_smoothing)
+        single = _mixup_target(labels[even:], self.mixup.num_classes, smoothing=self.mixup.label_smoothing)
         if not even:
             return images, single
         mixed, targets = self.mixup(images[:even], labels[:even])
@@ -160,8 +165,8 @@ MOST_WORKERS = 8
 
 
 def workers_for(device: torch.device, augment: Augment) -> int:
-    """How many processes may augment for one run: none on a CPU, whose cores all compute, and none where the device
-    augments by itself; else this process's share of the cores, less one for itself."""
+    """How many processes may augment for one run: none on a CPU, whose cores are all computing, and none where the
+    device does the augmentation; else this process's share of the cores, minus one for itself."""
     if device.type != "cuda" or not isinstance(augment, TrainAug):
         return 0
     share = len(os.sched_getaffinity(0)) // torch.cuda.device_count()
@@ -169,7 +174,7 @@ def workers_for(device: torch.device, augment: Augment) -> int:
 
 
 class _Images(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented batches, by the places of their images and the batch's seed."""
+    """Augmented batches, by the indices of their images and the batch's seed."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: Augment) -> None:
         self.images, self.labels, self.augment = images, labels, augment
@@ -180,7 +185,7 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
 
 
 class PrefetchLoader:
-    """Augments the next batches in processes of its own while the device trains on the last: the same bits as without.
+    """Augments the next batches in other processes while the device trains on the current one, with identical results.
 
     images: uint8 [N, H, W, 3], labels: int64 [N], both copied to the CPU.
     """
@@ -201,17 +206,17 @@ class PrefetchLoader:
     def batches(self, order: list[tuple[list[int], int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented images and targets, on the device, of batches given by image numbers and seed."""
         self._order[:] = order
-        with _signals_held():
-            found = iter(self._loader)
-        for images, targets in found:
+        with _signals_blocked():
+            loaded = iter(self._loader)
+        for images, targets in loaded:
             yield images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Processes that are forked within never hear the signals by which a run is told to stop: they end with it."""
-    asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+def _signals_blocked() -> Iterator[None]:
+    """Processes forked inside never receive the signals that tell a run to stop: they end together with it."""
+    stop = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     try:
         yield
     finally:

@@ -1,36 +1,34 @@
-"""Write a suite's data anew, in the folders and lists that its definition reads: for VTAB suites, NOAH's layout.
+"""Write a suite's data in the folders and lists that its definition reads: for VTAB suites, NOAH's layout.
 
-Images are numbered: `images/<split>/000000.png` beside the lists for VTAB, `<split>/000000.png` below the folder of
-the images where lists lie apart. An image that several lists name is written once.
+Images are numbered: `images/<split>/000000.png` beside the lists for VTAB, `<split>/000000.png` in the folder of the
+images where lists lie elsewhere. An image that several lists name is written once.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from harness.data.decoding import UNREADABLE, as_rgb
-from harness.data.lists import Entry, ListFile, Roots, locate_lists, locate_target, read_list
+from harness.data.decoding import as_rgb, opened
+from harness.data.lists import ListFile, Roots, locate, read_list
 from harness.data.splits import build_if_bundled
 from harness.errors import HarnessError
 from harness.paths import writing
 from harness.schema.tasks import chosen_tasks
+from harness.terminal import Advance, tracked
 from suites.base import Suite, Task
 
-FORMATS = {"png": "PNG", "jpeg": "JPEG"}
-ENDINGS = {"png": ".png", "jpeg": ".jpg"}
-DEFAULT_QUALITY = 95
+FORMATS = {"png": ("PNG", ".png"), "jpeg": ("JPEG", ".jpg")}
+"""Pillow's name of each format, and the file name's ending."""
 
-Advance = Callable[[int, int], None]
+DEFAULT_QUALITY = 95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ class ImageFormat:
     """How images are written."""
 
     name: str = "png"
-    """`png`, which loses nothing, or `jpeg`."""
+    """`png`, which is lossless, or `jpeg`."""
 
     quality: int | None = None
     """Of JPEG, 1 to 100."""
@@ -50,36 +48,89 @@ class ImageFormat:
             raise HarnessError("--quality is a number from 1 to 100, for --format jpeg")
 
     def convert(self, path: Path) -> bytes:
-        """The image in this format; a file that has it already is taken as it is, unless a quality is asked for."""
+        """The image in this format; a file already in it is copied unchanged, unless a quality is asked for."""
+        out, (name, _) = io.BytesIO(), FORMATS[self.name]
+        with opened(path) as image:
+            pixels = as_rgb(image)
+            if image.format == name and self.quality is None:
+                return path.read_bytes()
+            options = {"quality": self.quality or DEFAULT_QUALITY, "subsampling": 0} if name == "JPEG" else {}
+            (pixels.convert("L") if image.mode == "L" else pixels).save(out, name, **options)
+        return out.getvalue()
+
+
+class _TaskExport:
+    """The files of one task, relative to the new root."""
+
+    def __init__(self, suite: Suite, task: Task, roots: Roots, image_format: ImageFormat) -> None:
+        """Read all lists and give every image its new name."""
+        self.name, self.format = task.name, image_format
+        self.lists: dict[str, list[tuple[str, int]]] = {}
+        """List file to names and labels."""
+
+        self.images: dict[str, Path] = {}
+        """New image to the old one."""
+
+        self.folders: set[str] = set()
+        """Folders that hold all of it."""
+
+        self._names: dict[tuple[str, Path], str] = {}
+        """New name of each old image, by the folder that it is relative to."""
+
+        self._counts: Counter[str] = Counter()
+        roots = build_if_bundled(suite, task, roots)
+        images = (task.folders or (task.name,))[0]
+        lists = task.list_folders[0] if task.list_folders else images
+        for shots, seed in suite.draws():
+            files = locate(suite, task, roots, shots, seed)
+            for split in sorted(files, key=lambda split: split == "trainval"):  # its images are those of train and val
+                name = f"{lists}/{task.lists[split].format(shots=shots, split_seed=seed)}"
+                self._add(name, files[split], task, images, f"images/{split}" if images == lists else split)
+        for target in task.targets:
+            (file,) = locate(suite, target, roots).values()
+            name = f"{(target.list_folders or target.folders)[0]}/{target.list_file}"
+            self._add(name, file, task, target.folders[0], "images")
+
+    def _add(self, name: str, file: ListFile, task: Task, folder: str, prefix: str) -> None:
+        """Add a list, its images named `prefix`/number below `folder`."""
+        if name in self.lists:
+            return
+        entries = read_list(file.path, task.num_classes, numbered_with=file.numbered_with)
+        for old in (file.folder / entry.name for entry in entries):
+            if (folder, old) not in self._names:
+                new = f"{prefix}/{self._counts[f'{folder}/{prefix}']:06d}{FORMATS[self.format.name][1]}"
+                self._counts[f"{folder}/{prefix}"] += 1
+                self._names[folder, old], self.images[f"{folder}/{new}"] = new, old
+        self.lists[name] = [(self._names[folder, file.folder / entry.name], entry.label) for entry in entries]
+        folders = self.folders | {folder, name.rpartition("/")[0]}
+        self.folders = {inner for inner in folders if not any(inner.startswith(f"{outer}/") for outer in folders)}
+
+    def write(self, to: Path) -> Iterator[None]:
+        """Fill a folder marked as unfinished, then move its parts into place, those with lists last. Yields after each
+        image."""
+        new = to / f".{self.name}.unfinished"
+        shutil.rmtree(new, ignore_errors=True)
         try:
-            with Image.open(path) as image:
-                pixels, out = as_rgb(image), io.BytesIO()
-                if image.format == FORMATS[self.name] and self.quality is None:
-                    return path.read_bytes()
-                pixels = pixels.convert("L") if image.mode == "L" else pixels
-                if self.name == "jpeg":
-                    pixels.save(out, "JPEG", quality=self.quality or DEFAULT_QUALITY, subsampling=0)
-                else:
-                    pixels.save(out, "PNG")
-                return out.getvalue()
-        except FileNotFoundError:
-            raise HarnessError(f"{path}: listed, but there is no such file") from None
-        except UNREADABLE as error:
-            raise HarnessError(f"{path}: cannot be decoded ({error})") from None
+            for parent in {(new / file).parent for file in (*self.images, *self.lists)}:
+                parent.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                jobs = [pool.submit(self._write_image, old, new / name) for name, old in self.images.items()]
+                try:
+                    for job in jobs:
+                        yield job.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
+            for file, rows in self.lists.items():
+                (new / file).write_text(_list_text(file, rows))
+            with_lists = {file.rpartition("/")[0] for file in self.lists}
+            for folder in sorted(self.folders, key=lambda folder: folder in with_lists):
+                (to / folder).parent.mkdir(parents=True, exist_ok=True)
+                (new / folder).rename(to / folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
-
-@dataclass(slots=True, kw_only=True)
-class _Plan:
-    """Files of one task, relative to the new root."""
-
-    lists: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    """List file to names and labels."""
-
-    images: dict[str, Path] = field(default_factory=dict)
-    """New image to the old one."""
-
-    folders: set[str] = field(default_factory=set)
-    """Folders that hold all of it."""
+    def _write_image(self, old: Path, new: Path) -> None:
+        new.write_bytes(self.format.convert(old))
 
 
 def export(
@@ -90,112 +141,23 @@ def export(
     tasks: tuple[str, ...] = (),
     advance: Advance | None = None,
 ) -> int:
-    """Write the suite below `to`; returns the number of images. Each folder of a task appears whole or not at all.
+    """Write the suite below `to`; returns the number of images. Each folder of a task appears complete or not at all.
 
     `HarnessError` before anything is written if a folder is there already.
     """
-    chosen, new = image_format or ImageFormat(), {}
-    for name in chosen_tasks(suite, tasks):
-        new[name] = _plan(suite, suite.task(name), roots or Roots(), chosen)
-    for folder in (folder for plan in new.values() for folder in plan.folders):
-        with writing(to, "--to"):
-            if (to / folder).exists():
-                raise HarnessError(f"{to / folder} is there already; nothing is overwritten")
-    total, counter = sum(len(plan.images) for plan in new.values()), itertools.count(1)
-
-    def one_more() -> None:
-        done = next(counter)
-        if advance and (done % 100 == 0 or done == total):
-            advance(done, total)
-
+    image_format, roots = image_format or ImageFormat(), roots or Roots()
+    exports = [_TaskExport(suite, suite.task(name), roots, image_format) for name in chosen_tasks(suite, tasks)]
     with writing(to, "--to"):
-        for name, plan in new.items():
-            _write(to, name, plan, chosen, one_more)
+        for folder in (to / folder for task in exports for folder in task.folders):
+            if folder.exists():
+                raise HarnessError(f"{folder} is there already; nothing is overwritten")
+        total = sum(len(task.images) for task in exports)
+        for _ in tracked((image for task in exports for image in task.write(to)), total, advance):
+            pass
     return total
-
-
-def _plan(suite: Suite, task: Task, roots: Roots, chosen: ImageFormat) -> _Plan:
-    """Read all lists and give every image its new name."""
-    roots = build_if_bundled(suite, task, roots)
-    images = (task.folders or (task.name,))[0]
-    lists = task.list_folders[0] if task.list_folders else images
-    plan, beside = _Plan(folders=_outermost({images, lists})), images == lists
-    names: dict[Path, str] = {}
-    for shots, seed in itertools.product(suite.shots or (None,), suite.split_seeds or (None,)):
-        sources = locate_lists(suite, task, roots, shots, seed)
-        for split in sorted(sources, key=lambda split: split == "trainval"):  # its images are those of train and val
-            file = f"{lists}/{task.lists[split].format(shots=shots, split_seed=seed)}"
-            prefix = f"images/{split}" if beside else split
-            if file not in plan.lists:
-                numbered = sources[split].numbered_with
-                entries = read_list(sources[split].path, task.num_classes, numbered_with=numbered)
-                plan.lists[file] = _rename(plan, sources[split], entries, images, prefix, names, chosen)
-    for target in task.targets:
-        source, folder = locate_target(suite, target, roots), target.folders[0]
-        file = f"{(target.list_folders or target.folders)[0]}/{target.list_file}"
-        entries = read_list(source.path, task.num_classes)
-        plan.lists[file] = _rename(plan, source, entries, folder, "images", {}, chosen)
-        plan.folders = _outermost(plan.folders | {folder, file.rpartition("/")[0]})
-    return plan
-
-
-def _rename(
-    plan: _Plan,
-    source: ListFile,
-    entries: list[Entry],
-    folder: str,
-    prefix: str,
-    names: dict[Path, str],
-    chosen: ImageFormat,
-) -> list[tuple[str, int]]:
-    """The list's lines with new names, relative to `folder`; `names` holds those given already."""
-    start = sum(name.startswith(f"{prefix}/") for name in names.values())
-    for entry in entries:
-        old = source.folder / entry.name
-        if old not in names:
-            names[old] = f"{prefix}/{start:06d}{ENDINGS[chosen.name]}"
-            start += 1
-            plan.images[f"{folder}/{names[old]}"] = old
-    return [(names[source.folder / entry.name], entry.label) for entry in entries]
-
-
-def _outermost(folders: set[str]) -> set[str]:
-    """Those that lie below no other one."""
-    return {one for one in folders if not any(one.startswith(f"{other}/") for other in folders)}
-
-
-def _write(to: Path, name: str, plan: _Plan, chosen: ImageFormat, one_more: Callable[[], None]) -> None:
-    """Fill a folder that shows as unfinished, then put its parts in place, those with lists last."""
-    new = to / f".{name}.unfinished"
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        for parent in {(new / image).parent for image in plan.images}:
-            parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            jobs = [pool.submit(_write_image, old, new / name, chosen) for name, old in plan.images.items()]
-            try:
-                for job in jobs:
-                    job.result()
-                    one_more()
-            finally:
-                pool.shutdown(cancel_futures=True)
-        for file, rows in plan.lists.items():
-            (new / file).parent.mkdir(parents=True, exist_ok=True)
-            (new / file).write_text(_list_text(file, rows))
-        with_lists = {file.rpartition("/")[0] for file in plan.lists}
-        for folder in sorted(plan.folders, key=lambda folder: folder in with_lists):
-            (to / folder).parent.mkdir(parents=True, exist_ok=True)
-            (new / folder).rename(to / folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _write_image(old: Path, new: Path, chosen: ImageFormat) -> None:
-    new.write_bytes(chosen.convert(old))
 
 
 def _list_text(file: str, rows: list[tuple[str, int]]) -> str:
     if file.endswith(".json"):
-        classes: Mapping[str, int] = dict(rows)
-        return json.dumps(classes, indent=0)
+        return json.dumps(dict(rows), indent=0)
     return "".join(f"{name} {label}\n" for name, label in rows)

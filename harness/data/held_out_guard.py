@@ -1,10 +1,10 @@
-"""The door in front of the splits that a run is scored on: shut while a method attaches and trains.
+"""Keeps the splits that a run is scored on out of reach while a method attaches and trains.
 
-Methods get no handle on held-out data. Somebody's method may still find one, by accident or to be clever: in the frames
-of its callers, among all living objects, on disk. So while the door is shut, nothing in this process opens a held-out
-list, an image that only such a list names, or an array decoded from one, whoever asks; and a run whose method tried
-fails, even where the method swallowed the refusal. Code that is not Python (a C library that opens files itself,
-another process) is not seen: this is a lock against mistakes and short cuts, not against malice.
+Methods get no handle on held-out data. A method may still find one, by accident or on purpose: in the frames of its
+callers, among all living objects, on disk. So while a guard is enforced, nothing in this process can open a held-out
+list, an image that only such a list names, or an array decoded from one; and a run whose method tried fails, even where
+the method swallowed the error. Code that is not Python (a C library that opens files itself, another process) is not
+seen: the guard protects against mistakes and short cuts, not against malice.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class HeldOutGuard:
     """Keeps the held-out splits of one run out of reach."""
 
     def __init__(self, lists: list[ListFile], arrays: list[Path], images: set[str]) -> None:
-        """`arrays`: what the paths of decoded arrays begin with; `images`: real paths of the images."""
+        """`arrays`: prefixes of the paths of decoded arrays; `images`: real paths of the images."""
         self.tried: list[str] = []
-        """What was asked for while the door was shut."""
+        """What was asked for while the guard was enforced."""
 
         self._files = images | {os.path.realpath(source.path) for source in lists}
         self._arrays = tuple(os.path.realpath(prefix) for prefix in arrays)
 
     @contextmanager
-    def shut(self) -> Iterator[None]:
-        """Nobody gets at held-out data inside. `HarnessError` at the end if somebody tried."""
+    def enforced(self) -> Iterator[None]:
+        """Inside, held-out data cannot be opened. `HarnessError` at the end if it was tried."""
         _install()
-        with _set(self):
+        with _active(self):
             yield
         if self.tried:
             raise HarnessError(f"the method reached for held-out data while it attached or trained: {self.tried[0]}")
@@ -47,44 +47,44 @@ class HeldOutGuard:
             self.refuse(path)
 
     def refuse(self, what: str) -> None:
-        """Raise `HarnessError`, and remember for the end that it was asked for."""
+        """Raise `HarnessError`, and note the attempt for the end."""
         self.tried.append(what)
-        raise HarnessError(f"{what}: held-out data stay shut until training has ended")
+        raise HarnessError(f"{what}: held-out data stay closed until training has ended")
 
 
-_shut: HeldOutGuard | None = None
-"""The door that is shut now: a process does one run at a time."""
+_guard: HeldOutGuard | None = None
+"""The guard that is enforced now: a process does one run at a time."""
 
 
 def check_open(what: str) -> None:
-    """`HarnessError` while a door is shut."""
-    if _shut is not None:
-        _shut.refuse(what)
+    """`HarnessError` while a guard is enforced."""
+    if _guard is not None:
+        _guard.refuse(what)
 
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """For the harness alone: lets a protocol that looks during training do so."""
-    with _set(None):
+    """For the harness only: inside, a protocol that scores during training may open held-out data."""
+    with _active(None):
         yield
 
 
 @contextmanager
-def _set(door: HeldOutGuard | None) -> Iterator[None]:
-    global _shut
-    before, _shut = _shut, door
+def _active(guard: HeldOutGuard | None) -> Iterator[None]:
+    global _guard
+    before, _guard = _guard, guard
     try:
         yield
     finally:
-        _shut = before
+        _guard = before
 
 
 @cache
 def _install() -> None:
-    """Python tells audit hooks of every file it opens. A hook cannot be removed; with no door shut it does nothing."""
+    """Python calls audit hooks for every file it opens. A hook cannot be removed; with no guard it does nothing."""
     sys.addaudithook(_audit_hook)
 
 
 def _audit_hook(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "open" and _shut is not None and isinstance(arguments[0], str | bytes):
-        _shut.check_path(os.fsdecode(arguments[0]))
+    if event == "open" and _guard is not None and isinstance(arguments[0], str | bytes):
+        _guard.check_path(os.fsdecode(arguments[0]))

@@ -1,4 +1,4 @@
-"""What was probably meant, where data are not where they were looked for."""
+"""What was probably meant where data are not in the place where they were looked for."""
 
 from __future__ import annotations
 
@@ -9,117 +9,114 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from harness.data.files import files_in, is_file
 from harness.data.lists import ListFile, Roots, folders_of, list_folders_of, read_list
 from harness.errors import HarnessError
 from suites.base import Suite, Target, Task
 
 SAMPLE = 16
-"""Missing images that are looked for under another name or in another place."""
+"""Missing images of a list that are looked for under another name or in another place."""
 
 MOST_FOLDERS = 200
-"""Folders of the root that are looked into."""
+"""Folders of the root that are searched."""
 
 LISTED = 4
-"""Files of a folder that are named."""
+"""Files of a folder named in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What was probably meant; empty if nobody knows."""
+    """What was probably meant; empty if there is no guess."""
 
-    way: str = ""
+    cause: str = ""
     """The same for hints that mean the same."""
 
     text: str = ""
 
 
 def other_root(suite: Suite, owners: Sequence[Task | Target], roots: Roots) -> Hint:
-    """The folder one level up or down that holds what is missing below `--root`, or below `--lists`."""
+    """The folder one level up or down that holds what is missing below `--root` or `--lists`."""
     if roots.data is None:
         return Hint()
-    root = roots.data
     names = [folders_of(owner) for owner in owners]
-    if roots.lists and all(_held(root, suite, [one]) for one in names):
-        return _better(suite, "--lists", roots.lists, [list_folders_of(owner) for owner in owners])
-    return _better(suite, "--root", root, [one for one in names if not _held(root, suite, [one])])
+    without = [folders for folders in names if not _owners_in(roots.data, suite, [folders])]
+    if roots.lists and not without:
+        return _better_root(suite, "--lists", roots.lists, [list_folders_of(owner) for owner in owners])
+    return _better_root(suite, "--root", roots.data, without)
 
 
-def _better(suite: Suite, flag: str, root: Path, names: Sequence[tuple[str, ...]]) -> Hint:
+def _better_root(suite: Suite, flag: str, root: Path, names: Sequence[tuple[str, ...]]) -> Hint:
     root = Path(os.path.realpath(root))
-    places = [root.parent, *(root / name for name in _names(root)[:MOST_FOLDERS])]
-    held = {place: _held(place, suite, names) for place in places}
-    best = max(places, key=held.__getitem__)
-    if not held[best]:
+    counts = {place: _owners_in(place, suite, names) for place in (root.parent, *_inside(root))}
+    best = max(counts, key=counts.__getitem__)
+    if not counts[best]:
         return Hint()
-    return Hint(flag, f"did you mean {flag} {best}? {held[best]} of these {len(names)} are there")
+    return Hint(flag, f"did you mean {flag} {best}? {counts[best]} of these {len(names)} are there")
 
 
-def _held(place: Path, suite: Suite, names: Sequence[tuple[str, ...]]) -> int:
-    """Of how many owners one of the folders is in this place."""
+def _owners_in(place: Path, suite: Suite, names: Sequence[tuple[str, ...]]) -> int:
+    """How many owners have one of their folders in this place."""
     bases = [place, *(place / folder for folder in suite.folders)]
-    return sum(any(os.path.isdir(base / name) for base in bases for name in one) for one in names)  # noqa: PTH112
+    return sum(any(os.path.isdir(base / name) for base in bases for name in folders) for folders in names)  # noqa: PTH112
 
 
 def other_list(path: Path) -> Hint:
-    """Where the list lies that is missing, or what lies in its place."""
+    """Where the missing list is, or what is there in its place."""
     names = _names(path.parent)
-    below = [path.parent / name / path.name for name in names[:MOST_FOLDERS]]
     alike = [path.parent / name for name in names if name.casefold() == path.name.casefold()]
-    for found in (*alike, *below, path.parent.parent / path.name):
-        if found.is_file():
-            return Hint("elsewhere", f"did you mean {found}?")
+    for candidate in (*alike, *(place / path.name for place in _inside(path.parent)), path.parent.parent / path.name):
+        if candidate.is_file():
+            return Hint("elsewhere", f"did you mean {candidate}?")
     files = [name for name in names if (path.parent / name).is_file()]
     held = ", ".join(files[:LISTED]) + (", ..." if len(files) > LISTED else "") if files else "no files"
     return Hint("held", f"{path.parent} holds {held}")
 
 
-def one_based(source: ListFile, num_classes: int) -> Hint:
-    """Whether a list's labels run from 1 instead of from 0."""
+def one_based(list_file: ListFile, num_classes: int) -> Hint:
+    """Whether a list's labels start at 1 instead of 0."""
     problems: list[str] = []
     with suppress(HarnessError):
-        labels = {entry.label for entry in read_list(source.path, num_classes + 1, problems, source.numbered_with)}
+        labels = {
+            entry.label for entry in read_list(list_file.path, num_classes + 1, problems, list_file.numbered_with)
+        }
         if not problems and labels and min(labels) == 1 and max(labels) == num_classes:
             return Hint("labels from 1", f"its labels run from 1 to {num_classes}: subtract 1 from each")
     return Hint()
 
 
-def renamed(source: ListFile, missing: Sequence[str]) -> Hint:
-    """Where most of a list's missing images are: under names that differ a little, or in another folder."""
+def renamed(list_file: ListFile, missing: Sequence[str]) -> Hint:
+    """Where most of a list's missing images are: under slightly different names, or in another folder."""
     sample = missing[:: max(1, len(missing) // SAMPLE)][:SAMPLE]
     best, most = Hint(), len(sample) // 2  # fewer than that have causes of their own
-    for hint, find in _ways(source.folder, sample):
-        found = [path for name in sample if (path := find(name))]
-        if len(found) > most:
-            best, most = Hint(hint.way, hint.text.format(found=found[0])), len(found)
+    for hint, find in _guesses(list_file.folder, sample):
+        files = [path for name in sample if (path := find(name))]
+        if len(files) > most:
+            best, most = Hint(hint.cause, hint.text.replace(FOUND, str(files[0]))), len(files)
     return best
 
 
 Find = Callable[[str], Path | None]
 """The file that a name in a list may stand for."""
 
+FOUND = "{found}"
+"""Stands for that file in the text of a guess."""
 
-def _ways(folder: Path, sample: Sequence[str]) -> Iterator[tuple[Hint, Find]]:
-    """How names may have been meant, the likeliest first."""
-    for way, key, differ in (
+
+def _guesses(folder: Path, sample: Sequence[str]) -> Iterator[tuple[Hint, Find]]:
+    """What the names may stand for, the likeliest first."""
+    for cause, key, differ in (
         ("accents", _nfc, "Accents are written in two ways, NFC and NFD"),
         ("capitals", lambda text: _nfc(text).casefold(), "Only capitals differ"),
         ("ending", lambda text: _nfc(PurePosixPath(text).stem).casefold(), "Only the ending differs"),
     ):
-        yield Hint(way, f"did you mean {{found}}? {differ}"), _alike(folder, key)
+        yield Hint(cause, f"did you mean {FOUND}? {differ}"), _alike(folder, key)
     parts = PurePosixPath(sample[0]).parts
-    for count in range(1, len(parts)):
-        prefix = str(PurePosixPath(*parts[:count]))
-        text = f"did you mean {{found}}? The list's names begin with {_plain(prefix)}/, which is too much there"
-        yield Hint(f"without {prefix}", text), _without(folder, prefix)
-    for place in (folder.parent, folder.parent.parent, *(folder / name for name in _names(folder)[:MOST_FOLDERS])):
-        way = os.path.relpath(place, folder)
-        text = f"did you mean {{found}}? The list's names are relative to {_plain(place)}, and not to {_plain(folder)}"
-        yield Hint(f"below {way}", text), _below(place)
-
-
-def _plain(text: object) -> str:
-    """The text as `str.format` gives it back."""
-    return str(text).replace("{", "{{").replace("}", "}}")
+    for prefix in (str(PurePosixPath(*parts[:count])) for count in range(1, len(parts))):
+        text = f"did you mean {FOUND}? The list's names begin with {prefix}/, which is too much there"
+        yield Hint(f"without {prefix}", text), _below(folder, prefix)
+    for place in (folder.parent, folder.parent.parent, *_inside(folder)):
+        text = f"did you mean {FOUND}? The list's names are relative to {place}, and not to {folder}"
+        yield Hint(f"below {os.path.relpath(place, folder)}", text), _below(place)
 
 
 def _nfc(text: str) -> str:
@@ -134,7 +131,7 @@ def _alike(folder: Path, key: Callable[[str], str]) -> Find:
         place = folder
         for part in PurePosixPath(name).parts:
             if place not in known:
-                known[place] = {key(found): found for found in _names(place)}
+                known[place] = {key(entry): entry for entry in _names(place)}
             if key(part) not in known[place]:
                 return None
             place /= known[place][key(part)]
@@ -143,26 +140,23 @@ def _alike(folder: Path, key: Callable[[str], str]) -> Find:
     return find
 
 
-def _without(folder: Path, prefix: str) -> Find:
+def _below(folder: Path, prefix: str = "") -> Find:
+    """Finds a file in a folder by its name without the prefix."""
+
     def find(name: str) -> Path | None:
         path = PurePosixPath(name)
-        return file(folder / path.relative_to(prefix)) if path.is_relative_to(prefix) else None
+        file = folder / path.relative_to(prefix) if path.is_relative_to(prefix) else None
+        return file if file and is_file(file) else None
 
     return find
 
 
-def _below(place: Path) -> Find:
-    return lambda name: file(place / name)
-
-
-def file(path: Path) -> Path | None:
-    """The path, if a file is there."""
-    return path if os.path.isfile(path) else None  # noqa: PTH113 (raises nothing)
+def _inside(folder: Path) -> list[Path]:
+    return [folder / name for name in _names(folder)[:MOST_FOLDERS]]
 
 
 def _names(folder: Path) -> list[str]:
-    """What lies in a folder; nothing in one that cannot be looked into."""
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 (names as they are)
-    except OSError:
-        return []
+    """What is in a folder; nothing if it cannot be read."""
+    with suppress(OSError):
+        return list(files_in(folder))
+    return []

@@ -7,14 +7,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
+from harness.data.files import is_file, reading
 from harness.errors import DataError, HarnessError
 from suites.base import Suite, Target, Task
 
 NOTE_FILE = "OWN_SPLIT.txt"
-"""File beside lists that are not those of the suite: a line that says who drew them."""
+"""File beside lists that are not the suite's own: a line that says who drew them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +27,8 @@ class Roots:
     """Folder that holds the images, `--root`."""
 
     lists: Path | None = None
-    """Folder that holds the lists, `--lists`; the same as `data` if not given. Tasks whose lists lie beside the
-    images have in it a folder of the same name."""
+    """Folder that holds the lists, `--lists`; the same as `data` if not given. Lists that usually lie beside the images
+    are looked for there in a folder of the task's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,13 @@ class ListFile:
     """JSON lists of the same task: class ids are numbered over all of them."""
 
     choice: str = ""
-    """What was taken and what passed over, where several folders bear the suite's names."""
+    """Which folder is used and which are not, where several have the suite's names."""
 
     @property
     def changed(self) -> tuple[int, ...]:
         """Inodes, sizes and times of the files that decide the entries."""
-        found = [path.stat() for path in (self.path, *self.numbered_with) if path.is_file()]
-        return tuple(n for at in found for n in (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
+        stats = [path.stat() for path in (self.path, *self.numbered_with) if path.is_file()]
+        return tuple(n for stat in stats for n in (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,46 @@ class Entry:
     """Line in the file, from 1 (for JSON: number of the entry)."""
 
 
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """A list file and its entries."""
+
+    file: ListFile
+    entries: Sequence[Entry]
+
+    def where(self, entry: Entry) -> str:
+        """`file:line` of an entry."""
+        return f"{self.file.path}:{entry.line}"
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """The image file of each entry."""
+        return [self.file.folder / entry.name for entry in self.entries]
+
+    @cached_property
+    def real_paths(self) -> list[str]:
+        """`os.path.realpath` of each entry's image: the same however a file is spelled or linked. Each folder is
+        resolved only once, which is four times as fast."""
+        folders: dict[str, str] = {}
+        paths: list[str] = []
+        for entry in self.entries:
+            head, tail = os.path.split(entry.name)
+            if head not in folders:
+                folders[head] = os.path.realpath(self.file.folder / head)
+            path = os.path.join(folders[head], tail)  # noqa: PTH118
+            paths.append(os.path.realpath(path) if tail == ".." or os.path.islink(path) else path)  # noqa: PTH114
+        return paths
+
+    @cached_property
+    def by_image(self) -> dict[str, Entry]:
+        """The entries by the real paths of their images."""
+        return dict(zip(self.real_paths, self.entries, strict=True))
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        with reading(path):
+            return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
 
@@ -88,12 +125,12 @@ def _json_classes(path: Path) -> dict[str, int]:
 
 
 def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[tuple[int, str, str]]:
-    """The ids in use, in this list and `others`, are numbered from 0 in ascending order. `DataError` if they are not as
-    many as there are classes: then nobody knows which number an id stands for."""
+    """The ids used in this list and `others` are numbered from 0 in ascending order. `DataError` if there are more or
+    fewer of them than classes: then it is unknown which class an id stands for."""
     classes = _json_classes(path)
     lists = [classes, *(_json_classes(other) for other in others if other != path and other.is_file())]
     try:
-        ids = sorted({value for one in lists for value in one.values()})
+        ids = sorted({value for mapping in lists for value in mapping.values()})
     except TypeError as error:
         raise DataError(f"{path}: not a JSON mapping of images to classes ({error})") from None
     if len(ids) != num_classes:
@@ -103,13 +140,13 @@ def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[
 
 
 SAMPLE = 16
-"""Images of a list, about, that are looked for to see where its names begin."""
+"""Images of a list, roughly, that are looked for to learn which folder its names are relative to."""
 
 LABEL_DIGITS = 18
-"""A longer number is no label; one of more than 4300 digits Python would not even read."""
+"""A longer number is not a label, and Python refuses to parse more than 4300 digits."""
 
 LINE_SHOWN = 200
-"""Characters of a bad line that a message shows."""
+"""Characters of a malformed line shown in a message."""
 
 
 def read_list(
@@ -117,12 +154,12 @@ def read_list(
 ) -> list[Entry]:
     """Entries of one list: lines `relative/path with spaces.jpg 7`, or VPT's JSON.
 
-    A bad line raises `HarnessError` with file:line, or, if `problems` is given, adds its message there and is left out.
+    A malformed line raises `HarnessError` with file:line or, if `problems` is given, is skipped and described there.
     `numbered_with`: see `ListFile`.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such list file")
-    found: list[str] = []
+    messages: list[str] = []
     entries, is_json = [], path.suffix == ".json"
     for number, name, label in _json_entries(path, numbered_with, num_classes) if is_json else _text_entries(path):
         value = int(label) if label.isdecimal() and len(label) <= LABEL_DIGITS else num_classes
@@ -130,13 +167,13 @@ def read_list(
             entries.append(Entry(name, value, number))
         else:
             line = f"{name} {label}".strip()[:LINE_SHOWN]
-            found.append(f"{path}:{number}: {line!r} is not `file label` with a label from 0 to {num_classes - 1}")
-    if not entries and not found:
-        found.append(f"{path}: the list is empty")
-    if found and problems is None:
-        raise DataError(found[0] + (f" (and {len(found) - 1} more such lines)" if len(found) > 1 else ""))
+            messages.append(f"{path}:{number}: {line!r} is not `file label` with a label from 0 to {num_classes - 1}")
+    if not entries and not messages:
+        messages.append(f"{path}: the list is empty")
+    if messages and problems is None:
+        raise DataError(messages[0] + (f" (and {len(messages) - 1} more such lines)" if len(messages) > 1 else ""))
     if problems is not None:
-        problems += found
+        problems += messages
     return entries
 
 
@@ -163,98 +200,95 @@ def _existing(root: Path, suite: Suite, folders: tuple[str, ...], what: str) -> 
     return list(found.values())
 
 
-def locate_lists(
-    suite: Suite, task: Task, roots: Roots, shots: int | None = None, split_seed: int | None = None
+def locate(
+    suite: Suite, owner: Task | Target, roots: Roots, shots: int | None = None, split_seed: int | None = None
 ) -> dict[str, ListFile]:
-    """The list of each split on the user's disk. `HarnessError` says what was tried if a folder is not there.
+    """The lists of a task's splits, or of a further test set, on the user's disk. `HarnessError` says what was tried
+    if a folder is missing.
 
-    Copies of one set, as several projects lay them out, often lie side by side: the folder that holds most of the
-    lists is taken, and for images that lie apart from them the one that holds most of these. The first of equals.
+    Several copies of one set, laid out by different projects, often lie side by side: the folder with the most of the
+    lists is used and, where the images lie elsewhere, the one with the most of these; of equals, the first.
     """
-    fill = {"shots": shots, "split_seed": split_seed}
-    names = {split: name.format(**fill) for split, name in task.lists.items()}
-    return _locate(suite, task, names, task.subfolders, roots)
-
-
-def locate_target(suite: Suite, target: Target, roots: Roots) -> ListFile:
-    """The list of a further test set on the user's disk, likewise."""
-    return _locate(suite, target, {target.name: target.list_file}, ("",), roots)[target.name]
-
-
-def _locate(
-    suite: Suite, owner: Task | Target, names: dict[str, str], subfolders: tuple[str, ...], roots: Roots
-) -> dict[str, ListFile]:
+    subfolders: tuple[str, ...] = ("",)
+    if isinstance(owner, Target):
+        names = {owner.name: owner.list_file}
+    else:
+        names = {s: name.format(shots=shots, split_seed=split_seed) for s, name in owner.lists.items()}
+        subfolders = owner.subfolders
     data = _data_root(suite, roots)
     images = _existing(data, suite, folders_of(owner), f"the images of {owner.name!r}")
     lists, what, apart = images, "lists and images", bool(owner.list_folders or roots.lists)
     if apart:
         lists = _existing(roots.lists or data, suite, list_folders_of(owner), f"the lists of {owner.name!r}")
         what = "lists"
-    held = {folder: _files_in(folder, names.values()) for folder in lists}
-    taken = max(held, key=held.__getitem__)
-    files = {split: taken / name for split, name in names.items()}
-    folders, choice = _image_folders(images if apart else [taken], subfolders, files)
-    choices = [f"{owner.name}: {text}" for text in (_choice(what, held, "lists"), choice) if text]
+    counts = {folder: _files_in(folder, names.values()) for folder in lists}
+    best = max(counts, key=counts.__getitem__)
+    files = {split: best / name for split, name in names.items()}
+    folders, choice = _image_folders(images if apart else [best], subfolders, files)
+    choices = [f"{owner.name}: {text}" for text in (_choice(what, counts, "lists"), choice) if text]
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
     return {split: ListFile(file, folders[split], numbered, "; ".join(choices)) for split, file in files.items()}
 
 
+def locate_all(
+    suite: Suite, task: Task, roots: Roots, shots: int | None = None, split_seed: int | None = None
+) -> dict[str, ListFile]:
+    """The lists of a task's splits and of its further test sets, as by `locate`."""
+    owners: tuple[Task | Target, ...] = (task, *task.targets)
+    return {name: file for owner in owners for name, file in locate(suite, owner, roots, shots, split_seed).items()}
+
+
 def _files_in(folder: Path, names: Iterable[str]) -> int:
-    """How many of these files a folder holds; none where it may not be looked into."""
-    return sum(os.path.isfile(folder / name) for name in names)  # noqa: PTH113 (raises nothing)
+    """How many of these files a folder holds; none where it may not be read."""
+    return sum(is_file(folder / name) for name in names)
 
 
-def _choice(what: str, held: Mapping[Path, int], unit: str) -> str:
-    """Which of these folders was taken, that which holds most; empty if there is no other outside it."""
-    taken = max(held, key=held.__getitem__)
-    others = [folder for folder in held if not (folder.is_relative_to(taken) or taken.is_relative_to(folder))]
-    passed = ", ".join(f"{folder} (holds {held[folder]})" for folder in others)
-    return f"{what} are taken from {taken} (holds {held[taken]} {unit}), not from {passed}" if others else ""
+def _choice(what: str, counts: Mapping[Path, int], unit: str) -> str:
+    """Which of these folders is used, the one that holds most; empty if there is no other outside it."""
+    best = max(counts, key=counts.__getitem__)
+    others = [folder for folder in counts if not (folder.is_relative_to(best) or best.is_relative_to(folder))]
+    unused = ", ".join(f"{folder} (holds {counts[folder]})" for folder in others)
+    return f"{what} are taken from {best} (holds {counts[best]} {unit}), not from {unused}" if others else ""
 
 
 def _image_folders(
     images: list[Path], subfolders: tuple[str, ...], files: Mapping[str, Path]
 ) -> tuple[dict[str, Path], str]:
-    """The folder that the names in each list are relative to: of the folders of images, and below it of its subfolders,
-    that which holds most of a sample of them. And what was passed over."""
+    """The folder that the names in each list are relative to: one of the folders of images, and one of the subfolders
+    in it, whichever holds most of a sample of the names. And which folders are not used."""
     if len(images) * len(subfolders) == 1:
         return dict.fromkeys(files, images[0] / subfolders[0]), ""
     samples = {split: _sample(file) for split, file in files.items()}
-
-    def found(folder: Path, split: str) -> int:
-        return _files_in(folder, samples[split])
-
-    below = {
-        folder: {split: max((folder / sub for sub in subfolders), key=lambda f: found(f, split)) for split in files}
-        for folder in images
-    }
-    held = {folder: sum(found(place, split) for split, place in places.items()) for folder, places in below.items()}
+    best: dict[Path, dict[str, Path]] = {}
+    counts: dict[Path, int] = {}
+    for folder in images:
+        held = {split: {folder / sub: _files_in(folder / sub, samples[split]) for sub in subfolders} for split in files}
+        best[folder] = {split: max(by_place, key=by_place.__getitem__) for split, by_place in held.items()}
+        counts[folder] = sum(max(by_place.values()) for by_place in held.values())
     unit = f"of {sum(map(len, samples.values()))} looked for"
-    return below[max(held, key=held.__getitem__)], _choice("images", held, unit)
+    return best[max(counts, key=counts.__getitem__)], _choice("images", counts, unit)
 
 
 def _sample(file: Path) -> list[str]:
-    """Some of the names in a list; none of one that cannot be read, which shows when it is."""
+    """Some of the names in a list; none of one that cannot be read, which is reported when it is."""
     try:
-        rows = list(_json_classes(file)) if file.suffix == ".json" else [name for _, name, _ in _text_entries(file)]
+        names = list(_json_classes(file)) if file.suffix == ".json" else [name for _, name, _ in _text_entries(file)]
     except DataError:
         return []
-    return rows[:: max(1, len(rows) // SAMPLE)]
+    return names[:: max(1, len(names) // SAMPLE)]
 
 
 def folders_taken(suite: Suite, tasks: Iterable[str], roots: Roots) -> list[str]:
-    """A line for each task, or further test set, of which several folders are there: which was taken."""
-    found: list[str] = []
+    """A line for each task, or further test set, with several folders on disk: which of them is used."""
+    choices: list[str] = []
     for task in map(suite.task, tasks if roots.data else ()):
-        with suppress(HarnessError):  # what is not there is told where it is needed
-            shots, seed = next(product(suite.shots or (None,), suite.split_seeds or (None,)))
-            found += [source.choice for source in locate_lists(suite, task, roots, shots, seed).values()]
-            found += [locate_target(suite, target, roots).choice for target in task.targets]
-    return [line for line in dict.fromkeys(found) if line]
+        with suppress(HarnessError):  # what is missing is reported where it is needed
+            choices += [file.choice for file in locate_all(suite, task, roots, *next(suite.draws())).values()]
+    return [line for line in dict.fromkeys(choices) if line]
 
 
 def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
-    """`HarnessError` if tasks that are not built from packages have no folder to be in, or the lists have none."""
+    """`HarnessError` if the lists' folder is missing, or the data's where not all tasks are built from packages."""
     if roots.lists is not None and not roots.lists.is_dir():
         raise HarnessError(f"--lists {roots.lists}: no such folder")
     if roots.data is not None or any(suite.task(name).build is None for name in tasks):
@@ -270,7 +304,7 @@ def _data_root(suite: Suite, roots: Roots) -> Path:
 
 
 def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
-    """Images of a split or further test set as the suite states them, None where it does not."""
+    """Images of a split or further test set as the suite states them; None where it does not."""
     if split == "train" and shots is not None:
         return shots * task.num_classes
     if split == "trainval" and {"train", "val"} <= set(task.sizes):
@@ -280,29 +314,7 @@ def known_size(task: Task, split: str, shots: int | None = None) -> int | None:
 
 
 def disjoint(splits: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of splits that may have no image in common: what is trained on, val, and all that is tested on."""
+    """Pairs of splits that must share no image: what is trained on, val, and whatever is tested on."""
     rank = {"train": 0, "trainval": 0, "val": 1}
-    return [
-        (one, other)
-        for one, other in product(splits, splits)
-        if rank.get(one, 2) < rank.get(other, 2) and (one, other) != ("trainval", "val")
-    ]
-
-
-def real_paths(source: ListFile, entries: Sequence[Entry]) -> list[str]:
-    """`os.path.realpath` of each entry's image: the same file has the same, however it is written or linked. Folders
-    are looked at once, which makes it four times as fast."""
-    folders: dict[str, str] = {}
-    found: list[str] = []
-    for entry in entries:
-        head, tail = os.path.split(entry.name)
-        if head not in folders:
-            folders[head] = os.path.realpath(source.folder / head)
-        path = os.path.join(folders[head], tail)  # noqa: PTH118
-        found.append(os.path.realpath(path) if tail == ".." or os.path.islink(path) else path)  # noqa: PTH114
-    return found
-
-
-def by_file(source: ListFile, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The entries by the real paths of their images."""
-    return dict(zip(real_paths(source, entries), entries, strict=True))
+    pairs = [(a, b) for a, b in product(splits, splits) if rank.get(a, 2) < rank.get(b, 2)]
+    return [pair for pair in pairs if pair != ("trainval", "val")]

@@ -1,4 +1,4 @@
-"""What is wrong with data, and how it is told: errors first, of each kind a few, with one hint for one cause."""
+"""What is wrong with data, and how it is reported: errors first, a few of each kind, and one hint per cause."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 from harness.data import hints
 from harness.data.hints import Hint
-from harness.data.lists import Entry, ListFile, Roots, read_list
+from harness.data.lists import ImageList, ListFile, Roots, locate, read_list
 from harness.errors import HarnessError
 from suites.base import Suite, Target, Task
 
 SHOWN = 3
 """Problems of a kind that are printed."""
+
+Absent = tuple[Task | Target, str]
+"""A task or further test set without a folder, and the message that says what was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,11 @@ class Problem:
     """`error`, or `warning` for what known copies have too."""
 
     kind: str = ""
-    """The same for problems that are told together; the words of `text` without names and numbers if empty."""
+    """The same for problems reported together; if empty, the words of `text` without names and numbers."""
 
     hint: Hint = field(default_factory=Hint)
     count: int = 1
-    """How many there are, of which `text` names the first."""
+    """How many there are; `text` names the first."""
 
 
 _NAMES = re.compile(r"'[^']*'|\S*[\d/.]\S*")
@@ -42,7 +45,7 @@ def told(problems: Iterable[Problem], most: int = SHOWN) -> Iterator[str]:
     groups: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in sorted(problems, key=lambda problem: problem.severity != "error"):
         kind = problem.kind or _NAMES.sub("", problem.text)
-        groups.setdefault((problem.severity, kind, problem.hint.way), []).append(problem)
+        groups.setdefault((problem.severity, kind, problem.hint.cause), []).append(problem)
     for (severity, _, _), group in groups.items():
         shown = group[:most]
         yield from (f"{severity}: {problem.text}" for problem in shown)
@@ -52,25 +55,37 @@ def told(problems: Iterable[Problem], most: int = SHOWN) -> Iterator[str]:
             yield f"  {group[0].hint.text}"
 
 
-def read_with_problems(source: ListFile, num_classes: int) -> tuple[list[Entry], list[Problem]]:
+def read_with_problems(list_file: ListFile, num_classes: int) -> tuple[ImageList, list[Problem]]:
     """The entries of a list that can be read, and what is wrong with it."""
     texts: list[str] = []
-    entries: list[Entry] = []
+    images = ImageList(list_file, [])
     try:
-        entries = read_list(source.path, num_classes, texts, source.numbered_with)
+        images = ImageList(list_file, read_list(list_file.path, num_classes, texts, list_file.numbered_with))
     except HarnessError as error:
         texts.append(str(error))
-    if not texts:
-        return entries, []
-    if source.path.is_file():
-        hint = hints.one_based(source, num_classes)
-        return entries, [Problem(text, kind="bad line" if hint.text else "", hint=hint) for text in texts]
-    return entries, [Problem(text, kind="no list", hint=hints.other_list(source.path)) for text in texts]
+    if texts and not list_file.path.is_file():
+        return images, [Problem(text, kind="no list", hint=hints.other_list(list_file.path)) for text in texts]
+    hint = hints.one_based(list_file, num_classes) if texts else Hint()
+    return images, [Problem(text, kind="bad line" if hint.text else "", hint=hint) for text in texts]
 
 
-def no_folder(suite: Suite, absent: Iterable[tuple[Task | Target, str]], roots: Roots) -> list[Problem]:
-    """The problems of tasks and further test sets that have no folder, each with the message that says what was tried;
-    one hint for all of them."""
+def locate_existing(
+    suite: Suite, task: Task, roots: Roots, shots: int | None, split_seed: int | None
+) -> tuple[dict[str, ListFile], list[Absent]]:
+    """The lists of a task and of its further test sets, and those of them that have no folder."""
+    lists: dict[str, ListFile] = {}
+    absent: list[Absent] = []
+    owners: tuple[Task | Target, ...] = (task, *task.targets)
+    for owner in owners:
+        try:
+            lists |= locate(suite, owner, roots, shots, split_seed)
+        except HarnessError as error:
+            absent.append((owner, str(error)))
+    return lists, absent
+
+
+def no_folder(suite: Suite, absent: Iterable[Absent], roots: Roots) -> list[Problem]:
+    """The problems of tasks and further test sets that have no folder, with one hint for all of them."""
     absent = list(absent)
     owners: Mapping[str, Task | Target] = {owner.name: owner for owner, _ in absent}
     hint = hints.other_root(suite, list(owners.values()), roots)

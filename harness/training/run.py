@@ -118,7 +118,7 @@ def run(ctx: RunContext) -> RunRecord:
     data = load(ctx)
     evaluator = epoch_evaluator(ctx, data)
     memory = PeakMemory(ctx.device)
-    with data.splits.guard(ctx.trained_on).shut():
+    with data.splits.guard(ctx.trained_on).enforced():
         model = attach(ctx, data)
         trainer = train(ctx, data, model, evaluator)
     peak = memory.allocated()

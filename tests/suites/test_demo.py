@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.data.check import check
+from harness.data.lists import Roots
 from suites import SUITES, packages
 from suites.base import VTAB_LISTS, SuiteError
 from suites.demo import REGIONS, crop_box
@@ -69,19 +71,23 @@ def test_dsprites_are_vtabs_own_tasks(folders):
     latents = packages.dsprites_latents()
     assert latents.shape == (737_280, 6)
     assert latents.max(axis=0).tolist() == [0, 2, 5, 39, 31, 31]
-    some = np.array([737_279, 0, 400_000])
-    images = packages.dsprites_images(some)
-    assert images.shape == (3, 64, 64)
-    assert set(np.unique(images)) == {0, 255}
     # The x position moves the image's centre of mass from left to right.
     same_but_x = np.flatnonzero((latents[:, [1, 2, 3, 5]] == [0, 5, 0, 16]).all(axis=1))
-    columns = [np.nonzero(image)[1].mean() for image in packages.dsprites_images(same_but_x)]
-    assert len(columns) == 32
+    images = packages.dsprites_images(np.concatenate([[737_279, 0], same_but_x]))
+    assert images.shape == (2 + 32, 64, 64)
+    assert set(np.unique(images)) == {0, 255}
+    columns = [np.nonzero(image)[1].mean() for image in images[2:]]
     assert np.all(np.diff(columns) > 0)
     rows = lines(folders["dsprites_loc"], "test")
     image = np.asarray(Image.open(folders["dsprites_loc"] / rows[0][0]))
     nearest = int(np.argmin(np.abs(np.array(columns) - np.nonzero(image)[1].mean())))
     assert abs(nearest // 2 - int(rows[0][1])) <= 1
+
+
+def test_official_duplicates_of_dsprites_are_warnings(folders):
+    """A square looks the same every quarter turn."""
+    result = check(DEMO, Roots(data=folders["dsprites_ori"].parent), ("dsprites_ori",))
+    assert result.errors == 0
 
 
 def test_full_size_is_vtabs():

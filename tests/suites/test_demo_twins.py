@@ -1,20 +1,19 @@
 """The offline twins of the few-shot and domain-generalisation suites: draws, folders, targets, and whole runs."""
 
+import layouts
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from harness.data.check import check
-from harness.data.lists import Roots, locate_lists, locate_target, read_list
+from harness.data.lists import Roots, locate, read_list
 from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
-from harness.schema.preprocessing import Preprocessing
 from harness.training.run import RunContext, run
 from suites import SUITES
 
-SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
 FEWSHOT, DG = SUITES["demo-fewshot"], SUITES["demo-dg"]
 CASES = [(suite, task) for suite in (FEWSHOT, DG) for task in suite.tasks]
 
@@ -30,33 +29,25 @@ def root(tmp_path_factory):
 
 def lists(root, suite, task, shots, split_seed):
     """Names and labels of every list."""
-    sources = locate_lists(suite, task, Roots(data=root / suite.name), shots, split_seed)
+    sources = locate(suite, task, Roots(data=root / suite.name), shots, split_seed)
     return {split: read_list(source.path, task.num_classes) for split, source in sources.items()}
 
 
 @pytest.mark.parametrize(("suite", "task"), CASES, ids=lambda x: x.name)
 def test_every_class_has_k_images_and_splits_are_disjoint(root, suite, task):
-    for shots in suite.shots:
-        for seed in suite.split_seeds:
-            splits = lists(root, suite, task, shots, seed)
-            counts = np.bincount([entry.label for entry in splits["train"]])
-            assert counts.tolist() == [shots] * task.num_classes
-            names = [{entry.name for entry in entries} for entries in splits.values()]
-            assert len(set.union(*names)) == sum(map(len, names)) == sum(map(len, splits.values()))
-            assert {split: len(entries) for split, entries in splits.items()} == {
-                "train": shots * task.num_classes,
-                "val": task.sizes["val"],
-                "test": task.sizes["test"],
-            }
+    for shots, seed in suite.draws():
+        splits = lists(root, suite, task, shots, seed)
+        counts = np.bincount([entry.label for entry in splits["train"]])
+        assert counts.tolist() == [shots] * task.num_classes
+        names = [{entry.name for entry in entries} for entries in splits.values()]
+        assert len(set.union(*names)) == sum(map(len, names)) == sum(map(len, splits.values()))
+        sizes = {"val": task.sizes["val"], "test": task.sizes["test"], "train": shots * task.num_classes}
+        assert {split: len(entries) for split, entries in splits.items()} == sizes
 
 
 def test_draws_differ_and_shots_are_not_nested(root):
     (task,) = FEWSHOT.tasks
-    draws = {
-        (k, s): {entry.name for entry in lists(root, FEWSHOT, task, k, s)["train"]}
-        for k in FEWSHOT.shots
-        for s in FEWSHOT.split_seeds
-    }
+    draws = {(k, s): {entry.name for entry in lists(root, FEWSHOT, task, k, s)["train"]} for k, s in FEWSHOT.draws()}
     assert len({frozenset(names) for names in draws.values()}) == 15
     assert not any(draws[1, s] <= draws[2, s] for s in FEWSHOT.split_seeds)
 
@@ -75,12 +66,12 @@ def test_no_image_is_in_two_splits_under_two_names(root):
 def test_the_check_finds_nothing_wrong(root, suite):
     report = check(suite, Roots(data=root / suite.name), deep=True)
     assert report.problems == []
-    assert all(row.found == row.known for row in report.rows)
+    assert all(row.size == row.known for row in report.lists)
 
 
 def test_targets_are_read_and_hold_the_stated_classes(root):
     for task in DG.tasks:
-        data = TaskData(DG, task, SMALL, Roots(data=root / "demo-dg"), 16, 1).open_test()
+        data = TaskData(DG, task, layouts.SMALL, Roots(data=root / "demo-dg"), 16, 1).open_test()
         assert list(data) == ["test", *(target.name for target in task.targets)]
         for target in task.targets:
             assert len(data[target.name]) == target.size
@@ -88,7 +79,7 @@ def test_targets_are_read_and_hold_the_stated_classes(root):
 
 
 def test_shifted_crops_are_the_test_crops_shifted(root):
-    data = TaskData(DG, DG.task("photo_crops"), SMALL, Roots(data=root / "demo-dg"), 16, 0).open_test()
+    data = TaskData(DG, DG.task("photo_crops"), layouts.SMALL, Roots(data=root / "demo-dg"), 16, 0).open_test()
     plain, low = data["test"].images.float(), data["contrast"].images.float()
     assert torch.equal(data["contrast"].labels, data["test"].labels)
     assert low.std(dim=(1, 2)).mean() < 0.5 * plain.std(dim=(1, 2)).mean()
@@ -106,9 +97,9 @@ def test_building_again_gives_the_same_bytes(root, tmp_path):
 
 
 def test_masked_target_lists_are_found_apart_from_the_images(root):
-    source = locate_target(DG, DG.task("photo_crops").targets[-1], Roots(data=root / "demo-dg"))
-    assert source.path.parent.name == "annotations"
-    assert source.folder.name == "images"
+    (file,) = locate(DG, DG.task("photo_crops").targets[-1], Roots(data=root / "demo-dg")).values()
+    assert file.path.parent.name == "annotations"
+    assert file.folder.name == "images"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +112,7 @@ def test_masked_target_lists_are_found_apart_from_the_images(root):
 def test_a_run_scores_every_test_set(root, tmp_path, monkeypatch, suite, task, method, metrics):
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path))
     flags = {"suite": suite, "tasks": [task], "methods": [method], "recipe": {"epochs": 1}, "shots": [16]}
+    flags |= {"backbone": "test_vit", "weights": "random", "image_size": 32}
     record = run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu")))
     assert set(record.metrics) == metrics
     assert record.test_looks == 1

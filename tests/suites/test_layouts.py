@@ -9,15 +9,13 @@ import torch
 from analysis.frame import comparable_sets
 from analysis.tables import result_tables
 from harness.data.check import check
-from harness.data.lists import Roots, folders_taken, locate_lists, locate_target
+from harness.data.lists import Roots, folders_taken, locate
 from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
-from harness.schema.preprocessing import Preprocessing
 from harness.training.run import RunContext, run
 from suites import SUITES
 
-SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
 VTAB_FOLDERS = sorted({(task.name, folder) for task in layouts.VTAB.tasks for folder in task.folders})
 
 
@@ -30,13 +28,12 @@ def read(suite, task, roots, sizes):
     """Read everything of a task and compare the numbers of images; nothing may be wrong with it."""
     report = check(suite, roots, (task.name,), deep=True)
     assert report.problems == []
-    assert all(row.found == row.known for row in report.rows)
-    for shots in suite.shots or (None,):
-        for seed in suite.split_seeds or (None,):
-            data = TaskData(suite, task, SMALL, roots, shots, seed)
-            found = {split: len(data.train(split)) for split in task.lists if split != "test"}
-            found |= {name: len(split) for name, split in data.open_test().items()}
-            assert found == sizes | ({"train": shots * task.num_classes} if shots else {})
+    assert all(row.size == row.known for row in report.lists)
+    for shots, seed in suite.draws():
+        data = TaskData(suite, task, layouts.SMALL, roots, shots, seed)
+        counts = {split: len(data.train(split)) for split in task.lists if split != "test"}
+        counts |= {name: len(split) for name, split in data.open_test().items()}
+        assert counts == sizes | ({"train": shots * task.num_classes} if shots else {})
     return report
 
 
@@ -45,9 +42,10 @@ def one_task(suite, name):
 
 
 def run_once(monkeypatch, suite, roots, method, shots=()):
-    """One epoch on the demo backbone, through the same door as every run."""
+    """One epoch, run as every run is."""
     monkeypatch.setitem(SUITES, suite.name, suite)
     flags = {"suite": suite.name, "methods": [method], "recipe": {"epochs": 1}, "shots": list(shots)}
+    flags |= {"backbone": "test_vit", "weights": "random", "image_size": 32}
     return run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu"), roots=roots))
 
 
@@ -78,16 +76,16 @@ def test_the_folder_that_holds_the_lists_is_taken_and_named(tmp_path, name):
     folder, roots = layouts.vtab(tmp_path / "vtab-1k", name), Roots(data=tmp_path)
     report = read(layouts.VTAB, layouts.VTAB.task(name), roots, {"train": 6, "val": 3, "trainval": 9, "test": 6})
     line = f"{name}: lists and images are taken from {folder} (holds 4 lists), not from {tmp_path / name} (holds 0)"
-    assert report.taken == folders_taken(layouts.VTAB, ["sun397", name], roots) == [line]
+    assert report.choices == folders_taken(layouts.VTAB, ["sun397", name], roots) == [line]
 
 
 def test_of_two_copies_the_one_with_more_lists_is_taken_then_the_first(tmp_path):
     near, far = layouts.vtab(tmp_path, "cifar"), layouts.vtab(tmp_path / "vtab", "cifar100")
     (near / "val200.txt").unlink()
     roots, task = Roots(data=tmp_path), layouts.VTAB.task("cifar100")
-    assert locate_lists(layouts.VTAB, task, roots)["test"].folder == far
+    assert locate(layouts.VTAB, task, roots)["test"].folder == far
     (far / "test.txt").unlink()
-    assert locate_lists(layouts.VTAB, task, roots)["train"].folder == near
+    assert locate(layouts.VTAB, task, roots)["train"].folder == near
     (tmp_path / "vtab-1k").symlink_to("vtab")  # another name of the same folder is no choice
     assert "vtab-1k" in folders_taken(layouts.VTAB, ["cifar100"], roots)[0]
     assert folders_taken(layouts.VTAB, ["cifar100"], roots)[0].count("(holds 3") == 2
@@ -109,19 +107,18 @@ def test_images_apart_from_the_lists_are_taken_from_where_they_are(tmp_path):
         f"lists are taken from {tmp_path}/food101/annotations (holds 3 lists), not from "
         f"{tmp_path}/few-shot/food101/annotations (holds 0); food101: images are taken from "
         f"{tmp_path}/food101/images (holds " in line
-        for line in report.taken
+        for line in report.choices
     )
 
 
 def test_a_further_test_set_is_taken_from_where_its_list_and_images_are(tmp_path):
     suite, roots = layouts.DG, Roots(data=tmp_path / "data", lists=tmp_path / "noah")
     layouts.imagenet(roots.data, roots.lists)
-    (roots.data / "imagenet-sketch/images").rename(roots.data / "imagenet-sketch/images")
+    (roots.data / "imagenet-sketch/images").rename(roots.data / "imagenet-sketch/sketch")
     (roots.data / "imagenet-sketch/images").mkdir()
-    target = dataclasses.replace(
-        suite.tasks[0].targets[1], folders=("imagenet-sketch/images", "imagenet-sketch/images")
-    )
-    assert locate_target(suite, target, roots).folder == roots.data / "imagenet-sketch/images"
+    folders = ("imagenet-sketch/images", "imagenet-sketch/sketch")
+    target = dataclasses.replace(suite.tasks[0].targets[1], folders=folders)
+    assert locate(suite, target, roots)["imagenet-sketch"].folder == roots.data / "imagenet-sketch/sketch"
 
 
 FEW_SHOT_FOLDERS = [
@@ -140,7 +137,7 @@ def test_few_shot_lists_lie_apart_from_the_images(tmp_path, name, images, lists,
     layouts.few_shot(tmp_path / "coop" / images, notes, suite, sub)
     roots = Roots(data=tmp_path / "coop", lists=tmp_path / "noah")
     report = read(suite, suite.tasks[0], roots, {"train": 0, "val": 6, "test": 6})
-    assert len(report.rows) == 2 * 3 + 2
+    assert len(report.lists) == 2 * 3 + 2
 
 
 def test_imagenet_and_its_shifted_sets(tmp_path, monkeypatch):

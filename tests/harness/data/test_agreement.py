@@ -10,10 +10,8 @@ from harness.data.check import check
 from harness.data.lists import Roots
 from harness.data.splits import TaskData
 from harness.errors import DataError
-from harness.schema.preprocessing import Preprocessing
 
 TASK = "svhn"
-SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
 WHOLE = "train800val200.txt"
 
 
@@ -42,7 +40,7 @@ def found(folder):
 
 
 def open_(folder):
-    TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
+    TaskData(layouts.VTAB, layouts.VTAB.task(TASK), layouts.SMALL, Roots(data=folder.parent))
 
 
 def rewrite(folder, file, change):
@@ -70,7 +68,7 @@ def test_other_labels_in_trainval(folder, change, line, count):
     assert severity == "error" and text.startswith(f"{WHOLE}:{line}: images/")
     name = (folder / WHOLE).read_text().splitlines()[line - 1].split()[0]
     old = line - 1
-    assert f"{name} has label {old + 1} here and {old} in train800.txt:{line} (and {count - 1} more such pict" in text
+    assert f"{name} has label {old + 1} here and {old} in train800.txt:{line} (and {count - 1} more such imag" in text
     with pytest.raises(DataError, match=f"{WHOLE}:{line}: .* has label {old + 1} here and {old} in"):
         open_(folder)
 
@@ -86,8 +84,8 @@ def test_labels_that_are_shuffled_in_train_or_shifted_in_val(folder):
 
 def test_an_image_too_many_too_few_or_another(folder):
     rewrite(folder, WHOLE, lambda lines: [*lines, lines[0]])
-    assert any("stands here 2 times and 1 times in train800.txt and val200.txt" in text for _, text in found(folder))
-    with pytest.raises(DataError, match=f"{WHOLE}:1: .* stands here 2 times"):
+    assert any("is listed 2 times here and 1 times in train800.txt and val200.txt" in text for _, text in found(folder))
+    with pytest.raises(DataError, match=f"{WHOLE}:1: .* is listed 2 times here"):
         open_(folder)
     rewrite(folder, WHOLE, lambda lines: lines[1:9])
     message = "train800.txt:1: images/train/000000.png is not in train800val200.txt"

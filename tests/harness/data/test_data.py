@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -13,33 +14,17 @@ from PIL import Image
 
 from harness.data import arrays, decoding
 from harness.data import splits as data
-from harness.data.lists import Entry, ListFile, Roots, read_list
+from harness.data.lists import Entry, ImageList, ListFile, Roots, read_list
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
 from harness.schema import failures
-from harness.schema.preprocessing import Preprocessing
-from suites.base import VTAB_LISTS, Suite, Task
-
-HALF = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A task of 3 classes in the layout of `suites.base`, with random images of odd sizes."""
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
     forget()
-    task, rng = tmp_path / "root" / "toy", np.random.default_rng(0)
-    lines = {}
-    for split, size in (("train", 6), ("val", 3), ("test", 9)):
-        (task / "images" / split).mkdir(parents=True)
-        lines[split] = [f"images/{split}/{i}.png {i % 3}" for i in range(size)]
-        for i in range(size):
-            pixels = rng.integers(0, 256, (20 + i, 30, 3), np.uint8)
-            Image.fromarray(pixels).save(task / "images" / split / f"{i}.png")
-    lines["trainval"] = lines["train"] + lines["val"]
-    for split, name in VTAB_LISTS.items():
-        (task / name).write_text("\n".join(lines[split]) + "\n")
-    return task
+    return layouts.toy(tmp_path / "root")
 
 
 def forget():
@@ -48,10 +33,8 @@ def forget():
     data._entries.cache_clear()
 
 
-def toy(folder, preprocessing=HALF):
-    task = Task(name="toy", group="natural", num_classes=3, sizes={"train": 6, "val": 3, "test": 9})
-    suite = Suite(name="toys", title="Toys", about="", tasks=(task,))
-    return TaskData(suite, task, preprocessing, Roots(data=folder.parent))
+def toy(folder):
+    return layouts.toy_data(folder.parent)
 
 
 def test_arrays_hold_exactly_the_decoded_images(folder):
@@ -78,7 +61,7 @@ def test_complete_runs_on_other_data_are_named(folder):
 
     def told(**changes):
         suite = dataclasses.replace(before.suite, tasks=(dataclasses.replace(before.task, **changes),))
-        return list(data.done_on_other_data(suite, [record, record, bare], Roots(data=folder.parent), HALF))
+        return list(data.done_on_other_data(suite, [record, record, bare], Roots(data=folder.parent), layouts.HALF))
 
     assert told() == []
     first = "2 complete run(s) of toy were done on other data than there are now "
@@ -121,7 +104,7 @@ def test_the_sample_of_images_is_evenly_spaced(folder, monkeypatch, count):
     seen = []
     monkeypatch.setattr(Path, "read_bytes", lambda self: seen.append(int(self.name)) or b"")
     monkeypatch.setattr(Path, "is_file", lambda _: True)
-    arrays.sample_digest(ListFile(folder, folder), [Entry(str(i), 0, i) for i in range(count)])
+    arrays.sample_digest(ImageList(ListFile(folder, folder), [Entry(str(i), 0, i) for i in range(count)]))
     assert len(seen) == len(set(seen)) == min(16, count)
     assert max(np.diff([*seen, count])) <= -(-count // 16)
 
@@ -154,9 +137,9 @@ def test_the_test_split_opens_once(folder):
     assert task.test_looks == 0
     assert len(task.open_test()["test"]) == 9
     assert task.test_looks == 1
-    with pytest.raises(HarnessError, match="opened already"):
+    with pytest.raises(HarnessError, match="already opened"):
         task.open_test()
-    with pytest.raises(HarnessError, match="open_test alone"):
+    with pytest.raises(HarnessError, match=r"only by TaskData\.open_test"):
         task.train("test")
 
 
@@ -183,9 +166,8 @@ def test_missing_and_broken_images_are_named(folder):
 
 
 def test_a_suite_without_data_asks_for_its_folder(folder):
-    task = Task(name="toy", group="natural", num_classes=3, sizes={})
     with pytest.raises(HarnessError, match="--root"):
-        TaskData(Suite(name="toys", title="", about="", tasks=(task,)), task, HALF)
+        TaskData(layouts.TOYS, layouts.TOY, layouts.HALF)
 
 
 def test_an_image_of_the_test_split_may_not_be_trained_on(folder):
@@ -197,16 +179,15 @@ def test_an_image_of_the_test_split_may_not_be_trained_on(folder):
 
 
 def test_several_builders_of_one_array_decode_each_image_once(folder, monkeypatch):
-    task, calls, plain = toy(folder), [], decoding.decode
+    tasks, calls, plain = [toy(folder) for _ in range(4)], [], decoding.decode
 
     def decode(path, **how):
         calls.append(path)
         return plain(path, **how)
 
     monkeypatch.setattr(decoding, "decode", decode)
-    source, entries = task._sources["test"], task.entries("test")
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: arrays.load("toy-test", source, entries, HALF), range(4)))
+        results = list(pool.map(lambda task: task.open_test()["test"].images.numpy(), tasks))
     assert len(calls) == 9
     assert all(np.array_equal(results[0], other) for other in results)
 
@@ -214,7 +195,7 @@ def test_several_builders_of_one_array_decode_each_image_once(folder, monkeypatc
 def test_the_cache_is_listed_and_cleared(folder):
     toy(folder).open_test()
     (array,) = arrays.cached()
-    assert array.bytes >= arrays.array_bytes(9, HALF) == 9 * 16 * 16 * 3
+    assert array.bytes >= arrays.array_bytes(9, layouts.HALF) == 9 * 16 * 16 * 3
     assert arrays.clear() == array.bytes
     assert arrays.cached() == []
     forget()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from harness.commands.main import app
 from harness.data import decoding
-from harness.data.check import check, image_problem
+from harness.data.check import check, look
 from harness.data.lists import Entry, Roots, read_list
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
@@ -27,7 +27,6 @@ from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 
 TASK = "svhn"
-SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def rewrite(folder, file, change):
 def test_a_whole_copy_has_no_problems(folder):
     report = check(layouts.VTAB, Roots(data=folder.parent), (TASK,), deep=True)
     assert report.problems == []
-    assert [(row.split, row.found, row.known) for row in report.rows] == [
+    assert [(row.split, row.size, row.known) for row in report.lists] == [
         ("train", 6, 6),
         ("val", 3, 3),
         ("trainval", 9, 9),
@@ -71,7 +70,7 @@ def test_labels_out_of_range_or_no_numbers(folder, line):
     rewrite(folder, "test.txt", lambda lines: [lines[0], line, *lines[2:]])
     bad, count = problems(folder)
     assert bad.startswith("test.txt:2: ") and "with a label from 0 to 2" in bad
-    assert count == "test.txt: 5 images, where 6 are known"
+    assert count == "test.txt: 5 images, where 6 are expected"
 
 
 def test_tabs_and_several_spaces_divide_too(tmp_path):
@@ -135,9 +134,9 @@ def test_a_file_that_was_cut_is_found_in_every_format(tmp_path, ending, share):
     path = tmp_path / f"x.{ending}"
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(noise).save(path, **FORMATS[ending])
-    assert image_problem(path) is None
+    assert look(path).problem is None
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    assert image_problem(path).startswith("cannot be decoded")
+    assert look(path).problem.startswith("cannot be decoded")
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -153,7 +152,7 @@ def test_what_is_no_file_is_named_and_not_opened(folder, deep):
     (folder / names[4]).symlink_to(folder / names[4])
     found = problems(folder, deep=deep)
     for number, what in enumerate(
-        ["a pipe, not", "a folder, not", "a device, not", "a socket, not", "cannot be looked"]
+        ["a pipe, not", "a folder, not", "a device, not", "a socket, not", "cannot be accessed"]
     ):
         assert found[number].startswith(f"test.txt:{number + 1}: {names[number]}: {what}")
     assert len(found) == 5
@@ -174,7 +173,7 @@ def test_lines_that_nobody_meant(folder, line):
     bad, _ = problems(folder)
     assert bad.startswith("test.txt:2: ") and "with a label from 0 to 2" in bad and len(bad) < 400
     with pytest.raises(HarnessError, match=r"test\.txt:2: .* label from 0 to 2"):
-        TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
+        TaskData(layouts.VTAB, layouts.VTAB.task(TASK), layouts.SMALL, Roots(data=folder.parent))
 
 
 def test_damage_inside_an_image_needs_the_deep_check(folder):
@@ -199,7 +198,7 @@ def test_a_png_with_a_damaged_chunk_is_an_error_for_the_user(tmp_path):
     head, body = path.read_bytes()[:33], zlib.compress(bytes(20 * 91))
     second = chunk(b"IDAT", body[len(body) // 2 :])
     path.write_bytes(head + chunk(b"IDAT", body[: len(body) // 2]) + b"\0\0\0\4\1\2\3\4" + second + chunk(b"IEND", b""))
-    assert image_problem(path, deep=True)
+    assert look(path, deep=True).problem
     with pytest.raises(HarnessError, match="cannot be decoded"):
         decoding.decode(path, Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3))
 
@@ -233,7 +232,7 @@ def test_the_same_image_under_another_name(folder, leak):
         texts.append(f"{file}:1: {name} is also in test.txt:1")
     assert problems(folder) == texts
     with pytest.raises(HarnessError, match=f"{name} is also in .*test.txt:1"):
-        TaskData(layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent))
+        TaskData(layouts.VTAB, layouts.VTAB.task(TASK), layouts.SMALL, Roots(data=folder.parent))
 
 
 def test_a_further_test_set_may_hold_no_training_image(tmp_path):
@@ -245,13 +244,13 @@ def test_a_further_test_set_may_hold_no_training_image(tmp_path):
     roots = Roots(data=tmp_path / "data", lists=tmp_path / "noah")
     assert "is also in" in check(suite, roots).problems[0].text
     with pytest.raises(HarnessError, match="is also in"):
-        TaskData(suite, suite.tasks[0], SMALL, roots, 16, 0)
+        TaskData(suite, suite.tasks[0], layouts.SMALL, roots, 16, 0)
 
 
 def test_val_may_hold_training_images_only_where_it_is_not_scored(folder):
     rewrite(folder, "val200.txt", lambda lines: ["images/train/000000.png 0", *lines[1:]])
     rewrite(folder, "train800val200.txt", lambda lines: [*lines[:6], "images/train/000000.png 0", *lines[7:]])
-    data = layouts.VTAB, layouts.VTAB.task(TASK), SMALL, Roots(data=folder.parent)
+    data = layouts.VTAB, layouts.VTAB.task(TASK), layouts.SMALL, Roots(data=folder.parent)
     TaskData(*data)
     with pytest.raises(HarnessError, match=r"train800\.txt:1: .* is also in .*val200\.txt:1"):
         TaskData(*data, val_is_scored=True)
@@ -261,7 +260,7 @@ def test_an_image_listed_twice_is_a_warning_and_two_labels_are_an_error(folder):
     rewrite(folder, "test.txt", lambda lines: [lines[0], lines[0], "images/test/000000.png 2", *lines[3:]])
     report = check(layouts.VTAB, Roots(data=folder.parent), (TASK,))
     (twice, labels) = report.problems
-    assert twice.severity == "warning" and "test.txt:2: " in twice.text and "line 1 already" in twice.text
+    assert twice.severity == "warning" and "test.txt:2: " in twice.text and "is already in line 1" in twice.text
     assert labels.severity == "error" and "has label 2 here and 0 in line 1" in labels.text
 
 
@@ -280,10 +279,10 @@ def test_a_class_missing_from_one_json_list_shifts_no_label(tmp_path, split, war
     file.write_text(json.dumps(values))
     report = check(layouts.FGVC, Roots(data=tmp_path), ("cub",))
     assert (report.errors, len(report.problems)) == (0, warnings)
-    row = next(row for row in report.rows if row.split == split)
-    assert [entry.label for entry in row.entries] == [(i - 1) // 10 for i in values.values()]
-    data = TaskData(layouts.FGVC, layouts.FGVC.task("cub"), SMALL, Roots(data=tmp_path))
-    assert list(data.entries(split)) == row.entries
+    row = next(row for row in report.lists if row.split == split)
+    assert [entry.label for entry in row.images.entries] == [(i - 1) // 10 for i in values.values()]
+    data = TaskData(layouts.FGVC, layouts.FGVC.task("cub"), layouts.SMALL, Roots(data=tmp_path))
+    assert list(data.entries(split)) == row.images.entries
 
 
 def test_json_lists_with_more_or_fewer_ids_than_classes_are_refused_by_all(tmp_path):
@@ -293,7 +292,7 @@ def test_json_lists_with_more_or_fewer_ids_than_classes_are_refused_by_all(tmp_p
     message = "test.json: 4 class ids in the task's JSON lists, where it has 3 classes"
     assert message in check(layouts.FGVC, Roots(data=tmp_path), ("cub",)).problems[-1].text
     with pytest.raises(HarnessError, match=r"4 class ids in the task's JSON lists"):
-        TaskData(layouts.FGVC, layouts.FGVC.task("cub"), SMALL, Roots(data=tmp_path))
+        TaskData(layouts.FGVC, layouts.FGVC.task("cub"), layouts.SMALL, Roots(data=tmp_path))
 
 
 def test_pets_one_shot_lists_name_each_image_twice(tmp_path):

@@ -21,10 +21,7 @@ from harness.data.splits import TaskData
 from harness.errors import HarnessError, PlaceError
 from harness.paths import writing
 from harness.schema import failures
-from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
-
-SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +31,10 @@ def cache(tmp_path, monkeypatch):
 
 def everything(suite, task, roots):
     """All splits of all draws."""
-    for shots in suite.shots or (None,):
-        for seed in suite.split_seeds or (None,):
-            data = TaskData(suite, task, SMALL, roots, shots, seed)
-            for split in task.lists:
-                if split != "test":
-                    yield split, data.train(split)
-            yield from data.open_test().items()
+    for draw in suite.draws():
+        data = TaskData(suite, task, layouts.SMALL, roots, *draw)
+        yield from ((split, data.train(split)) for split in task.lists if split != "test")
+        yield from data.open_test().items()
 
 
 def same(suite, task, one, other):
@@ -92,8 +86,8 @@ def test_a_bundled_suite_in_noahs_layout_is_the_same_data(tmp_path):
         "train800val200.txt",
         "val200.txt",
     ]
-    old = TaskData(suite, suite.tasks[0], SMALL)
-    new = TaskData(suite, suite.tasks[0], SMALL, Roots(data=tmp_path / "new"))
+    old = TaskData(suite, suite.tasks[0], layouts.SMALL)
+    new = TaskData(suite, suite.tasks[0], layouts.SMALL, Roots(data=tmp_path / "new"))
     assert new.fingerprint() == old.fingerprint()
 
 
@@ -113,7 +107,7 @@ def test_lossless_also_for_palettes_and_cmyk(tmp_path):
             image.convert(mode).save(tmp_path / name)
         (tmp_path / "out.png").write_bytes(ImageFormat().convert(tmp_path / name))
         np.testing.assert_array_equal(
-            decoding.decode(tmp_path / "out.png", SMALL), decoding.decode(tmp_path / name, SMALL)
+            decoding.decode(tmp_path / "out.png", layouts.SMALL), decoding.decode(tmp_path / name, layouts.SMALL)
         )
 
 
@@ -175,7 +169,7 @@ def test_prepare_on_a_full_disk_blames_the_disk_and_not_the_archive(tmp_path, sm
 
 
 def test_the_cache_on_a_full_disk_is_named(tmp_path, small_disk, monkeypatch):
-    suite, big = make_vtab(tmp_path / "old"), dataclasses.replace(SMALL, image_size=160)
+    suite, big = make_vtab(tmp_path / "old"), dataclasses.replace(layouts.SMALL, image_size=160)
     monkeypatch.setenv("SCTBENCH_CACHE", str(small_disk))
     with pytest.raises(PlaceError, match=f"the cache {small_disk} cannot be written to .No space left") as found:
         TaskData(suite, suite.tasks[0], big, Roots(data=tmp_path / "old")).open_test()

@@ -15,10 +15,10 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 from harness.commands.main import app
-from harness.data import sources as data_sources
+from harness.data import archives
 from harness.data.check import check
 from harness.data.lists import Roots, read_list
-from harness.data.prepare import NOTE_FILE, draw, prepare, sources
+from harness.data.prepare import NOTE_FILE, archive_rows, draw, prepare
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
 from harness.schema.preprocessing import Preprocessing
@@ -186,20 +186,20 @@ def test_what_systems_leave_beside_the_images_is_none_of_them(tmp_path, task, fo
 def test_two_folders_of_one_task_are_refused(tmp_path):
     make_cifar(tmp_path / "old/cifar")
     make_cifar(tmp_path / "old/cifar100")
-    with pytest.raises(HarnessError, match=r"cifar100: several folders bear its names.*old/cifar100, .*old/cifar$"):
+    with pytest.raises(HarnessError, match=r"cifar100: several folders have its names.*old/cifar100, .*old/cifar$"):
         list(prepare(tmp_path / "old", tmp_path / "new"))
 
 
 def test_draws_are_disjoint_seeded_and_have_the_sizes():
     task = layouts.VTAB.task("eurosat")
-    pool = data_sources.Pool(np.arange(15) % 3, lambda index: [])
+    pool = archives.Pool(np.arange(15) % 3, lambda index: [])
     parts = draw({"all": pool}, task)
     assert sorted(np.concatenate([index for _, index in parts.values()])) == list(range(15))
     assert {split: len(index) for split, (_, index) in parts.items()} == {"train": 6, "val": 3, "test": 6}
     again = draw({"all": pool}, task)
     assert all(np.array_equal(parts[split][1], again[split][1]) for split in parts)
     with pytest.raises(HarnessError, match="test needs 6 images, 5 are left"):
-        draw({"all": data_sources.Pool(np.arange(14) % 3, lambda index: [])}, task)
+        draw({"all": archives.Pool(np.arange(14) % 3, lambda index: [])}, task)
     with pytest.raises(HarnessError, match="no test part"):
         draw({"train": pool}, task)
 
@@ -210,19 +210,19 @@ def test_dsprites_come_from_the_npz_or_the_package(tmp_path):
     images = np.zeros((64, 64, 64), np.uint8)
     images[np.arange(64), :, np.arange(64)] = 1
     np.savez(tmp_path / "dsprites_x.npz", imgs=images, latents_classes=latents)
-    pool = data_sources.dsprites(4, 32, tmp_path)["all"]
+    pool = archives.dsprites(4, 32, tmp_path)["all"]
     assert pool.labels[:4].tolist() == [0, 0, 1, 1] and pool.labels.max() == 15
     (image,) = pool.read(np.array([63]))
     assert np.flatnonzero(np.asarray(image)[0]).tolist() == [63]
     (tmp_path / "none").mkdir()
-    bundled = data_sources.dsprites(4, 32, tmp_path / "none")["all"].labels
+    bundled = archives.dsprites(4, 32, tmp_path / "none")["all"].labels
     assert np.array_equal(bundled, packages.dsprites_latents()[:, 4] * 16 // 32)
 
 
 @pytest.mark.parametrize(("distance", "label"), [(7.9, 0), (8.0, 0), (8.01, 1), (9.7, 4), (10.0, 4), (12.0, 5)])
 def test_clevr_distances_are_vtabs_classes(distance, label):
     things = [{"pixel_coords": [0, 0, 13.0]}, {"pixel_coords": [0, 0, distance]}]
-    assert data_sources.clevr_distance(things) == label
+    assert archives.clevr_distance(things) == label
 
 
 def test_what_cannot_be_done_is_said(tmp_path):
@@ -241,14 +241,14 @@ def test_what_cannot_be_done_is_said(tmp_path):
     with pytest.raises(HarnessError, match="4 classes, where eurosat has 3"):
         list(prepare(tmp_path / "few", tmp_path / "new"))
     assert not list((tmp_path / "new").glob("*"))
-    rows = {row["task"]: row for row in sources()}
+    rows = {row["task"]: row for row in archive_rows()}
     assert len(rows) == 19 and rows["dmlab"]["needs"].startswith("not possible") and rows["svhn"]["test"] == "VTAB's"
 
 
 def test_pickles_with_anything_but_arrays_are_refused(tmp_path):
     (tmp_path / "train").write_bytes(pickle.dumps(print))
     with pytest.raises(ValueError, match="unexpected object"):
-        data_sources.cifar100(tmp_path)
+        archives.cifar100(tmp_path)
 
 
 class Table:
@@ -324,7 +324,7 @@ def test_a_damaged_archive_is_named(tmp_path):
         folder = tmp_path / task / task
         folder.mkdir(parents=True)
         (folder / file).write_bytes(b"garbage" * 99)
-        with pytest.raises(HarnessError, match=f"/{task}: {task} cannot be made of it"):
+        with pytest.raises(HarnessError, match=f"/{task}: {task} cannot be made from it"):
             list(prepare(tmp_path / task, tmp_path / "new"))
 
 

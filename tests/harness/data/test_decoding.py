@@ -12,10 +12,10 @@ from PIL import Image, features
 
 from harness.bench import released
 from harness.data import arrays, decoding
-from harness.data.check import image_problem
+from harness.data.archives import from_files
+from harness.data.check import look
 from harness.data.export import ImageFormat
-from harness.data.lists import Entry, ListFile
-from harness.data.sources import from_files
+from harness.data.lists import Entry, ImageList, ListFile
 from harness.errors import DataError, HarnessError
 from harness.schema.preprocessing import Preprocessing
 
@@ -149,7 +149,7 @@ def test_all_paths_decode_to_the_same_pixels(tmp_path, name, write, expected):
     if name.endswith("jp2") and not features.check("jpg_2000"):
         pytest.skip("Pillow without JPEG 2000")
     write(tmp_path / name)
-    assert image_problem(tmp_path / name) is image_problem(tmp_path / name, deep=True) is None
+    assert look(tmp_path / name).problem is look(tmp_path / name, deep=True).problem is None
     for path, pixels in of_all_paths(tmp_path / name):
         assert pixels.shape == (16, 16, 3)
         off = 3 if "JPEG" in path else 0
@@ -160,12 +160,16 @@ def test_all_paths_decode_to_the_same_pixels(tmp_path, name, write, expected):
 def test_what_has_no_agreed_pixels_is_refused_by_name(tmp_path, name, write, reason):
     path = tmp_path / name
     write(path)
-    assert reason in image_problem(path, deep=True)
+    assert reason in look(path, deep=True).problem
     if "key" not in name:
-        assert reason in image_problem(path)  # the plain check looks at it too
-    for look in (WHOLE.decode, ImageFormat().convert, lambda path: list(from_files([path], [0]).read([0]))):
+        assert reason in look(path).problem  # the plain check looks at it too
+    for read in (
+        lambda path: decoding.decode(path, WHOLE),
+        ImageFormat().convert,
+        lambda path: list(from_files([path], [0]).read([0])),
+    ):
         with pytest.raises(HarnessError, match=f"{name}: cannot be decoded .*{reason}"):
-            look(path)
+            read(path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
@@ -179,10 +183,12 @@ def test_usual_images_are_what_pillow_makes_of_them(tmp_path, mode):
 
 def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
     layouts.random_image(tmp_path / "x.png")
+    images = ImageList(ListFile(tmp_path / "list", tmp_path), [Entry("x.png", 0, 1)])
+    array = arrays.ImageArray(label="x", images=images, preprocessing=WHOLE)
 
     def name():
         decoding.versions_digest.cache_clear()
-        return arrays.array_path("x", ListFile(tmp_path / "list", tmp_path), [Entry("x.png", 0, 1)], WHOLE).name
+        return array.path().name
 
     before = name()
     assert name() == before
@@ -194,11 +200,11 @@ def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
     assert len({before, newer, older, name()}) == 4
     monkeypatch.undo()
     assert name() == before
-    assert arrays.array_path("x", ListFile(tmp_path / "list", tmp_path), [Entry("x.png", 0, 1)], WHOLE).name == before
     assert dataclasses.replace(WHOLE, std=(0.5,) * 3).pixels_id == WHOLE.pixels_id
 
 
-def test_a_pipe_is_named_and_not_opened(tmp_path):
+@pytest.mark.parametrize("read", [decoding.read, ImageFormat().convert], ids=["runs", "export"])
+def test_a_pipe_is_named_and_not_opened(tmp_path, read):
     os.mkfifo(tmp_path / "image.png")
     with pytest.raises(DataError, match=r"^[^(]*image\.png: a pipe, not a file"):
-        decoding.read(tmp_path / "image.png")
+        read(tmp_path / "image.png")

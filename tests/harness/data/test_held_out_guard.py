@@ -1,11 +1,13 @@
 """Methods that try to see held-out data, each in a way of its own: the run fails, or there is nothing to be found."""
 
 import contextlib
+import dataclasses
 import gc
 import sys
 import types
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -20,44 +22,32 @@ from harness.errors import HarnessError
 from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.schema import protocol
-from harness.schema.preprocessing import Preprocessing
 from harness.training.run import RunContext, attempt, run
 from methods import registry
 from methods.base import Attachment
 from methods.linear import Linear
 from suites import SUITES
-from suites.base import VTAB_LISTS, Suite, Target, Task
+from suites.base import Target
 
-PIXELS = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
 CPU = torch.device("cpu")
-SIZES = {"train": 6, "val": 3, "test": 8, "shifted": 4}
 TARGET = Target(name="shifted", folders=("shifted",), list_file="test.txt")
-TASK = Task(name="toy", group="toys", num_classes=3, targets=(TARGET,))
-TOYS = Suite(name="toys", title="Toys", about="", tasks=(TASK,), recipe={"epochs": 1, "batch_size": 4})
+TASK = dataclasses.replace(layouts.TOY, targets=(TARGET,))
+TOYS = dataclasses.replace(layouts.TOYS, tasks=(TASK,))
+BACKBONE = {"backbone": "test_vit", "weights": "random", "image_size": 32}
 
 
 @pytest.fixture
 def roots(tmp_path, monkeypatch):
-    """A task of three classes with a further test set, as files."""
+    """A toy task with a further test set, as files."""
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(SUITES, "toys", TOYS)
-    rng, root = np.random.default_rng(0), tmp_path / "root"
-    lines = {}
-    for split, size in SIZES.items():
-        folder = root / ("shifted" if split == "shifted" else "toy")
-        (folder / "images" / split).mkdir(parents=True)
-        lines[split] = [f"images/{split}/{i}.png {i % 3}" for i in range(size)]
-        for i in range(size):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "images" / split / f"{i}.png")
-    lines["trainval"] = lines["train"] + lines["val"]
-    for split, name in VTAB_LISTS.items():
-        (root / "toy" / name).write_text("\n".join(lines[split]) + "\n")
-    (root / "shifted" / "test.txt").write_text("\n".join(lines["shifted"]) + "\n")
-    return Roots(data=root)
+    layouts.toy(tmp_path / "root", test=8)
+    layouts.noise(tmp_path / "root/shifted", "test.txt", "shifted", 4, np.random.default_rng(1))
+    return Roots(data=tmp_path / "root")
 
 
 def spec_of(method="cheat", protocol="fixed"):
-    (spec,) = expand(select({"suite": "toys", "methods": [method], "protocol": protocol}))
+    (spec,) = expand(select({"suite": "toys", "methods": [method], "protocol": protocol, **BACKBONE}))
     return spec
 
 
@@ -87,12 +77,15 @@ def outer_frames():
 
 
 def from_frames(kind):
-    """The nearest object of a kind among the local variables of whoever called."""
-    return next(value for frame in outer_frames() for value in frame.f_locals.values() if isinstance(value, kind))
+    """The nearest object of a kind among the local variables of whoever called, and in what these hold."""
+    held = (local for frame in outer_frames() for local in list(frame.f_locals.values()))
+    parts = (part for local in held for part in (local, getattr(local, "splits", None), getattr(local, "roots", None)))
+    return next(part for part in parts if isinstance(part, kind))
 
 
 def from_memory(kind):
-    return next(thing for thing in gc.get_objects() if type(thing) is kind)
+    """Of this test: others in this process may have left some too."""
+    return next(thing for thing in gc.get_objects() if type(thing) is kind and thing.suite is TOYS)
 
 
 def found_in(context):
@@ -130,20 +123,20 @@ CHEATS = {
     "makes a view of the data of its own": lambda: TaskData(
         TOYS, TASK, from_frames(TaskData).preprocessing, from_frames(Roots)
     ).open_test(),
-    "reads the list": lambda: from_frames(TaskData)._sources["test"].path.read_text(),
+    "reads the list": lambda: from_frames(TaskData)._list_files["test"].path.read_text(),
     "asks for the list's entries": lambda: from_frames(TaskData).entries("test"),
     "reads the list of a further test set": lambda: (from_frames(Roots).data / "shifted" / "test.txt").read_text(),
     "decodes an image": lambda: Image.open(from_frames(Roots).data / "toy" / "images" / "test" / "0.png"),
     "loads the split past the counter": lambda: from_frames(TaskData)._load("test"),
     "loads the split past the object": lambda: data._load_split(
-        Path("any"), "toys-toy-test", from_frames(TaskData)._sources["test"], (), from_frames(TaskData).preprocessing
+        Path("any"), "toys-toy-test", from_frames(TaskData)._list_files["test"], (), from_frames(TaskData).preprocessing
     ),
 }
 
 
 @pytest.mark.parametrize("look", CHEATS.values(), ids=CHEATS)
 def test_a_method_that_looks_while_it_attaches_fails(cheat, look):
-    with pytest.raises(HarnessError, match="stay shut until training has ended"):
+    with pytest.raises(HarnessError, match="stay closed until training has ended"):
         cheat(lambda context: look() and None)
 
 
@@ -162,22 +155,22 @@ def test_a_reference_kept_from_attach_is_of_no_use_in_training(cheat):
         kept = from_frames(TaskData)
         return kept.open_test
 
-    with pytest.raises(HarnessError, match="stay shut"):
+    with pytest.raises(HarnessError, match="stay closed"):
         cheat(keep)
 
 
 def test_the_array_of_an_earlier_run_cannot_be_mapped(cheat):
     cheat(lambda context: None)
     (path,) = arrays.folder().glob("toys-toy-test-*.npy")
-    with pytest.raises(HarnessError, match="stay shut"):
+    with pytest.raises(HarnessError, match="stay closed"):
         cheat(lambda context: np.load(path, mmap_mode="r") and None)
 
 
 def test_the_digests_of_held_out_images_cannot_be_read(cheat):
     cheat(lambda context: None)
     (path,) = arrays.folder().glob("toys-toy-shifted-*.npy")
-    TaskData(TOYS, TASK, PIXELS, Roots(data=path.parents[2] / "root")).fingerprint()
-    with pytest.raises(HarnessError, match="stay shut"):
+    TaskData(TOYS, TASK, layouts.HALF, Roots(data=path.parents[2] / "root")).fingerprint()
+    with pytest.raises(HarnessError, match="stay closed"):
         cheat(lambda context: path.with_suffix(".sha256").read_bytes() and None)
 
 
@@ -192,7 +185,7 @@ def test_a_held_out_image_outside_of_the_tasks_folder_stays_shut(cheat, roots, t
         name = str(away) if how == "absolute" else "../../away.png"
         list_file.write_text(list_file.read_text().replace("images/test/0.png", name))
     assert cheat(lambda context: None).status == "complete"
-    with pytest.raises(HarnessError, match="stay shut"):
+    with pytest.raises(HarnessError, match="stay closed"):
         cheat(lambda context: Image.open(away) and None)
 
 
@@ -214,28 +207,28 @@ def test_a_validation_run_neither_opens_test_nor_shows_val(cheat):
     record = cheat(lambda context: None, "validation")
     assert (set(record.metrics), record.test_looks) == ({"val"}, 0)
     for look in (lambda: from_frames(TaskData).train("val"), lambda: from_frames(TaskData).train("trainval")):
-        with pytest.raises(HarnessError, match="stay shut"):
+        with pytest.raises(HarnessError, match="stay closed"):
             cheat(lambda context, look=look: look() and None, "validation")
 
 
 def test_a_protocol_that_may_not_look_is_refused(roots):
-    view = TaskData(TOYS, TASK, PIXELS, roots, looks=protocol.get("validation").looks(epochs=5))
+    view = TaskData(TOYS, TASK, layouts.HALF, roots, looks=protocol.get("validation").looks(epochs=5))
     with pytest.raises(HarnessError, match="is not opened under this protocol"):
         view.open_test()
     assert view.test_looks == 0
 
 
 def test_a_second_opening_is_refused_also_after_training(roots):
-    view = TaskData(TOYS, TASK, PIXELS, roots)
+    view = TaskData(TOYS, TASK, layouts.HALF, roots)
     view.open_test()
-    with pytest.raises(HarnessError, match="opened already in this run"):
+    with pytest.raises(HarnessError, match="already opened in this run"):
         view.open_test()
 
 
 @pytest.mark.parametrize("split", ["test", "shifted", "tset"])
 def test_training_splits_are_asked_for_by_name_and_test_is_none(roots, split):
-    with pytest.raises(HarnessError, match="is opened by"):
-        TaskData(TOYS, TASK, PIXELS, roots).train(split)
+    with pytest.raises(HarnessError, match="is opened only by"):
+        TaskData(TOYS, TASK, layouts.HALF, roots).train(split)
 
 
 def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
@@ -243,7 +236,7 @@ def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
         cheat(lambda context: from_frames(TaskData).open_test() and None)
     record = attempt(RunContext(spec=spec_of(), device=CPU, roots=roots))
     assert record.status == "failed"
-    assert "stay shut" in record.reason
+    assert "stay closed" in record.reason
 
 
 def test_images_that_are_trained_on_stay_free(cheat):

