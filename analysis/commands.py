@@ -48,16 +48,12 @@ def report(
     console: Console,
     errors: Console,
 ) -> list[Path]:
-    """Write the report of the records below `root` into `folder`; what was asked for and is nowhere ends it."""
+    """Write the report of the records below `root` into `folder`. `AnalysisError` for what is asked for and nowhere."""
     from analysis.report import write_report  # draws, and so takes long to load
 
     runs = load(root, errors)
-    try:
-        _check_suite(suite, runs)
-        return write_report(runs, folder, console, suite, options, about=about)
-    except AnalysisError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False)
-        raise SystemExit(2) from None
+    _check_suite(suite, runs)
+    return write_report(runs, folder, console, suite, options, about=about)
 
 
 def _check_suite(suite: str | None, runs: Runs) -> None:

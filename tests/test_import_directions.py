@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DOOR = "sctbench"
 ROOMS = {"methods", "suites", "harness", "slurm", "analysis"}
 MAY_IMPORT = {
     "suites": set(),
@@ -43,7 +44,7 @@ FLOORS = {
         {"runs", "comparison", "published", "render"},
         {"figures", "page_tables", "verify"},
         {"page"},
-        {"report"},
+        {"report", "shown"},
         {"commands"},
     ],
     "slurm": [
@@ -84,6 +85,10 @@ def test_a_room_imports_only_what_it_may(path):
         allowed |= {"slurm", "analysis"}
     foreign = {name for name in imports(path) if name.split(".")[0] in ROOMS - allowed}
     assert not foreign, f"{room} may not import {foreign}"
+
+
+def test_nothing_imports_the_door_which_stands_on_top():
+    assert not {path for path in FILES for name in imports(path) if name.split(".")[0] == DOOR}
 
 
 def test_analysis_reads_records_only():

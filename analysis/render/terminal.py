@@ -48,7 +48,7 @@ def _chunks(grid: list[list[str]], width: int) -> Iterator[list[int]]:
 def to_terminal(table: Table, console: Console) -> None:
     """Print the table, in several parts where the terminal is too narrow, so that nothing is cut."""
     if not console.is_terminal and not console.quiet:
-        console = Console(file=console.file, width=UNLIMITED)
+        console = Console(file=console.file, width=UNLIMITED, force_jupyter=console.is_jupyter)
     grid = _grid(table)
     console.print(f"\n[bold]{escape(table.title)}[/bold]", highlight=False, markup=True)
     for part in _chunks(grid, console.width):

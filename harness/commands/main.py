@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from analysis.errors import AnalysisError
 from harness.commands.bench import bench
 from harness.commands.checks import checks_app
 from harness.commands.data import data_app
@@ -18,7 +20,7 @@ from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
 from harness.schema.failures import kind_of
-from harness.terminal import JsonFlag, console, errors, print_rows, show_plugin_warnings, split_csv
+from harness.terminal import JsonFlag, console, errors, print_rows, show_plugin_warnings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.add_typer(runs_app)
@@ -29,11 +31,20 @@ app.add_typer(data_app, name="data")
 app.command()(bench)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"sctbench {version('sctbench')}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Folder for weights, decoded images and bundled suites; also $SCTBENCH_CACHE.")
     ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Print the version.")
+    ] = False,
 ) -> None:
     """Compare parameter-efficient fine-tuning methods for vision transformers."""
     show_plugin_warnings()
@@ -52,18 +63,11 @@ def report(
     to: Annotated[Path | None, typer.Option(help="Folder for tables and figures; OUT/report if not given.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
-    from analysis.commands import report as write
-    from analysis.tables import TableOptions
-    from harness.plans.experiment import find_suite
-    from methods.registry import all_methods
+    from harness.commands.reports import write
 
-    name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
-    options = TableOptions(reference, tuple(split_csv(ablation) or ()) if ablation is not None else None)
-    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
-    to = to or out / "report"
-    paths = write(out, to, name, options, about, console, errors)
+    paths = write(out, suite, reference, ablation, to)
     if paths:
-        console.print(f"{len(paths) - 1} tables and figures in {to}, and one page with all of them:")
+        console.print(f"{len(paths) - 1} tables and figures in {paths[0].parent}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")
 
 
@@ -113,18 +117,16 @@ def list_methods(
 
 
 @app.command("check")
-def check_method(
+def check(
     method: Annotated[str, typer.Argument(help="A method's name, or path/to/file.py:ClassName.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
-    from harness.training.fast_path_check import check_shortcuts
-    from methods import conformance, registry
+    from harness.training.fast_path_check import check_method
 
-    cls, checks = registry.get(method), conformance.CHECKS | {"shortcuts": check_shortcuts}
-    found = {name: conformance.run_check(name, cls, checks) for name in checks}
-    print_rows([{"check": name, "result": f"failed: {why}" if why else "ok"} for name, why in found.items()], as_json)
-    if any(found.values()):
+    results = check_method(method)
+    print_rows([{"check": name, "result": result} for name, result in results.items()], as_json)
+    if set(results.values()) != {"ok"}:
         raise typer.Exit(1)
 
 
@@ -152,10 +154,10 @@ def list_backbones(as_json: JsonFlag = False) -> None:
 
 def main() -> None:
     """Entry point of `sctbench`: errors meant for the user are printed without a traceback."""
-    os.environ["MPLBACKEND"] = "agg"  # a notebook hands on its own, which only its own installation knows
+    os.environ["MPLBACKEND"] = "agg"  # a notebook passes on its own, which only its own installation knows
     try:
         app()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, AnalysisError) as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True)
         raise SystemExit(2) from None
     except OSError as error:

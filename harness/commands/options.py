@@ -49,19 +49,12 @@ Fit = Annotated[str | None, typer.Option("--fit", help="How images become square
 Interpolation = Annotated[str | None, typer.Option("--interpolation", help="bicubic or bilinear.")]
 
 
-SELECTION = tuple(
-    "experiment suite methods tasks seeds protocol trials backbone weights image_size "
-    "recipe shots statistics fit interpolation".split()
-)
-"""The parameters that say what to run. A command lists those that it takes, with the types above."""
-
-
 def read_selection(parameters: Mapping[str, Any]) -> Any:
     """The `plan.Selection` that a command's parameters, as click has them by name, and its experiment file ask for."""
     from harness.plans import experiment as experiments
 
     path, recipe = parameters["experiment"], parameters["recipe"]
-    given = {key: parameters[key] for key in SELECTION[1:]} | {
+    given = {key: parameters[key] for key in experiments.KEYS} | {
         "methods": split_csv(parameters["methods"]),
         "tasks": split_tasks(parameters["tasks"]),
         "shots": split_shots(parameters["shots"]),

@@ -25,7 +25,8 @@ RUNNING_SHOWN = 20
 
 def _read_part(parameters: Mapping[str, Any]) -> Any:
     """The selection that a command's parameters ask for; with none but suite and tasks, what to filter a folder by."""
-    if all(parameters[key] is None for key in options.SELECTION if key not in ("suite", "tasks")):
+    given = {key for key, value in parameters.items() if value is not None} - {"out", "by", "all_runs", "as_json"}
+    if given <= {"suite", "tasks"}:
         return {"suite": split_csv(parameters["suite"]), "task": split_csv(parameters["tasks"])}
     return options.read_selection(parameters)
 

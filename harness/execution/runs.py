@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -25,9 +26,10 @@ from harness.execution.preparations import Tell, prepare
 from harness.execution.progress import Display
 from harness.execution.worker import Setup, setup_for
 from harness.plans import plan as plans
+from harness.plans.experiment import read_file, select
 from harness.plans.plan import Selection
 from harness.plans.stages import Stages, stage
-from harness.records.stale import without_stale
+from harness.records.stale import check_redo, without_stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.record import ReadRecord, RunRecord
@@ -54,6 +56,44 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return self.overview()._repr_html_()
+
+
+def make_plan(experiment: str | Path | None = None, **asked: Any) -> Plan:
+    """The plan of an experiment file and of what else is asked for, by the keys of such a file; None is not asked for.
+
+    `HarnessError`, `MethodError` or `SuiteError` for what does not fit.
+    """
+    values = {key: _plain(value) for key, value in asked.items() if value is not None}
+    file = read_file(as_path("experiment", experiment)) if experiment is not None else None
+    return Plan(select(values, file))
+
+
+def _plain(value: Any) -> Any:
+    """As an experiment file would have it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | range):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A folder or file that was given as a text or a path. `HarnessError` for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise HarnessError(f"{name}={value!r} must be str or Path")
+    return Path(value).expanduser()
+
+
+def as_roots(root: Any, lists: Any) -> Roots:
+    """The folders of images and lists, each given as a text or a path, or None."""
+    return Roots(data=root and as_path("root", root), lists=lists and as_path("lists", lists))
+
+
+def as_plan(value: Any) -> Plan:
+    """The same plan. `HarnessError` for anything else."""
+    if not isinstance(value, Plan):
+        raise HarnessError(f"what is run is a plan, as sctbench.plan gives it, not {value!r}")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +171,37 @@ def _execute(
         return in_process.execute(stages.ready, setup(str(device)), display, stages.blocked)
     workers = local.worker_devices(device, None if options.jobs == "all" else options.jobs)
     return local.execute(stages.ready, [setup(worker) for worker in workers], display, stages.blocked)
+
+
+def run_here(
+    plan: Any,
+    out: Any,
+    *,
+    root: Any,
+    lists: Any,
+    device: str,
+    jobs: Any,
+    curve: bool,
+    redo: str | None,
+    quiet: bool,
+) -> list[RunRecord]:
+    """`run` for a script or a notebook: arguments are checked, the end is told, and an interrupt is raised."""
+    if not (jobs in (None, "all") or (type(jobs) is int and jobs > 0)):
+        raise HarnessError(f"jobs={jobs!r} must be a number of worker processes, 'all', or None: none but this process")
+    options = RunOptions(
+        out=as_path("out", out),
+        roots=as_roots(root, lists),
+        device=device,
+        jobs=jobs,
+        curve=curve,
+        redo_stale=check_redo(redo),
+    )
+    result = run(as_plan(plan), options, quiet)
+    for line in () if quiet else conclusion(result, "the same call"):
+        terminal.tell(line)
+    if result.outcome.interrupted:
+        raise KeyboardInterrupt
+    return result.records
 
 
 def _with_precision(selection: Selection, device: torch.device) -> Selection:

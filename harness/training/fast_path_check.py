@@ -11,7 +11,7 @@ from harness.schema.spec import Recipe
 from harness.training import evaluation
 from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
-from methods import testbed
+from methods import conformance, registry, testbed
 from methods.base import Method
 from methods.conformance_tools import on_every_kind, relative_gap, require
 
@@ -49,3 +49,13 @@ def _trained(method: type[Method], kind: str, shortcuts: bool) -> tuple[Tensor, 
             with torch.no_grad():
                 logits = attached.model(PREPROCESSING.normalise(pixels))
     return torch.tensor([epoch.train_loss for epoch in trainer.curve]), logits
+
+
+def check_method(reference: str) -> dict[str, str]:
+    """What every conformance check, this one included, says of a method: `ok`, or `failed: ` and the reason.
+
+    `reference`: the method's name, or `file.py:Class`.
+    """
+    cls, checks = registry.get(reference), conformance.CHECKS | {"shortcuts": check_shortcuts}
+    reasons = {name: conformance.run_check(name, cls, checks) for name in checks}
+    return {name: f"failed: {reason}" if reason else "ok" for name, reason in reasons.items()}

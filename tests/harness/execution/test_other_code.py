@@ -76,12 +76,12 @@ def test_another_package_of_our_name_on_the_path_is_refused_by_name(tmp_path, ki
     (tmp_path / "analysis" / ("__init__.py" if kind == "package" else "mine.py")).touch()
     ours = [str(ROOT), str(ROOT / "tests")]
     script = tmp_path / "script.py"
-    script.write_text(f"import sys; sys.path = [at for at in sys.path if at not in {ours}]; import harness")
+    script.write_text(f"import sys; sys.path = [at for at in sys.path if at not in {ours}]; import sctbench")
     (tmp_path / "rooms").mkdir()
-    (tmp_path / "rooms" / "harness").symlink_to(ROOT / "harness")
+    (tmp_path / "rooms" / "sctbench").symlink_to(ROOT / "sctbench")
     done = python(script, tmp_path, path=(tmp_path, tmp_path / "rooms"))
     assert done.returncode == 1
-    assert f"{tmp_path / 'analysis'} hides the package 'analysis' of {ROOT}" in done.stderr
+    assert f"{tmp_path / 'analysis'} hides the package 'analysis' of SCT Bench, which lies in {ROOT}" in done.stderr
 
 
 def test_a_worker_with_other_sources_does_nothing(data, tmp_path):

@@ -13,7 +13,7 @@ from harness.commands import data as data_commands
 from harness.commands import options, runs, slurm, status
 from harness.data.lists import Roots
 from harness.errors import HarnessError
-from harness.plans.experiment import Experiment, read_file, select
+from harness.plans.experiment import KEYS, Experiment, read_file, select
 from harness.plans.plan import check_curve, expand, finals
 from harness.training.rerun import again, read
 
@@ -56,13 +56,13 @@ REFUSED = {
 
 def plan(**given):
     """Everything that a selection decides of its runs."""
-    selection = options.read_selection(dict.fromkeys(options.SELECTION) | given)
+    selection = options.read_selection(dict.fromkeys(CHANGES) | given)
     decided = finals(selection) if selection.protocol == "tuned" else []
     return expand(selection), [(final.trials, final.seed, final.budget) for final in decided]
 
 
 def test_each_option_of_a_selection_is_here():
-    assert CHANGES.keys() == set(options.SELECTION)
+    assert CHANGES.keys() == {"experiment", *KEYS}
     for command in (runs.run, runs.show_plan, slurm.submit, status.status):
         assert CHANGES.keys() <= inspect.signature(command).parameters.keys()
     assert set(experiment_keys()) <= CHANGES.keys()

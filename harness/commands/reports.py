@@ -1,0 +1,39 @@
+"""The report, as the command line and `import sctbench` both write it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from harness import terminal
+
+
+def write(
+    out: Path,
+    suite: str | None,
+    reference: str | None,
+    ablation: str | Sequence[str] | None,
+    to: Path | None,
+    quiet: bool = False,
+) -> list[Path]:
+    """Write tables and figures of the records below `out`, and return the files, the page first.
+
+    `AnalysisError` if there is no record, or if the suite, the reference or a setting to tabulate is in none.
+    """
+    from analysis.commands import report
+    from analysis.errors import AnalysisError
+    from analysis.tables import TableOptions
+    from harness.plans.experiment import find_suite
+    from methods.registry import all_methods
+
+    name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
+    axes = terminal.split_csv(ablation) if isinstance(ablation, str) else ablation
+    options = TableOptions(reference, None if axes is None else tuple(axes))
+    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
+    console = Console(quiet=True) if quiet else terminal.console
+    paths = report(out, to or out / "report", name, options, about, console, terminal.errors)
+    if quiet and not paths:
+        raise AnalysisError(f"{out}: no records" + (f" of suite {name!r}" if name else ""))
+    return paths
