@@ -22,7 +22,8 @@ def write(
 ) -> list[Path]:
     """Write tables and figures of the records below `out`, and return the files, the page first.
 
-    `HarnessError` for an unknown metric; `AnalysisError` if there is no record, or if the suite, the reference or a setting to tabulate is in none.
+    `HarnessError` for an unknown metric; `AnalysisError` if there is no record, or if the suite, the reference or a
+    setting to tabulate is in none.
     """
     from analysis.commands import report
     from analysis.errors import AnalysisError

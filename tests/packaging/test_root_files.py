@@ -40,6 +40,11 @@ def headings(text):
     }
 
 
+def test_the_guide_for_contributors_names_files_that_exist():
+    named = re.findall(r"`([\w./]+/[\w./]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 20 and not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_hooks_are_programs_of_the_environment_and_in_lint():
     lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
     (repository,) = read_yaml(".pre-commit-config.yaml")["repos"]

@@ -1,5 +1,6 @@
 """`expect:` of experiment files: mistakes are named with their line; the snapshot and a short run are held to it."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from suites.base import SuiteError
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "suites" / "experiments" / "demo.yaml"
+SNAPSHOT = ROOT / "results" / "demo"
 
 
 def outside(table, expectations):
@@ -31,11 +33,23 @@ def outside(table, expectations):
 def test_the_demos_snapshot_is_as_expected():
     expectations = read_expectations(DEMO)
     assert set(expectations[MEAN]) == set(read_file(DEMO).values["methods"])
-    assert outside(ROOT / "results" / "demo" / "tasks.csv", expectations) == []
+    assert outside(SNAPSHOT / "tasks.csv", expectations) == []
+
+
+def test_the_snapshot_of_random_weights_is_as_expected():
+    """It holds differences from the pretrained weights, by task, and no accuracies."""
+    expectations = read_expectations(DEMO.with_name("demo_random_weights.yaml"))[MEAN]
+    text = (SNAPSHOT / "pretrained_minus_random.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| \w+ \| [+-]", line)]
+    assert {title for title, *_ in rows} == {registry.get(method).title for method in expectations}
+    pretrained = pd.read_csv(SNAPSHOT / "tasks.csv").set_index("method")["mean of/tasks"]
+    means = {title: pretrained[title] - sum(map(float, gains)) / len(gains) for title, *gains in rows}
+    for method, (low, high) in expectations.items():
+        assert low <= means[registry.get(method).title] <= high
 
 
 def test_a_result_outside_its_range_is_noticed():
-    table = ROOT / "results" / "demo" / "tasks.csv"
+    table = SNAPSHOT / "tasks.csv"
     expectations = {MEAN: {"sct": (55.3, 100.0)}, "digits": {"lora": (0.0, 76.1), "linear": (28, 29)}}
     assert outside(table, expectations) == [
         "SCT, mean: 55.2 is not within 55.3 and 100.0",
