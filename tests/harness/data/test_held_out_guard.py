@@ -21,7 +21,7 @@ from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.schema import protocol
 from harness.schema.preprocessing import Preprocessing
-from harness.training.run import RunContext, attempt, run
+from harness.training.run import RunContext, RunData, attempt, run
 from methods import registry
 from methods.base import Attachment
 from methods.linear import Linear
@@ -88,7 +88,9 @@ def outer_frames():
 
 def from_frames(kind):
     """The nearest object of a kind among the local variables of whoever called."""
-    return next(value for frame in outer_frames() for value in frame.f_locals.values() if isinstance(value, kind))
+    values = (value for frame in outer_frames() for value in frame.f_locals.values())
+    held = (value.splits if isinstance(value, RunData) else value for value in values)
+    return next(value for value in held if isinstance(value, kind))
 
 
 def from_memory(kind):
