@@ -35,6 +35,8 @@ class Toy(Scheduler):
         self.waiting, self.processes, self.number = [], {}, itertools.count()
 
     def submit(self, array, works, profile, folder, after):
+        if not array.jobs:
+            raise ClusterError("toys write no tables")
         folder.mkdir(parents=True, exist_ok=True)
         entry = ArrayEntry(name=array.name, tasks=[[] for _ in works], job=f"t{next(self.number)}")
         for job, work in zip(self.job_ids(entry), works, strict=True):
@@ -90,9 +92,10 @@ def test_a_scheduler_of_ones_own_submits_is_shown_and_cancels(toy, data, tmp_pat
         submit.submit(order, told.append)
     assert "warning: scheduler 'toy' makes no use of partition" in told
     assert any(line.endswith("1 job(s) with 1 run(s): toy t0") for line in told)
+    assert any("no job for the tables: toys write no tables" in line for line in told)
     assert "1 one at a time" in " ".join(sctbench("status", cwd=tmp_path).split())
 
-    wait(lambda: standing(root) == {"complete": 1, "pending": 1} and not toy.waiting[1:])
+    wait(lambda: standing(root) == {"complete": 1, "pending": 1} and not toy.waiting, timeout=600)
     assert tiny.lasting(Store(root).read(short)) == undisturbed(short)
     assert "complete" in sctbench("logs", short.run_id, cwd=tmp_path)
     wait((Store(root).folder(long) / PROGRESS_NAME).is_file)
