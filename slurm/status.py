@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.plans.tuning import TunedRun
-from harness.records.files import RECORD_NAME
 from harness.records.status import RunStatus, progress_of
-from harness.records.store import PROGRESS_NAME, read_record
+from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
 from harness.schema.record import BadRecord, RunRecord
 from slurm import schedulers
 from slurm.errors import ClusterError
