@@ -164,7 +164,7 @@ def run(*arguments):
 def test_of_many_running_ones_some_are_listed(store, monkeypatch):
     monkeypatch.setattr(cli_status, "RUNNING_SHOWN", 0)
     output = run("status", "--out", store.root)
-    assert "2/9" not in output and "Of 1 running ones 0 are listed" in output
+    assert "2/9" not in output and "0 of 1 running ones are listed" in output
     assert "2/9" in run("status", "--out", store.root, "--all")
 
 
