@@ -62,7 +62,7 @@ def test_an_ablation_joins_no_two_sources():
         *sourced(NEW, config={"channels": 96}, seed=1),
     ]
     points, _ = ablation_points(run_frame(only_set(given)), "channels", ["channels"])
-    assert points.groupby("line")["value"].apply(sorted).to_dict() == {
+    assert points.groupby("line")["setting"].apply(sorted).to_dict() == {
         "SCT, source 11111111": [24, 48],
         "SCT, source 22222222": [48, 96],
     }

@@ -74,4 +74,4 @@ def test_tables_and_figures_print_the_value_and_an_ablation_has_no_point_twice()
     assert own and not any("channels=None" in text for text in own)
     frame = run_frame(chosen)
     points, _ = ablation_points(frame, "channels", varied_fields(frame))
-    assert sorted(points["value"]) == [12, 24, 48, 96]
+    assert sorted(points["setting"]) == [12, 24, 48, 96]
