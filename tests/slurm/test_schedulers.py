@@ -66,6 +66,11 @@ class Toy(Scheduler):
         for job in set(jobs) & self.processes.keys():
             self.processes[job].send_signal(signal.SIGTERM)
 
+    def kill(self):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
     def log_name(self, job):
         return f"{job}.txt"
 
@@ -78,9 +83,7 @@ def toy(monkeypatch):
     toy = Toy()
     monkeypatch.setitem(SCHEDULERS, toy.name, toy)
     yield toy
-    for process in toy.processes.values():
-        process.kill()
-        process.wait()
+    toy.kill()
 
 
 def test_a_scheduler_of_ones_own_submits_is_shown_and_cancels(toy, data, tmp_path, undisturbed):
@@ -114,7 +117,7 @@ def test_a_scheduler_of_ones_own_is_given_what_failed_again(toy, data, tmp_path)
         selection=tiny.selection(["linear"]), profile=Profile(scheduler="toy", gpus=0), out=root, roots=data
     )
     submit.submit(order, print)
-    toy.waiting.clear()
+    toy.kill()
     assert standing(root) == {"failed": 1}
     assert actions.retry(root, {}, print) == (1, [])
     wait(lambda: standing(root) == {"complete": 1})
