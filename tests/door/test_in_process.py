@@ -106,7 +106,7 @@ def test_in_another_thread_too(setup):
 def test_a_run_that_another_process_holds_is_waited_for(setup, monkeypatch):
     monkeypatch.setattr(in_process, "RETRY_SECONDS", 0.01)
     first, second = tiny.specs(["linear", "lora"])
-    held, heard = lease.acquire(Store(setup.root).folder(first)), Heard()
+    held, heard = lease.acquire(Store(setup.root).folder(first)).__enter__(), Heard()
 
     def listen(spec, message):
         heard(spec, message)
