@@ -16,7 +16,7 @@ from harness.plans import plan
 from harness.plans.stages import stage
 from harness.records.store import Store
 from harness.schema.record import RunRecord
-from harness.training import checkpointing, trainer
+from harness.training import callbacks, checkpointing
 from harness.training.trainer import Progress
 
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
     monkeypatch.setattr(worker, "_STOP", checkpointing.StopRequest())
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)
     return tiny.setup(tmp_path / "out", data)
 
 
@@ -106,7 +106,7 @@ def test_in_another_thread_too(setup):
 def test_a_run_that_another_process_holds_is_waited_for(setup, monkeypatch):
     monkeypatch.setattr(in_process, "RETRY_SECONDS", 0.01)
     first, second = tiny.specs(["linear", "lora"])
-    held, heard = lease.acquire(Store(setup.root).folder(first)), Heard()
+    held, heard = lease.acquire(Store(setup.root).folder(first)).__enter__(), Heard()
 
     def listen(spec, message):
         heard(spec, message)
