@@ -14,7 +14,7 @@ from analysis.errors import AnalysisError
 from analysis.frame import SET_KEYS, comparable_sets
 from analysis.render import to_html, to_terminal
 from analysis.runs import from_folder
-from analysis.tables import Table, accuracy_tables
+from analysis.tables import Table, result_tables
 
 
 class Tables:
@@ -53,9 +53,9 @@ def frame_of_folder(root: Path) -> pd.DataFrame:
 
 
 def tables_of_frame(frame: pd.DataFrame) -> Tables:
-    """The accuracy tables of each comparable set. `AnalysisError` for a frame without rows or of another kind."""
+    """The result tables of each comparable set. `AnalysisError` for a frame without rows or of another kind."""
     missing = [key for key in (*SET_KEYS, "task", "method", "accuracy") if key not in getattr(frame, "columns", ())]
     if missing or frame.empty:
         what = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
         raise AnalysisError(f"a table is made of rows of a frame of records; this one {what}")
-    return Tables([table for chosen in comparable_sets(frame) for table in accuracy_tables(chosen)])
+    return Tables([table for chosen in comparable_sets(frame) for table in result_tables(chosen)])
