@@ -70,6 +70,6 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-requirements: .venv/ready  ## compile requirements.txt anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+requirements: .venv/ready  ## pin the newest versions that pyproject.toml allows in requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra demo --extra dev \
 		--no-header --no-annotate --upgrade pyproject.toml -o requirements.txt

@@ -74,7 +74,7 @@ OPTIONAL_TEXTS = (
     "device",
     "device_type",
     "precision",
-    "computed_once",
+    "cached_features",
 )
 
 COSTS = (
@@ -153,7 +153,7 @@ def _cost_row(record: RunRecord) -> dict[str, Any]:
     if record.cost:
         cost = record.cost
         row |= {
-            "seconds": cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds,
+            "seconds": cost.seconds,
             "train_seconds": cost.train_seconds,
             "evaluate_seconds": cost.evaluate_seconds,
             "flops": cost.forward_flops,
@@ -243,7 +243,7 @@ def row(record: RunRecord) -> dict[str, Any]:
         "device_type": environment.get("device_type"),
         "precision": environment.get("precision") or (None if by_device else spec.recipe.precision),
         "by_device": by_device,
-        "computed_once": record.cost.computed_once if record.cost else None,
+        "cached_features": record.cost.cached_features if record.cost else None,
     }
     return identity | outcome | _cost_row(record)
 

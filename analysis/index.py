@@ -1,13 +1,12 @@
 """An index of a results folder's records, so that a report over many runs does not read every file again.
 
 A cache of columns, `index.json`, beside `runs/`. A record whose path, modification time and size are those of the index
-is taken from it; all others are read, checked and flattened anew.
+is taken from it; all others are read, checked and flattened.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import pandas as pd
 
 from analysis import frame as frame_module
 from analysis.frame import row, typed
-from harness.records.files import UNREAD, read_cache, run_folders, stamp, write_cache
-from harness.records.store import RECORD_NAME, Rejected
-from harness.schema.record import SCHEMA, BadRecord, RunRecord
+from harness.records.files import UNREAD, read_cache, write_cache
+from harness.records.index import read_changed, record_stamps
+from harness.records.store import Rejected
+from harness.schema.record import SCHEMA
 
 INDEX_NAME = "index.json"
 VERSION = f"{SCHEMA}/{hashlib.sha256(Path(frame_module.__file__).read_bytes()).hexdigest()[:16]}"
@@ -25,24 +25,6 @@ VERSION = f"{SCHEMA}/{hashlib.sha256(Path(frame_module.__file__).read_bytes()).h
 
 FILE_COLUMNS = ["path", "mtime", "size", "rejected"]
 """Where a row comes from: path below the folder, mtime in ns, size, and why the file was set aside (empty if not)."""
-
-
-def _record_files(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Path below `root`, modification time and size of every record file."""
-    for folder in run_folders(root):
-        path = f"runs/{folder}/{RECORD_NAME}"
-        if at := stamp(f"{root}/{path}"):
-            yield path, *at
-
-
-def _read(root: Path, path: str) -> dict[str, Any]:
-    """The row of one record file, or the reason why it was set aside."""
-    try:
-        return {"rejected": "", **row(RunRecord.from_json((root / path).read_text()))}
-    except OSError as error:
-        return {"rejected": f"{UNREAD}: {error.strerror}"}
-    except (UnicodeDecodeError, BadRecord, KeyError, TypeError, ValueError) as error:
-        return {"rejected": str(error) or type(error).__name__}
 
 
 def _encode(frame: pd.DataFrame) -> dict[str, Any]:
@@ -75,19 +57,24 @@ def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
 
     The first call reads every file; later ones only those that are new or changed.
     """
-    files = pd.DataFrame(_record_files(root), columns=FILE_COLUMNS[:3])
     columns = read_cache(root / INDEX_NAME, VERSION)
     stored = _decode(columns) if columns else pd.DataFrame(columns=FILE_COLUMNS)
-    known = files.merge(stored, on=FILE_COLUMNS[:3], how="left", indicator=True)
-    new = known["_merge"] == "left_only"
-    frame = known[~new].drop(columns="_merge")
-    if new.any():
-        facts = files[new.to_numpy()].to_dict("records")
-        read = pd.DataFrame([{**fact, **_read(root, str(fact["path"]))} for fact in facts])
-        frame = pd.concat([part for part in (frame, read) if len(part)]).sort_values("path", ignore_index=True)
-    if new.any() or len(frame) != len(stored):
+    known = dict(zip(stored["path"], zip(stored["mtime"], stored["size"], strict=True), strict=True))
+    stamps = {path: stamp for path, stamp in record_stamps(root).items() if stamp}
+    changed = read_changed(root, stamps, known, row)
+    lasting = stored["path"].isin(stamps.keys() - changed.keys())
+    frame = stored[lasting]
+    if changed:
+        new = pd.DataFrame([_new_row(path, *stamps[path], outcome) for path, outcome in changed.items()])
+        frame = pd.concat([part for part in (frame, new) if len(part)]).sort_values("path", ignore_index=True)
+    if changed or not lasting.all():
         write_cache(root / INDEX_NAME, VERSION, _encode(frame[~frame["rejected"].str.startswith(UNREAD)]))
     bad = frame[frame["rejected"] != ""]
     rejected = [Rejected(root / path, reason) for path, reason in zip(bad["path"], bad["rejected"], strict=True)]
     good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS[1:]).reset_index(drop=True)
     return typed(good), rejected
+
+
+def _new_row(path: str, mtime: int, size: int, outcome: dict[str, Any] | Rejected) -> dict[str, Any]:
+    facts = {"rejected": outcome.reason} if isinstance(outcome, Rejected) else {"rejected": "", **outcome}
+    return {"path": path, "mtime": mtime, "size": size, **facts}

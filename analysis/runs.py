@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import index
-from harness.records.store import Rejected
+from harness.records.store import Rejected, read_record
 from harness.schema.record import BadRecord, RunRecord
 
 Read = Callable[[pd.DataFrame], list[RunRecord]]
-"""Whole records of rows; those that cannot be read any more are left out."""
+"""Whole records of rows; those that can no longer be read are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs, and what is no run."""
+    """Runs, and files that hold none."""
 
     rows: pd.DataFrame
     """As `analysis.frame.row` has them."""
@@ -32,13 +33,11 @@ def from_folder(root: Path) -> Runs:
     """Runs of a results folder, by its index; a record is read when a figure asks for it."""
 
     def read(rows: pd.DataFrame) -> list[RunRecord]:
-        found = []
+        records = []
         for path in rows["path"]:
-            try:
-                found.append(RunRecord.from_json((root / path).read_text()))
-            except (OSError, BadRecord):  # gone or rewritten since the index was read
-                continue
-        return found
+            with suppress(OSError, BadRecord):  # gone or rewritten since the index was read
+                records.append(read_record(root / path))
+        return records
 
     rows, rejected = index.load(root)
     return Runs(rows, read, rejected)

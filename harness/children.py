@@ -1,12 +1,16 @@
-"""Processes that this one starts: they import what it has imported, not what lies in the folder that they start in."""
+"""Processes that this one starts, which import what it has imported and not what lies in their working folder; signals
+while they run."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 SAFE = "-P"
 """Python's flag for a path without the current folder, whatever is started with `-m` or `-c`."""
@@ -18,7 +22,7 @@ SAFE_PATH = "PYTHONSAFEPATH"
 @contextmanager
 def apart() -> Iterator[None]:
     """Inside, multiprocessing starts processes with a safe path, and they leave the caller's own script alone: ours
-    need nothing of it, and without a main guard (or in a notebook) it would be done once more in each."""
+    need nothing of it, and without a main guard (or in a notebook) each would run it again."""
     main, before = sys.modules["__main__"], os.environ.get(SAFE_PATH)
     sys.modules["__main__"] = ModuleType("__main__")
     os.environ[SAFE_PATH] = "1"
@@ -29,3 +33,17 @@ def apart() -> Iterator[None]:
         os.environ.pop(SAFE_PATH)
         if before is not None:
             os.environ[SAFE_PATH] = before
+
+
+@contextmanager
+def handling(handler: Any, *numbers: int) -> Iterator[None]:
+    """Inside, these signals go to `handler`. Only the main thread may set handlers: in others nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -28,11 +28,11 @@ def choose(name: str) -> torch.device:
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device computes faster in bf16 than in float32.
 
-    Of the CPUs these are AMD's with AVX-512 bf16, and those with AMX: with Intel's AVX-512 bf16
-    alone, float32 is the faster one.
+    Among CPUs these are AMD's with AVX-512 bf16, and those with AMX; with Intel's AVX-512 bf16 alone float32 is
+    faster.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     can = torch.cpu.get_capabilities()
@@ -42,7 +42,7 @@ def fast_bf16(device: torch.device) -> bool:
 def can(precision: str, device: torch.device) -> bool:
     """Whether the device computes in `bf16` or `float32` at all, fast or not."""
     if precision == "bf16" and device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return precision == "float32" or device.type == "cpu"
 
 
@@ -59,9 +59,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 
 
 def use(device: torch.device) -> None:
-    """Prepare this process to compute on `device`: Triton launches on torch's current GPU, whatever its operands are
-    on, and products and convolutions of float32 are to be float32, whatever the surroundings of a container or a method
-    of the user's own have set."""
+    """Prepare this process to compute on `device`: Triton launches on torch's current GPU, wherever its operands are,
+    and products and convolutions of float32 are computed in float32, whatever a container or the user's own method has
+    set."""
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -70,11 +70,11 @@ def use(device: torch.device) -> None:
 
 
 SLACK_BYTES = 1 << 30
-"""GPU memory that a process may use beside torch's allocator: context, kernels, libraries' workspaces."""
+"""GPU memory that a process may use outside torch's allocator: context, kernels, libraries' workspaces."""
 
 
 def is_shared(device: torch.device) -> bool:
-    """Whether other processes hold some of the device's memory; a CPU's is everybody's."""
+    """Whether other processes hold some of the device's memory; a CPU's memory is always shared."""
     if device.type != "cuda":
         return True
     free, total = torch.cuda.mem_get_info(device)
@@ -95,7 +95,7 @@ def set_random_states(states: Sequence[torch.Tensor], device: torch.device) -> N
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU always has."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "pillow", "triton")
 
 
 ROOMS = ("harness", "methods", "suites")
-"""Packages whose code, and whose files of settings, decide results."""
+"""Packages whose code and YAML files decide results."""
 
 ALL_ROOMS = (*ROOMS, "analysis", "slurm")
 
@@ -94,11 +94,9 @@ def packages() -> dict[str, str]:
 
 
 def slurm_job() -> dict[str, Any]:
-    """The SLURM job that this process belongs to: ids, node, and how often it was started anew; empty outside one."""
-    found: dict[str, Any] = {key: os.environ[name] for key, name in _SLURM.items() if name in os.environ}
-    if "job" not in found:
-        return {}
-    return found | {"restarts": int(found.get("restarts", 0))}
+    """The SLURM job that this process belongs to: ids, node, number of restarts; empty outside one."""
+    job: dict[str, Any] = {key: os.environ[name] for key, name in _SLURM.items() if name in os.environ}
+    return job | {"restarts": int(job.get("restarts", 0))} if "job" in job else {}
 
 
 def submitted_with(code: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Leases: two processes never do one run twice, wherever they are.
 
-A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one (where
-a file system has no hard links: created there and then filled, and until it is filled nobody can name its holder). Its
-owner touches it every `BEAT_SECONDS`, through the open file, so that it can never touch another's. A stale lease is
-replaced under a lock on that very file: of several that find it stale, one takes it over.
+A lease is the file `lease.json` in the run's folder, put there whole by a hard link, which fails if there is one (on a
+file system without hard links it is created and then filled, and until then nobody can name its holder). Its owner
+touches it every `BEAT_SECONDS`, through the open file, so that it can never touch another's. A stale lease is replaced
+under a lock on that very file: of several processes that find it stale, one takes it over.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ STALE_SECONDS = 300.0
 """A lease without a heartbeat for so long belongs to nobody. File servers may show an old time for up to a minute."""
 
 REQUEUED_STALE_SECONDS = 30.0
-"""The same for a lease of an earlier start of our own SLURM job: the scheduler ends a job before it starts it again,
-but a node that it has lost may still be at work."""
+"""The same for a lease of an earlier start of our own SLURM job: SLURM ends a job before it starts it again,
+but a node that it has lost may still be working."""
 
 
 class Taken(Interrupted):
-    """Somebody else holds the lease; the message says who."""
+    """Another process holds the lease; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +49,17 @@ class Holder:
     host: str
     pid: int
     space: str
-    """The process ids' name space, two containers on one host may use the same ids, and the machine's id if it has one:
-    two machines may both be called localhost."""
+    """The process ids' name space, as two containers on one host may use the same ids, and the machine's id if it has
+    one, as two machines may both be called localhost."""
 
     born: str
-    """When the process started, in the kernel's ticks: ids are used again."""
+    """When the process started, in the kernel's ticks: ids are reused."""
 
     job: str
     """SLURM's job id, with the array's task; empty elsewhere."""
 
     restarts: int
-    """How often SLURM had started that job anew."""
+    """How often SLURM had restarted that job."""
 
     def __str__(self) -> str:
         job = f" (SLURM job {self.job})" if self.job else ""
@@ -103,7 +103,7 @@ def _born(pid: int) -> str:
 
 
 def _is_dead(holder: Holder, me: Holder) -> bool:
-    """Whether the holder is a process of this machine that is not there any more."""
+    """Whether the holder is a process of this machine that has ended."""
     here = bool(holder.space) and (holder.host, holder.space) == (me.host, me.space)
     return here and _born(holder.pid) != holder.born
 
@@ -118,7 +118,7 @@ def _is_stale(holder: Holder | None, age: float, me: Holder) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lease as somebody else sees it."""
+    """A lease as another process sees it."""
 
     holder: Holder | None
     """None if it cannot be read."""
@@ -128,7 +128,7 @@ class Held:
 
 
 def read(folder: Path) -> Held | None:
-    """The lease in a run's folder, if there is one. One that cannot be read counts as held: it may be alive."""
+    """The lease in a run's folder, if there is one. One that cannot be read counts as held: its holder may be alive."""
     try:
         with (folder / LEASE_NAME).open("rb") as file:
             return Held(_holder(file.read()), time.time() - os.fstat(file.fileno()).st_mtime)
@@ -166,14 +166,14 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        with suppress(OSError):  # it goes stale when this process has ended; the run and its record are done
+        with suppress(OSError):  # a lease that stays goes stale when this process has ended, and the record is written
             if self.is_ours():
                 self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a file server that is away for a moment: nobody has taken anything
+            with suppress(OSError):  # a file server that is away for a moment: nobody can have taken it over
                 self._lost = not self.is_ours()
                 os.utime(self._descriptor)
 
@@ -182,25 +182,25 @@ class Lease:
         return lies_at(self.path, self._descriptor)
 
     def check(self) -> None:
-        """Raise `Taken` if the last heartbeat found that somebody took the lease over: this process stood still."""
+        """Raise `Taken` if another process had taken the lease over by the last heartbeat: this one stood still."""
         if self._lost:
             raise Taken("a process that took the run over while this one stood still")
 
 
 def lies_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of that name. `OSError` if that cannot be seen."""
+    """Whether the open file is still the one with that name. `OSError` if the file system does not say."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
     except OSError as error:
-        if error.errno == errno.ESTALE:  # so a file server speaks of an open file that another machine has replaced
+        if error.errno == errno.ESTALE:  # what a file server says of an open file that another machine has replaced
             return False
         raise
 
 
 def acquire(folder: Path) -> Lease:
-    """Take the lease of a run's folder. Raises `Taken` if somebody holds it, `OSError` if it cannot be written."""
+    """Take the lease of a run's folder. Raises `Taken` if it is held, `OSError` if it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     me, path = myself(), folder / LEASE_NAME
     mine = folder / f".{LEASE_NAME}.{me.pid}.{secrets.token_hex(4)}.tmp"
@@ -211,7 +211,7 @@ def acquire(folder: Path) -> Lease:
             # The new file's time is the file server's clock, as the heartbeats are.
             if _take_over(path, mine, os.fstat(descriptor).st_mtime, me):
                 break
-        if not lies_at(path, descriptor):  # a file of its own, made where there are no links
+        if not lies_at(path, descriptor):  # a file of its own, created where there are no hard links
             placed = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             os.close(descriptor)
             descriptor = placed
@@ -245,7 +245,7 @@ def _put_without_links(mine: Path, path: Path) -> bool:
 
 
 def _take_over(path: Path, mine: Path, now: float, me: Holder) -> bool:
-    """Put `mine` in the place of a stale lease, unless it went away meanwhile. Raises `Taken` if it is not stale."""
+    """Replace a stale lease by `mine`, unless it has gone meanwhile. Raises `Taken` if it is not stale."""
     try:
         file = path.open("rb+")
     except FileNotFoundError:

@@ -36,7 +36,7 @@ def decode(path: Path, device: torch.device) -> Any:
     """The value in a file; tensors that lay on an accelerator are put on `device`, all others stay on the CPU.
 
     Raises `BadTensorFile` if the file was read and is torn or altered, `OSError` if it cannot be read: the two must
-    never be taken for each other.
+    never be confused.
     """
     content = path.read_bytes()
     try:

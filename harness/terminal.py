@@ -41,6 +41,12 @@ def show_plugin_warnings() -> None:
     warnings.showwarning = show
 
 
+def tell(line: str) -> None:
+    """Print a line for the user: a warning or a note on the error stream, anything else as output."""
+    to = errors if line.startswith(("warning: ", "note: ")) else console
+    to.print(line, highlight=False, markup=False)
+
+
 def split_csv(text: str | None) -> list[str] | None:
     """The parts of `a,b,c`; None if there is no text."""
     return [word.strip() for word in text.split(",") if word.strip()] if text is not None else None
@@ -64,7 +70,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    texts = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    texts = cell_texts(rows)
     table = Table(box=None, header_style="bold", padding=(0, 1))
     *first, last = rows[0] if rows else [""]
     for key in first:
@@ -75,6 +81,11 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         table.add_row(*row.values())
     shown = Console()
     (shown if shown.is_terminal else Console(width=WIDE)).print(table, highlight=False, markup=False)
+
+
+def cell_texts(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows with texts as they are shown: yes and no, nothing for None."""
+    return [{key: _cell(value) for key, value in row.items()} for row in rows]
 
 
 def _cell(value: Any) -> str:

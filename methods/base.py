@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
@@ -131,7 +133,11 @@ class Method(ABC):
     """One of `full`, `head`, `prompt`, `adapter`, `reparameterisation`, `selective`."""
 
     Config: ClassVar[type] = NoConfig
-    """Frozen keyword-only dataclass of the method's knobs; it checks its values in `__post_init__`."""
+    """Frozen keyword-only dataclass of the method's knobs; it checks its values in `__post_init__`.
+
+    All settings are part of what a run is known by. One that is added once there are records is declared as
+    `name: int = field(default=1, metadata=added_with(1))`, with the value that does what the method did before: runs
+    with that value keep their ids, see `added_with`."""
 
     recipe: ClassVar[Mapping[str, Any]] = {}
     """Fields of the training recipe (learning rate, ...) in which this method differs from the common default. How
@@ -203,15 +209,16 @@ class Method(ABC):
     @classmethod
     def configure(cls, values: Mapping[str, Any]) -> Method:
         """Build the method from plain values. Raises `MethodError` naming the field that is unknown or wrong."""
-        known = {f.name: f for f in dataclasses.fields(cls.Config)}
-        for key in values:
-            if key not in known:
-                raise MethodError(f"method {cls.name!r} has no setting {key!r}. {did_you_mean(key, list(known))}")
+        require_fields(cls.Config, values, f"method {cls.name!r} has no setting")
         try:
-            hints = typing.get_type_hints(cls.Config)
-            return cls(cls.Config(**{key: typed(key, value, hints[key]) for key, value in values.items()}))
+            return cls(cls.Config(**typed_values(cls.Config, values)))
         except (TypeError, ValueError) as error:
             raise MethodError(f"method {cls.name!r}: {error}") from None
+
+    @classmethod
+    def of_run(cls, config: Mapping[str, Any]) -> Method:
+        """Build the method of a run from the config in its spec, which leaves out added settings, see `added_with`."""
+        return cls.configure({**added_values(cls.Config), **config})
 
 
 def check(condition: bool, field_name: str, value: object, requirement: str) -> None:
@@ -220,19 +227,69 @@ def check(condition: bool, field_name: str, value: object, requirement: str) -> 
         raise MethodError(f"{field_name}={value!r} must be {requirement}")
 
 
+def require_fields(kind: type, names: Iterable[str], complaint: str) -> None:
+    """Raise `MethodError` that begins with `complaint` and suggests a name, unless the dataclass has all the fields."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in names:
+        if name not in known:
+            raise MethodError(f"{complaint} {name!r}. {did_you_mean(str(name), known)}")
+
+
+_hints = cache(typing.get_type_hints)
+_CHECKED = (bool, int, float, str, list, dict, Mapping)
+
+
+def typed_values(kind: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of fields of a dataclass, each as `typed` by the field's type hint; `prefix` stands before its name in
+    messages."""
+    return {name: typed(f"{prefix}{name}", value, _hints(kind)[name]) for name, value in values.items()}
+
+
 def typed(field_name: str, value: Any, hint: Any) -> Any:
-    """`value` as a config field of the type `hint` holds it: whole numbers become floats and lists tuples where these
-    are asked for, and a single item is a tuple of one. Raises `MethodError` naming the field."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and types.NoneType in inner:
-            return None
-        return typed(field_name, value, next(option for option in inner if option is not types.NoneType))
-    if origin is tuple:
+    """`value` as a field of the type `hint` holds it: whole numbers become floats and lists tuples where these are
+    asked for, and a single item is a tuple of one. Raises `MethodError` naming the field; items of lists and
+    dictionaries, and types that are no plain values, are not checked."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = {typing.get_origin(option) or option: option for option in (typing.get_args(hint) if is_union else [hint])}
+    if value is None and kinds.pop(types.NoneType, None):
+        return None
+    kinds.pop(types.NoneType, None)
+    if tuple in kinds:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(typed(field_name, item, inner[0]) for item in items)
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint in (bool, int, float, str):
-        check(type(value) is hint, field_name, value, f"of type {hint.__name__}")
+        return tuple(typed(field_name, item, typing.get_args(kinds[tuple])[0]) for item in items)
+    if float in kinds and int not in kinds and type(value) is int:
+        value = float(value)
+    if all(kind in _CHECKED for kind in kinds):
+        fits = isinstance(value, tuple(kinds)) and (type(value) is not bool or bool in kinds)
+        check(fits, field_name, value, f"of type {' or '.join(kind.__name__ for kind in kinds)}")
+        check(not isinstance(value, float) or math.isfinite(value), field_name, value, "a finite number")
     return value
+
+
+_ADDED = "added with"
+
+
+def added_with(value: Any) -> dict[str, Any]:
+    """Metadata for a dataclass field that is added once there are records: `field(default=0.0,
+    metadata=added_with(0.0))`.
+
+    While the field holds this value it is left out of what a run is known by, so that the runs of before keep their
+    ids. A record without the field stands for this value: it stays as it is, even if the default changes later.
+    """
+    return {_ADDED: value}
+
+
+def added_values(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass that are marked by `added_with`, with the values given there."""
+    return {f.name: f.metadata[_ADDED] for f in dataclasses.fields(kind) if _ADDED in f.metadata}
+
+
+def identifying(instance: Any) -> dict[str, Any]:
+    """All fields of a dataclass by name, and those of dataclasses in it, without those that hold the value that they
+    were added with."""
+    added, values = added_values(type(instance)), {}
+    for f in dataclasses.fields(instance):
+        value = getattr(instance, f.name)
+        if f.name not in added or value != added[f.name]:
+            values[f.name] = identifying(value) if dataclasses.is_dataclass(value) else value
+    return values

@@ -1,33 +1,36 @@
-"""What the user does about submitted runs: cancel them, submit again what failed, find a log."""
+"""What the user does about submitted runs: cancel them, submit again what failed, read a log."""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import DelayedSubmission, JobPaths
-
+from harness.data.located import refuse_unusable
 from harness.environment import source_digest
 from harness.errors import HarnessError
+from harness.execution.preparations import Tell
+from harness.plans.tuning import TunedRun
 from harness.schema.spec import RunSpec
-from slurm.clusters import CLUSTERS
-from slurm.job_runner import Batch
+from harness.terminal import tell as tell_in_terminal
+from slurm import schedulers
+from slurm.job_runner import RunsJob
 from slurm.planning import key_of
 from slurm.profile import Profile
-from slurm.status import Place, State, states
+from slurm.status import Placement, SubmittedRun, log_file, placements, submitted_runs, tail
 from slurm.submissions import Log, Submission
-from slurm.submit import Tell, held_keys, jobs_of_trials, make_plan, send
+from slurm.submit import Missing, held_keys, jobs_of_trials, make_plan, send
+from suites import SUITES
 
 
 def find(known: Iterable[str], key: str) -> str:
-    """The id of `known` that begins so. `HarnessError` if there is none, or several."""
+    """The one id of `known` that begins with `key`. `HarnessError` if there is none, or several."""
     matches = [run_id for run_id in known if run_id.startswith(key)]
     if len(matches) != 1:
-        problem = f"{len(matches)} runs begin so" if matches else "none that was submitted is called so or begins so"
-        raise HarnessError(f"which run is {key!r}? {problem}; `sctbench status --all` lists them")
+        count = len(matches) or "no"
+        raise HarnessError(f"{count} submitted runs have an id that begins with {key!r}; see `sctbench status --all`")
     return matches[0]
 
 
@@ -39,75 +42,64 @@ def _log(root: Path) -> Log:
     return log
 
 
-def _states(root: Path) -> list[State]:
-    """`states`, all of them known. `HarnessError` says why they are not."""
-    found, problems = states(root)
-    if any(state.state == "unknown" for state in found):
+def _submitted_runs(root: Path) -> list[SubmittedRun]:
+    """`submitted_runs`, each in a known state. `HarnessError` says why they are not."""
+    runs, problems = submitted_runs(root)
+    if any(run.state == "unknown" for run in runs):
         raise HarnessError("; ".join(problems))
-    return found
+    return runs
 
 
-def cancel(root: Path, keys: Sequence[str]) -> list[State]:
+def log_tail(root: Path, key: str, lines: int) -> tuple[Path, list[str]]:
+    """The log of the job that a run was last in, and its last lines; none if nothing was written yet."""
+    log = _log(root)
+    known = placements(log)
+    path = log_file(log, known[find(known, key)])
+    return path, tail(path, lines)
+
+
+def cancel(root: Path, keys: Sequence[str]) -> list[SubmittedRun]:
     """Cancel the jobs of those runs, or of all if none is named; returns the runs that were stopped by it.
 
     The log remembers, for SLURM keeps no trace of an array's task that was still waiting. `HarnessError` if a named run
-    has ended: its job may be at others.
+    has ended: its job may be doing others.
     """
     log = _log(root)
     with log.alone():
-        found = {state.place.run_id: state for state in _states(root)}
-        named = [found[find(found, key)] for key in keys]
-        if ended := [f"{state.place.run_id} is {state.state}" for state in named if not state.waits_or_runs]:
+        runs = {run.placement.run_id: run for run in _submitted_runs(root)}
+        named = [runs[find(runs, key)] for key in keys]
+        if ended := [f"{run.placement.run_id} is {run.state}" for run in named if not run.waits_or_runs]:
             raise HarnessError(f"only what waits or runs can be cancelled, and {', '.join(ended)}")
-        wanted = {state.place.job for state in named}
-        stopped = [s for s in found.values() if s.waits_or_runs and (not keys or s.place.job in wanted)]
-        by_submission: dict[str, list[State]] = {}
-        for state in stopped:
-            by_submission.setdefault(state.place.submission.id, []).append(state)
-        for states_ in by_submission.values():
-            _cancel(log, states_[0].place.submission, states_, not keys)
+        wanted = {run.placement.job_key for run in named}
+        stopped = [run for run in runs.values() if run.waits_or_runs and (not keys or run.placement.job_key in wanted)]
+        jobs = {run.placement.job_key for run in stopped}
+        for submission in {run.placement.submission.id: run.placement.submission for run in stopped}.values():
+            _cancel(log, submission, {job for name, job in jobs if name == submission.scheduler}, report=not keys)
     return stopped
 
 
-def _cancel(log: Log, submission: Submission, stopped: Sequence[State], everything: bool) -> None:
-    held = {state.place.job for state in stopped}
-    ids: list[str] = []
-    for array in submission.arrays:
-        jobs = array.job_ids()
-        tasks = [task for task, job in enumerate(jobs) if job in held]
-        array.cancelled = sorted({*array.cancelled, *tasks})
-        whole = submission.cluster == "slurm" and len(tasks) == len(jobs) > 1
-        ids += [array.job] if whole else [jobs[task] for task in tasks]
-        if everything and not any(array.tasks):  # the job that would write the tables
-            ids += jobs
-    CLUSTERS[submission.cluster].cancel(ids)
-    log.write(submission)
+def _cancel(log: Log, submission: Submission, jobs: Collection[str], report: bool) -> None:
+    """Cancel those of the jobs that are the submission's, and with `report` the one that would write the tables."""
+    scheduler = schedulers.get(submission.scheduler)
+    for array in reversed(submission.arrays):  # what waits for others first, or it would start
+        ids = scheduler.job_ids(array)
+        tasks = [task for task, job in enumerate(ids) if job in jobs or (report and not array.tasks)]
+        if tasks:
+            scheduler.cancel(array, [ids[task] for task in tasks])
+            array.cancelled = sorted({*array.cancelled, *tasks})
+            log.write(submission)
 
 
-def batch_of(log: Log, place: Place) -> Batch:
-    """The work that was submitted. `HarnessError` if it cannot be read, e.g. because the code has changed since."""
-    paths = JobPaths(log.folder(place.submission, place.array), job_id=place.job)
-    try:
-        body: Any = DelayedSubmission.load(paths.submitted_pickle).function
-        work = pickle.loads(body.payload)
-    except Exception as error:  # a pickle may fail in any way
-        raise HarnessError(
-            f"job {place.job} cannot be read again ({error}): use `sctbench submit` with the selection"
-        ) from None
-    assert isinstance(work, Batch)
-    return work
+def retry(root: Path, changes: Mapping[str, Any], tell: Tell = tell_in_terminal) -> tuple[int, list[str]]:
+    """Submit the runs that failed again, those of each submission with its own profile and `changes` to it.
 
-
-def retry(root: Path, changes: dict[str, Any], tell: Tell) -> tuple[int, list[str]]:
-    """Submit the runs that failed once more, each submission's with its own profile and `changes`.
-
-    Returns how many, and why other submissions' could not be.
+    Returns how many, and why those of other submissions could not be.
     """
     log, count, problems = _log(root), 0, []
     with log.alone():
-        failed = [state for state in _states(root) if state.state == "failed" and not state.live]
-        for name in sorted({state.place.submission.id for state in failed}):  # oldest first: trials before their finals
-            own = [state.place for state in failed if state.place.submission.id == name]
+        failed = [run.placement for run in _submitted_runs(root) if run.state == "failed" and not run.live]
+        for name in sorted({placement.submission.id for placement in failed}):  # oldest first: trials before finals
+            own = [placement for placement in failed if placement.submission.id == name]
             try:
                 count += _retry(log, own, changes, tell)
             except HarnessError as error:
@@ -115,17 +107,33 @@ def retry(root: Path, changes: dict[str, Any], tell: Tell) -> tuple[int, list[st
     return count, problems
 
 
-def _retry(log: Log, failed: Sequence[Place], changes: dict[str, Any], tell: Tell) -> int:
-    submission = failed[0].submission
-    profile = Profile.from_dict(submission.profile | changes)
-    batches = {place.job: batch_of(log, place) for place in {place.job: place for place in failed}.values()}
-    keys = {place.run.key for place in failed}
-    jobs = [job for batch in batches.values() for job in batch.jobs if key_of(job) in keys]
-    ready, blocked = [job for job in jobs if isinstance(job, RunSpec)], [j for j in jobs if not isinstance(j, RunSpec)]
-    seconds = {place.run.key: place.run.seconds for place in failed}
-    cluster = CLUSTERS[submission.cluster]
-    after = jobs_of_trials(blocked, held_keys(log, cluster))
-    plan = make_plan(ready, blocked, lambda job: seconds[key_of(job)], profile, cluster, cluster.limit(), after)
-    setup = dataclasses.replace(next(iter(batches.values())).setup, device=profile.device, sources=source_digest())
-    send(plan, setup, profile, cluster, log, tell)
-    return len(jobs)
+def _retry(log: Log, failed: Sequence[Placement], changes: Mapping[str, Any], tell: Tell) -> int:
+    profile = Profile.from_dict({**failed[0].submission.profile, **changes})
+    scheduler = schedulers.get(profile.scheduler)
+    jobs = [runs_job(log, placement) for placement in {p.job: p for p in failed}.values()]
+    seconds = {placement.entry.key: placement.entry.seconds for placement in failed}
+    items = [item for job in jobs for item in job.items if key_of(item) in seconds]
+    setup = dataclasses.replace(jobs[0].setup, device=profile.device, sources=source_digest())
+    suites = SUITES | {suite.name: suite for suite in setup.suites}
+    refuse_unusable(suites[failed[0].entry.suite], items, setup.data)
+    blocked = [item for item in items if isinstance(item, TunedRun)]
+    missing = Missing(
+        ready=[item for item in items if isinstance(item, RunSpec)],
+        blocked=blocked,
+        after_jobs=jobs_of_trials(blocked, held_keys(log, scheduler.name)),
+    )
+    send(make_plan(missing, lambda item: seconds[key_of(item)], profile, scheduler.limit()), setup, log, tell)
+    return len(items)
+
+
+def runs_job(log: Log, placement: Placement) -> RunsJob:
+    """What was submitted. `HarnessError` if it cannot be read, e.g. because the code has changed since."""
+    try:
+        payload = placement.scheduler.payload(log.folder(placement.array.name), placement.job)
+        job = pickle.loads(payload.content)
+    except Exception as error:  # a pickle may fail in any way
+        raise HarnessError(
+            f"what job {placement.job} was to do cannot be read ({error}): submit the selection again"
+        ) from None
+    assert isinstance(job, RunsJob)
+    return job

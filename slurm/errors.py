@@ -1,7 +1,7 @@
-"""Errors of the cluster, meant for the user."""
+"""Errors of schedulers, meant for the user."""
 
 from harness.errors import HarnessError
 
 
 class ClusterError(HarnessError):
-    """SLURM cannot be reached, or refuses what was asked for; the message holds its words."""
+    """A scheduler cannot be reached, or refuses what was asked for; the message holds its words."""

@@ -13,16 +13,16 @@ from submitit.core.utils import DelayedSubmission
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """Some work of `slurm.job_runner`, unpickled when it starts. Submit this object itself: submitit looks for
-    `checkpoint` on what it was given, and a function around it would hide it."""
+class Payload:
+    """A job of `slurm.job_runner`, unpickled when it starts. Submit this object itself: submitit looks for `checkpoint`
+    on what it was given, and a function around it would hide it."""
 
-    payload: bytes
+    content: bytes
     """A pickled callable without arguments."""
 
     def __call__(self) -> None:
-        """Do the work."""
-        pickle.loads(self.payload)()
+        """Do the job."""
+        pickle.loads(self.content)()
 
     def checkpoint(self) -> DelayedSubmission:
         """What goes on after a requeue: the same, for all state lies in the run folders."""

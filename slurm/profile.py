@@ -1,23 +1,17 @@
-"""Cluster profiles: what a job asks for, out of flags, a YAML file, or both."""
+"""Profiles: where the jobs of a submission go, and what each of them asks for."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from suites.yaml_lines import YamlFile
 
 LEAST_MINUTES = 3
-"""SLURM looks at time limits every 30 s, so a shorter job may be told to stop before it has started."""
-
-SHORT_MINUTES = 10
-"""Up to this limit submitit takes every preemption for a time-out."""
-
+"""SLURM checks time limits every 30 s, so a shorter job may be told to stop before it has started."""
 
 OWN_OPTIONS = {
     **{key: f"`{key}`" for key in ("partition", "account", "qos", "time", "mem", "constraint")},
@@ -35,6 +29,9 @@ OWN_OPTIONS = {
 class Profile:
     """What every job of a submission asks for; a profile file is this as YAML."""
 
+    scheduler: str = "slurm"
+    """A name in `slurm.schedulers.SCHEDULERS`."""
+
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -50,7 +47,7 @@ class Profile:
 
     constraint: str | None = None
     parallel: int | None = None
-    """Jobs that may run at the same time; as many as SLURM lets if not given."""
+    """Jobs that may run at the same time; as many as the scheduler allows if not given."""
 
     runs_per_job: int | None = None
     """Runs that one job does; as many as fit into half of its time limit if not given."""
@@ -62,10 +59,10 @@ class Profile:
     """Seconds before the time limit at which a job is told to save its state and to queue up again."""
 
     requeues: int = 10
-    """Time-outs after which a job is not queued again: every one of them has used its time in full."""
+    """Number of time-outs, each of a job that has used all its time, after which it is not queued again."""
 
     tflops: float | None = None
-    """What the GPU, or with `gpus: 0` one core, sustains; the cost estimate of `sctbench plan` if not given."""
+    """TFLOP/s that the GPU, or with `gpus: 0` one core, sustains; what `sctbench plan` assumes if not given."""
 
     report_partition: str | None = None
     """Partition of the job that writes the tables at the end; `partition` if not given."""
@@ -91,7 +88,7 @@ class Profile:
         for option in self.sbatch:
             own = OWN_OPTIONS.get(str(option).replace("_", "-"))
             if own is not None:
-                raise HarnessError(f"sbatch={option!r} is not free: {f'use {own}' if own else 'jobs depend on it'}")
+                raise HarnessError(f"sbatch={option!r} cannot be set: {f'use {own}' if own else 'jobs depend on it'}")
 
     @property
     def device(self) -> str:
@@ -106,78 +103,3 @@ class Profile:
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """Inverse of `as_dict`."""
         return cls(**{**values, "setup": tuple(values["setup"])})
-
-    def warnings(self) -> list[str]:
-        """What the user should know before submitting."""
-        if self.time > SHORT_MINUTES:
-            return []
-        return [
-            f"time limit {self.time} min: with {SHORT_MINUTES} minutes or less every preemption counts as a time-out, "
-            f"and after {self.requeues} of them (`requeues`) a job is not queued again"
-        ]
-
-
-KEYS = tuple(f.name for f in dataclasses.fields(Profile))
-
-_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("partition", "account", "qos", "mem", "constraint", "report_partition"), (str,)),
-    **dict.fromkeys(("gpus", "cpus", "parallel", "runs_per_job", "signal_delay", "requeues"), (int,)),
-    "setup": (list, tuple),
-    "tflops": (int, float),
-    "sbatch": (dict,),
-}
-
-
-TEXTS = ("time", "partition", "account", "qos", "constraint", "report_partition")
-"""Keys whose values are what is written: 4:00:00 is no number in base 60, and an account may be called 0042."""
-
-
-def minutes(text: str) -> int:
-    """A time limit as SLURM writes it, in minutes, rounded up: `90`, `30:00`, `4:00:00`, `1-12`, `1-12:30:00`."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if not match:
-        raise HarnessError(f"time={text!r} must be minutes, hours:minutes:seconds or days-hours")
-    days, *parts = match.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    if days is not None:  # days-hours[:minutes[:seconds]]
-        units = [3600, 60, 1]
-    else:  # minutes, minutes:seconds or hours:minutes:seconds
-        units = [60] if len(numbers) == 1 else [60, 1] if len(numbers) == 2 else [3600, 60, 1]
-    seconds = int(days or 0) * 86400 + sum(n * unit for n, unit in zip(numbers, units, strict=False))
-    return -(-seconds // 60)
-
-
-def read_file(path: Path) -> YamlFile:
-    """A profile file. `SuiteError` names file and line of what is wrong."""
-    return YamlFile(path, KEYS, "a cluster profile", texts=TEXTS)
-
-
-def make_profile(flags: Mapping[str, Any], file: YamlFile | None = None) -> Profile:
-    """The profile; a flag beats the file. `HarnessError` names file and line where the value came from the file."""
-    values = (file.values if file else {}) | dict(flags)
-
-    def blame(key: str) -> str:
-        return f"{file.where(key)}: " if file and key in file.values and key not in flags else ""
-
-    checked = {key: _checked(key, value, blame) for key, value in values.items()}
-    try:
-        return Profile(**checked)
-    except HarnessError as error:
-        raise HarnessError(f"{blame(str(error).partition('=')[0])}{error}") from None
-
-
-def _checked(key: str, value: Any, blame: Callable[[str], str]) -> Any:
-    """The value in the type that the profile holds."""
-    if key == "time":
-        try:
-            return minutes(value)
-        except HarnessError as error:
-            raise HarnessError(f"{blame(key)}{error}") from None
-    if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
-        raise HarnessError(f"{blame(key)}{key}={value!r} must be {' or '.join(t.__name__ for t in _TYPES[key])}")
-    if key == "setup":
-        lines: tuple[Any, ...] = tuple(value)
-        if not all(isinstance(line, str) for line in lines):
-            raise HarnessError(f"{blame(key)}{key}={value!r} must be a list of shell lines")
-        return lines
-    return value

@@ -3,215 +3,221 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.plans.tuning import TunedRun
-from harness.records.status import Run as StatusRun
-from harness.records.status import progress_of
-from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
+from harness.records.files import RECORD_NAME
+from harness.records.status import RunStatus, progress_of
+from harness.records.store import PROGRESS_NAME, read_record
 from harness.schema.record import BadRecord, RunRecord
-from slurm.clusters import CLUSTERS
+from slurm import schedulers
 from slurm.errors import ClusterError
-from slurm.scheduler import Live
-from slurm.submissions import Log, Run, Sent, Submission
+from slurm.schedulers.base import EndedJob, LiveJob, Scheduler
+from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler
+
+JobKey = tuple[str, str]
 
 LOG_LINES = 8
 """Lines of a log that are shown of a run that failed without a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a run was submitted to, the last time."""
+class Placement:
+    """The job that a run was last submitted in."""
 
-    run: Run
+    entry: RunEntry
     submission: Submission
-    array: Sent
+    array: ArrayEntry
     task: int
+    """Number of the job in the array."""
+
     run_id: str
     """The run's key, or its id once its trials have decided it."""
 
     @property
+    def scheduler(self) -> Scheduler:
+        """Where the job is. `ClusterError` if it is not known here."""
+        return schedulers.get(self.submission.scheduler)
+
+    @property
     def job(self) -> str:
         """Id of the job; empty if its submission was cut off."""
-        return self.array.job_id(self.task)
+        return self.scheduler.job_id(self.array, self.task) if self.array.job else ""
+
+    @property
+    def job_key(self) -> JobKey:
+        """Name of the scheduler, and id of the job: two schedulers may use the same ids."""
+        return self.submission.scheduler, self.job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What is known of one submitted run."""
+class SubmittedRun:
+    """What is known of a submitted run."""
 
-    place: Place
+    placement: Placement
     state: str
     """`complete`, `running`, `pending`, `failed`, `cancelled`, `missing` (its submission was cut off) or `unknown`."""
 
-    detail: str
-    """Progress, why it waits, or why it failed."""
+    detail: str = ""
+    """Why it waits, or why it failed."""
 
-    live: Live | None = None
+    live: LiveJob | None = None
     progress: dict[str, Any] | None = None
     """Of a running one, as its `progress.json` has it."""
-
-    @property
-    def left(self) -> str:
-        """Time that its job has left, as SLURM writes it."""
-        return self.live.left if self.live and self.live.runs else ""
 
     @property
     def waits_or_runs(self) -> bool:
         """Whether there is something to cancel."""
         return self.state in ("pending", "running")
 
-    def as_row(self) -> dict[str, Any]:
-        """A line of a table."""
-        run = self.place.run
-        return {
-            "run": self.place.run_id,
-            "task": run.task,
-            "method": run.method,
-            "seed": run.seed,
-            "state": self.state,
-            "job": self.place.job,
-            "node": self.live.node if self.live else "",
-            "left": self.left,
-            "detail": self.detail,
-        }
+    def as_status(self) -> RunStatus:
+        """The same for `harness.records.status`."""
+        entry, job, live = self.placement.entry, self.placement.job, self.live
+        over = self.state in ("failed", "cancelled", "missing")
+        return RunStatus(
+            suite=entry.suite,
+            task=entry.task,
+            method=entry.method,
+            run_id=self.placement.run_id,
+            state=self.state,
+            protocol=entry.protocol,
+            seed=entry.seed,
+            reason=self.detail,
+            holder="" if over or not job else f"job {job}" + (f" on {live.node}" if live and live.node else ""),
+            progress=self.progress,
+            left=live.left if live and live.runs else "",
+        )
 
 
-Read = Callable[[Path], RunRecord | None]
-"""The valid record in a run's folder, or None."""
+class Records:
+    """The valid records of submitted runs, each read once."""
+
+    def __init__(self, log: Log) -> None:
+        self._runs = log.root.parent / "runs"
+        self.read = functools.cache(self.read_again)
+
+    def folder(self, entry: RunEntry, run_id: str) -> Path:
+        """The folder of a run of that task and method."""
+        return self._runs / entry.suite / entry.task / f"{entry.method}-{run_id}"
+
+    def read_again(self, folder: Path) -> RunRecord | None:
+        """The valid record in a run's folder, or None."""
+        try:
+            return read_record(folder / RECORD_NAME)
+        except (OSError, BadRecord):
+            return None
+
+    def run_id(self, entry: RunEntry) -> str:
+        """The run's id; its key while the trials that decide it are not done."""
+        trials = {trial: record for trial in entry.trials if (record := self.read(self.folder(entry, trial)))}
+        if not entry.trials or len(trials) < len(entry.trials):
+            return entry.key
+        specs, space = tuple(record.spec for record in trials.values()), dict.fromkeys(entry.searched, ())
+        final = TunedRun(trials=specs, seed=entry.seed, budget=entry.budget, space=space)
+        spec = final.spec(lambda trial: trials[trial.run_id])
+        return spec.run_id if spec else entry.key
 
 
-def _record(folder: Path) -> RunRecord | None:
-    try:
-        return read_record(folder / RECORD_NAME)
-    except (OSError, BadRecord):
-        return None
-
-
-def places(log: Log, read: Read = _record) -> dict[str, Place]:
-    """The newest place of every run that was ever submitted, by run id."""
-    found: dict[str, Place] = {}
+def placements(log: Log, records: Records | None = None) -> dict[str, Placement]:
+    """The last placement of every run that was ever submitted, by run id."""
+    records, by_id = records or Records(log), dict[str, Placement]()
     for submission in log.read():
-        runs = {run.key: (run, _run_id(log, run, read)) for run in submission.runs}
+        entries = {entry.key: (entry, records.run_id(entry)) for entry in submission.runs}
         for array in submission.arrays:
             for task, keys in enumerate(array.tasks):
-                for run, run_id in map(runs.__getitem__, keys):
-                    found[run_id] = Place(run=run, submission=submission, array=array, task=task, run_id=run_id)
-    return found
+                for entry, run_id in map(entries.__getitem__, keys):
+                    by_id[run_id] = Placement(entry=entry, submission=submission, array=array, task=task, run_id=run_id)
+    return by_id
 
 
-def _folder(log: Log, run: Run, run_id: str) -> Path:
-    return log.root.parent / "runs" / run.suite / run.task / f"{run.method}-{run_id}"
-
-
-def _run_id(log: Log, run: Run, read: Read) -> str:
-    """The run's id; its key while the trials that decide it are not done."""
-    trials = {trial: record for trial in run.trials if (record := read(_folder(log, run, trial)))}
-    if not run.trials or len(trials) < len(run.trials):
-        return run.key
-    specs, space = tuple(record.spec for record in trials.values()), dict.fromkeys(run.searched, ())
-    final = TunedRun(trials=specs, seed=run.seed, budget=run.budget, space=space)
-    spec = final.spec(lambda trial: trials[trial.run_id])
-    return spec.run_id if spec else run.key
-
-
-def log_file(log: Log, place: Place) -> Path:
+def log_file(log: Log, placement: Placement) -> Path:
     """The log of the job; it may not be there yet."""
-    return log.folder(place.submission, place.array) / f"{place.job}_0_log.out"
+    return log.folder(placement.array.name) / placement.scheduler.log_name(placement.job)
 
 
-def states(root: Path) -> tuple[list[State], list[str]]:
-    """The state of every submitted run of a results folder, and what the user should know of how it was found."""
-    log, read = Log(root), functools.cache(_record)
-    known = places(log, read)
-    records = {key: read(_folder(log, place.run, key)) for key, place in known.items()}
-    unfinished = [key for key, record in records.items() if record is None or record.status != "complete"]
-    live, problems = _live([known[key] for key in unfinished])
-    for key in unfinished:  # once more: what the cluster does not know any more may have ended well just now
-        records[key] = _record(_folder(log, known[key].run, key))
-    open_ids: dict[str, set[str]] = {}
-    for key, place in known.items():
-        if records[key] is None and live is not None and place.job not in live:
-            open_ids.setdefault(place.submission.cluster, set()).add(place.array.job)
-    ended: dict[str, str] = {}
-    for cluster, ids in open_ids.items():
-        ended |= CLUSTERS[cluster].ended(ids - {""})
-    problems += [f"{path} cannot be read and was passed over" for path in log.unreadable]
-    return [_state(log, place, records[key], live, ended) for key, place in known.items()], problems
+def submitted_runs(root: Path) -> tuple[list[SubmittedRun], list[str]]:
+    """Every submitted run of a results folder, and warnings for the user about what could not be found out."""
+    survey = _Survey(Log(root))
+    return [survey.run(placement) for placement in survey.placements.values()], survey.problems
 
 
-def _live(known: Iterable[Place]) -> tuple[dict[str, Live] | None, list[str]]:
-    """Live jobs of all clusters; None, with the reason, if a scheduler does not answer."""
-    arrays: dict[str, dict[str, Sent]] = {}
-    for submission in {place.submission.id: place.submission for place in known}.values():
-        arrays.setdefault(submission.cluster, {}).update({array.name: array for array in submission.arrays})
-    found: dict[str, Live] = {}
-    try:
-        for cluster, by_name in arrays.items():
-            found |= CLUSTERS[cluster].live(by_name.values())
-    except ClusterError as error:
-        return None, [f"{error}. Without an answer only the records tell how runs stand"]
-    return found, []
+class _Survey:
+    """What records and schedulers say of all runs of a log."""
+
+    def __init__(self, log: Log) -> None:
+        self.log, self.records = log, Records(log)
+        self.placements = placements(log, self.records)
+        self.problems = [f"{path} cannot be read and was skipped" for path in log.unreadable]
+        unfinished = [p for p in self.placements.values() if not _is_complete(self.records.read(self.folder(p)))]
+        self.live = self._live(unfinished)
+        # Read again: what the scheduler does not know any more may have ended well just now.
+        self.unfinished = {p.run_id: self.records.read_again(self.folder(p)) for p in unfinished}
+        self.ended: dict[JobKey, EndedJob] = {}
+        if self.live is not None:
+            gone = [p for p in unfinished if not self.unfinished[p.run_id] and p.job_key not in self.live]
+            for name, arrays in by_scheduler(p.submission for p in gone).items():
+                self.ended |= {(name, job): how for job, how in schedulers.get(name).ended(arrays).items()}
+
+    def _live(self, placements: Iterable[Placement]) -> dict[JobKey, LiveJob] | None:
+        """Live jobs of all their schedulers; None, with a problem, if one does not answer."""
+        live: dict[JobKey, LiveJob] = {}
+        try:
+            for name, arrays in by_scheduler(p.submission for p in placements).items():
+                live |= {(name, job.id): job for job in schedulers.get(name).live(arrays).values()}
+        except ClusterError as error:
+            self.problems.append(f"{error}. Without an answer, only records tell how runs stand")
+            return None
+        return live
+
+    def folder(self, placement: Placement) -> Path:
+        return self.records.folder(placement.entry, placement.run_id)
+
+    def run(self, placement: Placement) -> SubmittedRun:
+        """The order of trust: a valid record, then the queue, then a record of failure, then accounting and the log."""
+        told = functools.partial(SubmittedRun, placement=placement)
+        if placement.run_id not in self.unfinished or _is_complete(self.unfinished[placement.run_id]):
+            return told(state="complete")
+        record = self.unfinished[placement.run_id]
+        job = self.live.get(placement.job_key) if self.live else None
+        if job and not (record and _newer(record, placement.submission)):
+            return self._alive(placement, job)
+        if record:
+            return told(state="failed", detail=record.reason, live=job)
+        if self.live is None:
+            return told(state="unknown")
+        if not placement.job:
+            return told(state="missing", detail="its submission was cut off")
+        if placement.task in placement.array.cancelled:
+            return told(state="cancelled", detail="by `sctbench cancel`")
+        ended = self.ended.get(placement.job_key)
+        if ended and ended.cancelled:
+            return told(state="cancelled", detail=ended.state)
+        return told(state="failed", detail=self._why(placement, ended))
+
+    def _alive(self, placement: Placement, job: LiveJob) -> SubmittedRun:
+        told = functools.partial(SubmittedRun, placement=placement, live=job)
+        if not job.runs:
+            return told(state="pending", detail=job.reason)
+        if (self.folder(placement) / PROGRESS_NAME).is_file():
+            return told(state="running", progress=progress_of(self.folder(placement)))
+        return told(state="pending", detail="its job is running; other runs come first")
+
+    def _why(self, placement: Placement, ended: EndedJob | None) -> str:
+        """Why a job ended without the run's record: the scheduler's word for it and the end of the log."""
+        first = f"its job ended without a record ({ended.state})" if ended else "its job is gone without a record"
+        return "\n".join([first, *tail(log_file(self.log, placement), LOG_LINES)])
 
 
-def _state(
-    log: Log,
-    place: Place,
-    record: RunRecord | None,
-    live: Mapping[str, Live] | None,
-    ended: Mapping[str, str],
-) -> State:
-    """The order of trust: a valid record, then the queue, then a record of failure, then accounting and the log."""
-    if record is not None and record.status == "complete":
-        return State(place=place, state="complete", detail="")
-    job = live.get(place.job) if live else None
-    failed = record is not None and _newer(record, place.submission)
-    if job is not None and not failed:
-        return _alive(_folder(log, place.run, place.run_id), place, job)
-    if record is not None and (failed or job is None):
-        return State(place=place, state="failed", detail=record.reason, live=job)
-    if live is None:
-        return State(place=place, state="unknown", detail="")
-    if not place.job:
-        return State(place=place, state="missing", detail="its submission was cut off")
-    if place.task in place.array.cancelled:
-        return State(place=place, state="cancelled", detail="by `sctbench cancel`")
-    said = ended.get(place.job, "")
-    if said.startswith("CANCELLED"):
-        return State(place=place, state="cancelled", detail=said)
-    return State(place=place, state="failed", detail=_why(log, place, said))
+def _is_complete(record: RunRecord | None) -> bool:
+    return record is not None and record.status == "complete"
 
 
 def _newer(record: RunRecord, submission: Submission) -> bool:
-    """Whether the record was written after the submission, so that it tells of it."""
-    return record.environment.get("finished", "") > submission.time  # whole seconds, and no job fails within one
-
-
-def _alive(folder: Path, place: Place, job: Live) -> State:
-    if not job.runs:
-        return State(place=place, state="pending", detail=job.reason, live=job)
-    if (folder / PROGRESS_NAME).is_file():
-        at = progress_of(folder)
-        return State(place=place, state="running", detail=in_words(at) if at else "", live=job, progress=at)
-    return State(place=place, state="pending", detail="its job runs; others are before it", live=job)
-
-
-def in_words(at: dict[str, Any]) -> str:
-    """How far a run is."""
-    return (
-        f"epoch {at['epoch']}/{at['epochs']}, {100 * at['step'] // max(1, at['steps'])} %, loss {at['loss']:.3f}, "
-        f"acc {at['accuracy']:.1f} %, {at['images_per_second']:.0f} img/s"
-    )
-
-
-def _why(log: Log, place: Place, said: str) -> str:
-    """Why a job ended without the run's record: SLURM's word for it and the end of the log."""
-    lines = tail(log_file(log, place), LOG_LINES)
-    first = f"its job ended without a record ({said})" if said else "its job is gone without a record"
-    return "\n".join([first, *lines])
+    """Whether the record was written after the submission, and so tells of it."""
+    return str(record.environment.get("finished", "")) > submission.time  # whole seconds, and no job fails within one
 
 
 def tail(path: Path, count: int) -> list[str]:
@@ -222,28 +228,3 @@ def tail(path: Path, count: int) -> list[str]:
             return file.read().decode(errors="replace").splitlines()[-count:]
     except OSError:
         return []
-
-
-def as_runs(root: Path) -> tuple[list[StatusRun], list[str]]:
-    """The submitted runs as `harness.records.status` has them, and what the user should know of how that was found."""
-    found, problems = states(root)
-    return [_as_run(state) for state in found], problems
-
-
-def _as_run(state: State) -> StatusRun:
-    run, live = state.place.run, state.live
-    where = f" on {live.node}" if live and live.node else ""
-    over = state.state in ("failed", "cancelled", "missing")
-    return StatusRun(
-        suite=run.suite,
-        task=run.task,
-        method=run.method,
-        run_id=state.place.run_id,
-        state=state.state,
-        protocol=run.protocol,
-        seed=run.seed,
-        reason="" if state.state == "running" else state.detail,
-        holder="" if over or not state.place.job else f"job {state.place.job}{where}",
-        progress=state.progress,
-        left=state.left,
-    )

@@ -1,11 +1,11 @@
-"""The log of submissions: which run is in which job. One folder and one JSON file for each, written atomically."""
+"""The log of submissions: which run is in which job. Each has a folder with one JSON file, written atomically."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,15 +14,15 @@ from typing import Any
 
 from harness.paths import write_atomically
 
-SCHEMA = 1
-"""Version of the file's layout."""
+SCHEMA = 2
+"""Version of the file's layout. Version 1 named the scheduler beside the profile, as `cluster`."""
 
 FILE_NAME = "submission.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A run as the log names it."""
+class RunEntry:
+    """A submitted run."""
 
     key: str
     """Run id, or `planning.key_of` where the trials decide the run."""
@@ -42,34 +42,24 @@ class Run:
     """Trials that were allowed."""
 
     searched: list[str] = field(default_factory=list)
-    """What the trials search: recipe fields and knobs."""
+    """What the trials search: recipe fields and settings of the method."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Sent:
-    """An array as it was submitted."""
+class ArrayEntry:
+    """A submitted array."""
 
     name: str
-    """The jobs' name in SLURM. It is known before the id is: with it a job is found whose submission was cut off."""
+    """The jobs' name for the scheduler, known before the id is: it finds jobs whose submission was cut off."""
 
     tasks: list[list[str]]
     """Keys of the runs of each job; empty for the job that writes the tables."""
 
     job: str = ""
-    """SLURM's id of the array; for local execution, process ids of the jobs, joined by `+`."""
+    """The scheduler's id of the array; `Scheduler.job_ids` gives those of its jobs."""
 
     cancelled: list[int] = field(default_factory=list)
-    """Tasks that the user cancelled: of one that was still waiting, SLURM keeps no trace."""
-
-    def job_id(self, task: int) -> str:
-        """The id of a job; empty while the array's own is not known."""
-        if not self.job or len(self.tasks) < 2:
-            return self.job
-        return self.job.split("+")[task] if "+" in self.job else f"{self.job}_{task}"
-
-    def job_ids(self) -> list[str]:
-        """The id of each job; none while the array's own is not known."""
-        return [self.job_id(task) for task in range(max(1, len(self.tasks)))] if self.job else []
+    """Tasks that the user cancelled: SLURM keeps no trace of one that was still waiting."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,16 +67,41 @@ class Submission:
     """One call of `sctbench submit`."""
 
     id: str
-    cluster: str
-    """`slurm` or `local`."""
-
     time: str
     code: dict[str, Any]
     """State of the code at submission."""
 
     profile: dict[str, Any]
-    runs: list[Run]
-    arrays: list[Sent]
+    """`Profile.as_dict`."""
+
+    runs: list[RunEntry]
+    arrays: list[ArrayEntry]
+
+    @property
+    def scheduler(self) -> str:
+        """Its name in `slurm.schedulers`."""
+        return str(self.profile["scheduler"])
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Submission:
+        """A file's content, of this version or the one before. Raises `ValueError`, `TypeError` or `KeyError`."""
+        values = dict(values)
+        schema = values.pop("schema")
+        if schema == 1:
+            values["profile"] = {"scheduler": values.pop("cluster"), **values["profile"]}
+        elif schema != SCHEMA:
+            raise ValueError("written by another version")
+        runs = [RunEntry(**run) for run in values.pop("runs")]
+        return cls(runs=runs, arrays=[ArrayEntry(**array) for array in values.pop("arrays")], **values)
+
+
+def by_scheduler(submissions: Iterable[Submission]) -> dict[str, list[ArrayEntry]]:
+    """All arrays of some submissions, by the name of the scheduler."""
+    unique = {submission.id: submission for submission in submissions}
+    arrays: dict[str, list[ArrayEntry]] = {}
+    for submission in unique.values():
+        arrays.setdefault(submission.scheduler, []).extend(submission.arrays)
+    return arrays
 
 
 def new_id() -> str:
@@ -100,7 +115,7 @@ class Log:
     def __init__(self, root: Path) -> None:
         self.root = root / "slurm"
         self.unreadable: list[Path] = []
-        """Files that were passed over."""
+        """Files that were skipped."""
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -110,12 +125,12 @@ class Log:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def folder(self, submission: Submission, array: Sent) -> Path:
-        """Scripts, pickles and logs of an array's jobs."""
-        return self.root / submission.id / array.name.rpartition(".")[2]
+    def folder(self, array: str) -> Path:
+        """Scripts, pickles and logs of the jobs of an array, given its name."""
+        return self.root.joinpath(*array.split("."))
 
     def write(self, submission: Submission) -> None:
-        """Put a submission's file in its place."""
+        """Write a submission's file."""
         text = json.dumps({"schema": SCHEMA, **asdict(submission)}, indent=1) + "\n"
         write_atomically(self.root / submission.id / FILE_NAME, lambda file: file.write(text.encode()))
 
@@ -124,18 +139,11 @@ class Log:
         return sorted(self.root.glob(f"*/{FILE_NAME}"))
 
     def read(self) -> list[Submission]:
-        """All submissions, oldest first; what cannot be read is passed over and kept in `unreadable`."""
-        found = []
+        """All submissions, oldest first; files that cannot be read are skipped and listed in `unreadable`."""
+        submissions = []
         for path in self.files():
             try:
-                found.append(_parse(json.loads(path.read_text())))
+                submissions.append(Submission.from_dict(json.loads(path.read_text())))
             except (OSError, ValueError, TypeError, KeyError):
                 self.unreadable.append(path)
-        return found
-
-
-def _parse(values: dict[str, Any]) -> Submission:
-    if values.pop("schema") != SCHEMA:
-        raise ValueError("written by another version")
-    runs = [Run(**run) for run in values.pop("runs")]
-    return Submission(runs=runs, arrays=[Sent(**array) for array in values.pop("arrays")], **values)
+        return submissions

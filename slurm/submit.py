@@ -4,39 +4,77 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
+from harness import device as devices
 from harness import environment
+from harness.data.lists import Roots
 from harness.execution.overview import run_operations
-from harness.execution.worker import Setup
+from harness.execution.preparations import Tell, prepare
+from harness.execution.worker import Setup, setup_for
 from harness.plans.plan import Selection
 from harness.plans.stages import stage
-from harness.plans.tuning import NO_VERDICT, TunedRun, WorkItem, representative_spec
-from harness.records.stale import is_stale, without_stale
+from harness.plans.tuning import INCONCLUSIVE, TunedRun, WorkItem, representative_spec
+from harness.records import stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.record import ReadRecord
 from harness.schema.spec import RunSpec
-from slurm import planning
-from slurm.clusters import CLUSTERS, Cluster
+from harness.terminal import tell as tell_in_terminal
+from slurm import planning, schedulers
 from slurm.errors import ClusterError
-from slurm.job_runner import Batch, Report
+from slurm.job_runner import ReportJob, RunsJob
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
-from slurm.submissions import Log, Run, Sent, Submission, new_id
-
-Tell = Callable[[str], None]
-"""Takes a line for the user."""
+from slurm.schedulers.base import USUAL_LIMIT, Scheduler
+from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler, new_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Todo:
+class Order:
+    """What is to be submitted, and how."""
+
+    selection: Selection
+    profile: Profile
+    out: Path = Path("results")
+    """Folder of the results."""
+
+    roots: Roots = field(default_factory=Roots)
+    """Folders of the user's data."""
+
+    redo_stale: bool = False
+    """Whether complete runs are done again whose method's source has changed since."""
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The profile's."""
+        return schedulers.get(self.profile.scheduler)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Runs that are to be submitted."""
+
+    ready: Sequence[WorkItem]
+    blocked: Sequence[TunedRun] = ()
+    """Finals that wait for trials among `ready`, or in jobs submitted before."""
+
+    after_jobs: Sequence[str] = ()
+    """Live jobs of earlier submissions that hold trials of `blocked`."""
+
+    @property
+    def items(self) -> list[WorkItem]:
+        """All of them."""
+        return [*self.ready, *self.blocked]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Todo(Missing):
     """What a selection still lacks, less what jobs have already."""
 
-    ready: list[WorkItem]
-    blocked: list[TunedRun]
     held: int
     """Runs that wait or run in jobs submitted before."""
 
@@ -46,10 +84,22 @@ class Todo:
 
     complete: int
     stale: list[str]
-    """Methods of those of the complete runs that come from another source than there is now, once for each run."""
+    """For each of the complete runs whose method's source has changed since: the method."""
 
-    after_jobs: list[str]
-    """Live jobs of earlier submissions that hold trials of `blocked`."""
+    def lines(self, out: Path) -> Iterator[str]:
+        """What is there, what is under way, and what is to be submitted."""
+        total = self.complete + self.held + len(self.failed) + len(self.items)
+        yield (
+            f"{total} runs: {self.complete} complete, {self.held} submitted already, {len(self.items)} to submit. "
+            f"Records: {out / 'runs'}"
+        )
+        if text := stale.warning(self.stale):
+            yield f"warning: {text}."
+        if self.failed:
+            yield (
+                f"warning: {len(self.failed)} are left out: they failed in a way that they would fail again, or wait "
+                "for trials that did. `sctbench status` shows why, `sctbench retry --failed` submits what failed again."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,208 +107,264 @@ class Plan:
     """Arrays that are to be submitted."""
 
     name: str
+    profile: Profile
     arrays: list[Array]
     report: Array
     seconds: planning.Seconds
-    warnings: list[str]
 
-    def runs(self) -> list[WorkItem]:
+    def items(self) -> list[WorkItem]:
         """All runs in order."""
-        return [run for array in self.arrays for job in array.jobs for run in job]
+        return [item for array in self.arrays for job in array.jobs for item in job]
+
+    def hours(self) -> float | None:
+        """Estimated hours of all jobs that do runs, start-up included; None if one is not known."""
+        seconds = [self.seconds(item) for item in self.items()]
+        starts = planning.START_SECONDS * sum(len(array.jobs) for array in self.arrays)
+        return None if None in seconds else (starts + sum(filter(None, seconds))) / 3600
+
+    def lines(self) -> Iterator[str]:
+        """Warnings, and how long it will take."""
+        profile, hours = self.profile, self.hours()
+        yield from (f"warning: {text}" for text in schedulers.get(profile.scheduler).warnings(profile))
+        if long := planning.too_long(self.items(), self.seconds, profile):
+            first = representative_spec(long[0])
+            yield (
+                f"warning: {len(long)} run(s) are estimated to need more than the time limit of {profile.time} min, "
+                f"such as {first.method} on {first.task}: they will time out, queue up again and go on"
+            )
+        limits = sum(len(array.jobs) for array in self.arrays) * profile.time / 60
+        yield (
+            f"Estimated {'GPU' if profile.gpus else 'job'} hours: {'?' if hours is None else f'{hours:.2g}'}, start-up "
+            f"included, assuming {planning.rate(profile) / 1e12:.3g} TFLOP/s. The jobs' time limits add up to "
+            f"{limits:.3g}; a job that reaches its own queues up again."
+        )
 
 
-def held_keys(log: Log, cluster: Cluster) -> dict[str, str]:
-    """Runs that live jobs hold, with the id of the job; the id is empty if it is not one of this cluster.
+def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
+    """Submit what is missing of a selection; None if nothing is. Runs that wait or run already are left alone.
+
+    `HarnessError` where data or settings are wrong, before anything is submitted; `ClusterError` where the scheduler
+    refuses an array: those before it stay submitted, and the next call submits the others.
+    """
+    order, log = _for_known_device(order), Log(order.out)
+    with log.alone():
+        missing = _missing(order, log, tell)
+        prepare(order.selection, order.roots, [], missing.items, tell=tell)
+        if not missing.items:
+            return None
+        plan = plan_selection(order, missing, order.scheduler.limit())
+        for line in plan.lines():
+            tell(line)
+        setup = setup_for(order.selection, order.out, order.roots, order.profile.device)
+        return send(plan, dataclasses.replace(setup, redo_stale=order.redo_stale), log, tell)
+
+
+def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:
+    """Tell what `submit` would do, scripts included. Writes nothing and needs no scheduler; looks for data if `roots`
+    are given."""
+    order, log = _for_known_device(order), Log(order.out)
+    missing = _missing(order, log, tell)
+    prepare(order.selection, order.roots, [], missing.items if order.roots != Roots() else [], tell=tell)
+    if missing.items:
+        plan = plan_selection(order, missing, _limit(order.scheduler, tell))
+        for line in plan.lines():
+            tell(line)
+        for array in [*plan.arrays, plan.report]:
+            tell(array.in_words())
+            after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
+            if script := order.scheduler.script(array, plan.profile, log.folder(array.name).absolute(), after):
+                tell(f"\n{script}")
+    tell("Nothing was submitted.")
+
+
+def _for_known_device(order: Order) -> Order:
+    """The same, with the precision of this machine's device where jobs run here: of a cluster it is not known."""
+    if not order.scheduler.on_this_machine:
+        return order
+    device = devices.choose("auto" if order.profile.device == "cuda" else order.profile.device)
+    precision = devices.precision_in_use("auto", device)
+    return dataclasses.replace(order, selection=dataclasses.replace(order.selection, precision=precision))
+
+
+def _limit(scheduler: Scheduler, tell: Tell) -> int:
+    """Jobs that one array may have, for a rehearsal."""
+    try:
+        return scheduler.limit()
+    except ClusterError as error:
+        tell(f"warning: arrays of at most {USUAL_LIMIT} jobs are assumed: {error}")
+        return USUAL_LIMIT
+
+
+def _missing(order: Order, log: Log, tell: Tell) -> Todo:
+    """What the selection lacks, and tell how it stands."""
+    missing = todo(order.selection, Store(order.out), held_keys(log, order.profile.scheduler), order.redo_stale)
+    for line in missing.lines(order.out):
+        tell(line)
+    return missing
+
+
+def held_keys(log: Log, scheduler: str) -> dict[str, str]:
+    """Runs that live jobs hold, with the id of the job; the id is empty if it is not one of that scheduler.
 
     `ClusterError` if it is not known: a scheduler does not answer, or a submission's file cannot be read.
     """
-    by_cluster: dict[str, list[Sent]] = {}
-    for submission in log.read():
-        by_cluster.setdefault(submission.cluster, []).extend(submission.arrays)
+    submissions = log.read()
     if log.unreadable:
         files = ", ".join(map(str, log.unreadable))
         raise ClusterError(
-            f"{files} cannot be read, and names runs that are in jobs. Move it away when they have ended"
+            f"{files} cannot be read, and it says which runs are in jobs. Move it away when its jobs have ended"
         )
     held: dict[str, str] = {}
-    for name, arrays in by_cluster.items():
+    for name, arrays in by_scheduler(submissions).items():
+        other = schedulers.get(name)
         try:
-            live = CLUSTERS[name].live(arrays)
+            live = other.live(arrays)
         except ClusterError as error:
-            raise ClusterError(f"which runs the jobs of cluster {name!r} hold is not known: {error}") from None
+            raise ClusterError(f"which runs jobs of scheduler {name!r} hold is not known: {error}") from None
         for array in arrays:
-            for job, keys in zip(array.job_ids(), array.tasks, strict=False):
+            for job, keys in zip(other.job_ids(array), array.tasks, strict=False):
                 if job in live:
-                    held |= dict.fromkeys(keys, job if name == cluster.name else "")
+                    held |= dict.fromkeys(keys, job if name == scheduler else "")
     return held
 
 
 def jobs_of_trials(finals: Iterable[TunedRun], held: Mapping[str, str]) -> list[str]:
     """Ids of live jobs that hold trials of those finals."""
     trials = {spec.run_id for final in finals for spec in final.trials}
-    return sorted({held[key].partition("_")[0] for key in trials if held.get(key)})
+    return sorted({held[key] for key in trials if held.get(key)})
 
 
-def todo(selection: Selection, store: Store, held: dict[str, str], redo_stale: bool = False) -> Todo:
+def todo(selection: Selection, store: Store, held: Mapping[str, str], redo_stale: bool = False) -> Todo:
     """Sort a selection's runs by what is to be submitted; with `redo_stale` also complete ones of older sources."""
-    found = functools.cache(store.read)
-    read = without_stale(found) if redo_stale else found
+    read_once = functools.cache(store.read)
+    read = stale.without_stale(read_once) if redo_stale else read_once
     stages = stage(selection, read)
-    free = [job for job in stages.ready if key_of(job) not in held]
-    failed = {key_of(job): job for job in free if _would_fail_again(job, read)}
+    free = [item for item in stages.ready if key_of(item) not in held]
+    failed = {key_of(item): item for item in free if _would_fail_again(item, read)}
     waiting = [final for final in stages.blocked if key_of(final) not in held]
-    never = {key_of(final): final for final in waiting if _lacks_verdict(final, failed, store)}
+    never = {key_of(final): final for final in waiting if _lacks_verdict(final, failed, read)}
     blocked = [final for final in waiting if key_of(final) not in never]
     return Todo(
-        ready=[job for job in free if key_of(job) not in failed],
+        ready=[item for item in free if key_of(item) not in failed],
         blocked=blocked,
+        after_jobs=jobs_of_trials(blocked, held),
         held=len(stages.ready) - len(free) + len(stages.blocked) - len(waiting),
         failed=[*failed.values(), *never.values()],
         complete=len(stages.settled),
-        stale=[spec.method for spec in stages.settled if (record := found(spec)) and is_stale(record)],
-        after_jobs=jobs_of_trials(blocked, held),
+        stale=[spec.method for spec in stages.settled if (record := read_once(spec)) and stale.is_stale(record)],
     )
 
 
-def _lacks_verdict(final: TunedRun, failed: Mapping[str, WorkItem], store: Store) -> bool:
+def _lacks_verdict(final: TunedRun, failed: Mapping[str, WorkItem], read: ReadRecord) -> bool:
     """Whether one of the final's trials failed for good in a way that says nothing of its setting."""
-    records = [store.read(trial) for trial in final.trials if trial.run_id in failed]
-    return any(record and record.failure and record.failure.kind in NO_VERDICT for record in records)
+    records = [read(trial) for trial in final.trials if trial.run_id in failed]
+    return any(record and record.failure and record.failure.kind in INCONCLUSIVE for record in records)
 
 
-def _would_fail_again(job: WorkItem, read: ReadRecord) -> bool:
-    spec = job if isinstance(job, RunSpec) else job.spec(read)
+def _would_fail_again(item: WorkItem, read: ReadRecord) -> bool:
+    spec = item if isinstance(item, RunSpec) else item.spec(read)
     record = read(spec) if spec else None
     return record is not None and record.failure is not None and not CLASSES[record.failure.kind].again
 
 
-def make_plan(
-    ready: Sequence[WorkItem],
-    blocked: Sequence[WorkItem],
-    seconds: planning.Seconds,
-    profile: Profile,
-    cluster: Cluster,
-    limit: int,
-    after_jobs: Sequence[str] = (),
-) -> Plan:
+def plan_selection(order: Order, missing: Missing, limit: int) -> Plan:
+    """`make_plan` with durations estimated from the operations that runs need."""
+    seconds = planning.estimate(run_operations(order.selection), order.profile)
+    return make_plan(missing, seconds, order.profile, limit)
+
+
+def make_plan(missing: Missing, seconds: planning.Seconds, profile: Profile, limit: int) -> Plan:
     """Arrays of at most `limit` jobs for runs that can start, and for those that wait for them."""
-    name = new_id()
-    if cluster.name == "local":  # nothing queues there: as many jobs as may run
+    name, stages, parallel = new_id(), (missing.ready, missing.blocked), profile.parallel
+    if schedulers.get(profile.scheduler).queues:
+        packed = [planning.pack(items, seconds, profile) for items in stages]
+    else:  # as many jobs as may run at a time
         single = dataclasses.replace(profile, runs_per_job=1)
-        packed = [planning.pack(runs, seconds, single) for runs in (ready, blocked)]
-        stages, parallel = [planning.deal(jobs, profile.parallel or 1) for jobs in packed], None
-    else:
-        stages, parallel = [planning.pack(runs, seconds, profile) for runs in (ready, blocked)], profile.parallel
-    arrays = planning.arrays(name, stages, parallel, limit, after_jobs)
-    warnings = profile.warnings()
-    if long := planning.too_long([*ready, *blocked], seconds, profile):
-        first = representative_spec(long[0])
-        warnings.append(
-            f"{len(long)} run(s) are estimated to need more than the time limit of {profile.time} min, such as "
-            f"{first.method} on {first.task}: they will time out, queue up again and go on"
-        )
+        packed = [planning.deal(planning.pack(items, seconds, single), parallel or 1) for items in stages]
+        parallel = None
+    arrays = planning.arrays(name, packed, parallel, limit, missing.after_jobs)
     report = planning.report_array(name, arrays)
-    return Plan(name=name, arrays=arrays, report=report, seconds=seconds, warnings=warnings)
+    return Plan(name=name, profile=profile, arrays=arrays, report=report, seconds=seconds)
 
 
-def plan_selection(selection: Selection, missing: Todo, profile: Profile, cluster: Cluster, limit: int) -> Plan:
-    """`make_plan` for what a selection lacks."""
-    seconds = planning.estimate(run_operations(selection), profile)
-    return make_plan(missing.ready, missing.blocked, seconds, profile, cluster, limit, missing.after_jobs)
-
-
-def run_of(job: WorkItem, seconds: float | None) -> Run:
-    """A run as the log names it."""
-    spec = representative_spec(job)
-    run = Run(
-        key=key_of(job),
+def entry_of(item: WorkItem, seconds: float | None) -> RunEntry:
+    """A run for the log."""
+    spec, final = representative_spec(item), item if isinstance(item, TunedRun) else None
+    return RunEntry(
+        key=key_of(item),
         suite=spec.suite,
         task=spec.task,
         method=spec.method,
         seed=spec.seed,
         protocol=spec.protocol,
         seconds=seconds,
+        trials=[trial.run_id for trial in final.trials] if final else [],
+        budget=final.budget if final else 0,
+        searched=list(final.space) if final else [],
     )
-    if isinstance(job, RunSpec):
-        return run
-    trials = [trial.run_id for trial in job.trials]
-    return dataclasses.replace(run, trials=trials, budget=job.budget, searched=list(job.space))
 
 
-def send(plan: Plan, setup: Setup, profile: Profile, cluster: Cluster, log: Log, tell: Tell) -> Submission:
-    """Submit a plan. The log names each array before SLURM does, so a cut-off submission is found by its name.
-
-    `ClusterError` if an array is refused; those before it stay submitted, and the next `submit` sends the others.
-    """
-    runs = plan.runs()
-    submission = Submission(
-        id=plan.name,
-        cluster=cluster.name,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        code=environment.code_state(),
-        profile=profile.as_dict(),
-        runs=[run_of(run, plan.seconds(run)) for run in runs],
-        arrays=[],
-    )
+def send(plan: Plan, setup: Setup, log: Log, tell: Tell) -> Submission:
+    """Submit a plan. `ClusterError` if an array is refused; those before it stay submitted, and the next `submit` sends
+    the others."""
+    setup, sender = absolute(setup), _Sender(plan, log, tell)
+    code = sender.submission.code
     for array in plan.arrays:
-        works = [Batch(setup=setup, jobs=job, code=submission.code) for job in array.jobs]
-        _send_array(array, works, submission, profile, cluster, log)
-        count, job = sum(map(len, array.jobs)), f"{cluster.job_word} {submission.arrays[-1].job}"
-        tell(f"{len(array.jobs)} job(s) with {count} run(s): {job}")
-    _send_report(plan, setup, submission, profile, cluster, log, tell)
-    return submission
-
-
-def _send_array(
-    array: Array, works: Sequence[Batch | Report], submission: Submission, profile: Profile, cluster: Cluster, log: Log
-) -> None:
-    sent = Sent(name=array.name, tasks=[[key_of(run) for run in job] for job in array.jobs])
-    ids = {earlier.name: earlier.job for earlier in submission.arrays}
-    submission.arrays.append(sent)
-    log.write(submission)
-    after = [*(ids[name] for name in array.after), *array.after_jobs]
+        sender.send(array, [RunsJob(setup=setup, items=job, code=code) for job in array.jobs])
     try:
-        sent.job = cluster.send(array, works, profile, log.folder(submission, sent), after)
-    except ClusterError:
-        if not _may_be_there(sent, cluster):
-            submission.arrays.remove(sent)
-        log.write(submission)
-        raise
-    log.write(submission)
+        sender.send(plan.report, [ReportJob(root=setup.root, suite=sender.submission.runs[0].suite)])
+    except ClusterError as error:  # the runs are what matters
+        tell(f"warning: no job for the tables: {error}. `sctbench report` writes them at any time.")
+    return sender.submission
 
 
-def _may_be_there(sent: Sent, cluster: Cluster) -> bool:
+class _Sender:
+    """Submits arrays, each written to the log before the scheduler has it: what is cut off is found by its name."""
+
+    def __init__(self, plan: Plan, log: Log, tell: Tell) -> None:
+        self._profile, self._log, self._tell = plan.profile, log, tell
+        self._scheduler = schedulers.get(plan.profile.scheduler)
+        self.submission = Submission(
+            id=plan.name,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            code=environment.code_state(),
+            profile=plan.profile.as_dict(),
+            runs=[entry_of(item, plan.seconds(item)) for item in plan.items()],
+            arrays=[],
+        )
+
+    def send(self, array: Array, works: Sequence[RunsJob | ReportJob]) -> None:
+        """Submit one array. `ClusterError` if it is refused."""
+        entry = ArrayEntry(name=array.name, tasks=[[key_of(item) for item in job] for job in array.jobs])
+        ids = {earlier.name: earlier.job for earlier in self.submission.arrays}
+        self.submission.arrays.append(entry)
+        self._log.write(self.submission)
+        after, folder = [ids[name] for name in array.after], self._log.folder(array.name)
+        try:
+            entry.job = self._scheduler.submit(array, works, self._profile, folder, [*after, *array.after_jobs])
+        except ClusterError:
+            if not _may_be_there(entry, self._scheduler):
+                self.submission.arrays.remove(entry)
+            raise
+        finally:
+            self._log.write(self.submission)
+        self._tell(f"{array.in_words()}: {self._scheduler.job_word} {entry.job}")
+
+
+def _may_be_there(entry: ArrayEntry, scheduler: Scheduler) -> bool:
     """Whether the cluster may have an array that it seemed to refuse: sbatch may time out after it was accepted."""
     try:
-        return bool(cluster.live([sent]))
+        return bool(scheduler.live([entry]))
     except ClusterError:
         return True
 
 
-def _send_report(
-    plan: Plan, setup: Setup, submission: Submission, profile: Profile, cluster: Cluster, log: Log, tell: Tell
-) -> None:
-    work = Report(root=setup.root, suite=submission.runs[0].suite)
-    try:
-        _send_array(plan.report, [work], submission, profile, cluster, log)
-    except ClusterError as error:  # the runs are what matters
-        tell(f"No job for the tables: {error}. `sctbench report` makes them at any time.")
-
-
 def absolute(setup: Setup) -> Setup:
     """The same with absolute paths: a job starts elsewhere."""
+    data = {name: path and path.absolute() for name, path in dataclasses.asdict(setup.data).items()}
     return dataclasses.replace(
         setup,
         root=setup.root.absolute(),
-        data=dataclasses.replace(
-            setup.data, **{k: v and v.absolute() for k, v in dataclasses.asdict(setup.data).items()}
-        ),
+        data=dataclasses.replace(setup.data, **data),
         weight_files={name: path.absolute() for name, path in setup.weight_files.items()},
     )
-
-
-def expected_hours(plan: Plan) -> float | None:
-    """Estimated hours of all jobs that do runs, start-up included; None if one is not known."""
-    all_ = [plan.seconds(run) for run in plan.runs()]
-    starts = planning.START_SECONDS * sum(len(array.jobs) for array in plan.arrays)
-    return None if None in all_ else (starts + sum(filter(None, all_))) / 3600

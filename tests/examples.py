@@ -23,14 +23,18 @@ def make_spec(**changes):
     return RunSpec(**(values | changes))
 
 
+def make_metrics(accuracy):
+    values = {"accuracy": float(accuracy), "loss": 1.25}
+    return Metrics(values=values, correct_per_class=[1, 2], images_per_class=[2, 2])
+
+
 def make_record(accuracy=71.5, data="d", **changes):
     spec = changes.pop("spec", None) or make_spec()
-    metrics = Metrics(accuracy=accuracy, loss=1.25, correct_per_class=[1, 2], images_per_class=[2, 2])
     values = {
         "spec": spec,
         "method_title": spec.method.upper(),
         "status": "complete",
-        "metrics": {"test": metrics},
+        "metrics": {"test": make_metrics(accuracy)},
         "curve": [Epoch(epoch=1, train_loss=2.0, train_accuracy=50.0, lr=1e-3)],
         "parameters": Parameters(method=10, backbone_trained=0, head=5, total=100),
         "cost": Cost(

@@ -12,8 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from examples import make_record, make_spec
-from table_records import metrics
+from examples import make_metrics, make_record, make_spec
 
 from harness.records.store import RECORD_NAME, Store
 from harness.schema.record import Cost, Epoch, Parameters, RunRecord
@@ -82,7 +81,7 @@ def record(spec, shift=0.0, **changes):
     lists = f"{spec.suite}/{spec.task}/{spec.split_seed}/{spec.shots}"
     values = {
         "method_title": all_methods()[spec.method].title if spec.method in all_methods() else spec.method.title(),
-        "metrics": {"test": dataclasses.replace(metrics(round(accuracy, 4)), **per_class(accuracy, classes))},
+        "metrics": {"test": dataclasses.replace(make_metrics(round(accuracy, 4)), **per_class(accuracy, classes))},
         "curve": curve(spec, accuracy),
         "parameters": Parameters(
             method=0 if spec.method == "full" else added,
@@ -171,7 +170,7 @@ def domain(methods=("linear", "sct", "lora", "adaptformer", "vpt_deep", "ssf"), 
         base = 70 + METHODS[method][1] / 4
         values = {name: base - fall + noise.normal(0, 0.3) for name, fall in falls.items()}
         values |= {f"{name}/masked": values[name] + 12 for name in ("imagenet-a", "imagenet-r")}
-        given.append(record(spec, metrics={name: metrics(round(value, 3)) for name, value in values.items()}))
+        given.append(record(spec, metrics={name: make_metrics(round(value, 3)) for name, value in values.items()}))
     return given
 
 
@@ -214,15 +213,17 @@ def write_many(root, count):
     for number, (method, task) in enumerate(cells):
         first = spec_of("vtab1k", task, method)
         good, bad = json.loads(record(first).to_json()), json.loads(failed(first).to_json())
-        base = good["metrics"]["test"]["accuracy"]
+        base = good["metrics"]["test"]["values"]["accuracy"]
         for seed in range((count - number - 1) // len(cells) + 1):
             noise = seeded(method, task, seed)
             body = {**(bad if noise.random() < 0.01 else good)}
             spec = dataclasses.replace(first, seed=seed)
             body |= {"spec": spec.as_dict(), "run_id": spec.run_id}
             if body["metrics"]:
-                changed = {**body["metrics"]["test"], "accuracy": min(100.0, base + round(noise.normal(0, 0.3), 4))}
-                body |= {"metrics": {"test": changed}}
+                accuracy = min(100.0, base + round(noise.normal(0, 0.3), 4))
+                body |= {
+                    "metrics": {"test": {**body["metrics"]["test"], "values": {"accuracy": accuracy, "loss": 1.25}}}
+                }
             del body["digest"]
             _put(store.folder(spec), json.dumps(body | {"digest": digest(body)}, indent=1))
 

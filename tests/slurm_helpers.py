@@ -1,32 +1,74 @@
 """Submitting tiny runs to a cluster and watching them, for the tests of `slurm`."""
 
+import dataclasses
 import os
 import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
+import tiny
+from examples import make_record
+
+from harness.plans import plan
+from harness.records import status
+from harness.records.store import Store
 from slurm import submit
-from slurm.clusters import CLUSTERS
 from slurm.profile import Profile
-from slurm.status import states
+from slurm.schedulers import SCHEDULERS
+from slurm.status import submitted_runs
 from slurm.submissions import Log
 
-SCRIPT = Path(__file__).parents[1] / "slurm" / "local_cluster.sh"
+SCRIPT = Path(__file__).with_name("slurm") / "local_cluster.sh"
 
 SMALL = Profile(gpus=0, cpus=1, time=30, signal_delay=60)
 """Two jobs fit on a node of the local cluster."""
 
 
-def seconds(job):
-    return 1.0
+LOCAL = dataclasses.replace(SMALL, scheduler="local")
 
 
-def send(setup, runs, profile=SMALL, cluster="slurm", limit=1000):
+def one_each(**changes):
+    """A profile with a job for each run."""
+    return dataclasses.replace(SMALL, runs_per_job=1, **changes)
+
+
+def send(setup, runs, profile=SMALL, limit=1000):
     """Submit runs; returns the submission."""
-    where, log = CLUSTERS[cluster], Log(setup.root)
-    plan = submit.make_plan(runs, [], seconds, profile, where, limit)
-    return submit.send(plan, submit.absolute(setup), profile, where, log, print)
+    plan = submit.make_plan(submit.Missing(ready=runs), lambda _: 1.0, profile, limit)
+    return submit.send(plan, setup, Log(setup.root), print)
+
+
+def send_tuned(setup, **selection):
+    """Submit what is missing of a tuned selection; returns the submission and the finals."""
+    missing = todo(setup, protocol="tuned", trials=2, **selection)
+    made = submit.make_plan(missing, lambda _: 1.0, one_each(), 1000)
+    finals = plan.finals(tiny.selection(protocol="tuned", trials=2, **selection))
+    return submit.send(made, setup, Log(setup.root), print), finals
+
+
+def todo(setup, **selection):
+    """What a selection lacks in the folder, for the scheduler `slurm`."""
+    held = submit.held_keys(Log(setup.root), "slurm")
+    return submit.todo(tiny.selection(**selection), Store(setup.root), held)
+
+
+def complete(setup, spec, **changes):
+    """Write a record of a run that ended after everything else."""
+    made = make_record(spec=spec, **changes)
+    Store(setup.root).write(dataclasses.replace(made, environment={"finished": "9999"}))
+
+
+def shown(root):
+    """What `sctbench status` counts of a folder."""
+    queued = [run.as_status() for run in submitted_runs(root)[0]]
+    runs = status.with_queue(status.of_folder(root), queued, only=False)
+    return Counter((run.protocol, run.state) for run in runs)
+
+
+def job_ids(array):
+    """Ids of the jobs of an array of SLURM's."""
+    return SCHEDULERS["slurm"].job_ids(array)
 
 
 def wait(until, timeout=300):
@@ -48,12 +90,12 @@ def cluster_now():
 
 def standing(root):
     """How many runs are in which state."""
-    return Counter(state.state for state in states(root)[0])
+    return Counter(run.state for run in submitted_runs(root)[0])
 
 
 def by_key(root):
     """The state of each run."""
-    return {state.place.run_id: state for state in states(root)[0]}
+    return {run.placement.run_id: run for run in submitted_runs(root)[0]}
 
 
 def ended(root):

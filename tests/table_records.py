@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from examples import make_record, make_spec
+from examples import make_metrics, make_record, make_spec
 
 from analysis.frame import comparable_sets, frame_of
 from analysis.runs import Runs
-from harness.schema.record import Cost, Metrics, Parameters, RunRecord
+from harness.schema.record import Cost, Parameters, RunRecord
 from harness.schema.spec import Recipe
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
@@ -35,10 +35,6 @@ def cells(table, row):
 def failed(**changes):
     spec = make_spec(**changes)
     return RunRecord(spec=spec, method_title=spec.method.upper(), status="failed", reason="out of memory")
-
-
-def metrics(accuracy):
-    return Metrics(accuracy=float(accuracy), loss=1.0, correct_per_class=[1], images_per_class=[2])
 
 
 def costed(record, **changes):
@@ -86,7 +82,7 @@ def domain(method="sct", accuracies=(70, 60, 30, 10, 12, 25, 29), **changes):
         "imagenet-r/masked",
     ]
     spec = make_spec(suite="domain_generalization", task="imagenet", method=method, shots=16, **changes)
-    return make_record(spec=spec, metrics={n: metrics(a) for n, a in zip(names, accuracies, strict=True)})
+    return make_record(spec=spec, metrics={n: make_metrics(a) for n, a in zip(names, accuracies, strict=True)})
 
 
 def recipe(**changes):

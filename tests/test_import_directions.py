@@ -19,6 +19,7 @@ ANALYSIS_MAY_USE = {
     "harness.schema.spec",
     "harness.schema.record",
     "harness.records.files",
+    "harness.records.index",
     "harness.records.store",
 }
 """Records, and what describes them."""
@@ -47,10 +48,9 @@ FLOORS = {
     ],
     "slurm": [
         {"errors", "job_payload", "profile", "submissions"},
-        {"planning", "scheduler", "job_runner"},
-        {"sbatch"},
-        {"clusters"},
-        {"status", "submit"},
+        {"planning", "job_runner"},
+        {"schedulers"},
+        {"profile_file", "status", "submit"},
         {"actions"},
     ],
     "suites": [

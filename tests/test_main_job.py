@@ -50,7 +50,7 @@ def one_record_each(folder):
     assert linear["test_looks"] == sct["test_looks"] == 1
     assert [len(block) for block in sct["method_info"]["channels"]] == [8] * 6
     assert sum(sct["metrics"]["test"]["images_per_class"]) == 600
-    assert sct["metrics"]["test"]["accuracy"] > 10
+    assert sct["metrics"]["test"]["values"]["accuracy"] > 10
     assert sct["cost"]["forward_flops"] > linear["cost"]["forward_flops"] > 3e8
     assert sct["cost"]["training_flops"] > 2 * sct["cost"]["forward_flops"] - linear["cost"]["forward_flops"]
     assert set(sct["cost"]["latency_seconds"]) == {"1", "64"}

@@ -71,7 +71,7 @@ CAPTION = (
 def _marked(cell: Cell, runs: pd.DataFrame, column: str) -> Cell:
     """The mean of a column, marked where it rests on several kinds of device or on steps that leave something out."""
     mixed = column in TIMED and runs["device"].nunique() > 1
-    shorter = column in OF_STEPS and bool(runs["computed_once"].fillna("").ne("").any())
+    shorter = column in OF_STEPS and bool(runs["cached_features"].fillna("").ne("").any())
     note = "‡" if mixed else "§" if shorter else ""
     return Cell(value=cell.value, note=note) if cell.is_number and note else cell
 

@@ -1,4 +1,4 @@
-"""What all parts share: sizes, the bench's model, timing, a count of live memory, and measurements with targets."""
+"""What all parts share: sizes, the model, timing, a count of live memory, and measurements with targets."""
 
 from __future__ import annotations
 
@@ -45,17 +45,11 @@ class Sizes:
     side: int = 1024
     """Side of the square matrices whose product gives the matrix rate."""
 
-    copied: int = 2**27
-    """Bytes of the array whose copy gives the bandwidth."""
-
-    seeds: int = 50
-    """Seeds of the largest plan."""
-
 
 SIZES = {
-    "small": Sizes(images=64, test_images=64, epochs=1, rounds=1, side=128, copied=2**20, seeds=5),
+    "small": Sizes(images=64, test_images=64, epochs=1, rounds=1, side=128),
     "cpu": Sizes(),
-    "cuda": Sizes(test_images=4000, rounds=20, side=8192, copied=2**30),
+    "cuda": Sizes(test_images=4000, rounds=20, side=8192),
 }
 """By name; `small` proves that everything runs."""
 
@@ -80,7 +74,7 @@ class Setting:
         return Preprocessing(image_size=self.backbone.image_size, mean=mean, std=std)
 
     def model(self, classes: int = CLASSES, drop_path: float = 0.0) -> Any:
-        """The frozen backbone with a fresh head that is trained."""
+        """The frozen backbone with a new head that is trained."""
         torch.manual_seed(0)
         model = backbones.build(self.backbone, classes, drop_path).to(self.device)
         model.get_classifier().requires_grad_(True)
@@ -105,7 +99,7 @@ class Measurement:
     unit: str
     ours: float
     other: float | None = None
-    """The same of what it is compared with: the released way where nothing else is said."""
+    """The same of what it is compared with: the released way unless `what` says otherwise."""
 
     judged: float | None = None
     """What the target is about."""
@@ -151,7 +145,7 @@ def seconds(action: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _often(action: Callable[[], Any], times: int) -> None:
+def _repeat(action: Callable[[], Any], times: int) -> None:
     for _ in range(times):
         action()
 
@@ -166,15 +160,15 @@ def side_by_side(
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds):
         for name, action in list(actions.items())[:: -1 if turn % 2 else 1]:
-            taken[name].append(seconds(partial(_often, action, repeat), device) / repeat)
+            taken[name].append(seconds(partial(_repeat, action, repeat), device) / repeat)
     return {name: median(values) for name, values in taken.items()}
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being within, and keeps the peak of those alive at once."""
+    """Counts the bytes of tensors that are made within, and keeps the peak of those alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -203,19 +197,10 @@ class LiveMemory(TorchDispatchMode):
 def peak_bytes(action: Callable[[], Any]) -> int:
     """Peak of the memory of tensors that an action makes, on all devices together."""
     gc.collect()
-    with LiveMemory() as memory:
+    memory = LiveMemory()
+    with memory:
         action()
     return memory.peak
-
-
-def device_peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
-    """Peak of the device's allocator above what was allocated before; on a CPU `peak_bytes`."""
-    if device.type != "cuda":
-        return peak_bytes(action)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    action()
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from harness.bench.base import BATCH, Measurement, Setting, seconds, side_by_side
-from harness.bench.ceilings import Ceilings
-from harness.bench.module import STEPS, add_ours, step_of
+from harness import device as devices
+from harness.bench.base import BATCH, CLASSES, Measurement, Setting, seconds, side_by_side, trained
+from harness.bench.module import STEPS, add_ours
 
 MODES = {"cpu": ("default",), "cuda": ("default", "reduce-overhead")}
 """By type of device; `reduce-overhead` means CUDA graphs."""
@@ -20,7 +25,26 @@ def has_compiler(device: torch.device) -> bool:
     return device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
+def step_of(
+    model: Any, images: Tensor, precision: str, forward: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[], None]:
+    """A training step on fixed images: forward (the model's own if none is given), backward, update."""
+    forward = model if forward is None else forward
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-4, fused=True)
+    labels = torch.arange(len(images), device=images.device) % CLASSES
+    model.train()
+
+    def once() -> None:
+        with devices.autocast(precision, images.device):
+            loss = cross_entropy(forward(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return once
+
+
+def measure(setting: Setting) -> list[Measurement]:
     """All lines of this part; none where nothing can be compiled."""
     if not has_compiler(setting.device):
         return []
@@ -36,14 +60,9 @@ def _with(setting: Setting, mode: str) -> list[Measurement]:
     }
     compiling = seconds(actions["compiled"], setting.device)
     taken = side_by_side(actions, setting.device, setting.sizes.rounds, STEPS)
-    part = "compiling"
+    line = partial(Measurement, part="compiling")
+    what, step, plain = f"training step, mode {mode}; compared: as it is", 1e3 * taken["compiled"], 1e3 * taken["plain"]
     return [
-        Measurement(
-            part=part,
-            what=f"training step, mode {mode}; compared: as it is",
-            unit="ms",
-            ours=1e3 * taken["compiled"],
-            other=1e3 * taken["plain"],
-        ),
-        Measurement(part=part, what=f"first step, mode {mode}", unit="s", ours=compiling),
+        line(what=what, unit="ms", ours=step, other=plain),
+        line(what=f"first step, mode {mode}", unit="s", ours=compiling),
     ]

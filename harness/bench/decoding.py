@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from harness.bench import released
 from harness.bench.base import BATCH, Measurement, Setting, seconds, side_by_side, trained
-from harness.bench.ceilings import Ceilings
 from harness.bench.whole import decoded, write_images
 from harness.data.splits import Split
 from harness.schema.spec import BackboneSpec
@@ -21,7 +21,7 @@ SMALL = BackboneSpec(name="test_vit", weights="random", digest="", image_size=64
 """A ViT of 0.4 M parameters: what remains of an epoch is mostly its data."""
 
 
-def measure(setting: Setting, limits: Ceilings) -> list[Measurement]:
+def measure(setting: Setting) -> list[Measurement]:
     """Seconds of an epoch both ways, side by side, and the rate at which the array is made."""
     small, device = replace(setting, backbone=SMALL), setting.device
     model = small.model()
@@ -46,15 +46,8 @@ def measure(setting: Setting, limits: Ceilings) -> list[Measurement]:
             device,
             setting.sizes.rounds,
         )
-    ratio = taken["theirs"] / taken["ours"]
-    epoch = Measurement(
-        part="decoding",
-        what="epoch of a small model",
-        unit="s",
-        ours=taken["ours"],
-        other=taken["theirs"],
-        judged=ratio,
-        at_least=5.0,
-    )
-    rate = Measurement(part="decoding", what="decoding once", unit="images/s", ours=len(entries) / once)
-    return [epoch, rate]
+    line, (ours, theirs) = partial(Measurement, part="decoding"), (taken["ours"], taken["theirs"])
+    return [
+        line(what="epoch of a small model", unit="s", ours=ours, other=theirs, judged=theirs / ours, at_least=5.0),
+        line(what="decoding once", unit="images/s", ours=len(entries) / once),
+    ]

@@ -97,9 +97,9 @@ def _best(features: Tensor, labels: Tensor, count: int) -> Tensor:
     return torch.stack(norms).mean(dim=0).topk(count).indices.sort().values
 
 
-def attach(model: Any, chosen: Sequence[Tensor]) -> None:
-    """A module with these channels behind the attention of each block."""
-    for block, indices in zip(blocks(model), chosen, strict=True):
+def attach(model: Any, channels: Sequence[Tensor]) -> None:
+    """A module with these channels after the attention of each block."""
+    for block, indices in zip(blocks(model), channels, strict=True):
         plug(block, "after_attention", ReleasedModule(indices))
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from harness import environment
-from harness.bench import ceilings, compiling, decoding, growth, module, selection, training, whole
+from harness.bench import compiling, decoding, module, selection, training, whole
 from harness.bench.base import Measurement, Setting
-from harness.bench.ceilings import Ceilings
 
-Part = Callable[[Setting, Ceilings], list[Measurement]]
+Part = Callable[[Setting], list[Measurement]]
 
 PARTS: dict[str, Part] = {
     "selection": selection.measure,
@@ -24,53 +23,50 @@ PARTS: dict[str, Part] = {
     "compiling": compiling.measure,
     "decoding": decoding.measure,
     "whole": whole.measure,
-    "growth": growth.measure,
 }
 
 
 def run(setting: Setting, parts: Sequence[str], begin: Callable[[str], None]) -> list[Measurement]:
-    """Measure the device's ceilings, then the parts, on all cores; `begin` is told each part's name."""
+    """Measure the parts on all cores; `begin` is told each part's name."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    begin("ceilings")
-    limits = ceilings.measure(setting)
-    found = ceilings.lines(limits)
+    measurements: list[Measurement] = []
     with warnings.catch_warnings():
         # torch remarks on machines with fewer cores than the release has loader workers.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         for part in parts:
             begin(part)
-            found += PARTS[part](setting, limits)
-    return found
+            measurements += PARTS[part](setting)
+    return measurements
 
 
-def document(setting: Setting, found: Sequence[Measurement]) -> dict[str, Any]:
+def document(setting: Setting, measurements: Sequence[Measurement]) -> dict[str, Any]:
     """What was measured, on what, as plain values."""
     return {
         "backbone": dataclasses.asdict(setting.backbone),
         "sizes": dataclasses.asdict(setting.sizes),
         "cores": len(os.sched_getaffinity(0)),
         "environment": environment.describe(setting.device, setting.precision),
-        "measurements": [dataclasses.asdict(m) | {"ratio": m.ratio, "reached": m.reached} for m in found],
+        "measurements": [dataclasses.asdict(m) | {"ratio": m.ratio, "reached": m.reached} for m in measurements],
     }
 
 
-def markdown(setting: Setting, found: Sequence[Measurement]) -> str:
+def markdown(setting: Setting, measurements: Sequence[Measurement]) -> str:
     """The rows as a table, under what was measured on and with."""
-    rows = [measurement.row() for measurement in found]
+    rows = [measurement.row() for measurement in measurements]
     about = environment.describe(setting.device, setting.precision)
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     lines = [
         f"{about['device']}, {len(os.sched_getaffinity(0))} cores in use, {about['precision']}; "
         f"{setting.backbone.name} ({setting.backbone.weights}) at {setting.backbone.image_size} px; {versions}.\n",
         *(f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))),
-        f"\n{verdict(found)}.\n",
+        f"\n{verdict(measurements)}.\n",
     ]
     return "\n".join(lines)
 
 
-def verdict(found: Sequence[Measurement]) -> str:
+def verdict(measurements: Sequence[Measurement]) -> str:
     """How many targets hold, and which do not."""
-    judged = [m for m in found if m.reached is not None]
+    judged = [m for m in measurements if m.reached is not None]
     missed = [f"{m.part}: {m.what}" for m in judged if not m.reached]
     text = f"{len(judged) - len(missed)} of {len(judged)} targets reached"
     return f"{text}; not: {'; '.join(missed)}" if missed else text

@@ -2,8 +2,8 @@
 
 Both ways are run completely with the bench's number of epochs, on the same files, with the same model and recipe. The
 time of a VTAB-size task (100 epochs, 20,000 test images) follows in proportion: epochs and test passes repeat the same
-work, and what is done once (selection, decoding the training images, the part of the model in front of what is
-trained) is counted once.
+work, and what is done once (selection, decoding the training images, the part of the model before what is trained) is
+counted once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from torch import Tensor
 from harness import device as devices
 from harness.bench import released
 from harness.bench.base import BATCH, CLASSES, VTAB_EPOCHS, VTAB_TEST, Measurement, Setting
-from harness.bench.ceilings import Ceilings
 from harness.bench.training import recipe
 from harness.data import arrays
 from harness.data.lists import Entry, ListFile
@@ -134,9 +134,9 @@ def theirs(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Ent
     model = setting.model(drop_path=0.1)
     clock.lap()
     in_order = released.loader(train, train=False)
-    chosen = released.select(model, _on_device(in_order, device), released.channels(model))
+    channels = released.select(model, _on_device(in_order, device), released.channels(model))
     selection = clock.lap()
-    released.attach(model, chosen)
+    released.attach(model, channels)
     optimizer = released.optimizer(model, LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
@@ -154,7 +154,7 @@ def _on_device(batches: Any, device: torch.device) -> Any:
     return map(moved, batches)
 
 
-def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
+def measure(setting: Setting) -> list[Measurement]:
     """All lines of this part."""
     sizes = setting.sizes
     with tempfile.TemporaryDirectory() as name:
@@ -170,35 +170,20 @@ def measure(setting: Setting, ceilings: Ceilings) -> list[Measurement]:
         our_times.total(VTAB_EPOCHS, 1, share),
         their_times.total(VTAB_EPOCHS, VTAB_EPOCHS // released.TEST_EVERY, share),
     )
-    steps = [
-        Measurement(part="whole", what="once, before the first epoch", unit="s", ours=our_times.once),
-        *(
-            Measurement(
-                part="whole", what=what, unit="s", ours=getattr(our_times, key), other=getattr(their_times, key)
-            )
-            for key, what in {
-                "selection": f"selection from {sizes.images} image files or arrays",
-                "epoch": f"an epoch of {sizes.images} images, batch {BATCH}",
-                "test": f"one test of {sizes.test_images} image files",
-            }.items()
-        ),
-    ]
-    run = [times.total(sizes.epochs, 1) for times in (our_times, their_times)]
-    accuracies = (our_times.accuracy, their_times.accuracy)
+    line, epochs = partial(Measurement, part="whole"), sizes.epochs
+    steps = {
+        "selection": f"selection from {sizes.images} image files or arrays",
+        "epoch": f"an epoch of {sizes.images} images, batch {BATCH}",
+        "test": f"one test of {sizes.test_images} image files",
+    }
     return [
-        *steps,
-        Measurement(
-            part="whole",
-            what=f"accuracy after {sizes.epochs} epochs",
-            unit="%",
-            ours=accuracies[0],
-            other=accuracies[1],
+        line(what="once, before the first epoch", unit="s", ours=our_times.once),
+        *(
+            line(what=what, unit="s", ours=getattr(our_times, key), other=getattr(their_times, key))
+            for key, what in steps.items()
         ),
-        Measurement(
-            part="whole", what=f"the task as run: {sizes.epochs} epochs, one test", unit="s", ours=run[0], other=run[1]
-        ),
-        Measurement(
-            part="whole",
+        line(what=f"accuracy after {epochs} epochs", unit="%", ours=our_times.accuracy, other=their_times.accuracy),
+        line(
             what=f"in proportion: {VTAB_EPOCHS} epochs, {VTAB_TEST} test images",
             unit="s",
             ours=vtab[0],

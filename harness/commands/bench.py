@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from harness.commands.options import DeviceName
 from harness.errors import HarnessError
 from harness.terminal import console, errors, print_rows
 from methods.base import did_you_mean
@@ -17,17 +18,15 @@ from methods.base import did_you_mean
 def bench(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Which parts (selection, module, training, compiling, decoding, whole, growth); all if none."
-        ),
+        typer.Argument(help="Which parts (selection, module, training, compiling, decoding, whole); all if none."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceName = "auto",
     backbone: Annotated[str, typer.Option(help="demo_vit, or any ViT of timm.")] = "demo_vit",
     weights: Annotated[str, typer.Option(help="pretrained, random, or a checkpoint file.")] = "pretrained",
     size: Annotated[str, typer.Option(help="How much: small (seconds), cpu, cuda, or auto for the device's.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the measurements.")] = Path("results/bench"),
 ) -> None:
-    """Measure ours beside the released way: selection, module, training, a whole task, and how cost grows."""
+    """Measure ours beside the released way: selection, module, training, a whole task."""
     from harness import device as devices
     from harness.bench import report
     from harness.bench.base import SIZES, Setting

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, OutFolder
+from harness.commands.options import DataFolder, DeviceName, ListFolder, OutFolder
 from harness.terminal import JsonFlag, console, errors, print_rows
 
 checks_app = typer.Typer()
@@ -23,7 +23,7 @@ def rerun(
         str | None, typer.Option(help="Where the method is, if it is one of your own: file.py:Class.")
     ] = None,
     suite: Annotated[Path | None, typer.Option(help="The suite's YAML file, if it is one of your own.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceName = "auto",
 ) -> None:
     """Do one run again from its record alone, and compare. Nothing is written; the exit status is 1 if it differs."""
     from harness.data.lists import Roots

@@ -1,10 +1,11 @@
-"""The commands about what is there: how runs stand, and what may be deleted."""
+"""The commands about the results folder: how runs stand, and what may be deleted."""
 
 from __future__ import annotations
 
 import functools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,38 +13,51 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import OutFolder, read_selection, takes_options
+from harness.commands import options
 from harness.errors import HarnessError
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_csv
 
 status_app = typer.Typer()
 
 RUNNING_SHOWN = 20
-"""Running runs that are listed without `--all`."""
+"""Running ones that are listed without `--all`."""
 
 
-@functools.wraps(read_selection)
-def _read_part(**options: Any) -> Any:
-    """The selection that the options ask for; without methods and experiment file, what to filter a folder by."""
-    given = {key: value for key, value in options.items() if value is not None}
-    if given.keys() <= {"suite", "tasks"}:
-        return {"suite": split_csv(options["suite"]), "task": split_csv(options["tasks"])}
-    return read_selection(**options)
+def _read_part(parameters: Mapping[str, Any]) -> Any:
+    """The selection that a command's parameters ask for; with none but suite and tasks, what to filter a folder by."""
+    if all(parameters[key] is None for key in options.SELECTION if key not in ("suite", "tasks")):
+        return {"suite": split_csv(parameters["suite"]), "task": split_csv(parameters["tasks"])}
+    return options.read_selection(parameters)
 
 
 @status_app.command()
-@takes_options("part", _read_part)
 def status(
-    part: Any,
-    out: OutFolder = Path("results"),
+    context: typer.Context,
+    experiment: options.ExperimentFile = None,
+    suite: options.SuiteName = None,
+    methods: options.MethodNames = None,
+    tasks: options.TaskNames = None,
+    seeds: options.SeedCount = None,
+    protocol: options.ProtocolName = None,
+    trials: options.TrialCount = None,
+    backbone: options.BackboneName = None,
+    weights: options.Weights = None,
+    image_size: options.ImageSize = None,
+    recipe: options.RecipeFields = None,
+    shots: options.ShotCounts = None,
+    statistics: options.Statistics = None,
+    fit: options.Fit = None,
+    interpolation: options.Interpolation = None,
+    out: options.OutFolder = Path("results"),
     by: Annotated[str, typer.Option(help="Rows of the table: any of suite,task,method.")] = "suite,method",
     all_runs: Annotated[bool, typer.Option("--all", help="List every run too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how runs stand, here and on a cluster: those that the options of `run` name, or all of the folder."""
+    """Show how runs stand, here and in submitted jobs: those that the options of `run` name, or all of the folder."""
     from harness.records import stale
     from harness.records.status import KEYS, STATES, counts, failures, waiting
 
+    part = _read_part(context.params)
     keys = split_csv(by) or []
     if not keys or not set(keys) <= set(KEYS):
         raise HarnessError(f"--by {by}: any of {','.join(KEYS)}")
@@ -51,14 +65,14 @@ def status(
     if as_json:
         print(json.dumps([run.as_dict() for run in runs], indent=1))
         return
-    at_work = [run for run in runs if run.state == "running"]
-    listed = [_row(run) for run in (runs if all_runs else at_work[:RUNNING_SHOWN])]
+    running = [run for run in runs if run.state == "running"]
+    listed = [row_of(run) for run in (runs if all_runs else running[:RUNNING_SHOWN])]
     for rows in (counts(runs, keys), listed, waiting(runs), failures(runs)):
         if rows:
             print_rows(rows, False)
             console.print()
-    if not all_runs and len(at_work) > RUNNING_SHOWN:
-        console.print(f"Of {len(at_work)} running ones {RUNNING_SHOWN} are listed; `--all` lists every run.\n")
+    if not all_runs and len(running) > RUNNING_SHOWN:
+        console.print(f"{RUNNING_SHOWN} of {len(running)} running ones are listed; `--all` lists every run.\n")
     for run in runs:
         if "\n" in run.reason:  # the end of a job's log
             console.print(f"{run.run_id}: {run.reason}\n", highlight=False, markup=False)
@@ -69,20 +83,20 @@ def status(
 
 
 def _runs(part: Any, out: Path) -> list[Any]:
-    """The runs that are asked for, with what a cluster says of them."""
+    """The runs that are asked for, with what schedulers say of them."""
     from harness.records import status as of
-    from slurm.status import as_runs
+    from slurm.status import submitted_runs
 
     filters = part if isinstance(part, dict) else {}
-    queued, problems = as_runs(out)
+    submitted, problems = submitted_runs(out)
     for problem in problems:
         errors.print(f"warning: {problem}")
-    submitted = {run.run_id for run in queued}
+    queued = [run.as_status() for run in submitted]
     with counting("reading new records") as advance:
         if part is filters:
             runs = of.of_folder(out, advance)
         else:
-            runs = of.of_specs(out, _specs(part, out, submitted), advance)
+            runs = of.of_specs(out, _specs(part, out, {run.run_id for run in queued}), advance)
     runs = of.with_queue(runs, queued, only=part is not filters)
     return [
         run for run in runs if all(wanted is None or getattr(run, key) in wanted for key, wanted in filters.items())
@@ -93,7 +107,7 @@ def _specs(selection: Any, out: Path, submitted: set[str]) -> list[Any]:
     """The selection's runs; of tuned ones also the final runs, where the trials have decided them.
 
     Where a recipe leaves the precision to the device, a run has another id in each, and `auto` in it on a cluster: the
-    one that is there, or in a job, counts, and else the one that `run` would do on this machine.
+    one that the folder or a job holds counts, and otherwise the one that `run` would do on this machine.
     """
     from harness import device as devices
     from harness.plans import plan
@@ -103,18 +117,18 @@ def _specs(selection: Any, out: Path, submitted: set[str]) -> list[Any]:
     store, tunes = Store(out), protocol.get(selection.protocol).tunes
     read = functools.cache(store.read)
     here = devices.precision_in_use("auto", devices.choose("auto"))
-    found = []
+    variants = []
     for precision in dict.fromkeys([here, "bf16", "float32", "auto"]):
         one = replace(selection, precision=precision)
         with nullcontext() if precision == here else suppress(HarnessError):  # two runs may be one in that precision
-            found.append([*plan.expand(one), *(final.spec(read) for final in (plan.finals(one) if tunes else []))])
-    runs = [[spec for spec in same if spec] for same in zip(*found, strict=True)]
+            variants.append([*plan.expand(one), *(final.spec(read) for final in (plan.finals(one) if tunes else []))])
+    runs = [[spec for spec in same if spec] for same in zip(*variants, strict=True)]
     there = [[spec for spec in same if spec.run_id in submitted or store.folder(spec).is_dir()] for same in runs]
     return [(known or same)[0] for known, same in zip(there, runs, strict=True) if same]
 
 
-def _row(run: Any) -> dict[str, Any]:
-    """A line about one run."""
+def row_of(run: Any) -> dict[str, Any]:
+    """A row about one run."""
     row = {"run": run.run_id, "task": run.task, "method": run.method, "seed": run.seed, "state": run.state}
     at = run.progress
     if at:
@@ -122,12 +136,12 @@ def _row(run: Any) -> dict[str, Any]:
         row["loss"], row["accuracy"] = f"{at['loss']:.3f}", f"{at['accuracy']:.1f}"
     else:
         row |= {"epoch": "", "loss": "", "accuracy": ""}
-    return row | {"time left": run.left, "at it": run.holder}
+    return row | {"time left": run.left, "held by": run.holder}
 
 
 @status_app.command()
 def clean(
-    out: OutFolder = Path("results"),
+    out: options.OutFolder = Path("results"),
     failed: Annotated[bool, typer.Option("--failed", help="Delete failed records and their states too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")] = False,
 ) -> None:
@@ -135,8 +149,8 @@ def clean(
     from harness.records.clean import litter, remove
 
     with counting("reading new records") as advance:
-        found = litter(out, failed, advance)
-    deleted = found if dry_run else remove(found)
+        useless = litter(out, failed, advance)
+    deleted = useless if dry_run else remove(useless)
     kinds = {item.what: [one for one in deleted if one.what == item.what] for item in deleted}
     rows = [
         {"what": what, "number": len(items), "size": human_size(sum(item.bytes for item in items))}

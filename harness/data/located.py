@@ -16,7 +16,6 @@ from harness.data.lists import Entry, ListFile, Roots, check_roots, locate_lists
 from harness.data.problems import Problem, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
 from harness.errors import USER_ERRORS, DataError, HarnessError
-from harness.plans.plan import Selection
 from harness.plans.tuning import WorkItem
 from harness.schema import protocol
 from harness.schema.preprocessing import Preprocessing
@@ -24,28 +23,28 @@ from harness.schema.spec import RunSpec
 from harness.terminal import Advance
 from suites.base import Suite, Target, Task
 
-Cell = tuple[str, int | None, int | None]
-"""Task, shots and split seed: what decides the lists of a run."""
+Cell = tuple[str, int | None, int | None, str]
+"""Task, shots, split seed and preprocessing id: what decides the images of a run."""
 
 
 def refuse_unusable(
-    selection: Selection, jobs: Iterable[WorkItem], roots: Roots, curve: bool = False, advance: Advance | None = None
+    suite: Suite, jobs: Iterable[WorkItem], roots: Roots, curve: bool = False, advance: Advance | None = None
 ) -> None:
     """`DataError` that names what is wrong with the data of `jobs`, of all their tasks, and what was probably meant."""
     cells: dict[Cell, bool] = {}
     for job in jobs:
         spec = job if isinstance(job, RunSpec) else job.trials[0]
-        cell = spec.task, spec.shots, spec.split_seed
+        cell = spec.task, spec.shots, spec.split_seed, spec.preprocessing
         cells[cell] = cells.get(cell, curve) or protocol.get(spec.protocol).report_split == "val"
-    tasks = list(dict.fromkeys(name for name, _, _ in cells))
-    check_roots(selection.suite, tasks, roots)
+    tasks = list(dict.fromkeys(name for name, *_ in cells))
+    check_roots(suite, tasks, roots)
     found = _Findings()
     for done, (cell, val_is_scored) in enumerate(cells.items(), start=1):
-        if is_there(selection.suite, selection.suite.task(cell[0]), roots):
-            _look(selection.suite, cell, selection.preprocessing, roots, val_is_scored, found)
+        if is_there(suite, suite.task(cell[0]), roots):
+            _look(suite, cell, roots, val_is_scored, found)
         if advance:
             advance(done, len(cells))
-    problems = [*no_folder(selection.suite, found.absent, roots), *found.problems]
+    problems = [*no_folder(suite, found.absent, roots), *found.problems]
     if problems:
         raise DataError("\n".join(_message(problems, tasks, found.tasks)))
 
@@ -73,11 +72,9 @@ def _message(problems: list[Problem], tasks: Sequence[str], unusable: set[str]) 
         yield f"`--tasks {','.join(usable)}` leaves them out"
 
 
-def _look(
-    suite: Suite, cell: Cell, preprocessing: Preprocessing, roots: Roots, val_is_scored: bool, found: _Findings
-) -> None:
+def _look(suite: Suite, cell: Cell, roots: Roots, val_is_scored: bool, found: _Findings) -> None:
     """Add what is wrong with the data of one cell."""
-    name, shots, split_seed = cell
+    name, shots, split_seed, preprocessing_id = cell
     task, owned = suite.task(name), build_if_bundled(suite, suite.task(name), roots)
     sources: list[ListFile] = []
     well = True
@@ -99,6 +96,7 @@ def _look(
         well = well and found.seen[source]
     if well:  # else the first of what is known already would be told again
         try:
+            preprocessing = Preprocessing.from_id(preprocessing_id)
             TaskData(suite, task, preprocessing, roots, shots, split_seed, val_is_scored=val_is_scored)
         except USER_ERRORS as error:
             found.problems.append(Problem(str(error)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from harness.data.arrays import array_bytes
@@ -18,6 +18,7 @@ from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import ReadRecord
 from harness.schema.spec import RunSpec
 from harness.schema.tasks import chosen_shots, chosen_tasks
+from harness.terminal import cell_texts, human_size
 from harness.training.cost import forward_flops
 from suites.base import Suite, Task
 
@@ -63,10 +64,6 @@ class Line:
     array_bytes: int | None
     """Disk of the decoded images. Test sets that several numbers of shots share are counted with the first."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return dataclasses.asdict(self)
-
 
 def _sum(counts: list[Any]) -> Any:
     """The sum, or None if one of the numbers is not known."""
@@ -83,7 +80,8 @@ def scored_images(task: Task, protocol: str) -> int | None:
     """Images that one run is scored on."""
     split = protocols.get(protocol).report_split
     targets = [target.size for target in task.targets] if split == "test" else []
-    return _sum([known_size(task, split), *targets])
+    total: int | None = _sum([known_size(task, split), *targets])
+    return total
 
 
 def array_size(images: int | None, preprocessing: Preprocessing) -> int | None:
@@ -110,7 +108,7 @@ def run_operations(selection: Selection) -> Callable[[RunSpec], float | None]:
     return lambda spec: _operations(selection.suite, selection.suite.task(spec.task), [spec], flops)
 
 
-def overview(selection: Selection, read: ReadRecord) -> list[Line]:
+def overview(selection: Selection, read: ReadRecord) -> Overview:
     """A line for each task and number of shots."""
     suite, stages, lines = selection.suite, stage(selection, read), []
     runs = [*map(representative_spec, [*stages.ready, *stages.blocked]), *stages.settled]
@@ -140,14 +138,75 @@ def overview(selection: Selection, read: ReadRecord) -> list[Line]:
                 array_bytes=array_size(_sum(arrays), selection.preprocessing),
             )
             lines.append(line)
-    return lines
+    return Overview(lines)
 
 
-def totals(lines: list[Line]) -> dict[str, Any]:
-    """Runs, complete runs, operations and bytes over all lines."""
-    return {
-        "runs": sum(line.runs for line in lines),
-        "complete": sum(line.complete for line in lines),
-        "operations": _sum([line.operations for line in lines]),
-        "array_bytes": _sum([line.array_bytes for line in lines]),
+_SHOWN_WITH = {"shots": "shots", "draws": "shots", "trials": "trials"}
+"""Columns that are shown only where there is something of this kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The lines of a selection, as they are shown."""
+
+    lines: list[Line]
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Runs, complete runs, operations and bytes over all lines."""
+        return {
+            "runs": sum(line.runs for line in self.lines),
+            "complete": sum(line.complete for line in self.lines),
+            "operations": _sum([line.operations for line in self.lines]),
+            "array_bytes": _sum([line.array_bytes for line in self.lines]),
+        }
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The columns of the table; shots, draws and trials where there are any."""
+        return [_row(line) for line in self.lines]
+
+    @property
+    def summary(self) -> list[str]:
+        """What it adds up to, in sentences."""
+        total = self.totals
+        disk, hours = human_size(total["array_bytes"]), _hours(total["operations"])
+        return [
+            f"{total['runs']} runs, {total['complete']} complete already. Decoded images on disk: {disk}",
+            f"GPU hours: {hours} of arithmetic in all, assuming {ASSUMED_RATE / 1e12:.0f} TFLOP/s sustained",
+        ]
+
+    def __str__(self) -> str:
+        rows = cell_texts([{key: key for key in self.rows[0]}, *self.rows])
+        widths = {key: max(len(row[key]) for row in rows) for key in rows[0]}
+        table = ["  ".join(row[key].ljust(widths[key]) for key in row).rstrip() for row in rows]
+        return "\n".join([*table, *self.summary])
+
+    def _repr_html_(self) -> str:
+        rows = cell_texts(self.rows)
+        head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
+        body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row.values()) + "</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table><p>{'<br>'.join(map(escape, self.summary))}</p>"
+
+
+def _hours(operations: float | None) -> str:
+    hours = gpu_hours(operations)
+    return "?" if hours is None else f"{hours:.2g}"
+
+
+def _row(line: Line) -> dict[str, Any]:
+    row = {
+        "task": line.task,
+        "shots": line.shots,
+        "draws": line.split_seeds,
+        "methods": line.methods,
+        "seeds": line.seeds,
+        "runs": line.runs,
+        "trials": line.trials,
+        "complete": line.complete,
+        "train": line.train_images,
+        "scored": line.test_images,
+        "GPU hours": _hours(line.operations),
+        "disk": human_size(line.array_bytes),
     }
+    return {key: value for key, value in row.items() if getattr(line, _SHOWN_WITH.get(key, "runs"))}

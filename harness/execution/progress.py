@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from harness.execution.worker import Busy
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.trainer import Progress
+from harness.training.callbacks import Progress
 
 
 def describe(spec: RunSpec) -> str:
@@ -24,16 +24,16 @@ def result_line(record: RunRecord) -> str:
         kind = record.failure.kind if record.failure else ""
         return f"[red]{escape(describe(record.spec))}  FAILED  {kind}: {escape(record.reason)}[/red]"
     (split, metrics), cost = next(iter(record.metrics.items())), record.cost
-    seconds = f"{cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds:6.1f} s" if cost else ""
+    seconds = f"{cost.seconds:6.1f} s" if cost else ""
     return f"{escape(describe(record.spec))}  {split} {metrics.accuracy:5.1f} %  {seconds}"
 
 
 class Display:
-    """Listens to `local.execute`. Use it as a context manager."""
+    """Listens to an execution. Use it as a context manager."""
 
     def __init__(self, total: int, console: Console) -> None:
-        self.console, self.total, self.done = console, total, 0
-        self.failed: list[RunRecord] = []
+        self.console, self.total = console, total
+        self.records: list[RunRecord] = []
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -46,7 +46,7 @@ class Display:
             disable=not console.is_terminal,
         )
         self._overall = self.bars.add_task("[bold]runs[/bold]", total=total, detail="")
-        self._lines: dict[str, object] = {}
+        self._lines: dict[str, TaskID] = {}
         self._others: set[str] = set()
 
     def __enter__(self) -> Display:
@@ -70,20 +70,19 @@ class Display:
             self._lines[spec.run_id] = self.bars.add_task(describe(spec), total=at.steps, detail="")
         where = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %"
         detail = f"{where}  {at.images_per_second:.0f} img/s"
-        self.bars.update(self._lines[spec.run_id], completed=at.step, detail=detail)  # type: ignore[arg-type]
+        self.bars.update(self._lines[spec.run_id], completed=at.step, detail=detail)
 
-    def _busy(self, found: Busy) -> None:
-        """Said once for each run; it is asked for again until it is done."""
-        if found.spec.run_id not in self._others:
-            self._others.add(found.spec.run_id)
-            self.console.print(f"{describe(found.spec)}  waits for {found.holder}, which is at it", highlight=False)
+    def _busy(self, busy: Busy) -> None:
+        """Said once for each run, which is tried again until it is done."""
+        if busy.spec.run_id not in self._others:
+            self._others.add(busy.spec.run_id)
+            self.console.print(f"{describe(busy.spec)}  waits for {busy.holder}, which has it", highlight=False)
 
     def _finished(self, record: RunRecord) -> None:
-        self.done += 1
-        if record.status != "complete":
-            self.failed.append(record)
+        self.records.append(record)
         if record.spec.run_id in self._lines:
-            self.bars.remove_task(self._lines.pop(record.spec.run_id))  # type: ignore[arg-type]
-        self.bars.update(self._overall, completed=self.done)
-        line = f"[{self.done:>{len(str(self.total))}}/{self.total}] {result_line(record)}"
+            self.bars.remove_task(self._lines.pop(record.spec.run_id))
+        done = len(self.records)
+        self.bars.update(self._overall, completed=done)
+        line = f"[{done:>{len(str(self.total))}}/{self.total}] {result_line(record)}"
         self.console.print(line, highlight=False, markup=True)

@@ -1,5 +1,4 @@
-"""One process at work: `init_worker` once, then `execute_run` run after run. Local workers and SLURM jobs do
-just this."""
+"""One process at work: `init_worker` once, then `execute_run` for each run, in local workers and SLURM jobs alike."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ from harness.schema import failures
 from harness.schema.failures import CLASSES, Failure
 from harness.schema.record import RunRecord, Tuning
 from harness.schema.spec import RunSpec
+from harness.training.callbacks import Progress, Report
 from harness.training.checkpointing import SAVE_EVERY_SECONDS, Checkpointer, CheckpointStore, StopRequest
-from harness.training.run import attempt, failed_record
-from harness.training.trainer import Progress, Report
+from harness.training.run import RunContext, attempt, failed_record
 from methods import registry
 from methods.base import PluginWarning
 from suites import SUITES
@@ -86,7 +85,7 @@ def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Set
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Somebody else is at this run."""
+    """Another process holds this run."""
 
     spec: RunSpec
     holder: str
@@ -103,6 +102,16 @@ def request_stop(reason: str) -> None:
 def check_stop() -> None:
     """Raise `Interrupted` if a stop was requested."""
     _STOP.check()
+
+
+def stop_requested() -> bool:
+    """Whether a stop was requested."""
+    return bool(_STOP.reason)
+
+
+def withdraw_stop() -> None:
+    """Take the request back: the process goes on to other runs."""
+    _STOP.reason = ""
 
 
 def stop_on_signals() -> None:
@@ -193,9 +202,16 @@ def _do_alone(
         return failed_record(spec, *failures.describe(error))
     device, folder = torch.device(setup.device), store.folder(spec)
     states = CheckpointStore(folder)
-    keeper = Checkpointer(states, _STOP, held.check, setup.save_every)
-    listen = _progress_to(folder, report)
-    record = _write(store, held, attempt(spec, device, setup.data, listen, keeper, tuning, setup.curve))
+    ctx = RunContext(
+        spec=spec,
+        device=device,
+        roots=setup.data,
+        report=_progress_to(folder, report),
+        checkpointer=Checkpointer(states, _STOP, held.check, setup.save_every),
+        tuning=tuning,
+        curve=setup.curve,
+    )
+    record = _write(store, held, attempt(ctx))
     kind = CLASSES[record.failure.kind] if record.failure else None
     if kind is None or not kind.keeps_state:
         states.remove()

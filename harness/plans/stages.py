@@ -17,7 +17,7 @@ class Stages:
     """A selection, sorted by what is to be done."""
 
     ready: list[WorkItem]
-    """What can start now; runs that failed before are among it."""
+    """What can start now, runs that failed before included."""
 
     blocked: list[TunedRun]
     """Finals of which a trial is still among `ready`."""
@@ -32,7 +32,7 @@ class Stages:
 
 
 def stage(selection: plan.Selection, read: ReadRecord) -> Stages:
-    """Sort a selection's runs by what `read`, usually `Store.read`, finds of them."""
+    """Sort a selection's runs by the records that `read`, usually `Store.read`, finds."""
     known: dict[str, RunRecord | None] = {}
 
     def read_once(spec: RunSpec) -> RunRecord | None:
@@ -58,7 +58,7 @@ def is_complete(spec: RunSpec | None, read: ReadRecord) -> bool:
 
 
 def _diverged(record: RunRecord | None) -> bool:
-    """Whether the run would end in the same way again: that is a verdict on a trial's setting."""
+    """Whether the run would end in the same way again: a trial's setting is judged by that."""
     return record is not None and record.failure is not None and record.failure.kind == "diverged"
 
 
@@ -73,7 +73,7 @@ class Waiting:
         return len(self._finals)
 
     def done(self, run_id: str) -> list[TunedRun]:
-        """Take note that a run has a record now; returns the finals that waited for nothing else."""
+        """Note that a run has a record now; returns the finals that waited for nothing else."""
         for _, pending in self._finals:
             pending.discard(run_id)
         free = [final for final, pending in self._finals if not pending]

@@ -7,7 +7,7 @@ grid and `SEED`, and a larger budget goes on where a smaller one ended.
 
 A trial is an ordinary run of the protocol `validation`: trained on train, scored on val after the last epoch, with
 training seed 0. The best accuracy wins; among equals the smallest learning rate (as VPT chooses), then the earliest
-drawn. A failed trial counts as the worst, unless its failure says nothing of the setting: then it is done again before
+drawn. A failed trial counts as the worst, unless its failure says nothing about the setting: then it is repeated before
 anything is chosen.
 """
 
@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.schema.failures import CLASSES
 from harness.schema.record import ReadRecord, RunRecord, Trial, Tuning
 from harness.schema.spec import RunSpec, digest
+from methods.base import added_values
 
 BUDGET = 8
 """Trials per method where the user does not say."""
@@ -30,11 +31,13 @@ BUDGET = 8
 SEED = 0
 """Of the draw, and of the trials' training."""
 
-NO_VERDICT = frozenset(kind.name for kind in CLASSES.values() if not kind.verdict)
-"""Classes of failure that say nothing of the setting that was tried."""
+INCONCLUSIVE = frozenset(kind.name for kind in CLASSES.values() if not kind.conclusive)
+"""Classes of failure that say nothing about the setting that was tried."""
 
 
-def draw(method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, Any], budget: int) -> list[dict]:
+def draw(
+    method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, Any], budget: int
+) -> list[dict[str, Any]]:
     """The settings to try, each a value for every key of `space`: `default` first, then others of the grid."""
     grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     others = [setting for setting in grid if setting != default]
@@ -45,7 +48,12 @@ def draw(method: str, space: Mapping[str, Sequence[Any]], default: Mapping[str, 
 
 def setting(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
     """A run's values of `keys`, which are fields of its recipe or knobs of its method."""
-    return {key: spec.config[key] if key in spec.config else getattr(spec.recipe, key) for key in keys}
+    values = {**dataclasses.asdict(spec.recipe), **spec.config}
+    if not values.keys() >= set(keys):  # knobs that hold the value they were added with
+        from methods import registry  # loads torch
+
+        values |= added_values(registry.get(spec.method).Config)
+    return {key: values[key] for key in keys}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +78,7 @@ class TunedRun:
         return tuple(spec.run_id for spec in self.trials), tuple(self.space)
 
     def tuning(self, read: ReadRecord) -> Tuning | None:
-        """What the trials gave and which of them won; None while the verdict on one of them is open."""
+        """What the trials gave and which of them won; None while one of them is open."""
         records = [record for spec in self.trials if (record := read(spec)) and not _is_open(record)]
         if len(records) < len(self.trials):
             return None
@@ -84,8 +92,8 @@ class TunedRun:
         )
 
     def spec(self, read: ReadRecord) -> RunSpec | None:
-        """The final run; None while the verdict on a trial is open. Where all trials failed it has the default setting,
-        and will fail with the reason."""
+        """The final run; None while a trial is open. Where all trials failed it has the default setting, and will fail
+        with the reason."""
         tuning = self.tuning(read)
         if tuning is None:
             return None
@@ -103,7 +111,7 @@ WorkItem = RunSpec | TunedRun
 
 
 def representative_spec(job: WorkItem) -> RunSpec:
-    """A run that costs what the job does: of a final the settings are not known yet."""
+    """A run that costs what the job does: the settings of a final run are not known yet."""
     return job if isinstance(job, RunSpec) else dataclasses.replace(job.trials[0], protocol="tuned", seed=job.seed)
 
 
@@ -113,14 +121,15 @@ def resolve(job: WorkItem, read: ReadRecord) -> tuple[RunSpec, Tuning | None]:
         return job, None
     spec, tuning = job.spec(read), job.tuning(read)
     if spec is None or tuning is None:
-        missing = [trial.run_id for trial in job.trials if not (found := read(trial)) or _is_open(found)]
+        missing = [trial.run_id for trial in job.trials if not (record := read(trial)) or _is_open(record)]
         where = f"{job.trials[0].method} on {job.trials[0].task}"
         raise HarnessError(f"{where}: {len(missing)} of {len(job.trials)} trials are not done: {', '.join(missing)}")
     return spec, tuning
 
 
 def _is_open(record: RunRecord) -> bool:
-    return record.failure is not None and record.failure.kind in NO_VERDICT
+    """Whether the trial has to be repeated before its setting can be judged."""
+    return record.failure is not None and record.failure.kind in INCONCLUSIVE
 
 
 def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:
@@ -129,7 +138,7 @@ def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:
         run_id=record.spec.run_id,
         setting=setting(record.spec, keys),
         accuracy=record.metrics["val"].accuracy if complete else None,
-        seconds=cost.attach_seconds + cost.train_seconds + cost.evaluate_seconds if cost else 0.0,
+        seconds=cost.seconds if cost else 0.0,
         reason=record.reason,
         data=record.data.digest if record.data else "",
     )

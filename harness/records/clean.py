@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import lease
 from harness.lease import LEASE_NAME
 from harness.records import index
-from harness.records.index import Place
+from harness.records.index import RunFolder
 from harness.records.store import PROGRESS_NAME, RECORD_NAME
 from harness.terminal import Advance
 
@@ -26,19 +26,20 @@ class Litter:
 
 def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> list[Litter]:
     """What `remove` may delete: stale leases, temporary files, states and progress of runs that are complete, and with
-    `failed` also failed records, their states with them. Folders that somebody is at are left out, and `corrupt`."""
-    found = []
-    for place in index.places(root, advance).values():
-        held = lease.read(Path(place.folder))
+    `failed` also failed records, their states with them. Folders that a process works on and `corrupt` are left
+    out."""
+    items: list[Litter] = []
+    for folder in index.scan(root, advance).values():
+        held = lease.read(Path(folder.path))
         if held is None or lease.is_stale(held):
-            found += list(_litter(place, failed))
-    return found
+            items += _litter(folder, failed)
+    return items
 
 
-def _litter(place: Place, failed: bool) -> Iterator[Litter]:
-    state = place.found.state if place.found else ""
+def _litter(folder: RunFolder, failed: bool) -> Iterator[Litter]:
+    state = folder.record.state
     forget = state == "complete" or (failed and state == "failed")
-    for path in sorted(Path(place.folder).iterdir()):
+    for path in sorted(Path(folder.path).iterdir()):
         if path.name == LEASE_NAME:
             yield Litter(path, "stale lease", path.stat().st_size)
         elif path.name.endswith(".tmp"):
@@ -54,17 +55,17 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def remove(found: list[Litter]) -> list[Litter]:
-    """Delete, folder by folder under its lease; returns what was deleted. What somebody has taken meanwhile stays, and
-    what a record written meanwhile makes worth keeping."""
+def remove(unneeded: list[Litter]) -> list[Litter]:
+    """Delete, folder by folder under its lease; returns what was deleted. Folders that a process has taken meanwhile
+    stay, and so does what a record written meanwhile makes worth keeping."""
     folders: dict[Path, list[Litter]] = {}
-    for item in found:
+    for item in unneeded:
         folders.setdefault(item.path.parent, []).append(item)
     deleted = []
     for folder, items in folders.items():
         try:
             with lease.acquire(folder):  # takes over a stale one, and leaves none
-                now = {(item.path, item.what) for item in _litter(index.look(folder), failed=True)}
+                now = {(item.path, item.what) for item in _litter(index.scan_folder(folder), failed=True)}
                 gone = [item for item in items if item.path.name == LEASE_NAME or (item.path, item.what) in now]
                 for item in gone:
                     if item.path.name != LEASE_NAME:

@@ -18,7 +18,10 @@ from harness.paths import write_atomically
 from harness.schema.failures import is_passing
 
 UNREAD = "cannot be read now"
-"""How the reason begins why a record was set aside that may be sound: no cache keeps that."""
+"""How the reason begins for a record that was set aside and may be sound: no cache keeps it."""
+
+Stamp = tuple[int, int]
+"""Modification time in ns and size of a file."""
 
 
 def run_folders(root: Path) -> list[str]:
@@ -39,8 +42,8 @@ def _subfolders(folder: str) -> list[str]:
         return []
 
 
-def stamp(path: str) -> tuple[int, int] | None:
-    """Modification time in ns and size of a file; None if it is not there."""
+def stamp(path: str) -> Stamp | None:
+    """The stamp of a file; None if it is not there."""
     try:
         status = os.stat(path)  # noqa: PTH116 (a hundred thousand times)
     except OSError as error:
@@ -60,7 +63,7 @@ def read_cache(path: Path, version: str) -> Any:
 
 
 def write_cache(path: Path, version: str, value: Any) -> None:
-    """Put a cache in its place in one step; a folder that cannot be written to does without."""
+    """Put a cache in its place in one step; a folder that cannot be written to is left without one."""
     body = json.dumps(value, separators=(",", ":")).encode()
     head = json.dumps({"version": version, "digest": hashlib.sha256(body).hexdigest()}).encode()
     with suppress(OSError):

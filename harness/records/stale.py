@@ -1,4 +1,4 @@
-"""Complete runs whose method's source is another one by now: they are named, and done again only when asked."""
+"""Complete runs whose method's source has changed since: they are named, and repeated only on request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STALE = "stale"
 
 
 def current_source(method: str) -> str:
-    """Digest of the source of a method as it is here; empty where it is not known here, or cannot be read."""
+    """Digest of a method's source as it is here; empty if the method is unknown here or its source cannot be read."""
     from methods import registry  # loads torch, which `status` does without where no record has a source
 
     try:
@@ -25,7 +25,7 @@ def current_source(method: str) -> str:
 
 
 def differs(method: str, source: str) -> bool:
-    """Whether a record's source is another one than there is here. One that is not known is no other one."""
+    """Whether a record's source is known and differs from the method's source here."""
     return bool(source) and current_source(method) not in ("", source)
 
 
@@ -36,7 +36,7 @@ def is_stale(record: RunRecord) -> bool:
 
 
 def without_stale(read: ReadRecord) -> ReadRecord:
-    """The same as `read`, but None for stale records: what plans from it has these runs done again."""
+    """The same as `read`, but None for stale records: a plan made with it repeats these runs."""
 
     def read_fresh(spec: RunSpec) -> RunRecord | None:
         record = read(spec)
@@ -46,22 +46,22 @@ def without_stale(read: ReadRecord) -> ReadRecord:
 
 
 def check_redo(redo: str | None) -> bool:
-    """Whether stale runs are to be done again. `HarnessError` for anything but `stale`."""
+    """Whether stale runs are to be repeated. `HarnessError` for anything but `stale`."""
     if redo not in (None, STALE):
         raise HarnessError(
-            f"--redo {redo}: only `--redo {STALE}` is known, complete runs whose method has changed since"
+            f"--redo {redo}: only `--redo {STALE}` is known; it repeats complete runs whose method has changed since"
         )
     return redo == STALE
 
 
 def warning(methods: Iterable[str]) -> str:
-    """A line on stale runs, given the method of each; empty if there are none."""
+    """A line on stale runs, given the method of each run; empty if there are none."""
     counts = Counter(methods)
     if not counts:
         return ""
     total, each = counts.total(), ", ".join(f"{method} ({count})" for method, count in sorted(counts.items()))
-    what = "1 complete run comes" if total == 1 else f"{total} complete runs come"
+    what = "1 complete run was" if total == 1 else f"{total} complete runs were"
     return (
-        f"{what} from another source of the method than there is now: {each}. Results are kept as they are; "
-        f"`--redo {STALE}` of `run` and `submit` does these runs again; the old records then lie below superseded/"
+        f"{what} done before the method's source was changed: {each}. The results are kept; `run` and `submit` with "
+        f"`--redo {STALE}` repeat these runs and keep the old records in superseded/"
     )

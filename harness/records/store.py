@@ -17,7 +17,7 @@ RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
 
 CORRUPT, SUPERSEDED = "corrupt", "superseded"
-"""Folders beside `runs`: of files that are no records, and of results in whose place others stand now."""
+"""Folders beside `runs`: of files that are no records, and of results that were replaced by others."""
 
 
 @dataclass(frozen=True, slots=True)

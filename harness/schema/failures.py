@@ -1,4 +1,4 @@
-"""Failure classes: what kind of thing went wrong, and what that means for the run and for the others."""
+"""Failure classes: what kind of thing went wrong, and what that means for this run and for the others."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from suites.base import SuiteError
 
 
 class Diverged(RuntimeError):
-    """The training loss, or what was trained, is not finite any more."""
+    """The training loss, or a trained tensor, is no longer finite."""
 
     def __init__(self, step: int, epoch: int, what: str = "the training loss") -> None:
-        super().__init__(f"{what} is not a finite number any more since step {step} (epoch {epoch})")
+        super().__init__(f"{what} is no longer finite since step {step} (epoch {epoch})")
         self.step = step
 
 
@@ -28,25 +28,25 @@ class FailureClass:
     about: str
     """What it means, and what to do."""
 
-    verdict: bool = False
-    """Whether it says something of the settings: under `tuned` a trial that failed so counts as the worst. After any
-    other failure nothing is chosen until the trial has been done again."""
+    conclusive: bool = False
+    """Whether it says something about the settings: under `tuned` a trial that failed like this counts as the worst.
+    After any other failure nothing is chosen until the trial has been repeated."""
 
     pauses: tuple[float, ...] = ()
-    """Seconds to wait before each further try that the same process makes at once."""
+    """Seconds to wait before each further attempt, which the same process makes right away."""
 
     again: bool
-    """Whether the same run may succeed another time, because nothing is wrong with the run: `sctbench submit` and a job
-    that is queued again do it once more."""
+    """Whether the same run may succeed next time, because nothing is wrong with it: `sctbench submit` and a requeued
+    job repeat it."""
 
     keeps_state: bool = False
-    """Whether the training state is of use to the next try: the run itself was sound."""
+    """Whether the next attempt can use the training state: the run itself was sound."""
 
     ends_process: bool = False
     """Whether the process that met it can do no further runs."""
 
     ends_all: bool = False
-    """Whether the runs that wait would meet it too."""
+    """Whether the runs that wait would fail in the same way."""
 
 
 _ALL = (
@@ -55,7 +55,7 @@ _ALL = (
         about="out of memory: a smaller batch, a smaller backbone or a larger machine",
         again=False,
         keeps_state=True,
-        verdict=True,
+        conclusive=True,
     ),
     FailureClass(
         name="memory_shared",
@@ -64,7 +64,7 @@ _ALL = (
         keeps_state=True,
     ),
     FailureClass(
-        name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False, verdict=True
+        name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False, conclusive=True
     ),
     FailureClass(
         name="data",
@@ -72,7 +72,7 @@ _ALL = (
         again=False,
         keeps_state=True,
     ),
-    FailureClass(name="config", about="method, backbone and settings do not go together", again=False, verdict=True),
+    FailureClass(name="config", about="method, backbone and settings do not go together", again=False, conclusive=True),
     FailureClass(
         name="io",
         about="a file server, a disk or the network failed, several times in a row: the same command tries again",
@@ -116,7 +116,7 @@ _ALL = (
         ends_process=True,
     ),
     FailureClass(
-        name="unexpected", about="a defect, in method or harness; the record says where", again=False, verdict=True
+        name="unexpected", about="a defect, in method or harness; the record says where", again=False, conclusive=True
     ),
 )
 
@@ -126,7 +126,7 @@ CLASSES = {kind.name: kind for kind in _ALL}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What a failed run's record says beside the reason."""
+    """What a failed run's record says in addition to the reason."""
 
     kind: str
     """One of `CLASSES`."""
@@ -135,7 +135,7 @@ class Failure:
     """First optimiser step (from 1) whose loss was not finite."""
 
     where: str = ""
-    """The end of the traceback of what was not expected."""
+    """The end of the traceback of an unexpected error."""
 
 
 TRACEBACK_LINES = 12
@@ -172,10 +172,10 @@ _PASSING = frozenset(
         "ENOBUFS",
     ]
 )
-"""Errors of file servers, disks and networks that may be gone a moment later."""
+"""Errors of file servers, disks and networks that may have passed a moment later."""
 
 _PASSING_WORDS = tuple(os.strerror(number) for number in _PASSING)
-"""What libraries that are not Python's own put into other errors than `OSError`."""
+"""What libraries other than Python's own put into errors that are not an `OSError`."""
 
 _ERRNO = {
     **dict.fromkeys(_PASSING, "io"),
@@ -191,7 +191,7 @@ _ERRNO = {
 }
 
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""How torch's errors that are no `OutOfMemoryError` speak of memory, on CPU and in CUDA's libraries."""
+"""How torch's errors other than `OutOfMemoryError` speak of memory, on CPU and in CUDA's libraries."""
 
 _DEVICE = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
 
@@ -202,8 +202,8 @@ def kind_of(error: BaseException) -> FailureClass:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the error, or one that it was raised for, is of a file server, disk or network and may be gone a moment
-    later: then it says nothing of what was being read or done."""
+    """Whether the error, or one that caused it, is one of a file server, disk or network that may have passed a moment
+    later: then it says nothing about what was being read or done."""
     return any(_passes(one) for one in _chain(error))
 
 
@@ -244,7 +244,7 @@ def _kind(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> tuple[str, Failure]:
-    """Reason in words and failure of an error, for the record."""
+    """An error's reason in words and its failure, for the record."""
     kind = kind_of(error)
     reason = str(error) or type(error).__name__
     if not isinstance(error, (*USER_ERRORS, Diverged)):

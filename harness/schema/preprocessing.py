@@ -69,7 +69,8 @@ class Preprocessing:
 
     @property
     def id(self) -> str:
-        """Name of the preprocessing in specs and records."""
+        """Name of the preprocessing in specs and records, and part of a run's identity: a new field appears in it only
+        where it does not hold the value that does what was done before."""
         names = {statistics: name for name, statistics in STATISTICS.items()}
         numbers = ",".join(f"{value:g}" for value in (*self.mean, *self.std))
         return f"{self.pixels_id}-{names.get((self.mean, self.std), numbers)}"

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from harness.schema.failures import Failure
+from harness.schema.metrics import ACCURACY, LOSS
 from harness.schema.spec import RunSpec, digest
+from harness.schema.upgrades import UPGRADES, upgraded
 
-SCHEMA = 3
-"""Version of the record's layout."""
-
-READ = (2, 3)
-"""Versions that are read. In records of version 2 the fields that came with 3 hold their defaults: not known."""
+SCHEMA = 4
+"""Version of the record's layout. Records of the versions in `UPGRADES` are read too."""
 
 
 class BadRecord(ValueError):
@@ -24,21 +23,28 @@ class BadRecord(ValueError):
     def __init__(self, reason: str, whole: bool = False) -> None:
         super().__init__(reason)
         self.whole = whole
-        """Whether it is as it was written, by another version of this program."""
+        """Whether the record is intact, but was written by another version of this program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """Result on one split."""
 
-    accuracy: float
-    """Top-1, per cent of images."""
-
-    loss: float
-    """Mean cross-entropy."""
+    values: dict[str, float]
+    """Of every metric of `harness.schema.metrics.METRICS`, by name."""
 
     correct_per_class: list[int]
     images_per_class: list[int]
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, per cent of images."""
+        return self.values[ACCURACY.name]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.values[LOSS.name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +124,20 @@ class Cost:
     """Time of a training step, with its share of data and schedule: the median over epochs of an epoch's time by its
     steps. An epoch that an interruption cut does not count."""
 
-    computed_once: str = ""
-    """Up to where nothing was trained or random, so that it was computed once for all steps: `head`, or the block."""
+    cached_features: str = ""
+    """Up to where nothing was trained or random, so that its output was computed once for all steps: `head`, or the
+    block."""
 
     latency_seconds: dict[str, float] = field(default_factory=dict)
     """Time of a forward pass in inference, in the run's precision, by number of images; the host's part included."""
 
     merged_latency_seconds: dict[str, float] = field(default_factory=dict)
     """The same after the method was folded into the backbone; empty where it does not fold."""
+
+    @property
+    def seconds(self) -> float:
+        """Device time of the run: attaching, training and evaluating."""
+        return self.attach_seconds + self.train_seconds + self.evaluate_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +156,7 @@ class Fingerprint:
 
     pixels: str = ""
     """sha256 over the decoded pixels of all images of all lists, in the run's size and fit; empty where they are not
-    known, as in records of version 2."""
+    known, as in records of schema 2."""
 
     official_sizes: dict[str, int] = field(default_factory=dict)
     """Images per split as the suite defines it, of the splits whose size it states."""
@@ -154,7 +166,7 @@ class Fingerprint:
 
     @property
     def not_official(self) -> list[str]:
-        """In what the data are not the suite's: `test 300 instead of 711`, or who drew the lists."""
+        """How the data differ from the suite's: `test 300 instead of 711`, or who drew the lists."""
         sizes = [
             f"{split} {self.sizes.get(split, 0)} instead of {size}"
             for split, size in self.official_sizes.items()
@@ -271,7 +283,7 @@ class RunRecord:
     """How often the test split was opened."""
 
     method_info: dict[str, Any] = field(default_factory=dict)
-    """What the method said of itself, e.g. the chosen channels per block."""
+    """What the method reports about itself, e.g. the chosen channels per block."""
 
     tuning: Tuning | None = None
     """How the settings were chosen, of a final run of the protocol `tuned`."""
@@ -288,7 +300,8 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a document. Raises `BadRecord` if it is torn, altered, of another schema, or not a record at all."""
+        """Read a document of any schema since 2. Raises `BadRecord` if it is torn, altered, of another schema, or not a
+        record at all."""
         try:
             body = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -297,10 +310,12 @@ class RunRecord:
             raise BadRecord("not a run record")
         if body.pop("digest") != _digest(body):
             raise BadRecord("altered: its digest does not fit its content")
-        if body.pop("schema", None) not in READ:
-            raise BadRecord(f"written by another version (schema is none of {READ})", whole=True)
+        schema = body.pop("schema", None)
+        if schema not in (*UPGRADES, SCHEMA):
+            known = ", ".join(map(str, (*UPGRADES, SCHEMA)))
+            raise BadRecord(f"written by another version (its schema is {schema}, not one of {known})", whole=True)
         try:
-            return cls(**_parts(body))
+            return cls(**_parts(upgraded(body, schema)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadRecord(f"written by another version ({type(error).__name__}: {error})", whole=True) from None
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from harness.errors import HarnessError
-from methods.base import did_you_mean
+from harness.schema.optimizers import OPTIMIZERS
+from harness.schema.schedules import SCHEDULES
+from methods.base import added_values, did_you_mean, identifying
 
 
 def canonical_json(value: Any) -> str:
@@ -23,12 +25,21 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same as JSON has it: tuples are lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a run is trained. Defaults are those of most VTAB-1K code (NOAH, Convpass): 100 epochs, batch 64."""
+    """How a run is trained. Defaults are those of most VTAB-1K code (NOAH, Convpass): 100 epochs, batch 64.
+
+    A new field is marked with `methods.base.added_with`, so that the runs there are keep their ids.
+    """
 
     optimizer: str = "adamw"
-    """`adamw` or `sgd` (momentum 0.9)."""
+    """A name of `harness.schema.optimizers`: `adamw` or `sgd`."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -40,8 +51,7 @@ class Recipe:
     """Whether vectors (biases, norms, scales) are decayed too."""
 
     schedule: str = "cosine"
-    """`cosine`: set anew for every step. `sct_release`: set anew for every epoch, one epoch late, as SCT's code does:
-    the first two epochs run at `warmup_lr`, and the peak is never quite reached."""
+    """A name of `harness.schema.schedules`: `cosine` or `sct_release`."""
 
     epochs: int = 100
     warmup_epochs: int = 10
@@ -57,7 +67,7 @@ class Recipe:
     """Images per step."""
 
     drop_last: bool = False
-    """Whether the images that fill no whole batch at the end of an epoch are left out of it."""
+    """Whether an epoch leaves out its last batch where that is not full."""
 
     drop_path: float = 0.1
     """Stochastic depth rate of the last block, growing linearly from the first."""
@@ -69,12 +79,12 @@ class Recipe:
 
     precision: str = "auto"
     """`bf16` (autocast), `float32`, or `auto`: bf16 where the device is faster in it, else float32. A run's identity
-    says which of the two, wherever the device is known before; else its record's environment does."""
+    says which of the two wherever the device is known beforehand; elsewhere its record's environment does."""
 
     def __post_init__(self) -> None:
         one_of = {
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("cosine", "sct_release"),
+            "optimizer": tuple(OPTIMIZERS),
+            "schedule": tuple(SCHEDULES),
             "augmentation": ("none", "flip", "train_aug", "fewshot"),
             "precision": ("auto", "bf16", "float32"),
         }
@@ -121,13 +131,16 @@ class BackboneSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One run. Folders, host, device and worker count are not in it."""
+    """One run. Folders, host, device and worker count are not in it.
+
+    A new field, here or in `BackboneSpec`, is marked with `methods.base.added_with`.
+    """
 
     method: str
     """The method's own name; also of one that was loaded from a file."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The method's whole configuration, defaults included."""
+    """The method's configuration, defaults included; less settings that hold the value they were added with."""
 
     backbone: BackboneSpec
     suite: str
@@ -157,21 +170,22 @@ class RunSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `as_dict`."""
-        parts = dict(values)
-        parts["backbone"] = BackboneSpec(**parts["backbone"])
-        parts["recipe"] = Recipe(**parts["recipe"])
+        """Inverse of `as_dict`, also of a version that lacked some of the fields."""
+        parts = {**added_values(cls), **values}
+        parts["backbone"] = BackboneSpec(**{**added_values(BackboneSpec), **parts["backbone"]})
+        parts["recipe"] = Recipe(**{**added_values(Recipe), **parts["recipe"]})
         parts["searched"] = tuple(parts["searched"])
         return cls(**parts)
 
     @property
     def run_id(self) -> str:
-        """Twelve hex digits that stand for the whole spec. A checkpoint with a digest may have any file name."""
-        values = self.as_dict()
+        """Twelve hex digits that stand for the whole spec, whichever version computes them. A checkpoint with a digest
+        may have any file name."""
+        values = _plain(identifying(self))
         if self.backbone.digest:
             values["backbone"]["weights"] = "pretrained"
         return digest(values)[:12]

@@ -13,14 +13,20 @@ from harness.data.splits import Split
 from harness.models import backbones
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import RunSpec
+from harness.training.callbacks import Callback
 from harness.training.cost import count_parameters, trained_state
 from harness.training.trainer import derived_seed, total_steps
 from methods import registry
 from methods.base import Attachment, Context
 
 
-class AttachedModel:
-    """A model with its method attached, ready to train."""
+class AttachedModel(Callback):
+    """A model with its method attached, ready to train; as a callback its state is kept with the training's.
+
+    `memory`: what the method computed from the data in an earlier process, see `methods.base.Context.memory`.
+    """
+
+    name = "model"
 
     def __init__(
         self,
@@ -48,26 +54,26 @@ class AttachedModel:
             memory=self.memory,
         )
         start = time.perf_counter()
-        method = registry.get(spec.method).configure(spec.config)
+        method = registry.get(spec.method).of_run(spec.config)
         self.attachment: Attachment = method.attach(self.model, context)
         devices.synchronize(device)
         self.attach_seconds = time.perf_counter() - start
         head.requires_grad_(True)
         self.parameters = count_parameters(self.model, self._pretrained, self._head)
-        found = _checksums(self.model)
+        checksums = _checksums(self.model)
         self._own = {
             name: tensor
             for name, tensor in _tensors(self.model).items()
-            if tensor.requires_grad or untouched.get(id(tensor)) != found[id(tensor)]
+            if tensor.requires_grad or untouched.get(id(tensor)) != checksums[id(tensor)]
         }
 
     def trained_state(self) -> dict[str, Tensor]:
         """What must be stored beside the pretrained checkpoint."""
         return trained_state(self.model, self._buffers)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that the pretrained checkpoint and `attach` would not give again: trained parameters, what the method
-        added or changed among the frozen ones, and what it found in the data."""
+        added or changed among the frozen ones, and what it computed from the data."""
         own = self.attachment
         return {
             "tensors": self._own,
@@ -78,8 +84,8 @@ class AttachedModel:
         }
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave; `memory` is given at the start."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; its `memory` is given to the constructor."""
         tensors = _tensors(self.model)
         for name, tensor in state["tensors"].items():
             tensors[name].copy_(tensor)
@@ -93,8 +99,8 @@ def _tensors(model: Any) -> dict[str, Tensor]:
 
 
 def _checksums(model: Any) -> dict[int, int]:
-    """Sum of the bits of every parameter and buffer, by its id: what `attach` touched among the frozen ones has another
-    one afterwards. It needs no copy of the backbone, and one transfer from the device."""
+    """Sum of the bits of every parameter and buffer, by its id: it tells which frozen ones `attach` changed without a
+    copy of the backbone, with one transfer from the device."""
     tensors = list(_tensors(model).values())
     return dict(zip(map(id, tensors), torch.stack([_bits(t.detach()) for t in tensors]).tolist(), strict=True))
 

@@ -2,7 +2,7 @@
 
 A state is one file, `state/<step>.safetensors` in the run's folder, put in place by a rename. The two newest are kept;
 one that is torn, altered, or made by another run, on other data or with other code is not used, and the one before it
-is. With none, the run starts anew. What cannot be read is neither passed over nor deleted: it may be sound.
+is. With none, the run starts from the beginning. What cannot be read is neither skipped nor deleted: it may be sound.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness import tensor_files
 from harness.errors import Interrupted
 from harness.paths import write_atomically
+from harness.training.callbacks import Callback
 
-FORMAT = 1
-"""Version of the state's layout."""
+if TYPE_CHECKING:
+    from harness.training.trainer import Trainer
+
+FORMAT = 2
+"""Version of the state's layout; a state of another one is not used."""
 
 KEPT = 2
 """How many states are kept."""
 
 SAVE_EVERY_SECONDS = 20.0
-"""A state younger than this is not replaced at the end of an epoch: a run that takes seconds is done again sooner than
-saved. Inside an epoch a state is replaced when it is ten times as old."""
+"""A younger state is not replaced at the end of an epoch: a run of seconds is sooner repeated than saved. Within an
+epoch a state is replaced when it is ten times as old."""
 
 SHARE = 0.02
-"""Share of the time that saving may take: large states (full fine-tuning) are saved more seldom."""
+"""Share of the time that saving may take: large states (full fine-tuning) are saved less often."""
 
 
 class StopRequest:
@@ -60,7 +64,7 @@ class CheckpointStore:
         """What a state must have been made with to be of use."""
 
     def must_match(self, identity: dict[str, Any]) -> None:
-        """From now on only states are used that were made with just this: run, device, data, code."""
+        """From now on only states made with exactly this are used: run, device, data, code."""
         self.identity = {"format": FORMAT, **identity}
 
     def _files(self) -> list[Path]:
@@ -71,37 +75,39 @@ class CheckpointStore:
             return []
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Put a state in its place and drop what is older than the one before it."""
+        """Write a state and drop all but the `KEPT` newest."""
         content = tensor_files.encode({"identity": self.identity, **state})
         write_atomically(self.folder / f"{step:09d}.safetensors", lambda file: file.write(content))
         for old in self._files()[:-KEPT]:
             old.unlink(missing_ok=True)
 
     def newest(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest state that can be used; newer ones that were read and cannot be used are removed. `OSError` if
+        """The newest usable state, on `device`; newer ones that were read and are not usable are removed. `OSError` if
         one cannot be read."""
         for path in reversed(self._files()):
             with suppress(tensor_files.BadTensorFile):
-                state = tensor_files.decode(path, device)
-                other = self._differences(state)
-                if not other:
+                state: dict[str, Any] = tensor_files.decode(path, device)
+                differences = self._differences(state)
+                if not differences:
                     return state
-                print(f"{path}: not used, made with other {', '.join(other)}", file=sys.stderr, flush=True)
+                print(f"{path}: not used, made with other {', '.join(differences)}", file=sys.stderr, flush=True)
             path.unlink(missing_ok=True)
         return None
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
-        """What a state was made with that is not so now."""
-        found = state.get("identity", {})
-        return [key for key in {**found, **self.identity} if found.get(key) != self.identity.get(key)]
+        """What the state was made with that is different now."""
+        theirs = state.get("identity", {})
+        return [key for key in {**theirs, **self.identity} if theirs.get(key) != self.identity.get(key)]
 
     def remove(self) -> None:
         """Delete all states."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Checkpointer:
+class Checkpointer(Callback):
     """Decides at step boundaries whether to save, and stops the training when that was requested."""
+
+    name = "checkpointer"
 
     def __init__(
         self,
@@ -111,21 +117,39 @@ class Checkpointer:
         every: float = SAVE_EVERY_SECONDS,
     ) -> None:
         self.states, self.stop, self.check, self.every = states, stop, check, every
+        self.resumed_at: list[int] = []
+        """Steps at which the training was resumed."""
+
+        self._step = 0
         self._saved_at = time.monotonic()
 
-    def __call__(self, step: int, epoch_ends: bool, take: Callable[[], dict[str, Any]]) -> None:
-        """Save `take()` if it is time. Raises `Interrupted`, after saving, if a stop was requested, and what `check`
-        raises."""
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.batch < trainer.batches:  # else the epoch's end follows at once
+            self._at_boundary(trainer, 10 * self.every)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self._at_boundary(trainer, self.every)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"resumed_at": [*self.resumed_at, self._step]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resumed_at = state["resumed_at"]
+
+    def _at_boundary(self, trainer: Trainer, oldest: float) -> None:
+        """Save if the last state is `oldest` seconds old. Raises `Interrupted`, after saving, if a stop was requested,
+        and what `check` raises."""
         self.check()
         age, reason = time.monotonic() - self._saved_at, self.stop.reason
-        if reason or age >= (self.every if epoch_ends else 10 * self.every):
-            self._save(step, take())
+        if reason or age >= oldest:
+            self._save(trainer)
         if reason:
             raise Interrupted(reason)
 
-    def _save(self, step: int, state: dict[str, Any]) -> None:
-        start = time.monotonic()
-        self.states.save(step, state)
+    def _save(self, trainer: Trainer) -> None:
+        self._step = trainer.step
+        state, start = trainer.state_dict(), time.monotonic()
+        self.states.save(trainer.step, state)
         self._saved_at = time.monotonic()
         if self.every:  # 0, as tests have it: at every step
             self.every = max(self.every, (self._saved_at - start) / SHARE)

@@ -24,7 +24,7 @@ LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20
 
 
 def count_parameters(model: nn.Module, pretrained: set[int], head: set[int]) -> Parameters:
-    """Count by role. `pretrained`, `head`: ids of the parameters that were there before `attach`."""
+    """Count by role. `pretrained`, `head`: ids of the parameters that existed before `attach`."""
     method = backbone = in_head = total = 0
     for parameter in model.parameters():
         size, key = parameter.numel(), id(parameter)
@@ -63,7 +63,8 @@ def state_digest(state: dict[str, Tensor]) -> str:
 
 def _one_image(model: nn.Module, preprocessing: Preprocessing) -> Tensor:
     size, device = preprocessing.image_size, next(model.parameters()).device
-    return model(torch.zeros(1, 3, size, size, device=device))
+    logits: Tensor = model(torch.zeros(1, 3, size, size, device=device))
+    return logits
 
 
 def counted(action: Callable[[], Any]) -> int:
@@ -99,7 +100,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: start VmHWM anew
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
             self.resets = True
         except OSError:
             self.resets = False
@@ -127,7 +128,7 @@ def _timed(action: Callable[[], Any], device: torch.device) -> float:
 def typical_seconds(action: Callable[[], Any], device: torch.device) -> float:
     """Median time of an action after a warm-up, over `LATENCY_SECONDS` or `LATENCY_PASSES`.
 
-    On a CPU an action that takes longer than that is done once: what a warm-up could save is small beside it.
+    On a CPU an action that takes longer is timed once: it would gain little from a warm-up.
     """
     first = _timed(action, device)
     if first > LATENCY_SECONDS and device.type == "cpu":
@@ -143,18 +144,18 @@ def latencies(model: nn.Module, preprocessing: Preprocessing, precision: str) ->
     """Seconds of a forward pass of normalised images, by number of images."""
     size, device = preprocessing.image_size, next(model.parameters()).device
     model.eval()
-    found = {}
+    seconds = {}
     for count in LATENCY_BATCHES:
         images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         with devices.autocast(precision, device):
-            found[str(count)] = typical_seconds(partial(model, images), device)
-    return found
+            seconds[str(count)] = typical_seconds(partial(model, images), device)
+    return seconds
 
 
 def of_inference(
     model: nn.Module, merge: Callable[[], None] | None, preprocessing: Preprocessing, precision: str
 ) -> dict[str, Any]:
-    """Fields of `Cost` that are measured when all else is done: operations and latencies. The model is merged."""
+    """Fields of `Cost` that are measured last: operations and latencies. The model is merged."""
     forward, training = operations(model, preprocessing)
     plain = latencies(model, preprocessing, precision)
     merged = {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from harness import device as devices
 from harness.data.splits import Split
+from harness.schema.metrics import METRICS
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Metrics
 from harness.training import fast_path
@@ -21,7 +21,7 @@ def predict(model: nn.Module, data: Split, preprocessing: Preprocessing, precisi
     """Logits float32 [N, classes] of all images in order, on the model's device."""
     model.eval()
     device = next(model.parameters()).device
-    few, outputs = preprocessing.normalise(data.images[: fast_path.ASKED].to(device)), []
+    few, outputs = preprocessing.normalise(data.images[: fast_path.PROBE_IMAGES].to(device)), []
     with fast_path.class_token_alone(model, few):
         for images, _ in data.batches(BATCH_SIZE, device):
             with devices.autocast(precision, device):
@@ -46,12 +46,11 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor) -> Metrics:
-    """Metrics of logits [N, classes] against labels [N]."""
+    """All `METRICS` of logits [N, classes] against labels [N]."""
     classes = logits.shape[1]
     right = logits.argmax(dim=1) == labels
     return Metrics(
-        accuracy=100 * float(right.sum()) / len(labels),
-        loss=float(cross_entropy(logits, labels)),
+        values={name: metric.compute(logits, labels) for name, metric in METRICS.items()},
         correct_per_class=torch.bincount(labels[right], minlength=classes).tolist(),
         images_per_class=torch.bincount(labels, minlength=classes).tolist(),
     )

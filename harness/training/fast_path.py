@@ -1,13 +1,13 @@
 """Work that a training or an evaluation leaves out because it changes nothing.
 
-- What lies in front of the first trained parameter is computed once, where it is the same in every step: all but the
-  head for a linear probe, some blocks for a method that starts behind them.
-- Behind its last attention, a ViT that is classified by its class token computes that token alone.
+- What lies before the first trained parameter is computed once and cached, where it is the same in every step: all but
+  the head for a linear probe, some blocks for a method that starts after them.
+- After its last attention, a ViT that is classified by its class token computes that token alone.
 
-Both need two things, whatever the method is called. First, the model keeps nothing from one pass to the next
-(`methods.blocks.keeps_nothing`): with a tape, a count or a running mean, what a pass gives would depend on passes that
-are left out, and on those that ask. Second, the model itself, asked with other numbers in what is trained, gives the
-same results. They can differ by rounding only, where torch sums a matrix product of fewer rows in another order.
+Both need two things, whatever the method. First, the model keeps nothing from one pass to the next
+(`methods.blocks.keeps_nothing`): with a tape, a count or a running mean, a pass would depend on passes that are left
+out, and on those that probe. Second, the model itself, probed with other numbers in what is trained, gives the same
+results. They can differ by rounding only, where torch sums a matrix product of fewer rows in another order.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from methods.base import Attachment
 from methods.blocks import CutPoint, cut_points, keeps_nothing, plug, unplug
 
 MOST_BYTES = 2 * 2**30
-"""What a training keeps of its images at most, on the device."""
+"""Most bytes of cached features that a training keeps on the device."""
 
-ASKED = 4
-"""Images that the model is asked with."""
+PROBE_IMAGES = 4
+"""Images that the model is probed with."""
 
 Answer = TypeVar("Answer")
 Penalty = Callable[[], Tensor] | None
@@ -45,7 +45,7 @@ class ForwardPlan:
     """From normalised images [B, 3, H, W], or from rows of `inputs`, to logits [B, classes]."""
 
     inputs: Tensor | None = None
-    """What the model makes of each image up to `start`, [N, ...]; None if `forward` takes images."""
+    """Cached features: what the model makes of each image up to `start`, [N, ...]; None if `forward` takes images."""
 
     start: str = ""
     """`CutPoint.name` of where `forward` starts; empty if it takes images."""
@@ -55,10 +55,10 @@ class ForwardPlan:
 def open_plan(
     model: Any, attachment: Attachment, images: Tensor, preprocessing: Preprocessing, recipe: Recipe, precision: str
 ) -> Iterator[ForwardPlan]:
-    """The shortest path for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
+    """The shortest plan for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
     generators, and when it is closed the model, as they were."""
-    few, penalty = preprocessing.normalise(images[:ASKED]), attachment.penalty
-    # A step of its own may change what is frozen, or open what is shut; asking would move a state outside of the model.
+    few, penalty = preprocessing.normalise(images[:PROBE_IMAGES]), attachment.penalty
+    # Such a step may change or unfreeze what is frozen, and probing would move a state that lies outside of the model.
     if attachment.after_step is not None or attachment.state is not None:
         yield ForwardPlan(forward=model)
         return
@@ -70,7 +70,7 @@ def open_plan(
             yield ForwardPlan(forward=model)
             return
         batches = map(preprocessing.normalise, images.split(recipe.batch_size))
-        inputs = computed_once(model, cut, batches, len(images), precision)
+        inputs = cache_features(model, cut, batches, len(images), precision)
         yield ForwardPlan(forward=cut.run, inputs=inputs, start=cut.name)
 
 
@@ -78,50 +78,66 @@ def open_plan(
 def last_fixed_cut(
     model: Any, images: Tensor, precision: str, penalty: Penalty = None, most_bytes: int = MOST_BYTES
 ) -> CutPoint | None:
-    """The last passage whose value is the same in every step of a training to come, and from which the model can go on;
-    None if there is none. Asked with images [B, 3, H, W].
+    """The last cut point whose value is the same in every step of a training to come, and from which the model can go
+    on; None if there is none. Probed with images [B, 3, H, W].
 
     The value, at most `most_bytes` per image, is bit for bit that of evaluation mode, no random number is drawn before
-    it, and it does not change with the trained parameters. Going on from it by hand gives the logits and the penalty,
-    with other numbers in the trained parameters: what starts at zero would hide what it reads.
+    it, and it does not change with the trained parameters. Going on from it gives the logits and the penalty, with
+    other numbers in the trained parameters: what starts at zero would hide what it reads.
     """
     if not keeps_nothing(model):
         return None
-    places = cut_points(model)
-
-    def outcome(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
-        with devices.autocast(precision, images.device):  # one for each pass: within, it keeps weights that it has cast
-            return [forward(inputs), *_called(penalty)]
-
     with _preserve_state(model, images.device):
-        begin = devices.random_states(images.device)
-        with _record_inputs(places) as heard:
-            outcome(model.train(), images)
-            outcome(model.eval(), images)
+        cuts = cut_points(model)  # the last comes first
+        probe = Probe(model, cuts, images, precision, penalty)
+        for cut in cuts:
+            if probe.is_constant(cut, most_bytes) and probe.rng_untouched(cut) and probe.replays(cut):
+                return cut
+    return None
+
+
+class Probe:
+    """A model after three passes over the same images: as in training, in evaluation mode, and as in training with
+    other numbers in the trained parameters, which it then keeps."""
+
+    def __init__(self, model: Any, cuts: Sequence[CutPoint], images: Tensor, precision: str, penalty: Penalty) -> None:
+        self.model, self.images, self.precision, self.penalty = model, images, precision, penalty
+        self.begin = devices.random_states(images.device)
+        with _record_inputs(cuts) as self.inputs:
+            self._run(model.train(), images)
+            self._run(model.eval(), images)
             _perturb_trainable(model)
-            devices.set_random_states(begin, images.device)
-            expected = outcome(model.train(), images)
+            devices.set_random_states(self.begin, images.device)
+            self.expected = self._run(model.train(), images)
 
-        def is_fixed(place: CutPoint) -> bool:
-            if len(heard[place.name]) != 3:
-                return False
-            (value, generators), *others = heard[place.name]
-            small = value.nbytes <= most_bytes * len(images)
-            return small and _equal(generators, begin) and all(torch.equal(value, other) for other, _ in others)
+    def is_constant(self, cut: CutPoint, most_bytes: int) -> bool:
+        """Whether each pass came through once with the same value, of at most so many bytes per image."""
+        values = [value for value, _ in self.inputs[cut.name]]
+        same = len(values) == 3 and all(torch.equal(values[0], value) for value in values[1:])
+        return same and values[0].nbytes <= most_bytes * len(self.images)
 
-        found = next((place for place in places if is_fixed(place)), None)
-        if found is None:
-            return None
-        outcome(model, -images)  # a penalty that remembers what it saw last is found out
-        devices.set_random_states(begin, images.device)
-        again = outcome(found.run, heard[found.name][0][0])
-    return found if _equal(again, expected) else None
+    def rng_untouched(self, cut: CutPoint) -> bool:
+        """Whether no random number was drawn before the cut point."""
+        _, generators = self.inputs[cut.name][0]
+        return _equal(generators, self.begin)
+
+    def replays(self, cut: CutPoint) -> bool:
+        """Whether going on from the recorded value gives the same logits and penalty. A pass over other images comes
+        between: what remembers the images that it saw last gives others."""
+        self._run(self.model, -self.images)
+        devices.set_random_states(self.begin, self.images.device)
+        return _equal(self._run(cut.run, self.inputs[cut.name][0][0]), self.expected)
+
+    def _run(self, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
+        """Logits and penalty of one pass."""
+        with devices.autocast(self.precision, inputs.device):  # one for each pass: within, it keeps weights it has cast
+            return [forward(inputs), *_called(self.penalty)]
 
 
 @torch.no_grad()
-def computed_once(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
-    """The values [N, ...] at a passage of all `count` images, given in batches [B, 3, H, W] in order."""
-    mode, kept, done = model.training, torch.empty(0), 0
+def cache_features(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: int, precision: str) -> Tensor:
+    """The values [N, ...] at a cut point of all `count` images, given in batches [B, 3, H, W] in order."""
+    mode, features, done = model.training, torch.empty(0), 0
     model.eval()
     with _record_inputs([cut]) as heard:
         for images in batches:
@@ -129,15 +145,15 @@ def computed_once(model: Any, cut: CutPoint, batches: Iterable[Tensor], count: i
                 model(images)
             value, _ = heard[cut.name].pop()
             if done == 0:
-                kept = value.new_empty(count, *value.shape[1:])
-            kept[done : done + len(value)] = value
+                features = value.new_empty(count, *value.shape[1:])
+            features[done : done + len(value)] = value
             done += len(value)
     model.train(mode)
-    return kept
+    return features
 
 
-class _BehindAttention(nn.Module):
-    """Plugged in behind the last attention. x: [B, tokens, d]."""
+class _AfterAttention(nn.Module):
+    """Plugged in after the last attention. x: [B, tokens, d]."""
 
     stateless = True
 
@@ -163,14 +179,14 @@ def _first_token(x: Tensor) -> Tensor:
 
 @contextmanager
 def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> Iterator[None]:
-    """Within, only the class token is computed behind the last attention, if the model keeps nothing, gives the same
-    logits and penalty, and draws the same random numbers, then. Asked with images [B, 3, H, W], in the mode, training
-    or evaluation, that the model is in."""
+    """Within, only the class token is computed after the last attention, if the model keeps nothing and then gives the
+    same logits and penalty and draws the same random numbers. Probed with images [B, 3, H, W], in the mode, training or
+    evaluation, that the model is in."""
     architecture = architecture_of(model)
     if not architecture.reads_class_token(model) or not keeps_nothing(model):
         yield
         return
-    last, place = architecture.stages(model)[-1][-1], _BehindAttention()
+    last, place = architecture.stages(model)[-1][-1], _AfterAttention()
     plug(last, "after_attention", place)
     try:
         place.change = _first_token if _call_or_none(_is_read_alone, model, place, images, penalty) else _all_tokens
@@ -180,8 +196,8 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
 
 
 @torch.no_grad()
-def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty: Penalty) -> bool:
-    """Whether nothing behind `place` reads any but the first token, or needs them to be there."""
+def _is_read_alone(model: Any, place: _AfterAttention, images: Tensor, penalty: Penalty) -> bool:
+    """Whether nothing after `place` reads any but the first token, or needs the others to be there."""
     with _preserve_state(model, images.device):
         mode, begin = model.training, devices.random_states(images.device)
         _perturb_trainable(model)  # what starts at zero would hide what it reads
@@ -201,8 +217,8 @@ def _is_read_alone(model: Any, place: _BehindAttention, images: Tensor, penalty:
 
 
 def _call_or_none(question: Callable[..., Answer], *about: Any) -> Answer | None:
-    """What the model answers; None if it fails: it may miss tokens, or what blocks pass by on the side, or refuse the
-    numbers that are put into it. If it is broken, the first step says so."""
+    """The answer of a probe; None if the model fails under it: it may miss tokens, or what blocks hand on beside the
+    residual stream, or refuse the numbers that are put into it. If it is broken, the first step says so."""
     try:
         return question(*about)
     except Exception:
@@ -242,14 +258,14 @@ def _preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _record_inputs(places: Sequence[CutPoint]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
-    """By place, what comes through in each pass, with the random generators' states then."""
-    heard: dict[str, list[tuple[Tensor, list[Tensor]]]] = {place.name: [] for place in places}
+def _record_inputs(cuts: Sequence[CutPoint]) -> Iterator[dict[str, list[tuple[Tensor, list[Tensor]]]]]:
+    """By cut point, the value that comes through in each pass, with the random generators' states then."""
+    heard: dict[str, list[tuple[Tensor, list[Tensor]]]] = {cut.name: [] for cut in cuts}
 
     def listener(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, inputs: heard[name].append((inputs[0].clone(), devices.random_states(inputs[0].device)))
 
-    handles = [place.entrance.register_forward_pre_hook(listener(place.name)) for place in places]
+    handles = [cut.entrance.register_forward_pre_hook(listener(cut.name)) for cut in cuts]
     try:
         yield heard
     finally:

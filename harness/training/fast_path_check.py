@@ -45,7 +45,7 @@ def _trained(method: type[Method], kind: str, shortcuts: bool) -> tuple[Tensor, 
             trainer.fit()
             logits = evaluation.predict(attached.model, data, PREPROCESSING, "float32")
         else:
-            trainer.follow(ForwardPlan(forward=attached.model.train()))
+            trainer.fit(ForwardPlan(forward=attached.model))
             with torch.no_grad():
-                logits = attached.model.eval()(PREPROCESSING.normalise(pixels))
+                logits = attached.model(PREPROCESSING.normalise(pixels))
     return torch.tensor([epoch.train_loss for epoch in trainer.curve]), logits

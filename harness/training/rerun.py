@@ -1,4 +1,4 @@
-"""A run done again from its record alone, and compared with it: to the bit, or in what it differs."""
+"""A run repeated from its record alone, and compared with it bit for bit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.models import backbones
 from harness.plans.experiment import find_suite
-from harness.records.store import RECORD_NAME
+from harness.records.store import RECORD_NAME, read_record
 from harness.schema.record import BadRecord, Epoch, RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.run import attempt
+from harness.training.run import RunContext, attempt
 from methods import registry
 from suites import SUITES
 
@@ -43,7 +43,7 @@ class Comparison:
     """Status, data, accuracies, losses, curve, weights: digit for digit."""
 
     surroundings: list[Fact]
-    """Facts of the environment that are not the same."""
+    """Facts of the environment that differ."""
 
     @property
     def identical(self) -> bool:
@@ -55,10 +55,10 @@ def read(path: Path) -> RunRecord:
     """The record in a file, or in a run's folder. `HarnessError` if there is no valid one."""
     file = path / RECORD_NAME if path.is_dir() else path
     try:
-        return RunRecord.from_json(file.read_text())
+        return read_record(file)
     except OSError as error:
         raise HarnessError(f"{file}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, BadRecord) as error:
+    except BadRecord as error:
         raise HarnessError(f"{file}: no valid record: {error}") from None
 
 
@@ -70,70 +70,83 @@ def again(
     suite: Path | None = None,
     device: str = "auto",
 ) -> RunRecord:
-    """Do a record's run again in this process, as a worker would and in the precision of the record, writing nothing.
+    """Repeat a record's run in this process, as a worker would and in the record's precision, writing nothing.
 
-    `weights`, `method`, `suite`: the user's own files, where the run had any. `HarnessError` if one is missing or is
-    another than the run had.
+    `weights`, `method`, `suite`: the user's own files, where the run had any. `HarnessError` if one is missing or
+    differs from what the run had.
     """
-    spec, place = record.spec, devices.choose(device)
-    if method is not None and (given := registry.add_file(method).name) != spec.method:
-        raise HarnessError(f"--method {method} is {given!r}, and the run's method is {spec.method!r}")
-    if suite is not None and (named := find_suite(str(suite)).name) != spec.suite:
-        raise HarnessError(f"--suite {suite} is {named!r}, and the run's suite is {spec.suite!r}")
+    spec, where = record.spec, devices.choose(device)
+    _add_files(spec, method, suite)
+    _check_backbone(spec, weights)
+    precision = record.environment.get("precision")
+    if precision and not devices.can(precision, where):
+        raise HarnessError(
+            f"the run was computed in {precision}, which {devices.describe(where)} cannot: choose another --device"
+        )
+    devices.use(where)
+    if where.type == "cpu":
+        torch.set_num_threads(1)  # as every worker
+    return attempt(RunContext(spec=spec, device=where, roots=roots, tuning=record.tuning, precision=precision))
+
+
+def _add_files(spec: RunSpec, method: str | None, suite: Path | None) -> None:
+    """Make the user's own method and suite known. `HarnessError` if they are not the run's."""
+    if method is not None and (name := registry.add_file(method).name) != spec.method:
+        raise HarnessError(f"--method {method} is {name!r}, and the run's method is {spec.method!r}")
+    if suite is not None and (name := find_suite(str(suite)).name) != spec.suite:
+        raise HarnessError(f"--suite {suite} is {name!r}, and the run's suite is {spec.suite!r}")
     if spec.suite not in SUITES:
         raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
     registry.get(spec.method)
-    found = backbones.resolve(spec.backbone.name, str(weights) if weights else _weights(spec), spec.backbone.image_size)
-    if found.digest != spec.backbone.digest:
+
+
+def _check_backbone(spec: RunSpec, weights: Path | None) -> None:
+    """`HarnessError` if the checkpoint is not the run's."""
+    source = str(weights) if weights else _weights(spec)
+    backbone = backbones.resolve(spec.backbone.name, source, spec.backbone.image_size)
+    if backbone.digest != spec.backbone.digest:
         raise HarnessError(
             f"the run had a checkpoint {spec.backbone.weights!r} with sha256 {spec.backbone.digest[:12]}..., "
-            f"not {found.digest[:12]}...: give the file with --weights"
+            f"not {backbone.digest[:12]}...: give the file with --weights"
         )
-    precision = record.environment.get("precision")
-    if precision and not devices.can(precision, place):
-        raise HarnessError(
-            f"the run was computed in {precision}, which {devices.describe(place)} cannot: choose another --device"
-        )
-    devices.use(place)
-    if place.type == "cpu":
-        torch.set_num_threads(1)  # as every worker
-    return attempt(spec, place, roots, tuning=record.tuning, precision=precision)
 
 
 def _weights(spec: RunSpec) -> str:
-    """What `backbones.resolve` is told where the user names no file. `HarnessError` if the run had one."""
+    """Weights for `backbones.resolve` where the user names no file. `HarnessError` if the run had one."""
     if spec.backbone.weights not in ("pretrained", "random"):
         raise HarnessError(f"the run had its checkpoint from a file {spec.backbone.weights!r}: give it with --weights")
     return spec.backbone.weights
 
 
 def compare(before: RunRecord, now: RunRecord) -> Comparison:
-    """What is the same in two records of one run. `HarnessError` if they are not of one run."""
+    """Compare two records of one run. `HarnessError` if they are of different runs."""
     if before.spec.run_id != now.spec.run_id:
         raise HarnessError(f"runs {before.spec.run_id} and {now.spec.run_id} are not the same run")
-    found = _results(now)
-    if before.data and not before.data.pixels:  # a record of before, which does not know them
-        found.pop("decoded pixels", None)
-    facts = [(_results(before), found), (_surroundings(before), _surroundings(now))]
-    results, surroundings = (
-        [Fact(what=what, before=one.get(what, "–"), now=other.get(what, "–")) for what in dict.fromkeys([*one, *other])]
-        for one, other in facts
+    results = _results(now)
+    if before.data and not before.data.pixels:  # an old record, which does not know them
+        results.pop("decoded pixels", None)
+    surroundings = _facts(_surroundings(before), _surroundings(now))
+    return Comparison(
+        results=_facts(_results(before), results), surroundings=[fact for fact in surroundings if not fact.same]
     )
-    return Comparison(results=results, surroundings=[fact for fact in surroundings if not fact.same])
+
+
+def _facts(before: dict[str, str], now: dict[str, str]) -> list[Fact]:
+    names = dict.fromkeys([*before, *now])
+    return [Fact(what=name, before=before.get(name, "–"), now=now.get(name, "–")) for name in names]
 
 
 def _results(record: RunRecord) -> dict[str, str]:
-    """Results of a record as texts that are equal only if every bit of them is."""
-    found = {"status": f"{record.status}: {record.reason}" if record.reason else record.status}
+    """Results of a record as texts that are equal only if every bit is."""
+    results = {"status": f"{record.status}: {record.reason}" if record.reason else record.status}
     if record.data:
-        found |= {"lists": record.data.lists[:12], "images": record.data.files[:12]}
-        found |= {"decoded pixels": record.data.pixels[:12]} if record.data.pixels else {}
+        results |= {"lists": record.data.lists[:12], "images": record.data.files[:12]}
+        results |= {"decoded pixels": record.data.pixels[:12]} if record.data.pixels else {}
     for split, metrics in record.metrics.items():
-        found[f"{split} accuracy"] = repr(metrics.accuracy)
-        found[f"{split} loss"] = repr(metrics.loss)
-        found[f"{split} right per class"] = str(metrics.correct_per_class)
-    found |= {f"epoch {epoch.epoch}": _point(epoch) for epoch in record.curve}
-    return found | ({"weights": record.weights[:12]} if record.weights else {})
+        results |= {f"{split} {name}": repr(value) for name, value in metrics.values.items()}
+        results[f"{split} right per class"] = str(metrics.correct_per_class)
+    results |= {f"epoch {epoch.epoch}": _point(epoch) for epoch in record.curve}
+    return results | ({"weights": record.weights[:12]} if record.weights else {})
 
 
 def _point(epoch: Epoch) -> str:
@@ -141,7 +154,7 @@ def _point(epoch: Epoch) -> str:
 
 
 def _surroundings(record: RunRecord) -> dict[str, str]:
-    """The environment without what differs from run to run: the time, and where it was resumed."""
+    """The environment without what always differs: the time, and where the run was resumed."""
     facts = {key: value for key, value in record.environment.items() if key not in ("finished", "resumed_at_steps")}
     source = {"method source": record.method_source[:12]} if record.method_source else {}
     return dict(_flat(facts, "")) | source
@@ -154,11 +167,11 @@ def _flat(value: Any, name: str) -> list[tuple[str, str]]:
 
 
 def summary(comparison: Comparison) -> str:
-    """One line on how it ended."""
+    """One line on the outcome."""
     results = comparison.results
     if comparison.identical:
         return f"bit-identical: all {len(results)} results, curve and weights among them"
-    other = [fact for fact in results if not fact.same]
-    epochs = [fact.what for fact in other if fact.what.startswith("epoch ")]
+    differing = [fact for fact in results if not fact.same]
+    epochs = [fact.what for fact in differing if fact.what.startswith("epoch ")]
     since = f"; the curve differs since {epochs[0]}" if epochs else ""
-    return f"not identical: {len(other)} of {len(results)} results differ{since}"
+    return f"not identical: {len(differing)} of {len(results)} results differ{since}"

@@ -1,11 +1,10 @@
-"""One run, from spec to record: data, backbone, attach, train, evaluate once, cost."""
+"""One run, from spec to record: load, attach, train, score once, measure."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,278 +23,293 @@ from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, Tuning,
 from harness.schema.spec import RunSpec
 from harness.training import evaluation
 from harness.training.attached_model import AttachedModel
+from harness.training.callbacks import Callback, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
 from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
 from harness.training.epoch_evaluator import EpochEvaluator
-from harness.training.trainer import Report, Trainer, images_per_epoch
+from harness.training.trainer import Trainer
 from methods import registry
 from suites import SUITES
 from suites.base import Suite, Task
 
-Splits = Callable[[], dict[str, Split]]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """A run and everything it is done with."""
 
-def find_task(spec: RunSpec) -> tuple[Suite, Task]:
-    """The suite and task that a spec names."""
-    suite = SUITES[spec.suite]
-    return suite, suite.task(spec.task)
+    spec: RunSpec
+    device: torch.device
+    roots: Roots | None = None
+    """Folders of the data; None for suites that bring their own."""
 
+    report: Report | None = None
+    """Called with the training's progress."""
 
-def identity(spec: RunSpec, device: torch.device, data: Fingerprint, trained_on: str) -> dict[str, Any]:
-    """What a training state must have been made with for this run to go on from it exactly."""
-    return {
-        "run_id": spec.run_id,
-        "device": device.type,
-        "code": environment.source_digest(),
-        "method_source": registry.source_digest(spec.method),  # one of the user's own lies outside of our sources
-        "data": asdict(data),
-        "trained_on": trained_on,
-    }
+    checkpointer: Checkpointer | None = None
+    """Saves the training's state; the run goes on from the newest one."""
+
+    tuning: Tuning | None = None
+    """What chose the settings of a tuned run."""
+
+    curve: bool = False
+    """Whether val is scored after every epoch, where it is not trained on."""
+
+    precision: str | None = None
+    """What to compute in instead of what the recipe's `auto` means on this device."""
+
+    @property
+    def suite(self) -> Suite:
+        return SUITES[self.spec.suite]
+
+    @property
+    def task(self) -> Task:
+        return self.suite.task(self.spec.task)
+
+    @property
+    def protocol(self) -> protocol.Protocol:
+        return protocol.get(self.spec.protocol)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_id(self.spec.preprocessing)
+
+    @property
+    def trained_on(self) -> str:
+        """Name of the split that is trained on."""
+        return self.suite.final_split if self.protocol.final else "train"
+
+    @property
+    def precision_in_use(self) -> str:
+        return self.precision or devices.precision_in_use(self.spec.recipe.precision, self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Trained:
-    """A training that has ended."""
+class RunData:
+    """What a run starts from."""
 
-    prepared: AttachedModel
-    trainer: Trainer
-    watch: EpochEvaluator | None
-    """What was seen after each epoch, where something was looked at."""
+    splits: TaskData
+    train: Split
+    """On the run's device."""
 
-    resumed: list[int]
-    """Steps at which it was resumed."""
+    scores_val: bool
+    """Whether val is scored after every epoch."""
 
-
-def _looked_at(rule: protocol.Protocol, data: TaskData, trained_on: str, curve: bool) -> Splits | None:
-    """What is scored after every epoch: test if the protocol chooses by it; for a curve val, where it is not trained
-    on; else nothing."""
-    on_val = curve and trained_on == "train" and data.has("val")
-    if not rule.every_epoch and not on_val:
-        return None
-
-    def splits() -> dict[str, Split]:
-        with allowed():
-            return data.open_test() if rule.every_epoch else {"val": data.train("val")}
-
-    return splits
-
-
-def _train(
-    spec: RunSpec,
-    data: Split,
-    task: Task,
-    preprocessing: Preprocessing,
-    looked_at: Splits | None,
-    report: Report | None,
-    keep: Checkpointer | None,
-    precision: str | None = None,
-) -> _Trained:
-    """A trained model, from the newest saved state if there is one; it goes on in the precision of that state."""
-    device = data.labels.device
-    saved = keep.states.newest(device) if keep else None
-    precision = precision or devices.precision_in_use(spec.recipe.precision, device)
-    if saved and saved["precision"] != precision:
-        if devices.can(saved["precision"], device):
-            precision = saved["precision"]
-        else:
-            print(f"{spec.run_id}: begun anew, {device} cannot go on in {saved['precision']}", file=sys.stderr)
-            saved = None
-    recipe = replace(spec.recipe, precision=precision)
-    prepared = AttachedModel(spec, data, task.num_classes, preprocessing, saved["model"]["memory"] if saved else None)
-    trainer = Trainer(prepared.model, prepared.attachment, data, preprocessing, recipe, spec.seed)
-
-    def score() -> dict[str, Metrics]:
-        assert looked_at is not None
-        return evaluation.evaluate(prepared.model, looked_at(), task, preprocessing, trainer.precision)
-
-    watch = EpochEvaluator(score) if looked_at else None
-    resumed: list[int] = []
-    if saved:
-        prepared.load_state(saved["model"])
-        trainer.load_state(saved["trainer"])
-        if watch and saved["watch"]:
-            watch.load_state(saved["watch"])
-        resumed = [*saved["resumed"], trainer.step]
-
-    def state() -> dict[str, Any]:
-        seen = watch.state() if watch else None
-        made = {"precision": trainer.precision, "resumed": resumed}
-        return {"model": prepared.state(), "trainer": trainer.state(), "watch": seen, **made}
-
-    def boundary(epoch_ends: bool) -> None:
-        assert keep is not None
-        keep(trainer.step, epoch_ends, state)
-
-    trainer.fit(report, boundary if keep else None, watch.look if watch else None)
-    return _Trained(prepared=prepared, trainer=trainer, watch=watch, resumed=resumed)
-
-
-def run(
-    spec: RunSpec,
-    device: torch.device,
-    roots: Roots | None = None,
-    report: Report | None = None,
-    keep: Checkpointer | None = None,
-    tuning: Tuning | None = None,
-    curve: bool = False,
-    precision: str | None = None,
-) -> RunRecord:
-    """Do one run, from where `keep` has it if it has. Errors propagate; `attempt` turns them into failed records.
-
-    `tuning`: what chose the settings of a tuned run. `curve`: score val after every epoch, where it is not trained on.
-    `precision`: what to compute in, where the recipe leaves it to the device and this is to be another's.
-    """
-    rule = protocol.get(spec.protocol)
-    _check_tuning(rule, tuning)
-    suite, task = find_task(spec)
-    preprocessing = Preprocessing.from_id(spec.preprocessing)
-    split = suite.final_split if rule.final else "train"
-    data = TaskData(
-        suite,
-        task,
-        preprocessing,
-        roots,
-        spec.shots,
-        spec.split_seed,
-        looks=rule.looks(spec.recipe.epochs),
-        val_is_scored=rule.report_split == "val" or (curve and split == "train"),
-    )
-    train = data.train(split).to(device)
-    looked_at = _looked_at(rule, data, split, curve)
-    data.decode(rule.report_split)
-    if looked_at and not rule.every_epoch:
-        data.decode("val")
-    fingerprint = data.fingerprint()  # behind the arrays, out of which it takes the pixels' digests
-    if tuning:
-        _check_trials(tuning, fingerprint)
-    if keep:
-        keep.states.must_match(identity(spec, device, fingerprint, split))
-    memory = PeakMemory(device)
-    with data.guard(split).shut():
-        trained = _train(spec, train, task, preprocessing, looked_at, report, keep, precision)
-    peak = memory.allocated()
-    _check_finite(trained)
-    scored = _score(rule, data, trained, task, preprocessing)
-    resident, state = memory.resident(), trained.prepared.trained_state()
-    weights, stored = state_digest(state), state_bytes(state)  # before the measurements, which merge the model
-    cost = Cost(
-        evaluate_seconds=scored.seconds,
-        trained_bytes=stored,
-        peak_memory_bytes=peak,
-        peak_resident_bytes=resident,
-        step_seconds=trained.trainer.step_seconds,
-        computed_once=trained.trainer.path.start,
-        **_measured(trained, len(train), preprocessing),
-    )
-    return RunRecord(
-        spec=spec,
-        **of_method(spec.method),
-        status="complete",
-        metrics=scored.metrics,
-        last_epoch=scored.last_epoch,
-        curve=trained.trainer.curve,
-        weights=weights,
-        parameters=trained.prepared.parameters,
-        cost=cost,
-        data=fingerprint,
-        test_looks=scored.looks,
-        method_info=trained.prepared.attachment.info,
-        tuning=tuning,
-        environment=environment.describe(device, trained.trainer.precision) | {"resumed_at_steps": trained.resumed},
-    )
-
-
-def _check_finite(trained: _Trained, metrics: Mapping[str, Metrics] | None = None) -> None:
-    """Raise `Diverged` if a trained tensor or a loss of `metrics` is not finite: no training loss has seen the last
-    update."""
-    if metrics is None:
-        values = [bool(p.isfinite().all()) for p in trained.prepared.model.parameters() if p.requires_grad]
-    else:
-        values = [math.isfinite(one.loss) for one in metrics.values()]
-    if not all(values):
-        what = "a trained tensor" if metrics is None else "the loss on held-out data"
-        raise Diverged(trained.trainer.step, trained.trainer.recipe.epochs, what)
+    fingerprint: Fingerprint
+    saved: dict[str, Any] | None
+    """The training state to go on from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Scored:
-    """What a trained model is worth."""
+class Scores:
+    """What a trained model scores."""
 
     metrics: dict[str, Metrics]
     last_epoch: dict[str, Metrics]
+    """Of the last epoch, where `metrics` are those of the best."""
+
     seconds: float
     looks: int
+    """How often the test split was opened."""
 
 
-def _score(
-    rule: protocol.Protocol, data: TaskData, trained: _Trained, task: Task, preprocessing: Preprocessing
-) -> _Scored:
-    """The result by the protocol's rule: of the last epoch, or of the best of those looked at."""
-    watch = trained.watch
-    if rule.every_epoch and watch:
-        return _Scored(metrics=watch.best, last_epoch=watch.last, seconds=watch.seconds, looks=watch.epochs)
-    start = time.perf_counter()
-    held_out = data.open_test() if rule.report_split == "test" else {"val": data.train("val")}
-    metrics = evaluation.evaluate(trained.prepared.model, held_out, task, preprocessing, trained.trainer.precision)
-    _check_finite(trained, metrics)
-    return _Scored(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.test_looks)
+def run(ctx: RunContext) -> RunRecord:
+    """Do one run, from its saved state if it has one. Errors propagate; `attempt` turns them into failed records."""
+    _check_tuning(ctx)
+    data = load(ctx)
+    evaluator = epoch_evaluator(ctx, data)
+    memory = PeakMemory(ctx.device)
+    with data.splits.guard(ctx.trained_on).shut():
+        model = attach(ctx, data)
+        trainer = train(ctx, data, model, evaluator)
+    peak = memory.allocated()
+    tensors = [p for p in model.model.parameters() if p.requires_grad]
+    _check_finite(trainer, "a trained tensor", all(bool(tensor.isfinite().all()) for tensor in tensors))
+    scores = score(ctx, data, trainer, evaluator)
+    resident, weights = memory.resident(), state_digest(model.trained_state())  # before `measure` merges the model
+    return record(ctx, data, model, trainer, scores, weights, measure(model, trainer, scores, peak, resident))
 
 
-def _measured(trained: _Trained, images: int, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Fields of `Cost` that a trained model gives: seconds so far, operations and latencies. The model is merged."""
-    prepared, trainer = trained.prepared, trained.trainer
-    seen = images_per_epoch(images, trainer.recipe) * trainer.recipe.epochs
+def load(ctx: RunContext) -> RunData:
+    """Lists, images and, if the run was stopped, its training state. Whatever is scored later is decoded here, so that
+    a missing image shows before the training."""
+    rule, split = ctx.protocol, ctx.trained_on
+    splits = TaskData(
+        ctx.suite,
+        ctx.task,
+        ctx.preprocessing,
+        ctx.roots,
+        ctx.spec.shots,
+        ctx.spec.split_seed,
+        looks=rule.looks(ctx.spec.recipe.epochs),
+        val_is_scored=rule.report_split == "val" or (ctx.curve and split == "train"),
+    )
+    train = splits.train(split).to(ctx.device)
+    scores_val = not rule.every_epoch and ctx.curve and split == "train" and splits.has("val")
+    splits.decode(rule.report_split)
+    if scores_val:
+        splits.decode("val")
+    fingerprint = splits.fingerprint()  # takes the pixels' digests from the arrays decoded above
+    _check_trials(ctx.tuning, fingerprint)
+    saved = _saved_state(ctx, fingerprint)
+    return RunData(splits=splits, train=train, scores_val=scores_val, fingerprint=fingerprint, saved=saved)
+
+
+def _saved_state(ctx: RunContext, data: Fingerprint) -> dict[str, Any] | None:
+    """The newest training state that this run can go on from exactly."""
+    if ctx.checkpointer is None:
+        return None
+    store = ctx.checkpointer.states
+    store.must_match(identity(ctx, data))
+    saved = store.newest(ctx.device)
+    if saved and saved["precision"] != ctx.precision_in_use and not devices.can(saved["precision"], ctx.device):
+        where = f"{ctx.device} cannot go on in {saved['precision']}"
+        print(f"{ctx.spec.run_id}: starts from the beginning, {where}", file=sys.stderr)
+        return None
+    return saved
+
+
+def identity(ctx: RunContext, data: Fingerprint) -> dict[str, Any]:
+    """What a training state must have been made with for this run to go on from it exactly."""
     return {
-        "attach_seconds": prepared.attach_seconds,
-        "train_seconds": trainer.seconds,
-        "train_images_per_second": seen / trainer.seconds,
-        **of_inference(prepared.model, prepared.attachment.merge, preprocessing, trainer.precision),
+        "run_id": ctx.spec.run_id,
+        "device": ctx.device.type,
+        "code": environment.source_digest(),
+        "method_source": registry.source_digest(ctx.spec.method),  # the user's own lie outside of our sources
+        "data": asdict(data),
+        "trained_on": ctx.trained_on,
     }
 
 
-def _check_tuning(rule: protocol.Protocol, tuning: Tuning | None) -> None:
+def epoch_evaluator(ctx: RunContext, data: RunData) -> EpochEvaluator | None:
+    """What scores every epoch: on test if the protocol chooses by it, on val for a curve; else None."""
+    if not ctx.protocol.every_epoch and not data.scores_val:
+        return None
+
+    def held_out() -> dict[str, Split]:
+        with allowed():
+            return {"val": data.splits.train("val")} if data.scores_val else data.splits.open_test()
+
+    return EpochEvaluator(held_out, ctx.task)
+
+
+def attach(ctx: RunContext, data: RunData) -> AttachedModel:
+    """The backbone with its method attached."""
+    memory = data.saved["callbacks"][AttachedModel.name]["memory"] if data.saved else None
+    return AttachedModel(ctx.spec, data.train, ctx.task.num_classes, ctx.preprocessing, memory)
+
+
+def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: EpochEvaluator | None) -> Trainer:
+    """Train the model to the end of its recipe, from the saved state if there is one, in that state's precision."""
+    reporter = ProgressReporter(ctx.report) if ctx.report else None
+    followers: list[Callback | None] = [model, evaluator, reporter, ctx.checkpointer]  # saves what all others did
+    callbacks = [callback for callback in followers if callback]
+    recipe = replace(ctx.spec.recipe, precision=data.saved["precision"] if data.saved else ctx.precision_in_use)
+    trainer = Trainer(model.model, model.attachment, data.train, ctx.preprocessing, recipe, ctx.spec.seed, callbacks)
+    if data.saved:
+        trainer.load_state_dict(data.saved)
+    trainer.fit()
+    return trainer
+
+
+def score(ctx: RunContext, data: RunData, trainer: Trainer, evaluator: EpochEvaluator | None) -> Scores:
+    """The result by the protocol's rule: of the last epoch, or of the best of those looked at."""
+    if ctx.protocol.every_epoch and evaluator:
+        best, last = evaluator.best, evaluator.last
+        return Scores(metrics=best, last_epoch=last, seconds=evaluator.seconds, looks=evaluator.epochs)
+    start = time.perf_counter()
+    held_out = data.splits.open_test() if ctx.protocol.report_split == "test" else {"val": data.splits.train("val")}
+    metrics = evaluation.evaluate(trainer.model, held_out, ctx.task, ctx.preprocessing, trainer.precision)
+    _check_finite(trainer, "the loss on held-out data", all(math.isfinite(one.loss) for one in metrics.values()))
+    return Scores(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.splits.test_looks)
+
+
+def _check_finite(trainer: Trainer, what: str, finite: bool) -> None:
+    """Raise `Diverged` if something is not finite after the last update, which no training loss has seen."""
+    if not finite:
+        raise Diverged(trainer.step, trainer.recipe.epochs, what)
+
+
+def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | None, resident: int | None) -> Cost:
+    """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process. Merges the model."""
+    return Cost(
+        attach_seconds=model.attach_seconds,
+        train_seconds=trainer.seconds,
+        evaluate_seconds=scores.seconds,
+        train_images_per_second=trainer.images * trainer.recipe.epochs / trainer.seconds,
+        step_seconds=trainer.step_seconds,
+        cached_features=trainer.plan.start,
+        trained_bytes=state_bytes(model.trained_state()),
+        peak_memory_bytes=peak,
+        peak_resident_bytes=resident,
+        **of_inference(trainer.model, trainer.attachment.merge, trainer.preprocessing, trainer.precision),
+    )
+
+
+def record(
+    ctx: RunContext,
+    data: RunData,
+    model: AttachedModel,
+    trainer: Trainer,
+    scores: Scores,
+    weights: str,
+    cost: Cost,
+) -> RunRecord:
+    """The record of a complete run. `weights`: digest of what was trained."""
+    resumed = ctx.checkpointer.resumed_at if ctx.checkpointer else []
+    return RunRecord(
+        spec=ctx.spec,
+        **of_method(ctx.spec.method),
+        status="complete",
+        metrics=scores.metrics,
+        last_epoch=scores.last_epoch,
+        curve=trainer.curve,
+        weights=weights,
+        parameters=model.parameters,
+        cost=cost,
+        data=data.fingerprint,
+        test_looks=scores.looks,
+        method_info=model.attachment.info,
+        tuning=ctx.tuning,
+        environment=environment.describe(ctx.device, trainer.precision) | {"resumed_at_steps": resumed},
+    )
+
+
+def _check_tuning(ctx: RunContext) -> None:
     """`HarnessError` for a tuned run without trials, or whose trials all failed."""
-    if not rule.tunes:
+    if not ctx.protocol.tunes:
         return
-    if tuning is None:
-        raise HarnessError(f"a run of the protocol {rule.name!r} needs the trials that chose its settings")
-    if tuning.chosen is None:
-        raise HarnessError(f"all {len(tuning.trials)} trials failed, the first: {tuning.trials[0].reason}")
+    if ctx.tuning is None:
+        raise HarnessError(f"a run of the protocol {ctx.protocol.name!r} needs the trials that chose its settings")
+    if ctx.tuning.chosen is None:
+        trials = ctx.tuning.trials
+        raise HarnessError(f"all {len(trials)} trials failed, the first: {trials[0].reason}")
 
 
-def _check_trials(tuning: Tuning, data: Fingerprint) -> None:
+def _check_trials(tuning: Tuning | None, data: Fingerprint) -> None:
     """`DataError` for trials that were tried on other data than the run has."""
-    other = [trial.run_id for trial in tuning.trials if trial.data and not same_data(trial.data, data.digest)]
+    trials = tuning.trials if tuning else []
+    other = [trial.run_id for trial in trials if trial.data and not same_data(trial.data, data.digest)]
     if other:
         raise DataError(
-            f"{len(other)} of {len(tuning.trials)} trials were tried on other lists or images than there are now: "
+            f"{len(other)} of {len(trials)} trials were tried on other lists or images than there are now: "
             f"take another --out, or delete their folders: {', '.join(other)}"
         )
 
 
-def attempt(
-    spec: RunSpec,
-    device: torch.device,
-    roots: Roots | None = None,
-    report: Report | None = None,
-    keep: Checkpointer | None = None,
-    tuning: Tuning | None = None,
-    curve: bool = False,
-    precision: str | None = None,
-) -> RunRecord:
+def attempt(ctx: RunContext) -> RunRecord:
     """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
-        record = run(spec, device, roots, report, keep, tuning, curve, precision)
-        record.to_json()  # what JSON has no number for is this run's failure and not its process's end
-        return record
+        done = run(ctx)
+        done.to_json()  # a number that JSON does not have is this run's failure and not its process's end
+        return done
     except Interrupted:
         raise
     except Exception as error:  # a defect in a method must not stop the other runs
         reason, failure = failures.describe(error)
-        if failure.kind == "memory" and devices.is_shared(device):
+        if failure.kind == "memory" and devices.is_shared(ctx.device):
             failure = replace(failure, kind="memory_shared")
-    where = environment.describe(device, precision or devices.precision_in_use(spec.recipe.precision, device))
-    return replace(failed_record(spec, reason, failure, where), tuning=tuning)
+    where = environment.describe(ctx.device, ctx.precision_in_use)
+    return replace(failed_record(ctx.spec, reason, failure, where), tuning=ctx.tuning)
 
 
 def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dict[str, Any] | None = None) -> RunRecord:
@@ -311,7 +325,7 @@ def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dic
 
 
 def of_method(name: str) -> dict[str, Any]:
-    """What a record says of its method, which whoever reads it may not have."""
+    """What a record says of its method, which its reader may not have."""
     cls = registry.get(name)
     return {
         "method_title": cls.title,

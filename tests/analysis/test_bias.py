@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from examples import make_record
+from examples import make_metrics, make_record
 from rich.console import Console
-from table_records import TASKS, cells, metrics, records
+from table_records import TASKS, cells, records
 
 from analysis import commands
 from analysis.errors import AnalysisError
@@ -19,7 +19,7 @@ from harness.schema.record import Fingerprint
 def oracle(method, accuracies, last, **changes):
     given = records(method, accuracies, protocol="oracle", **changes)
     return [
-        dataclasses.replace(record, test_looks=10, last_epoch={"test": metrics(value)})
+        dataclasses.replace(record, test_looks=10, last_epoch={"test": make_metrics(value)})
         for record, value in zip(given, last, strict=True)
     ]
 

@@ -6,7 +6,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-from examples import make_record, make_spec
+from examples import make_metrics, make_record, make_spec
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from table_records import domain, from_records
@@ -30,7 +30,7 @@ from analysis.figures.style import FIRST_FREE, KNOWN, slot, style_of, styles
 from analysis.figures.tradeoff import pareto_front, tradeoff
 from analysis.frame import comparable_sets, suite_tasks
 from analysis.tables import significance_table
-from harness.schema.record import Epoch, Metrics
+from harness.schema.record import Epoch
 from methods.registry import all_methods
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
@@ -236,16 +236,13 @@ def test_few_shot_curves():
 
 
 def test_targets_of_domain_generalisation():
-    scored = {
-        name: Metrics(accuracy=a, loss=1.0, correct_per_class=[1], images_per_class=[1])
-        for name, a in (("test", 70.0), ("imagenet-a", 5.0), ("imagenet-a/masked", 12.5))
-    }
+    scored = {name: make_metrics(a) for name, a in (("test", 70.0), ("imagenet-a", 5.0), ("imagenet-a/masked", 12.5))}
     spec = make_spec(suite="domain_generalization", task="imagenet", shots=16)
     figure = target_bars(runs_of([make_record(spec=spec, metrics=scored)]))
     assert [axes.get_title() for axes in figure.axes] == ["imagenet (source)", "imagenet-a, masked"]
     assert {" 70.0", " 12.5"} <= set(texts(figure))
     assert target_bars(runs_of(records())) is None
-    low = {name: dataclasses.replace(value, accuracy=value.accuracy - 4) for name, value in scored.items()}
+    low = {name: make_metrics(value.accuracy - 4) for name, value in scored.items()}
     few = make_record(spec=dataclasses.replace(spec, shots=1), metrics=low)
     figure = target_bars(runs_of([make_record(spec=spec, metrics=scored), few]))
     titles = [

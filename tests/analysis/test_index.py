@@ -31,7 +31,7 @@ def reads(monkeypatch):
         seen.append(len(text))
         return original(text)
 
-    monkeypatch.setattr(index.RunRecord, "from_json", counted)
+    monkeypatch.setattr(RunRecord, "from_json", counted)
     return seen
 
 

@@ -173,8 +173,8 @@ def test_times_of_several_devices_are_marked():
 
 
 @pytest.mark.parametrize("start", ["head", "block 11"])
-def test_steps_behind_what_is_computed_once_are_marked(start):
-    given = [costed(r, computed_once=start, step_seconds=0.001) for r in records("linear")] + records()
+def test_steps_on_cached_features_are_marked(start):
+    given = [costed(r, cached_features=start, step_seconds=0.001) for r in records("linear")] + records()
     table = efficiency_table(only_set(given))
     assert cells(table, "LINEAR")["training", "images/s"].note == "§"
     assert cells(table, "SCT")["training", "images/s"].note == ""

@@ -22,7 +22,7 @@ from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.records.store import Store
 from harness.schema.spec import BackboneSpec
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from methods.registry import all_methods
 from suites import SUITES
 
@@ -205,7 +205,8 @@ def test_runs_on_a_miniature_of_the_suite_are_verified_by_the_command(tmp_path, 
     tiny_model = {"backbone": "test_vit", "weights": "random", "image_size": 32}
     flags = {"suite": "vtab1k", "tasks": ["oxford_iiit_pet"], "methods": ["linear", "sct"], "seeds": 2, **tiny_model}
     for spec in expand(select(flags)):
-        Store(tmp_path / "out").write(run(spec, torch.device("cpu"), Roots(data=tmp_path / "data")))
+        ctx = RunContext(spec=spec, device=torch.device("cpu"), roots=Roots(data=tmp_path / "data"))
+        Store(tmp_path / "out").write(run(ctx))
     shown = CliRunner().invoke(app, ["verify", "--source", "vpetl", "--out", str(tmp_path / "out")]).stdout
     assert "SCT (printed: SCT [ViT-B/16 in21k]), oxford_iiit_pet" in shown
     assert "backbone published: ViT-B/16 in21k, here: test_vit (random weights)" in " ".join(shown.split())

@@ -28,7 +28,7 @@ from harness.execution import worker  # noqa: E402
 from harness.execution.worker import Busy  # noqa: E402
 from harness.records.store import Store, read_record  # noqa: E402
 from harness.schema.record import BadRecord  # noqa: E402
-from harness.training import cost, trainer  # noqa: E402
+from harness.training import callbacks, cost  # noqa: E402
 
 METHODS = ("lora", "sct", "adalora", "gps", "vpt_deep", ("adapter_pfeiffer", {"dropout": 0.2}))
 
@@ -75,10 +75,10 @@ class Campaign:
         self.root, self.random, self.tally = root, random.Random(seed), Tally()
         os.environ["SCTBENCH_CACHE"] = str(root / "cache")
         # Every step is reported, saved and written as progress, so that there is always something to kill.
-        trainer.REPORT_EVERY_SECONDS = worker.PROGRESS_EVERY_SECONDS = 0.0
+        callbacks.REPORT_EVERY_SECONDS = worker.PROGRESS_EVERY_SECONDS = 0.0
         cost.LATENCY_SECONDS = 0.0
         torch.set_num_threads(1)  # before the first fork
-        environment.packages(), environment.code_state()  # what every process would find out anew
+        environment.packages(), environment.code_state()  # what every process would find out again
         data = tiny.write_data(root / "data")
         self.setup = tiny.setup(root / "undisturbed", data, save_every=0.0)
         worker.init_worker(self.setup)

@@ -11,7 +11,7 @@ def campaign(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCTBENCH_CACHE", "")  # put back afterwards: the campaign has its own
         for module, name in (
-            ("training.trainer", "REPORT_EVERY_SECONDS"),
+            ("training.callbacks", "REPORT_EVERY_SECONDS"),
             ("execution.worker", "PROGRESS_EVERY_SECONDS"),
         ):
             patch.setattr(f"harness.{module}.{name}", 0.0)

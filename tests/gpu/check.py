@@ -275,11 +275,18 @@ def kernels() -> None:
             )
 
 
+class Leaf(torch.nn.Module):
+    """Where the gradient's path ends in a model without modules."""
+
+    def forward(self, x):
+        return x.detach().requires_grad_(True)
+
+
 def model_with(kind: str, bf16_frozen: bool = False):
     """ViT with modules: none (same gradient path), op (ours), function (ours, without torch.library), torch."""
     import timm
 
-    from harness.bench.module import Start, ours
+    from harness.bench.module import ours
     from methods.blocks import blocks, plug
 
     torch.manual_seed(0)
@@ -288,7 +295,7 @@ def model_with(kind: str, bf16_frozen: bool = False):
     model.get_classifier().requires_grad_(True)
     for block in blocks(model):
         if kind == "none":
-            plug(block, "after_attention", Start()) if block is blocks(model)[0] else None
+            plug(block, "after_attention", Leaf()) if block is blocks(model)[0] else None
             continue
         part = ours(torch.arange(K) * (D // K))
         plug(block, "after_attention", part)
@@ -446,7 +453,7 @@ def trainer() -> None:
             f"flip={flip}: two epochs of {len(data)}",
             time.perf_counter() - start,
             "s",
-            note=f"start {t.path.start!r}; bits twice the same: {curves[0] == curves[1]}; step {t.step_seconds}",
+            note=f"start {t.plan.start!r}; bits twice the same: {curves[0] == curves[1]}; step {t.step_seconds}",
         )
     if CUDA:
         t = Trainer(
@@ -573,7 +580,6 @@ def bench(part: str, **sizes: int) -> None:
     from harness import device as devices
     from harness.bench import report
     from harness.bench.base import SIZES, Setting
-    from harness.bench.ceilings import Ceilings
     from harness.schema.spec import BackboneSpec
 
     devices.use(DEVICE)
@@ -583,7 +589,7 @@ def bench(part: str, **sizes: int) -> None:
         backbone=BackboneSpec(name=MODEL, weights="random", digest="", image_size=SIZE),
         sizes=replace(base, **sizes) if CUDA else base,
     )
-    for m in report.PARTS[part](setting, Ceilings(**CEILING)):
+    for m in report.PARTS[part](setting):
         row = m.row()
         say(
             part,

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import tiny
+from fake_slurm import Fake
 from slurm_helpers import SCRIPT
 
 from harness.execution import worker
 from harness.records.store import Store
+from slurm.schedulers import slurm as slurm_scheduler
 
 
 def missing_rights():
@@ -54,3 +56,17 @@ def undisturbed(data, tmp_path_factory):
         return tiny.lasting(Store(made.root).complete(spec) or worker.execute_run(spec, made))
 
     return lasting
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A mocked cluster, see `fake_slurm`."""
+    monkeypatch.setattr(slurm_scheduler, "_sleep", lambda _: None)
+    (tmp_path / "bin").mkdir()
+    return Fake(tmp_path / "bin").install(monkeypatch)
+
+
+@pytest.fixture
+def setup(tmp_path, data, fake):
+    """What jobs are told, on a cluster that starts none."""
+    return tiny.setup(tmp_path / "out", data)

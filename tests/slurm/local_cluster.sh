@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A throw-away SLURM cluster on this machine, for tests: four virtual nodes with two fake GPUs each, and accounting.
 #
+#   tests/slurm/local_cluster.sh install  install missing Debian packages
 #   tests/slurm/local_cluster.sh start    install missing Debian packages, start what does not run, wait for idle nodes
 #   tests/slurm/local_cluster.sh stop     end all of it, jobs included
 #   tests/slurm/local_cluster.sh status   one line per daemon, then the nodes; exit status 1 if one is down
@@ -219,11 +220,15 @@ any_runs() {
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-start() {
+install() {
     check_rights
     exec 9>"$FOLDER.lock"
     flock 9  # two starts at once: the second finds all up
     install_packages
+}
+
+start() {
+    install
     if ! any_runs; then  # a new controller needs a new database: their job ids belong together
         if [ -e "$FOLDER" ] && [ ! -f "$FOLDER/munge.key" ]; then fail "$FOLDER is there and is not a cluster's"; fi
         rm -rf "$FOLDER"
@@ -251,6 +256,6 @@ status() {
 }
 
 case ${1-} in
-start | stop | status) "$1" ;;
+install | start | stop | status) "$1" ;;
 *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
 esac

@@ -1,4 +1,4 @@
-"""A job at work, in this process, under submitit: signals, requeues, left-overs of kills, others at its runs."""
+"""A job in this process, under submitit: signals, requeues, what kills leave behind, runs that others hold."""
 
 import os
 import pickle
@@ -8,7 +8,6 @@ import time
 import pytest
 import tiny
 from examples import make_record
-from fake_slurm import Fake
 from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError
 
@@ -18,19 +17,19 @@ from harness.execution import worker
 from harness.plans.tuning import TunedRun
 from harness.records.store import Store
 from harness.schema.failures import Failure
-from harness.training import trainer
+from harness.training import callbacks
 from harness.training.checkpointing import StopRequest
 from harness.training.run import failed_record
 from slurm import job_runner
-from slurm.job_payload import Body
-from slurm.job_runner import Batch, Unfinished
+from slurm.job_payload import Payload
+from slurm.job_runner import RunsJob, Unfinished
 
 JOB = "100"
 
 
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     monkeypatch.setattr(environment, "_submitted", {})
     monkeypatch.setattr(job_runner, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(job_runner, "HOLD_SECONDS", 0.0)
@@ -49,12 +48,6 @@ def setup(tmp_path, data, monkeypatch):
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch):
-    (tmp_path / "bin").mkdir()
-    return Fake(tmp_path / "bin").install(monkeypatch)
-
-
-@pytest.fixture
 def job(tmp_path, setup, monkeypatch):
     """Start the job once: in the process of a first start, or of a restart."""
     paths = JobPaths(tmp_path / "job", job_id=JOB)
@@ -64,7 +57,8 @@ def job(tmp_path, setup, monkeypatch):
         monkeypatch.setattr(worker, "_STOP", StopRequest())
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         if not restarts:
-            submitted = DelayedSubmission(Body(pickle.dumps(Batch(setup=setup, jobs=runs, code={"commit": "old"}))))
+            work = RunsJob(setup=setup, items=runs, code={"commit": "old"})
+            submitted = DelayedSubmission(Payload(pickle.dumps(work)))
             submitted.set_timeout(minutes, timeouts)
             submitted.dump(paths.submitted_pickle)
         process_job(paths.folder)
@@ -265,6 +259,6 @@ def test_a_broken_gpu_gets_the_job_a_new_start_but_not_for_ever(setup, job, fake
     )
     with pytest.raises(SystemExit):
         job(*specs)
-    with pytest.raises(Unfinished, match="the runs behind it were not started"):
+    with pytest.raises(Unfinished, match="the runs after it were not started"):
         job(restarts=job_runner.RESTARTS)
     assert len(requeues(fake)) == 1

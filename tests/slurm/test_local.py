@@ -6,16 +6,17 @@ from pathlib import Path
 
 import tiny
 from command import sctbench
-from slurm_helpers import ended, send, standing, wait
+from slurm_helpers import LOCAL, ended, send, standing, wait
 
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions
+from slurm.schedulers import SCHEDULERS
 from slurm.submissions import Log
 
 
 def task_of(root):
     """Process id of the job that is at work; None between two starts."""
-    (controller,) = (job for sub in Log(root).read() for job in sub.arrays[0].job_ids())
+    (controller,) = (job for sub in Log(root).read() for job in SCHEDULERS["local"].job_ids(sub.arrays[0]))
     children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
     return int(children[0]) if children else None
 
@@ -23,7 +24,7 @@ def task_of(root):
 def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path):
     (spec,) = tiny.specs(epochs=3000)
     folder = Store(tmp_path).folder(spec)
-    send(tiny.setup(tmp_path, data), [spec], cluster="local")
+    send(tiny.setup(tmp_path, data), [spec], LOCAL)
     wait((folder / PROGRESS_NAME).is_file)
     assert standing(tmp_path) == {"running": 1}
     first = task_of(tmp_path)
@@ -43,7 +44,7 @@ def test_a_job_submitted_from_a_folder_with_other_methods_runs_ours(data, tmp_pa
         (tmp_path / "there" / room).mkdir(parents=True)
         (tmp_path / "there" / room / "__init__.py").write_text("raise SystemExit('other code')")
     monkeypatch.chdir(tmp_path / "there")
-    send(tiny.setup(tmp_path, data), [spec], cluster="local")
+    send(tiny.setup(tmp_path, data), [spec], LOCAL)
     wait(lambda: ended(tmp_path))
     assert tiny.lasting(Store(tmp_path).read(spec)) == undisturbed(spec)
 
@@ -51,12 +52,12 @@ def test_a_job_submitted_from_a_folder_with_other_methods_runs_ours(data, tmp_pa
 def test_the_commands_as_a_user_types_them(tmp_path):
     """From a selection to tables, in a folder of one's own, with relative paths."""
     what = ["--suite", "demo", "--tasks", "digits", "--methods", "linear", "--recipe", "epochs=1", "--gpus", "0"]
-    dry = sctbench("submit", *what, "--cluster", "local", "--dry-run", cwd=tmp_path)
+    dry = sctbench("submit", *what, "--scheduler", "local", "--dry-run", cwd=tmp_path)
     assert "1 to submit" in dry and "Nothing was submitted." in dry
     assert not list(tmp_path.iterdir())
-    sent = sctbench("submit", *what, "--cluster", "local", "--mem", "1GB", cwd=tmp_path)
-    assert "these mean nothing: --mem" in sent and "run(s): process " in sent
-    assert "0 to submit" in sctbench("submit", *what, "--cluster", "local", cwd=tmp_path)
+    sent = sctbench("submit", *what, "--scheduler", "local", "--mem", "1GB", cwd=tmp_path)
+    assert "makes no use of mem" in sent and "run(s): process " in sent
+    assert "0 to submit" in sctbench("submit", *what, "--scheduler", "local", cwd=tmp_path)
     wait(lambda: (tmp_path / "results" / "report" / "index.html").is_file())
     assert "1 complete" in sctbench("status", cwd=tmp_path)
     (run,) = (tmp_path / "results" / "runs").glob("*/*/*")

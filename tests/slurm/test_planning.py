@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from harness.plans.tuning import TunedRun, representative_spec
 from slurm import planning, submit
-from slurm.clusters import CLUSTERS
 from slurm.planning import arrays, deal, estimate, key_of, pack, report_array, shares, too_long
 from slurm.profile import Profile
 
@@ -58,13 +57,13 @@ def test_estimates_follow_the_device():
 def test_every_job_is_in_one_array_and_the_limits_hold(count, limit, parallel):
     (run,) = tiny.specs(["linear"])
     jobs = [(dataclasses.replace(run, seed=seed),) for seed in range(count)]
-    found = arrays("x", [jobs], parallel, limit)
-    assert [job for array in found for job in array.jobs] == jobs
-    assert all(len(array.jobs) <= limit for array in found)
-    assert len({array.name for array in found}) == len(found)
+    planned = arrays("x", [jobs], parallel, limit)
+    assert [job for array in planned for job in array.jobs] == jobs
+    assert all(len(array.jobs) <= limit for array in planned)
+    assert len({array.name for array in planned}) == len(planned)
     if parallel is not None:
-        assert all(array.parallel >= 1 for array in found)
-        free = [array for array in found if not array.after]  # these may run side by side; each other waits for one
+        assert all(array.parallel >= 1 for array in planned)
+        free = [array for array in planned if not array.after]  # these may run side by side; each other waits for one
         assert sum(array.parallel for array in free) <= parallel
 
 
@@ -76,33 +75,33 @@ def test_parallelism_is_shared_over_the_chunks():
 
 def test_with_more_arrays_than_jobs_at_a_time_the_later_wait():
     jobs = [(run,) for run in runs()]
-    found = arrays("x", [jobs], 2, 4)
-    assert [array.after for array in found] == [(), (), ("x.0",), ("x.1",)]
+    planned = arrays("x", [jobs], 2, 4)
+    assert [array.after for array in planned] == [(), (), ("x.0",), ("x.1",)]
 
 
 def test_stages_wait_for_the_one_before_and_for_jobs_of_earlier_submissions():
     jobs = [(run,) for run in runs()]
-    found = arrays("x", [jobs[:4], jobs[4:6]], None, 2, ["17"])
-    assert [(a.name, a.after, a.after_jobs) for a in found] == [
+    planned = arrays("x", [jobs[:4], jobs[4:6]], None, 2, ["17"])
+    assert [(a.name, a.after, a.after_jobs) for a in planned] == [
         ("x.0", (), ()),
         ("x.1", (), ()),
         ("x.2", ("x.0", "x.1"), ("17",)),
     ]
     (only,) = arrays("x", [[], jobs[:1]], None, 2, ["17"])
     assert (only.after, only.after_jobs) == ((), ("17",))
-    assert report_array("x", found).after == ("x.0", "x.1", "x.2")
+    assert report_array("x", planned).after == ("x.0", "x.1", "x.2")
 
 
 def test_on_this_machine_short_runs_are_dealt_to_as_many_lanes_as_asked_for():
-    profile = dataclasses.replace(HOUR, parallel=3)
-    (array,) = submit.make_plan(runs(2), [], lambda run: 1.0, profile, CLUSTERS["local"], 1000).arrays
+    profile = dataclasses.replace(HOUR, parallel=3, scheduler="local")
+    (array,) = submit.make_plan(submit.Missing(ready=runs(2)), lambda run: 1.0, profile, 1000).arrays
     assert sizes(array.jobs) == [3, 3, 2]
 
 
 def test_hours_count_the_start_of_every_job():
     profile = dataclasses.replace(HOUR, runs_per_job=2)
-    made = submit.make_plan(runs(2), [], lambda run: 300.0, profile, CLUSTERS["slurm"], 1000)
-    assert submit.expected_hours(made) == (8 * 300 + 4 * planning.START_SECONDS) / 3600
+    made = submit.make_plan(submit.Missing(ready=runs(2)), lambda run: 300.0, profile, 1000)
+    assert made.hours() == (8 * 300 + 4 * planning.START_SECONDS) / 3600
 
 
 def test_lanes_hold_all_runs_once():

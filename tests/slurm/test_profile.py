@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import USER_ERRORS
-from slurm import profile
-from slurm.profile import Profile, make_profile, minutes, read_file
+from harness.errors import USER_ERRORS, HarnessError
+from slurm.profile import Profile
+from slurm.profile_file import make_profile, minutes, read_file
+from slurm.schedulers import SCHEDULERS
+from slurm.schedulers.slurm import SHORT_MINUTES
 
 PROFILES = sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml"))
 
@@ -20,7 +22,7 @@ def written(tmp_path, text):
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_examples_are_profiles(path):
     made = make_profile({}, read_file(path))
-    assert made.partition and made.gpus == 1 and not made.warnings()
+    assert made.partition and made.gpus == 1 and not SCHEDULERS[made.scheduler].warnings(made)
     assert Profile.from_dict(made.as_dict()) == made
 
 
@@ -43,8 +45,12 @@ def test_names_are_what_is_written(tmp_path):
 
 def test_flags_beat_the_file(tmp_path):
     file = written(tmp_path, "partition: a\ncpus: 2\nsetup: [module load x]\n")
-    made = make_profile({"partition": "b", "time": "1:00:00"}, file)
+    made = make_profile({"partition": "b", "time": "1:00:00", "scheduler": "local"}, file)
     assert (made.partition, made.cpus, made.time, made.setup) == ("b", 2, 60, ("module load x",))
+    assert (made.scheduler, make_profile({}, file).scheduler) == ("local", "slurm")
+    assert make_profile({"time": 90}).time == 90
+    with pytest.raises(HarnessError, match="partitoin='a': a profile has no such key"):
+        make_profile({"partitoin": "a"})
 
 
 @pytest.mark.parametrize(
@@ -63,10 +69,11 @@ def test_flags_beat_the_file(tmp_path):
         ("mem: lots\n", "mine.yaml:1: mem='lots' must be like 500MB or 32GB"),
         ("time: 2\n", "mine.yaml:1: time=2 must be at least 3 minutes"),
         ("time: 5\nsignal_delay: 300\n", "mine.yaml:2: signal_delay=300 must be from 30 seconds to the time limit"),
-        ("sbatch:\n  time: 5\n", "mine.yaml:1: sbatch='time' is not free: use `time`"),
-        ("cpus: 2\nsbatch: {gpus_per_node: 2}\n", "mine.yaml:2: sbatch='gpus_per_node' is not free: use `gpus`"),
-        ("sbatch: {job-name: mine}\n", "sbatch='job-name' is not free: jobs depend on it"),
-        ("- a\n", "mine.yaml:1: a cluster profile is a mapping"),
+        ("sbatch:\n  time: 5\n", "mine.yaml:1: sbatch='time' cannot be set: use `time`"),
+        ("cpus: 2\nsbatch: {gpus_per_node: 2}\n", "mine.yaml:2: sbatch='gpus_per_node' cannot be set: use `gpus`"),
+        ("sbatch: {job-name: mine}\n", "sbatch='job-name' cannot be set: jobs depend on it"),
+        ("cpus: 2\nscheduler: pbs\n", "mine.yaml:2: scheduler='pbs' must be local or slurm"),
+        ("- a\n", "mine.yaml:1: a profile is a mapping"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(tmp_path, text, message):
@@ -76,6 +83,7 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path, text, message):
 
 
 def test_short_limits_come_with_a_warning():
-    (warning,) = Profile(time=profile.SHORT_MINUTES).warnings()
+    slurm = SCHEDULERS["slurm"]
+    (warning,) = slurm.warnings(Profile(time=SHORT_MINUTES))
     assert "every preemption counts as a time-out" in warning
-    assert not Profile(time=profile.SHORT_MINUTES + 1).warnings()
+    assert not slurm.warnings(Profile(time=SHORT_MINUTES + 1))

@@ -14,13 +14,12 @@ from slurm_helpers import SCRIPT, SMALL, by_key, ended, run_slurm, send, standin
 
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions, submit
-from slurm.clusters import CLUSTERS
-from slurm.status import states
+from slurm.schedulers import SCHEDULERS
+from slurm.status import submitted_runs
 from slurm.submissions import Log
 
 pytestmark = pytest.mark.slurm
 
-SLURM = CLUSTERS["slurm"]
 SLOW = f"{Path(__file__).with_name('slow.py')}:Slow"
 STEP_SECONDS = 0.2
 EPOCHS = 100
@@ -97,7 +96,7 @@ def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_contr
 
     asked = tiny.selection([SLOW], seeds=6, epochs=EPOCHS)
     log, profile = Log(setup.root), dataclasses.replace(SMALL, runs_per_job=1)
-    missing = submit.todo(asked, Store(setup.root), submit.held_keys(log, SLURM))
+    missing = submit.todo(asked, Store(setup.root), submit.held_keys(log, "slurm"))
     left = {spec.run_id for spec in missing.ready}
     assert specs[3].run_id in left and len(left) >= 2  # the sixth run was never submitted
     monkeypatch.delenv("SLOW_STEP_SECONDS")
@@ -122,15 +121,15 @@ def test_five_thousand_runs_are_submitted_in_chunks_and_looked_at_in_seconds(slu
         specs = tiny.specs(["linear"], seeds=5000)
         profile = dataclasses.replace(SMALL, runs_per_job=1, parallel=100)
         start = time.monotonic()
-        submission = send(setup, specs, profile, limit=SLURM.limit())
+        submission = send(setup, specs, profile, limit=SCHEDULERS["slurm"].limit())
         submitted = time.monotonic() - start
         assert [len(array.tasks) for array in submission.arrays] == [1000] * 5 + [0]
         start = time.monotonic()
-        found, problems = states(tmp_path)
+        runs, problems = submitted_runs(tmp_path)
         looked = time.monotonic() - start
-        assert not problems and [state.state for state in found] == ["pending"] * 5000
+        assert not problems and [run.state for run in runs] == ["pending"] * 5000
         asked = tiny.selection(["linear"], seeds=5000)
-        missing = submit.todo(asked, Store(tmp_path), submit.held_keys(Log(tmp_path), SLURM))
+        missing = submit.todo(asked, Store(tmp_path), submit.held_keys(Log(tmp_path), "slurm"))
         assert (missing.held, missing.ready) == (5000, [])
         with capsys.disabled():
             print(f"\n5000 runs: submitted in {submitted:.1f} s, status in {looked:.1f} s")

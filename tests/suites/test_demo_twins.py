@@ -11,7 +11,7 @@ from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.schema.preprocessing import Preprocessing
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from suites import SUITES
 
 SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -121,7 +121,7 @@ def test_masked_target_lists_are_found_apart_from_the_images(root):
 def test_a_run_scores_every_test_set(root, tmp_path, monkeypatch, suite, task, method, metrics):
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path))
     flags = {"suite": suite, "tasks": [task], "methods": [method], "recipe": {"epochs": 1}, "shots": [16]}
-    record = run(expand(select(flags))[0], torch.device("cpu"))
+    record = run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu")))
     assert set(record.metrics) == metrics
     assert record.test_looks == 1
     known = {"test": SUITES[suite].task(task).sizes["test"]}

@@ -14,7 +14,7 @@ from harness.data.splits import TaskData
 from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.schema.preprocessing import Preprocessing
-from harness.training.run import run
+from harness.training.run import RunContext, run
 from suites import SUITES
 
 SMALL = Preprocessing(image_size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -48,7 +48,7 @@ def run_once(monkeypatch, suite, roots, method, shots=()):
     """One epoch on the demo backbone, through the same door as every run."""
     monkeypatch.setitem(SUITES, suite.name, suite)
     flags = {"suite": suite.name, "methods": [method], "recipe": {"epochs": 1}, "shots": list(shots)}
-    return run(expand(select(flags))[0], torch.device("cpu"), roots)
+    return run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu"), roots=roots))
 
 
 @pytest.mark.parametrize(("name", "folder"), VTAB_FOLDERS, ids="-".join)

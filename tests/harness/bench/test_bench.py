@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from harness.bench import released, report
 from harness.bench.base import Measurement, Setting, Sizes, peak_bytes
-from harness.bench.ceilings import Ceilings
 from harness.bench.selection import select
 from harness.commands.main import app
 from harness.schema.spec import BackboneSpec
@@ -17,13 +16,13 @@ from harness.schema.spec import BackboneSpec
 TINY = Setting(
     device=torch.device("cpu"),
     backbone=BackboneSpec(name="test_vit", weights="random", digest="", image_size=32),
-    sizes=Sizes(images=64, test_images=64, epochs=1, rounds=1, side=64, copied=2**12, seeds=2),
+    sizes=Sizes(images=64, test_images=64, epochs=1, rounds=1, side=64),
 )
 
 
 @pytest.mark.parametrize("part", report.PARTS)
 def test_every_part_measures(part):
-    found = report.PARTS[part](TINY, Ceilings(copy=1e9, matrix=1e9))
+    found = report.PARTS[part](TINY)
     assert {m.part for m in found} == {part}
     assert all(m.ours > 0 or "overhead" in m.what or m.unit == "%" for m in found)
     assert all(set(m.row()) == set(found[0].row()) for m in found)
@@ -65,7 +64,7 @@ def test_targets(judged, reached):
 
 def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     line = Measurement(part="module", what="w", unit="s", ours=1.0)
-    monkeypatch.setitem(report.PARTS, "module", lambda setting, ceilings: [line])
+    monkeypatch.setitem(report.PARTS, "module", lambda setting: [line])
     arguments = ["--size", "small", "--backbone", "test_vit", "--weights", "random", "--device", "cpu"]
     result = CliRunner().invoke(app, ["bench", "module", *arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
@@ -73,7 +72,7 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     written = json.loads(path.read_text())
     assert path.name == "cpu-test_vit-module-small.json"
     assert written["environment"]["packages"]["torch"] and written["cores"] >= 1
-    assert {m["part"] for m in written["measurements"]} == {"ceilings", "module"}
+    assert {m["part"] for m in written["measurements"]} == {"module"}
     assert "targets reached" in result.output
     table = path.with_suffix(".md").read_text()
     assert "| module | w | s | 1 |" in table and "torch 2" in table

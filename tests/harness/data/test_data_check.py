@@ -21,7 +21,7 @@ from harness.data.check import check, image_problem
 from harness.data.lists import Entry, Roots, read_list
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
-from harness.execution.overview import overview, totals
+from harness.execution.overview import Overview, overview
 from harness.plans.experiment import select
 from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
@@ -366,27 +366,27 @@ def test_a_plan_needs_no_data(tmp_path):
 
 def test_a_plan_counts_draws_targets_shots_and_complete_runs():
     few = select({"suite": "fewshot", "methods": ["linear"], "tasks": ["food101"], "shots": [1, 2]})
-    one, two = overview(few, lambda spec: make_record(spec=spec) if spec.shots == 2 else None)
+    one, two = overview(few, lambda spec: make_record(spec=spec) if spec.shots == 2 else None).lines
     assert (one.runs, one.complete, two.complete) == (3, 0, 3)
     assert (one.train_images, two.train_images) == (101, 202)
     assert two.array_bytes == 3 * 202 * 56 * 56 * 3  # the test set is counted once
-    assert totals([one, two])["array_bytes"] == (3 * 303 + 30300) * 56 * 56 * 3
-    (line,) = overview(select({"suite": "domain_generalization", "methods": ["linear"]}), nothing)
+    assert Overview([one, two]).totals["array_bytes"] == (3 * 303 + 30300) * 56 * 56 * 3
+    (line,) = overview(select({"suite": "domain_generalization", "methods": ["linear"]}), nothing).lines
     assert line.test_images == 50000 + 10000 + 50889 + 7500 + 30000
     cub = {"suite": "fgvc", "methods": ["sct"], "tasks": ["cub"]}
-    (line,) = overview(select(cub | {"protocol": "validation"}), nothing)
+    (line,) = overview(select(cub | {"protocol": "validation"}), nothing).lines
     assert (line.train_images, line.test_images) == (5394, 600)
 
 
 def test_a_plan_under_tuned_counts_trials_and_finals():
     flags = {"suite": "vtab1k", "methods": ["linear", "sct"], "tasks": ["kitti"], "seeds": 3}
-    (line,) = overview(select(flags | {"protocol": "tuned"}), nothing)
-    (fixed,) = overview(select(flags), nothing)
-    (one,) = overview(select(flags | {"protocol": "validation", "seeds": 1}), nothing)
+    (line,) = overview(select(flags | {"protocol": "tuned"}), nothing).lines
+    (fixed,) = overview(select(flags), nothing).lines
+    (one,) = overview(select(flags | {"protocol": "validation", "seeds": 1}), nothing).lines
     assert (line.runs, line.trials, line.train_images) == (2 * (8 + 3), 16, 1000)
     assert line.operations == fixed.operations + 8 * one.operations
     assert line.array_bytes == fixed.array_bytes + one.array_bytes
-    (oracle,) = overview(select(flags | {"protocol": "oracle"}), nothing)
+    (oracle,) = overview(select(flags | {"protocol": "oracle"}), nothing).lines
     assert oracle.operations > fixed.operations  # it scores the test split after every epoch
 
 

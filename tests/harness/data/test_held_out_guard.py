@@ -21,7 +21,7 @@ from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.schema import protocol
 from harness.schema.preprocessing import Preprocessing
-from harness.training.run import attempt, run
+from harness.training.run import RunContext, attempt, run
 from methods import registry
 from methods.base import Attachment
 from methods.linear import Linear
@@ -75,7 +75,7 @@ def cheat(roots, monkeypatch):
                 return Attachment(after_step=(lambda step: later()) if later else None)
 
         monkeypatch.setitem(registry._external, "cheat", ("", Cheat))
-        return run(spec_of(protocol=protocol), CPU, roots)
+        return run(RunContext(spec=spec_of(protocol=protocol), device=CPU, roots=roots))
 
     return _cheat
 
@@ -241,7 +241,7 @@ def test_training_splits_are_asked_for_by_name_and_test_is_none(roots, split):
 def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
     with pytest.raises(HarnessError):
         cheat(lambda context: from_frames(TaskData).open_test() and None)
-    record = attempt(spec_of(), CPU, roots)
+    record = attempt(RunContext(spec=spec_of(), device=CPU, roots=roots))
     assert record.status == "failed"
     assert "stay shut" in record.reason
 

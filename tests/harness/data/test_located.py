@@ -50,7 +50,7 @@ def refused(data, *flags, **options):
 def located(suite, roots, tasks=()):
     """Look at the data of all runs of a suite."""
     selection = dataclasses.replace(tiny.selection(), suite=suite, tasks=tasks, protocol="fixed", recipe={})
-    refuse_unusable(selection, plan.expand(selection), roots)
+    refuse_unusable(selection.suite, plan.expand(selection), roots)
 
 
 def rewrite(file, change):
@@ -187,7 +187,7 @@ def test_only_what_is_to_be_done_is_looked_at(data):
 
 def test_submit_refuses_too_and_submits_nothing(data):
     (data / "sets/one/images/test/000003.png").unlink()
-    lines = refused(data, "--cluster", "local", command="submit")
+    lines = refused(data, "--scheduler", "local", command="submit")
     assert lines[0] == "the data of 1 of 2 tasks cannot be used; nothing was started"
     assert not list(data.parent.glob("results/**/*.json"))
 

@@ -16,7 +16,7 @@ from harness import environment
 from harness.errors import HarnessError
 from harness.execution import local, worker
 from harness.records.store import Store
-from slurm.job_runner import Report
+from slurm.job_runner import ReportJob
 
 ROOT = Path(environment.__file__).resolve().parents[1]
 
@@ -100,7 +100,7 @@ def test_a_worker_that_cannot_start_is_no_failure_of_its_run(data, tmp_path):
 
 def test_the_job_for_the_tables_compares_sources_first(tmp_path):
     with pytest.raises(HarnessError, match=r"other sources .* analysis from .*0ther"):
-        Report(root=tmp_path, suite="tiny", sources="0ther")()
+        ReportJob(root=tmp_path, suite="tiny", sources="0ther")()
     assert not (tmp_path / "report").exists()
 
 

@@ -14,12 +14,12 @@ from harness import device, lease
 from harness.data import arrays
 from harness.errors import DataError, Interrupted
 from harness.execution import local, worker
-from harness.execution.worker import do
+from harness.execution.worker import execute_run
 from harness.plans import plan, stages, tuning
 from harness.records import index, status
 from harness.records.store import Store
 from harness.schema import failures
-from harness.training import run, trainer
+from harness.training import callbacks, run
 from harness.training.checkpointing import StopRequest
 from methods import registry
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
     monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     io = dataclasses.replace(failures.CLASSES["io"], pauses=(0.01, 0.02))
     monkeypatch.setitem(failures.CLASSES, "io", io)
     made = tiny.setup(tmp_path / "out", data)
@@ -120,13 +120,13 @@ def test_a_trial_that_meets_one_passing_error_decides_as_an_undisturbed_one(setu
 def test_one_that_stays_is_no_verdict_and_the_final_waits(setup, tmp_path):
     chosen = tuned(method_that_fails(tmp_path, times=3))
     first, second = plan.expand(chosen)
-    record = do(first, setup)
+    record = execute_run(first, setup)
     assert (record.failure.kind, (tmp_path / "left").read_text()) == ("io", "0")
-    do(second, setup)
+    execute_run(second, setup)
     (final,) = plan.finals(chosen)
     assert final.spec(Store(setup.root).read) is None
     assert first in stages.stage(chosen, Store(setup.root).read).ready
-    assert do(first, setup).status == "complete"
+    assert execute_run(first, setup).status == "complete"
     assert final.spec(Store(setup.root).read) is not None
 
 
@@ -137,16 +137,16 @@ def test_memory_that_others_take_is_no_verdict(setup, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(run.evaluation, "evaluate", fail)
-    assert do(spec, setup).failure.kind == "memory_shared"
+    assert execute_run(spec, setup).failure.kind == "memory_shared"
     monkeypatch.setattr(device, "is_shared", lambda _: False)
-    assert do(spec, setup).failure.kind == "memory"
-    assert "memory_shared" in tuning.NO_VERDICT and "memory" not in tuning.NO_VERDICT
+    assert execute_run(spec, setup).failure.kind == "memory"
+    assert "memory_shared" in tuning.INCONCLUSIVE and "memory" not in tuning.INCONCLUSIVE
 
 
 def stopped(setup, spec):
     """The state of a run that was stopped at its fourth step."""
     with pytest.raises(Interrupted):
-        do(spec, setup, lambda progress: worker.request_stop("test") if progress.step == 4 else None)
+        execute_run(spec, setup, lambda progress: worker.request_stop("test") if progress.step == 4 else None)
     worker._STOP.reason = ""
     return Store(setup.root).folder(spec) / "state" / "000000004.safetensors"
 
@@ -157,10 +157,10 @@ def test_a_training_state_that_cannot_be_read_is_kept(setup):
     aside = state.with_suffix(".aside")
     state.rename(aside)
     state.symlink_to(UNREADABLE)
-    assert do(spec, setup).failure.kind == "io"
+    assert execute_run(spec, setup).failure.kind == "io"
     assert state.is_symlink()
     aside.replace(state)
-    assert do(spec, setup).environment["resumed_at_steps"] == [4]
+    assert execute_run(spec, setup).environment["resumed_at_steps"] == [4]
 
 
 def test_memory_that_ends_while_a_state_is_read_costs_no_state(setup, monkeypatch):
@@ -172,18 +172,18 @@ def test_memory_that_ends_while_a_state_is_read_costs_no_state(setup, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr("harness.tensor_files._rebuild", full)
-        assert do(spec, setup).failure.kind == "memory_shared"
+        assert execute_run(spec, setup).failure.kind == "memory_shared"
     assert state.is_file()
 
 
 def test_a_record_that_cannot_be_read_is_neither_done_again_nor_replaced(setup):
     (spec,) = tiny.specs(["linear"])
-    do(spec, setup)
+    execute_run(spec, setup)
     path = Store(setup.root).folder(spec) / "record.json"
     aside = path.rename(path.with_name("aside"))
     path.symlink_to(UNREADABLE)
     steps = []
-    assert (do(spec, setup, steps.append).failure.kind, steps) == ("io", [])
+    assert (execute_run(spec, setup, steps.append).failure.kind, steps) == ("io", [])
     assert path.is_symlink() and not (setup.root / "corrupt").exists()
     with pytest.raises(OSError):
         Store(setup.root).read(spec)
@@ -191,37 +191,37 @@ def test_a_record_that_cannot_be_read_is_neither_done_again_nor_replaced(setup):
     assert (found.state, found.reason) == ("bad", "cannot be read now: Input/output error")
     path.unlink()
     aside.rename(path)
-    assert do(spec, setup).status == "complete"
+    assert execute_run(spec, setup).status == "complete"
 
 
 def test_no_index_remembers_what_could_not_be_read(setup, monkeypatch):
     from analysis import index as table
 
     (spec,) = tiny.specs(["linear"])
-    do(spec, setup)
+    execute_run(spec, setup)
 
     def stale(*_, **__):
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_text", stale)
-        (place,) = index.places(setup.root).values()
+        (folder,) = index.scan(setup.root).values()
         frame, rejected = table.load(setup.root)
-    assert (place.found.state, len(frame), len(rejected)) == ("bad", 0, 1)
-    (place,) = index.places(setup.root).values()
+    assert (folder.record.state, len(frame), len(rejected)) == ("bad", 0, 1)
+    (folder,) = index.scan(setup.root).values()
     frame, rejected = table.load(setup.root)
-    assert (place.found.state, len(frame), len(rejected)) == ("complete", 1, 0)
+    assert (folder.record.state, len(frame), len(rejected)) == ("complete", 1, 0)
 
 
 def test_a_decoded_array_that_cannot_be_read_is_not_built_over(setup, monkeypatch, tmp_path):
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
     (spec,) = tiny.specs(["linear"])
-    do(spec, setup)
+    execute_run(spec, setup)
     for path in arrays.folder().glob("*.npy"):
         path.unlink()
         path.symlink_to(UNREADABLE)
     second = dataclasses.replace(setup, root=tmp_path / "second")
-    assert do(spec, second).failure.kind == "io"
+    assert execute_run(spec, second).failure.kind == "io"
     assert all(path.is_symlink() for path in arrays.folder().glob("*.npy"))
 
 
@@ -266,5 +266,5 @@ def test_a_file_system_without_locks_is_named(setup, monkeypatch, tmp_path):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    record = do(*tiny.specs(["linear"]), setup)
-    assert record.failure.kind == "file_system" and "file_system" in tuning.NO_VERDICT
+    record = execute_run(*tiny.specs(["linear"]), setup)
+    assert record.failure.kind == "file_system" and "file_system" in tuning.INCONCLUSIVE

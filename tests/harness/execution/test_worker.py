@@ -14,9 +14,9 @@ import torch
 from harness import lease
 from harness.errors import Interrupted
 from harness.execution import worker
-from harness.execution.worker import Busy, do
+from harness.execution.worker import Busy, execute_run
 from harness.records.store import Store
-from harness.training import run, trainer
+from harness.training import callbacks, run, trainer
 from harness.training.checkpointing import StopRequest
 from suites import SUITES
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
     monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(trainer, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
     made = tiny.setup(tmp_path / "out", data)
     worker.init_worker(made)
     return made
@@ -51,7 +51,7 @@ def stop_at(step):
 
 def test_a_run_leaves_its_record_and_nothing_else(setup):
     (spec,) = tiny.specs()
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert record.status == "complete", record.reason
     assert tiny.lasting(Store(setup.root).read(spec)) == tiny.lasting(record)
     assert files(setup, spec) == ["record.json"]
@@ -59,17 +59,17 @@ def test_a_run_leaves_its_record_and_nothing_else(setup):
 
 def test_a_complete_run_is_not_done_again(setup):
     (spec,) = tiny.specs(["linear"])
-    first = do(spec, setup)
-    assert do(spec, setup).environment == first.environment  # with the time in it
+    first = execute_run(spec, setup)
+    assert execute_run(spec, setup).environment == first.environment  # with the time in it
 
 
 def test_two_do_not_do_one_run(setup):
     (spec,) = tiny.specs(["linear"])
     with lease.acquire(Store(setup.root).folder(spec)):
-        answer = do(spec, setup)
+        answer = execute_run(spec, setup)
     assert isinstance(answer, Busy)
     assert f"process {os.getpid()}" in answer.holder
-    assert do(spec, setup).status == "complete"
+    assert execute_run(spec, setup).status == "complete"
 
 
 def test_a_dead_process_of_another_machine_of_the_same_name_holds_its_lease(tmp_path, monkeypatch):
@@ -86,14 +86,14 @@ def test_a_dead_process_of_another_machine_of_the_same_name_holds_its_lease(tmp_
 @pytest.mark.parametrize("step", [2, 4, 8])  # in the first epoch, at the end of one, in the last
 def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, step):
     (spec,) = tiny.specs(["sct"], drop_path=0.2)
-    undisturbed = do(spec, dataclasses.replace(setup, root=setup.root / "undisturbed"))
+    undisturbed = execute_run(spec, dataclasses.replace(setup, root=setup.root / "undisturbed"))
     with pytest.raises(Interrupted, match="test"):
-        do(spec, setup, stop_at(step))
+        execute_run(spec, setup, stop_at(step))
     assert files(setup, spec) == ["progress.json", f"state/{step:09d}.safetensors"]
     with pytest.raises(Interrupted):  # a process that is to stop begins nothing
-        do(spec, setup)
+        execute_run(spec, setup)
     worker._STOP.reason = ""
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert record.environment["resumed_at_steps"] == [step]
     assert tiny.lasting(record) == tiny.lasting(undisturbed)
     assert files(setup, spec) == ["record.json"]
@@ -105,15 +105,15 @@ def test_a_missing_test_image_shows_before_the_training_and_costs_no_state(setup
     image = tmp_path / "data/first/images/test/000011.png"  # not in the sample
     content, steps = image.read_bytes(), []
     image.unlink()
-    record = do(spec, setup, steps.append)
+    record = execute_run(spec, setup, steps.append)
     assert (record.failure.kind, steps) == ("data", [])
     assert "test/000011.png: listed, but there is no such file" in record.reason
     layouts.random_image(image)
     with pytest.raises(Interrupted, match="test"):
-        do(spec, setup, stop_at(4))
+        execute_run(spec, setup, stop_at(4))
     worker._STOP.reason = ""
     image.write_bytes(content[:40])
-    assert do(spec, setup).failure.kind == "data"
+    assert execute_run(spec, setup).failure.kind == "data"
     assert "state/000000004.safetensors" in files(setup, spec)
 
 
@@ -122,7 +122,7 @@ def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup
     (spec,) = tiny.specs(["linear"])
     setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
     with pytest.raises(Interrupted, match="test"):
-        do(spec, setup, stop_at(4))
+        execute_run(spec, setup, stop_at(4))
     worker._STOP.reason = ""
     folder = tmp_path / "data" / "first"
     if change == "a label":
@@ -136,10 +136,12 @@ def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup
         monkeypatch.setitem(SUITES, "tiny", dataclasses.replace(tiny.SUITE, tasks=(more,)))
     if change == "the code":
         monkeypatch.setattr(run.environment, "source_digest", lambda: "other")
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert record.environment["resumed_at_steps"] == []
     assert "not used, made with other " + ("code\n" if change == "the code" else "data\n") in capfd.readouterr().err
-    assert tiny.lasting(record) == tiny.lasting(do(spec, dataclasses.replace(setup, root=tmp_path / "undisturbed")))
+    assert tiny.lasting(record) == tiny.lasting(
+        execute_run(spec, dataclasses.replace(setup, root=tmp_path / "undisturbed"))
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
@@ -148,7 +150,7 @@ def test_signals_request_a_stop(setup, number):
     worker.stop_on_signals()
     try:
         with pytest.raises(Interrupted, match=number.name):
-            do(*tiny.specs(["linear"]), setup, lambda progress: os.kill(os.getpid(), number))
+            execute_run(*tiny.specs(["linear"]), setup, lambda progress: os.kill(os.getpid(), number))
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
@@ -171,13 +173,13 @@ def test_a_failure_is_recorded_with_its_class_and_the_next_try_succeeds(setup, m
 
     with monkeypatch.context() as patch:
         patch.setattr(run.evaluation, "evaluate", fail)
-        record = do(spec, setup)
+        record = execute_run(spec, setup)
     assert record.status == "failed"
     assert record.failure.kind == kind
     assert str(ERRORS[kind]) in record.reason
     assert ("in fail" in record.failure.where) == (kind == "unexpected")
     assert Store(setup.root).read(spec).failure == record.failure
-    assert do(spec, setup).status == "complete"
+    assert execute_run(spec, setup).status == "complete"
 
 
 def test_a_loss_that_is_not_finite_fails_at_the_right_step(setup, monkeypatch):
@@ -189,7 +191,7 @@ def test_a_loss_that_is_not_finite_fails_at_the_right_step(setup, monkeypatch):
         return (loss * float("nan") if self.step == 6 else loss), hits
 
     monkeypatch.setattr(trainer.Trainer, "_train_step", poisoned)
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert (record.failure.kind, record.failure.step) == ("diverged", 6)
     assert "since step 6 (epoch 2)" in record.reason
 
@@ -198,33 +200,26 @@ def test_a_loss_that_is_not_finite_fails_at_the_right_step(setup, monkeypatch):
 def test_divergence_in_the_last_update_is_no_result(setup, monkeypatch, lr, message):
     (spec,) = tiny.specs(["linear"], epochs=1, batch_size=100)
     monkeypatch.setattr(trainer, "learning_rate", lambda *_: lr)
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert (record.failure.kind, record.failure.step) == ("diverged", 1)
-    assert record.reason == f"{message} is not a finite number any more since step 1 (epoch 1)"
+    assert record.reason == f"{message} is no longer finite since step 1 (epoch 1)"
 
 
 def test_a_number_that_no_record_can_hold_fails_the_run_alone(setup, monkeypatch):
     (spec,) = tiny.specs(["linear"])
-    monkeypatch.setattr(
-        run,
-        "_measured",
-        lambda *_: (
-            {"forward_flops": float("nan")}
-            | dict.fromkeys(("attach_seconds", "train_seconds", "train_images_per_second"), 1.0)
-        ),
-    )
-    record = do(spec, setup)
+    monkeypatch.setattr(run, "of_inference", lambda *_: {"forward_flops": float("nan")})
+    record = execute_run(spec, setup)
     assert (record.status, record.failure.kind) == ("failed", "unexpected")
     assert Store(setup.root).read(spec).status == "failed"
 
 
 def test_a_bad_record_is_moved_away_before_the_run_is_done_again(setup):
     (spec,) = tiny.specs(["linear"])
-    store, first = Store(setup.root), do(spec, setup)
+    store, first = Store(setup.root), execute_run(spec, setup)
     path = store.folder(spec) / "record.json"
     torn = path.read_text()[:-50]
     path.write_text(torn)
-    assert tiny.lasting(do(spec, setup)) == tiny.lasting(first)
+    assert tiny.lasting(execute_run(spec, setup)) == tiny.lasting(first)
     reason, moved = sorted((setup.root / "corrupt").iterdir(), key=lambda p: p.suffix, reverse=True)
     assert moved.read_text() == torn
     assert "record.json: torn" in reason.read_text()
@@ -235,10 +230,10 @@ def test_a_record_of_a_newer_version_is_left_alone(setup, monkeypatch):
     (spec,) = tiny.specs(["linear"])
     with monkeypatch.context() as patch:
         patch.setattr("harness.schema.record.SCHEMA", 99)
-        do(spec, setup)
+        execute_run(spec, setup)
     path = Store(setup.root).folder(spec) / "record.json"
     newer = path.read_bytes()
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert record.status == "failed"
     assert "another version" in record.reason
     assert path.read_bytes() == newer

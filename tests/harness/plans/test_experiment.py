@@ -74,7 +74,7 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
         ("suite: demo\nmethods:\n  - {name: lora, rank: 0}\n", 3, "rank=0 must be at least 1"),
         ("suite: demo\nmethods:\n  - {name: lora, lr: -1.0}\n", 3, "recipe lr=-1.0 must be positive"),
         ("suite: demo\nmethods: [linear]\n\ntasks: [digit]\n", 4, "has no task 'digit'. Did you mean 'digits'"),
-        ("suite: demo\nmethods: [linear]\nseeds: many\n", 3, "seeds='many' must be int or list"),
+        ("suite: demo\nmethods: [linear]\nseeds: many\n", 3, "seeds='many' must be of type int or list"),
         ("suite: demo\nmethods: [linear]\nprotocol: fixd\n", 3, "unknown protocol 'fixd'. Did you mean 'fixed'"),
         ("suite: demo\nmethods: [linear]\nrecipe:\n  epoch: 3\n", 3, "no field 'epoch'. Did you mean 'epochs'"),
         (
@@ -82,7 +82,7 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
             3,
             "unknown backbone 'demo_vti'. Did you mean 'demo_vit'",
         ),
-        ("suite: demo\nmethods: linear\n", 2, "methods='linear' must be list"),
+        ("suite: demo\nmethods: linear\n", 2, "methods='linear' must be of type list"),
         ("suite: demo\nsuite: demo\n", 2, "key 'suite' is given twice"),
         ("suite: demo\nmethods: [linear]\nseeds: 010\n", 3, "'010' is octal to YAML"),
         ("suite: demo\nmethods: [linear]\nseeds: 08\n", 3, "'08' is octal to YAML"),
@@ -95,7 +95,7 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
         ("suite: demo\nmethods: [linear]\nbackbone: 2024-01-31\n", 3, "'2024-01-31' is a date to YAML"),
         ("suite: [demo\n", 2, "not valid YAML"),
         ("- demo\n", 1, "an experiment is a mapping"),
-        ("suite: demo\nmethods: [linear]\nseeds: true\n", 3, "seeds=True must be int or list"),
+        ("suite: demo\nmethods: [linear]\nseeds: true\n", 3, "seeds=True must be of type int or list"),
         ("suite: demo\nmethods: [linear]\nseeds: [true]\n", 3, "seeds=[True] must be"),
         ("suite: demo\nmethods: [linear]\nseeds: 99999999999999\n", 3, "seeds=99999999999999 must be"),
         ("suite: demo\nmethods: [linear]\ntasks: [[a]]\n", 3, "has no task ['a']"),
@@ -108,7 +108,7 @@ def test_a_broken_value_in_the_file_that_a_flag_replaces_is_no_error(write):
         ("suite: demo\nmethods: [{name: lora, 1: 2}]\n", 2, "has no setting 1"),
         ("suite: demo\nmethods: [linear]\nimage_size: 50\n", 3, "image_size=50 must be a multiple of 14"),
         ("suite: demo\nmethods: [linear]\nimage_size: 0\n", 3, "image_size=0 must be a multiple of 14"),
-        ("suite: demo\nmethods: [linear]\nimage_size: true\n", 3, "image_size=True must be int"),
+        ("suite: demo\nmethods: [linear]\nimage_size: true\n", 3, "image_size=True must be of type int"),
         ("suite: demo\nmethods: [linear]\n1: 2\n", 3, "unknown key 1"),
         ("suite: demo\n\x07\n", 2, "not valid YAML: a control character"),
     ],
@@ -202,7 +202,7 @@ def test_runs_that_need_a_folder_are_not_started_without_one(tmp_path):
     few = ["--suite", "vtab1k", "--tasks", "svhn", "--methods", "linear", "--device", "cpu"]
     assert "needs the folder that holds its data: --root DIR" in sctbench("run", *few, cwd=tmp_path, ok=False)
     assert "no such folder" in sctbench("run", *few, "--root", "nowhere", cwd=tmp_path, ok=False)
-    assert "needs the folder" in sctbench("submit", *few[:-2], "--cluster", "local", cwd=tmp_path, ok=False)
+    assert "needs the folder" in sctbench("submit", *few[:-2], "--scheduler", "local", cwd=tmp_path, ok=False)
     (tmp_path / "file").write_text("")
     assert "is a file" in sctbench("run", *few, "--out", "file", cwd=tmp_path, ok=False)
 

@@ -10,9 +10,11 @@ from timm.scheduler import CosineLRScheduler
 from harness.errors import USER_ERRORS
 from harness.plans import plan
 from harness.schema import protocol
+from harness.schema.optimizers import make_optimizer
 from harness.schema.preprocessing import STATISTICS, Preprocessing
+from harness.schema.schedules import learning_rate
 from harness.schema.spec import BackboneSpec, Recipe
-from harness.training.trainer import images_per_epoch, learning_rate, make_optimizer, total_steps
+from harness.training.trainer import images_per_epoch, total_steps
 from methods.registry import get
 from suites import SUITES
 from suites.released_recipes import TABLES

@@ -115,18 +115,18 @@ def test_run_status_and_submit_name_them(tmp_path, monkeypatch):
     selection = ["--suite", "demo", "--tasks", "digits", "--recipe", "epochs=1", "--backbone", "test_vit"]
     selection += ["--weights", "random", "--methods", write(tmp_path), "--image-size", "32"]
     sctbench("run", *selection, "--jobs", "1", cwd=tmp_path)
-    assert "another source" not in sctbench("run", *selection, cwd=tmp_path)
+    assert "--redo stale" not in sctbench("run", *selection, cwd=tmp_path)
     write(tmp_path, 0.5)
-    for command in (["run"], ["status"], ["submit", "--cluster", "local"]):
+    for command in (["run"], ["status"], ["submit", "--scheduler", "local"]):
         output = sctbench(*command, *selection, cwd=tmp_path)
-        assert "1 complete run comes from another source" in output, output
+        assert "1 complete run was done before the method's source was changed" in output, output
         assert "mine (1)" in output and "--redo stale" in output
     assert "1 runs, 0 complete" in sctbench("plan", *selection, "--redo", "stale", cwd=tmp_path)
     assert "--redo all: only `--redo stale`" in sctbench("run", *selection, "--redo", "all", cwd=tmp_path, ok=False)
     before = record_of(tmp_path)
     sctbench("run", *selection, "--redo", "stale", "--jobs", "1", cwd=tmp_path)
     assert record_of(tmp_path).method_source != before.method_source
-    assert "another source" not in sctbench("run", *selection, cwd=tmp_path)
+    assert "--redo stale" not in sctbench("run", *selection, cwd=tmp_path)
 
 
 def record_of(folder) -> RunRecord:

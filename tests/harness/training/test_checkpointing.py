@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +13,21 @@ from harness import tensor_files
 from harness.data.splits import Split
 from harness.errors import Interrupted
 from harness.schema.preprocessing import Preprocessing
+from harness.schema.record import Fingerprint
 from harness.schema.spec import Recipe
 from harness.training import attached_model, checkpointing
+from harness.training.attached_model import AttachedModel
 from harness.training.checkpointing import Checkpointer, CheckpointStore, StopRequest
-from harness.training.run import _train
+from harness.training.run import RunContext, RunData, _saved_state, attach
+from harness.training.run import train as train_model
+from harness.training.trainer import Trainer
 from methods import registry
 from methods.testbed import CLASSES, kind_of, make_context, small_model, small_vit
-from suites.base import Task
+from suites import SUITES
+from suites.base import Suite, Task
 
+CPU = torch.device("cpu")
+NOISE = Suite(name="noise", title="Noise", about="", tasks=(Task(name="noise", group="all", num_classes=CLASSES),))
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 RECIPE = Recipe(epochs=3, warmup_epochs=1, batch_size=10, lr=1e-2, drop_path=0.2, precision="float32")
 """Nine steps: 24 images."""
@@ -57,21 +65,33 @@ class StopAt(StopRequest):
         pass
 
 
-def keeper(folder, stop=None, identity="run", every=1e6):
-    states = CheckpointStore(folder)
-    states.must_match({"run_id": identity})
-    return Checkpointer(states, stop or StopRequest(), every=every)
+def keeper(folder, stop=None, every=1e6):
+    return Checkpointer(CheckpointStore(folder), stop or StopRequest(), every=every)
 
 
 def spec_of(method, **changes):
     cls = registry.get(method)
     config = dataclasses.asdict(cls.configure(DROPOUT.get(method, {})).config)
-    return make_spec(**({"method": method, "config": config, "recipe": RECIPE} | changes))
+    where = {"suite": "noise", "task": "noise", "preprocessing": HALF.id}
+    return make_spec(**({"method": method, "config": config, "recipe": RECIPE} | where | changes))
 
 
-def train(spec, keep=None, data=None):
-    task = Task(name="noise", group="all", num_classes=CLASSES)
-    return _train(spec, data or images(), task, HALF, None, None, keep)
+@dataclasses.dataclass
+class Trained:
+    prepared: AttachedModel
+    trainer: Trainer
+    resumed: list
+
+
+def train(spec, keep=None, data=None, lists="lists"):
+    """Train as a run does, without scores and record."""
+    ctx = RunContext(spec=spec, device=CPU, checkpointer=keep)
+    fingerprint = Fingerprint(lists=lists, files="files", sizes={})
+    saved = _saved_state(ctx, fingerprint)
+    start = RunData(splits=None, train=data or images(), scores_val=False, fingerprint=fingerprint, saved=saved)
+    model = attach(ctx, start)
+    trainer = train_model(ctx, start, model, None)
+    return Trained(model, trainer, keep.resumed_at if keep else [])
 
 
 def bits(model):
@@ -96,6 +116,7 @@ def small_backbones(monkeypatch):
         return model
 
     monkeypatch.setattr(attached_model.backbones, "build", build)
+    monkeypatch.setitem(SUITES, "noise", NOISE)
 
 
 TRAINED = ("adalora", "compose", "gps", "linear", "lora", "lora_ga", "mona", "sct", "vpt_deep")
@@ -146,7 +167,7 @@ def test_two_states_are_kept_and_the_newest_good_one_is_taken(tmp_path):
     same(resumed, train(spec))
 
 
-def test_with_no_good_state_the_run_starts_anew(tmp_path):
+def test_with_no_good_state_the_run_starts_from_the_beginning(tmp_path):
     spec = spec_of("linear")
     with pytest.raises(Interrupted):
         train(spec, keeper(tmp_path, StopAt(5), every=0))
@@ -157,12 +178,23 @@ def test_with_no_good_state_the_run_starts_anew(tmp_path):
     same(again, train(spec))
 
 
-def test_a_state_made_with_other_code_or_of_another_run_is_not_used(tmp_path, capsys):
+def test_a_state_made_with_other_data_is_not_used(tmp_path, capsys):
     spec = spec_of("linear")
     with pytest.raises(Interrupted):
         train(spec, keeper(tmp_path, StopAt(5)))
-    assert train(spec, keeper(tmp_path, identity="other")).resumed == []
-    assert "000000005.safetensors: not used, made with other run_id\n" in capsys.readouterr().err
+    assert train(spec, keeper(tmp_path), lists="other").resumed == []
+    assert "000000005.safetensors: not used, made with other data\n" in capsys.readouterr().err
+
+
+def test_a_state_of_another_layout_is_not_used(tmp_path, monkeypatch, capsys):
+    spec = spec_of("linear")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(checkpointing, "FORMAT", checkpointing.FORMAT - 1)
+        train(spec, keeper(tmp_path, StopAt(5)))
+    again = train(spec, keeper(tmp_path))
+    assert again.resumed == []
+    assert "000000005.safetensors: not used, made with other format\n" in capsys.readouterr().err
+    same(again, train(spec))
 
 
 @pytest.mark.parametrize("was", [True, False])
@@ -178,7 +210,9 @@ def test_a_training_goes_on_in_the_precision_of_its_state(was, tmp_path, monkeyp
     same(resumed, undisturbed)
 
 
-def test_a_training_that_cannot_go_on_in_that_precision_begins_anew_and_says_so(tmp_path, monkeypatch, capsys):
+def test_a_training_that_cannot_go_on_in_that_precision_starts_from_the_beginning_and_says_so(
+    tmp_path, monkeypatch, capsys
+):
     spec = spec_of("linear", recipe=dataclasses.replace(RECIPE, precision="auto"))
     monkeypatch.setattr(devices, "fast_bf16", lambda device: True)
     with pytest.raises(Interrupted):
@@ -187,7 +221,7 @@ def test_a_training_that_cannot_go_on_in_that_precision_begins_anew_and_says_so(
     monkeypatch.setattr(devices, "can", lambda precision, device: precision == "float32")
     resumed = train(spec, keeper(tmp_path))
     assert (resumed.resumed, resumed.trainer.precision) == ([], "float32")
-    assert f"{spec.run_id}: begun anew, cpu cannot go on in bf16" in capsys.readouterr().err
+    assert f"{spec.run_id}: starts from the beginning, cpu cannot go on in bf16" in capsys.readouterr().err
     same(resumed, train(spec))
 
 
@@ -224,6 +258,6 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(keep.states, "save", lambda step, state: (saves.append(step), now.__setitem__(0, now[0] + 2)))
     for step in range(1000):
         now[0] += 1
-        keep(step, True, dict)
+        keep.on_epoch_end(SimpleNamespace(step=step, state_dict=dict))
     assert saves[0] == 19
     assert len(saves) * 2 < 0.03 * now[0]

@@ -7,26 +7,17 @@ import torch
 from harness.errors import Interrupted
 from harness.execution import worker
 from harness.records.store import Store
-from harness.training.checkpointing import StopRequest
-from harness.training.run import run
+from harness.training.run import RunContext, run
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def cache(data, monkeypatch):
-    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", StopRequest())
+pytestmark = pytest.mark.usefixtures("setup")
 
 
 def done(data, method="sct", curve=False, **choices):
     (spec,) = tiny.specs([method], **choices)
-    return run(spec, CPU, data, curve=curve)
+    return run(RunContext(spec=spec, device=CPU, roots=data, curve=curve))
 
 
 @pytest.mark.parametrize("method", ["sct", "lora", "vpt_deep", "linear", "adalora"])
@@ -47,10 +38,9 @@ def test_the_best_epoch_is_reported_and_every_look_counted(data):
     assert oracle.last_epoch["test"].accuracy == scores[-1]
 
 
-def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, tmp_path):
+def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, setup):
     (spec,) = tiny.specs(["lora"], protocol="oracle", lr=0.1)
-    setup = tiny.setup(tmp_path, data)
-    undisturbed = run(spec, CPU, data)
+    undisturbed = run(RunContext(spec=spec, device=CPU, roots=data))
 
     def stop(progress):
         if progress.epoch == 2:

@@ -13,22 +13,7 @@ from harness.execution import worker
 from harness.plans import plan
 from harness.records.store import read_record
 from harness.training import rerun
-from harness.training.checkpointing import StopRequest
 from suites import SUITES
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", StopRequest())
-    made = tiny.setup(tmp_path / "results", data)
-    worker.init_worker(made)
-    return made
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""The trainer: schedule, groups, and bit-for-bit repetition on CPU."""
+"""The trainer: what it trains on, and bit-for-bit repetition on CPU."""
 
-import math
 import random
 
 import numpy as np
@@ -13,7 +12,8 @@ from harness.data.splits import Split
 from harness.errors import HarnessError
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import Recipe
-from harness.training.trainer import Diverged, Trainer, learning_rate, make_optimizer
+from harness.training.callbacks import Callback
+from harness.training.trainer import Diverged, Trainer
 from methods.base import Attachment
 from methods.registry import get
 
@@ -28,29 +28,13 @@ def toy_split(count=24):
     return Split((noise + 30 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
-def train(method="lora", seed=3, **recipe):
+def train(method="lora", seed=3, callbacks=(), **recipe):
     model = small_vit(drop_path_rate=0.1)
     attachment = get(method).configure({}).attach(model, make_context())
     model.head.requires_grad_(True)
     recipe = Recipe(**({"epochs": 3, "warmup_epochs": 1, "batch_size": 10, "lr": 1e-2} | recipe))
-    trainer = Trainer(model, attachment, toy_split(), HALF, recipe, seed)
+    trainer = Trainer(model, attachment, toy_split(), HALF, recipe, seed, callbacks)
     return model, trainer.fit(), trainer
-
-
-def test_learning_rate_warms_up_linearly_and_falls_as_a_cosine():
-    rates = [learning_rate(step, Recipe(lr=2.0, epochs=6, warmup_epochs=2), 2) for step in range(12)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[8] == pytest.approx(1.0)  # half way down
-    assert rates[11] == pytest.approx(1 + math.cos(math.pi * 7 / 8))
-    assert learning_rate(0, Recipe(lr=1.0, epochs=5, warmup_epochs=0), 1) == 1.0
-
-
-def test_learning_rate_runs_between_the_floors_that_the_recipe_gives():
-    recipe = Recipe(lr=2.0, epochs=8, warmup_epochs=2, warmup_lr=1.0, min_lr=0.5)
-    rates = [learning_rate(step, recipe, 2) for step in range(16)]
-    assert rates[:5] == [1.25, 1.5, 1.75, 2.0, 2.0]
-    assert rates[10] == pytest.approx(1.25)  # half way down
-    assert 0.5 < rates[15] < 0.6
 
 
 def test_all_images_are_used_in_every_epoch():
@@ -67,21 +51,6 @@ def test_drop_last_leaves_out_the_small_batch():
     assert len(curve) == 3
     with pytest.raises(HarnessError, match="no batch of 25 from 24 training images"):
         train(drop_last=True, batch_size=25)
-
-
-def test_vectors_are_decayed_on_demand():
-    model = small_vit()
-    model.requires_grad_(True)
-    (group,) = make_optimizer(model, Recipe(weight_decay=0.3, decay_vectors=True)).param_groups
-    assert group["weight_decay"] == 0.3
-    assert len(group["params"]) == len(list(model.parameters()))
-
-
-def test_vectors_are_not_decayed():
-    model = small_vit()
-    model.requires_grad_(True)
-    for group in make_optimizer(model, Recipe(weight_decay=0.3)).param_groups:
-        assert all((p.ndim >= 2) == (group["weight_decay"] == 0.3) for p in group["params"])
 
 
 def test_loss_falls_and_the_frozen_backbone_stays():
@@ -139,8 +108,51 @@ def test_augmenting_ahead_changes_nothing(monkeypatch):
     plain, curve, _ = train(augmentation="train_aug")
     monkeypatch.setattr(augmentation, "workers_for", lambda device, augment: 2)
     ahead, same, trainer = train(augmentation="train_aug")
-    assert curve == same and trainer.ahead is None
+    assert curve == same and trainer.loader is None
     assert all(map(torch.equal, plain.state_dict().values(), ahead.state_dict().values()))
+
+
+class Log(Callback):
+    """What a callback sees."""
+
+    name = "log"
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step(self, trainer):
+        self.seen.append((trainer.step, trainer.batch, len(trainer.curve)))
+
+    def on_epoch_end(self, trainer):
+        self.seen.append((trainer.curve[-1].epoch, trainer.batch))
+
+    def state_dict(self):
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_callback_sees_every_step_and_epoch_and_its_state_is_kept():
+    log, other = Log(), Log()
+    *_, trainer = train(callbacks=[log], epochs=2)
+    assert log.seen == [(1, 1, 0), (2, 2, 0), (3, 3, 0), (1, 0), (4, 1, 1), (5, 2, 1), (6, 3, 1), (2, 0)]
+    trainer.callbacks, state = [Callback(), other], trainer.state_dict()
+    trainer.load_state_dict(state)
+    assert other.seen == log.seen
+    trainer.callbacks = [Callback()]
+    trainer.load_state_dict(state)  # it goes on without the log
+
+
+def test_what_a_callback_raises_stops_the_training():
+    class Stop(Callback):
+        def on_step(self, trainer):
+            if trainer.step == 4:
+                raise KeyboardInterrupt
+
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt):
+        train(callbacks=[stop])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -9,24 +9,13 @@ import tiny
 
 from harness.errors import DataError, HarnessError
 from harness.execution import local
-from harness.execution.worker import do, enter
+from harness.execution.worker import execute_run
 from harness.plans import plan, stages, tuning
 from harness.records.store import Store
 from harness.schema.failures import Failure
 from harness.schema.record import Fingerprint, RunRecord, Trial, Tuning
 from harness.schema.spec import RunSpec
 from harness.training import run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    return tiny.setup(tmp_path / "out", data)
 
 
 def selection(**changes):
@@ -61,7 +50,7 @@ def test_trials_choose_and_finals_follow_in_one_go(setup):
         best = max(trial.metrics["val"].accuracy for trial in trials)
         assert record.tuning.trials[record.tuning.chosen].accuracy == best
         assert all((trial.test_looks, set(trial.metrics)) == (0, {"val"}) for trial in trials)
-        spent = [trial.cost.attach_seconds + trial.cost.train_seconds + trial.cost.evaluate_seconds for trial in trials]
+        spent = [trial.cost.seconds for trial in trials]
         assert record.tuning.seconds == pytest.approx(sum(spent))
     assert stages.stage(selection(), store.read).ready == []
 
@@ -114,48 +103,44 @@ def test_a_diverged_trial_is_a_verdict_and_not_done_again(setup):
     found = stages.stage(chosen, store.read)
     assert found.ready == plan.finals(chosen)
     assert [spec.run_id for spec in found.settled] == [trial.run_id for trial in trials]
-    enter(setup)
-    final = do(*found.ready, setup)
+    final = execute_run(*found.ready, setup)
     assert (final.status, final.failure.kind) == ("failed", "config")
     assert final.reason == "all 3 trials failed, the first: NaN"
     assert (final.tuning.chosen, [trial.accuracy for trial in final.tuning.trials]) == (None, [None] * 3)
 
 
 def test_a_final_is_refused_while_a_trial_is_missing(setup):
-    enter(setup)
     (final, *_) = plan.finals(selection())
     with pytest.raises(HarnessError, match="linear on first: 3 of 3 trials are not done"):
-        do(final, setup)
+        execute_run(final, setup)
 
 
 def test_a_tuned_run_needs_its_trials(setup):
-    enter(setup)
     for trial in plan.expand(selection(methods=["linear"])):
-        do(trial, setup)
+        execute_run(trial, setup)
     (final, *_) = plan.finals(selection(methods=["linear"]))
     spec = final.spec(Store(setup.root).read)
     assert isinstance(spec, RunSpec)
-    record = do(spec, setup)
+    record = execute_run(spec, setup)
     assert (record.status, record.reason) == (
         "failed",
         "a run of the protocol 'tuned' needs the trials that chose its settings",
     )
-    assert do(final, setup).status == "complete"
+    assert execute_run(final, setup).status == "complete"
 
 
 @pytest.mark.parametrize("before", [1, 3])  # trials that were done before the lists changed
 def test_trials_on_other_data_decide_nothing(setup, tmp_path, before):
     setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
-    enter(setup)
     chosen = selection(methods=["linear"], seeds=1)
     trials = plan.expand(chosen)
     for trial in trials[:before]:
-        do(trial, setup)
+        execute_run(trial, setup)
     test = tmp_path / "data/first/test.txt"
     test.write_text(test.read_text().replace("0.png 0", "0.png 1"))
     for trial in trials[before:]:
-        do(trial, setup)
-    record = do(*plan.finals(chosen), setup)
+        execute_run(trial, setup)
+    record = execute_run(*plan.finals(chosen), setup)
     assert (record.status, record.failure.kind, record.test_looks) == ("failed", "data", 0)
     assert record.reason.startswith(f"{before} of 3 trials were tried on other lists or images")
     assert ", ".join(trial.run_id for trial in trials[:before]) in record.reason

@@ -7,10 +7,12 @@ import pytest
 import tiny
 
 from slurm.planning import Array, report_array
-from slurm.profile import Profile, make_profile, read_file
-from slurm.sbatch import script
+from slurm.profile import Profile
+from slurm.profile_file import make_profile, read_file
+from slurm.schedulers import SCHEDULERS
 
 HERE = Path(__file__).parent
+script = SCHEDULERS["slurm"].script
 
 
 @pytest.mark.parametrize("name", ["gpu", "preemptible"])
@@ -18,8 +20,8 @@ def test_scripts_are_as_they_were(name):
     profile = make_profile({"constraint": "a100"}, read_file(HERE.parents[1] / "slurm" / "profiles" / f"{name}.yaml"))
     array = Array(name="sub.0", jobs=tuple((run,) for run in tiny.specs(seeds=3)), parallel=2)
     texts = [
-        script(profile, array, Path("/results/slurm/sub/0"), ["11", "12"]),
-        script(profile, report_array("sub", [array]), Path("/results/slurm/sub/report"), ["13"]),
+        script(array, profile, Path("/results/slurm/sub/0"), ["11", "12"]),
+        script(report_array("sub", [array]), profile, Path("/results/slurm/sub/report"), ["13"]),
     ]
     text = "\n".join(texts).replace(sys.executable, "python")
     golden = HERE / "golden" / f"{name}.sh"
@@ -27,5 +29,5 @@ def test_scripts_are_as_they_were(name):
 
 
 def test_the_job_for_the_tables_has_its_own_limit_and_warning():
-    text = script(Profile(time=600, signal_delay=3600), report_array("sub", []), Path("/results"), [])
+    text = script(report_array("sub", []), Profile(time=600, signal_delay=3600), Path("/results"), [])
     assert "--time=30\n" in text and "--signal=USR2@120\n" in text
