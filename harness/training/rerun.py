@@ -13,8 +13,7 @@ from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.models import backbones
 from harness.plans.experiment import find_suite
-from harness.records.files import RECORD_NAME
-from harness.records.store import read_record
+from harness.records.store import RECORD_NAME, read_record
 from harness.schema.record import BadRecord, Epoch, RunRecord
 from harness.schema.spec import RunSpec
 from harness.training.run import RunContext, attempt
