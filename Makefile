@@ -58,7 +58,7 @@ gpu:  ## one check on a CUDA device with the python3 that is there: what is meas
 	python3 tests/gpu/check.py --out $(OUT) --seconds 540
 
 test-faults: .venv/ready  ## kill 200 runs, damage files, fill disks, and compare every record with an undisturbed one
-	$(BIN)/python tests/faults/campaign.py --kills 200
+	$(BIN)/python -m tests.faults.campaign --kills 200
 
 latex-check: .venv/ready  ## compile every table with a real pdflatex; installs it on Debian when it is missing
 	command -v pdflatex || (apt-get update -qq && apt-get install -y -qq --no-install-recommends texlive-latex-base \

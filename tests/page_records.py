@@ -1,13 +1,13 @@
 """Records whose page the tests look at, with names and reasons that try to break out of it."""
 
-from examples import make_record, make_spec
 from rich.console import Console
-from table_records import from_records
 
 from analysis.report import write_report
 from harness.records.store import Rejected, Store
 from harness.schema.record import Epoch, RunRecord
 from suites import SUITES
+from tests.examples import make_record, make_spec
+from tests.table_records import from_records
 
 EVIL = "<script>document.title = 'owned'</script></script><img src=x onerror=\"document.title = 'owned'\"> & more"
 ABOUT = {

@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from examples import make_metrics, make_record, make_spec
 
 from harness.records.store import RECORD_NAME, Store
 from harness.schema.record import Cost, Epoch, Parameters, RunRecord
 from harness.schema.spec import BackboneSpec, Recipe, digest
 from methods.registry import all_methods
 from suites import SUITES
+from tests.examples import make_metrics, make_record, make_spec
 
 BASE = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="pretrained", digest="cd" * 32, image_size=224)
 METHODS = {

@@ -7,9 +7,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import tiny
-from examples import make_record
-
 from harness.plans import plan
 from harness.records import status
 from harness.records.store import Store
@@ -18,6 +15,8 @@ from slurm.profile import Profile
 from slurm.schedulers import SCHEDULERS
 from slurm.status import submitted_runs
 from slurm.submissions import Log
+from tests import tiny
+from tests.examples import make_record
 
 SCRIPT = Path(__file__).with_name("slurm") / "local_cluster.sh"
 

@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from examples import make_metrics, make_record, make_spec
-
 from analysis.columns import frame_of
 from analysis.frame import comparable_sets
 from analysis.runs import Runs
 from harness.schema.record import Cost, Parameters, RunRecord
 from harness.schema.spec import Recipe
+from tests.examples import make_metrics, make_record, make_spec
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
 

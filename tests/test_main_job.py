@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import sctbench
-from examples import make_record, write_example_method
 
 from harness.commands.main import main
 from harness.records.store import Store
+from tests.command import sctbench
+from tests.examples import make_record, write_example_method
 
 SCTBENCH = Path(sys.executable).parent / "sctbench"
 RUN = ["run", "--suite", "demo", "--tasks", "digits", "--methods", "linear,sct:channels=8", "--recipe", "epochs=1"]

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 
-import layouts
-
 from harness.data.lists import Roots
 from harness.execution.worker import Setup
 from harness.models.backbones import resolve
@@ -13,6 +11,7 @@ from harness.plans.plan import Selection, choose_method
 from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
 from suites.base import Suite, Task
+from tests import layouts
 
 SIZES = {"train": 16, "val": 8, "test": 12}
 SIDE = 32

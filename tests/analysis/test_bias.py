@@ -3,9 +3,7 @@
 import dataclasses
 
 import pytest
-from examples import make_metrics, make_record
 from rich.console import Console
-from table_records import TASKS, cells, records
 
 from analysis import commands
 from analysis.errors import AnalysisError
@@ -14,6 +12,8 @@ from analysis.render import to_markdown
 from analysis.tables import bias_tables
 from harness.records.store import Store
 from harness.schema.record import Fingerprint
+from tests.examples import make_metrics, make_record
+from tests.table_records import TASKS, cells, records
 
 
 def oracle(method, accuracies, last, **changes):

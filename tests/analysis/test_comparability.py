@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-from examples import make_record, make_spec
-from table_records import only_set, records
 
 from analysis.frame import comparable_sets
 from analysis.tables import task_table
 from harness.schema.record import Fingerprint, Trial, Tuning
+from tests.examples import make_record, make_spec
+from tests.table_records import only_set, records
 
 USUAL = Fingerprint(lists="l", files="d", sizes={"train": 160, "test": 600}, pixels="p")
 

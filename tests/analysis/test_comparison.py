@@ -3,9 +3,7 @@
 import dataclasses
 
 import pytest
-from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, only_set, recipe, records
 from typer.testing import CliRunner
 
 from analysis.commands import compare
@@ -16,6 +14,8 @@ from analysis.tables import significance_table
 from harness.commands.main import app
 from harness.records.store import Store
 from suites import SUITES
+from tests.examples import make_record, make_spec
+from tests.table_records import cells, only_set, recipe, records
 
 QUIET = Console(quiet=True)
 

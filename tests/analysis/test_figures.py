@@ -7,10 +7,8 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-from examples import make_metrics, make_record, make_spec
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from table_records import domain, from_records
 
 from analysis.figures import drawings, reproduction_scatter, save
 from analysis.figures.ablation import ablation, ablation_points, varied_fields
@@ -34,6 +32,8 @@ from analysis.tables import significance_table
 from harness.schema.metrics import ACCURACY
 from harness.schema.record import Epoch
 from methods.registry import all_methods
+from tests.examples import make_metrics, make_record, make_spec
+from tests.table_records import domain, from_records
 
 TASKS = ["photo_crops", "animals", "digits", "dsprites_loc", "dsprites_ori"]
 

@@ -4,14 +4,14 @@ import os
 
 import pandas as pd
 import pytest
-from examples import make_record, make_spec
-from table_records import failed, few_shot, records
 
 from analysis import index
 from analysis.columns import frame_of
 from analysis.frame import comparable_sets
 from harness.records.store import Store
 from harness.schema.record import RunRecord
+from tests.examples import make_record, make_spec
+from tests.table_records import failed, few_shot, records
 
 
 @pytest.fixture

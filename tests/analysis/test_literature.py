@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-from examples import make_record, make_spec
 from rich.console import Console
 
 from analysis import literature
@@ -11,6 +10,7 @@ from analysis.frame import comparable_sets
 from analysis.render import to_latex, to_markdown, to_terminal
 from analysis.statistics import average_ranks, nemenyi_difference
 from analysis.tables import MEANS, task_table
+from tests.examples import make_record, make_spec
 
 COLUMNS = [
     "source",

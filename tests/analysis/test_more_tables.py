@@ -3,8 +3,6 @@
 import dataclasses
 
 import pytest
-from examples import make_record, make_spec
-from table_records import TASKS, cells, costed, domain, failed, few_shot, only_set, recipe, records, with_holes
 
 from analysis.frame import comparable_sets
 from analysis.render import marked_rows, to_markdown
@@ -19,6 +17,8 @@ from analysis.tables import (
     significance_table,
     task_table,
 )
+from tests.examples import make_record, make_spec
+from tests.table_records import TASKS, cells, costed, domain, failed, few_shot, only_set, recipe, records, with_holes
 
 FEW_SHOT_TASKS = ["food101", "stanford_cars", "oxford_flowers102", "oxford_pets", "fgvc_aircraft"]
 

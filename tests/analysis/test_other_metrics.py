@@ -3,9 +3,7 @@
 import dataclasses
 
 import pytest
-from examples import make_record, make_spec
 from rich.console import Console
-from table_records import TASKS, cells, domain, from_records, only_set, records
 from typer.testing import CliRunner
 
 from analysis.columns import frame_of
@@ -21,6 +19,8 @@ from analysis.tables import TableOptions, all_tables, bias_tables, significance_
 from harness.commands.main import app
 from harness.records.store import Store
 from harness.schema.metrics import LOSS, METRICS, Metric
+from tests.examples import make_record, make_spec
+from tests.table_records import TASKS, cells, domain, from_records, only_set, records
 
 ERROR = Metric(name="ece", title="calibration error", unit="", higher_is_better=False, compute=lambda *_: 0.0)
 

@@ -5,13 +5,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from page_records import records, write_everything
 from rich.console import Console
-from table_records import from_records
 
 from analysis.page import MethodFacts
 from analysis.report import write_report
 from analysis.tables import task_table
+from tests.page_records import records, write_everything
+from tests.table_records import from_records
 
 
 @pytest.fixture(scope="module")

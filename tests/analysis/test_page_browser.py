@@ -7,10 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from examples import make_record, make_spec
-from page_records import EVIL, records, write_everything
 from rich.console import Console
-from table_records import from_records, recipe
 
 from analysis.frame import comparable_sets
 from analysis.page import Section, to_html
@@ -18,6 +15,9 @@ from analysis.page_tables import make_page_table
 from analysis.report import write_report
 from analysis.tables import task_table
 from suites import SUITES
+from tests.examples import make_record, make_spec
+from tests.page_records import EVIL, records, write_everything
+from tests.table_records import from_records, recipe
 
 
 @pytest.fixture(scope="module")

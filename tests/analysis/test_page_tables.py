@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from examples import make_record, make_spec
-from page_records import records
-from table_records import TASKS, domain, few_shot, recipe
-
 from analysis.frame import comparable_sets
 from analysis.page_tables import make_page_table, record_href
 from analysis.tables import all_tables, task_table
+from tests.examples import make_record, make_spec
+from tests.page_records import records
+from tests.table_records import TASKS, domain, few_shot, recipe
 
 
 def test_cells_know_their_runs_and_means_those_of_their_tasks():

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from table_records import few_shot, only_set, records, with_holes
 
 from analysis import literature
 from analysis.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_terminal, write_table
 from analysis.render.latex import escape
 from analysis.render.text import marked_rows, scaled_text
 from analysis.tables import Cell, Column, Table, all_tables, task_table
+from tests.table_records import few_shot, only_set, records, with_holes
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from rich.console import Console
-from table_records import TASKS, from_records, only_set, records
 
 from analysis.comparison import compare_folders
 from analysis.errors import AnalysisError
@@ -15,6 +14,7 @@ from analysis.figures.data import run_frame
 from analysis.frame import comparable_sets
 from analysis.report import write_report
 from analysis.tables import all_tables, bias_tables, task_table
+from tests.table_records import TASKS, from_records, only_set, records
 
 OLD, NEW = "1" * 64, "2" * 64
 

@@ -3,14 +3,14 @@
 import dataclasses
 
 import pytest
-from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, only_set, recipe, records
 
 from analysis.frame import comparable_sets
 from analysis.render import count_text, to_csv, to_markdown, to_terminal
 from analysis.tables import task_table, weights_tables
 from harness.schema.record import RunRecord
+from tests.examples import make_record, make_spec
+from tests.table_records import cells, only_set, recipe, records
 
 
 def test_both_averages_and_group_means():

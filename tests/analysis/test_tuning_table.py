@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from examples import make_record, make_spec
-from table_records import TASKS, cells, only_set, recipe, records
-
 from analysis.tables import all_tables, task_table, tuning_table
 from analysis.tables.efficiency import efficiency_table
 from harness.schema.record import RunRecord, Trial, Tuning
+from tests.examples import make_record, make_spec
+from tests.table_records import TASKS, cells, only_set, recipe, records
 
 SPACE = {"lr": [1e-3, 1e-2], "channels": [24, 48]}
 

@@ -3,13 +3,10 @@
 import dataclasses
 import json
 
-import layouts
 import pandas as pd
 import pytest
 import torch
-from examples import make_record, make_spec
 from rich.console import Console
-from table_records import cells, domain, only_set
 from typer.testing import CliRunner
 
 from analysis import commands, literature
@@ -25,6 +22,9 @@ from harness.schema.spec import BackboneSpec
 from harness.training.run import RunContext, run
 from methods.registry import all_methods
 from suites import SUITES
+from tests import layouts
+from tests.examples import make_record, make_spec
+from tests.table_records import cells, domain, only_set
 
 TITLES = {method.title: name for name, method in all_methods().items()}
 ORIGINAL = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="pretrained", digest="ab", image_size=224)

@@ -7,15 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import layouts
 import nbclient
 import nbformat
 import pandas as pd
 import pytest
-import tiny
-from command import sctbench
 
 import sctbench as sb
+from tests import layouts, tiny
+from tests.command import sctbench
 
 ROOT = Path(__file__).parents[2]
 SUITE = """

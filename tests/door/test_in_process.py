@@ -6,7 +6,6 @@ import signal
 import threading
 
 import pytest
-import tiny
 import torch
 
 from harness import lease
@@ -18,6 +17,7 @@ from harness.records.store import Store
 from harness.schema.record import RunRecord
 from harness.training import callbacks, checkpointing
 from harness.training.trainer import Progress
+from tests import tiny
 
 
 @pytest.fixture(scope="module")

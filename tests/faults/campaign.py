@@ -1,6 +1,6 @@
 """The fault campaign: runs are killed, files damaged, disks filled, and every record must be the undisturbed one.
 
-`python tests/faults/campaign.py --kills 200` prints what was done, and what was lost, wrong or done twice; the exit
+`python -m tests.faults.campaign --kills 200` prints what was done, and what was lost, wrong or done twice; the exit
 status is 1 if anything was. All choices follow from the seed; at which instruction a timed kill arrives does not.
 """
 
@@ -16,19 +16,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+import peft.tuners  # noqa: F401  (in every process, once for all)
+import torch
 
-import peft.tuners  # noqa: E402, F401  (in every process, once for all)
-import tiny  # noqa: E402
-import torch  # noqa: E402
-from faults.dying import PLACES, Moments, child, kill, wait  # noqa: E402
-
-from harness import environment  # noqa: E402
-from harness.execution import worker  # noqa: E402
-from harness.execution.worker import Busy  # noqa: E402
-from harness.records.store import Store, read_record  # noqa: E402
-from harness.schema.record import BadRecord  # noqa: E402
-from harness.training import callbacks, cost  # noqa: E402
+from harness import environment
+from harness.execution import worker
+from harness.execution.worker import Busy
+from harness.records.store import Store, read_record
+from harness.schema.record import BadRecord
+from harness.training import callbacks, cost
+from tests import tiny
+from tests.faults.dying import PLACES, Moments, child, kill, wait
 
 METHODS = ("lora", "sct", "adalora", "gps", "vpt_deep", ("adapter_pfeiffer", {"dropout": 0.2}))
 

@@ -1,7 +1,8 @@
 """A short fault campaign; `make test-faults` runs the long one."""
 
 import pytest
-from faults.campaign import Campaign, why_no_mount
+
+from tests.faults.campaign import Campaign, why_no_mount
 
 METHODS = ("linear", "sct")
 

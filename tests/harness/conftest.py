@@ -1,11 +1,11 @@
 """Tiny runs in this process: their images, and what a worker is told."""
 
 import pytest
-import tiny
 
 from harness.execution import worker
 from harness.training import callbacks
 from harness.training.checkpointing import StopRequest
+from tests import tiny
 
 
 @pytest.fixture(scope="module")

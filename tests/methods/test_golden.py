@@ -1,10 +1,11 @@
 """The methods beside the authors' released code: outputs, gradients, choices, counts and merges, in float64."""
 
-import goldens
 import pytest
 import torch
-from goldens import NAMES
-from method_checks import count, trained
+
+from tests import goldens
+from tests.goldens import NAMES
+from tests.method_checks import count, trained
 
 TOLERANCE = 1e-6
 """Rounding in float64 is 1e-14; gradients are stored in float32, and the release of Bi-AdaptFormer holds its two levels

@@ -1,12 +1,12 @@
 """The example of methods/README.md is a method: it loads by path, passes every check, and is listed."""
 
 import pytest
-from examples import write_example_method
 from typer.testing import CliRunner
 
 from harness.commands.main import app
 from methods import conformance, registry
 from methods.testbed import small_vit
+from tests.examples import write_example_method
 
 
 @pytest.fixture(scope="module")

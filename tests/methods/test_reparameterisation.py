@@ -6,12 +6,12 @@ import pytest
 import timm
 import torch
 from conftest import make_context, small_vit
-from method_checks import MODELS, attach, close, count, logits, shape_of, train, vit_b
 
 from methods import registry
 from methods.base import MethodError
 from methods.blocks import blocks, plug_layer
 from methods.layers import fold_linears
+from tests.method_checks import MODELS, attach, close, count, logits, shape_of, train, vit_b
 
 # In the comment, what the method's paper or released code says; all without head.
 VIT_B = {

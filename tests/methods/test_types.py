@@ -1,10 +1,10 @@
 """Every method works on a backbone that is held in bfloat16, as a large one on a GPU may be."""
 
 import pytest
-from method_checks import trained
 
 from methods.registry import all_methods
 from methods.testbed import CLASSES, batch, kind_of, make_context, small_model
+from tests.method_checks import trained
 
 
 @pytest.mark.parametrize("name", all_methods())

@@ -5,13 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tiny
-from fake_slurm import Fake
-from slurm_helpers import SCRIPT
 
 from harness.execution import worker
 from harness.records.store import Store
 from slurm.schedulers import slurm as slurm_scheduler
+from tests import tiny
+from tests.fake_slurm import Fake
+from tests.slurm_helpers import SCRIPT
 
 
 def missing_rights():

@@ -3,8 +3,6 @@
 import dataclasses
 
 import pytest
-import tiny
-from slurm_helpers import LOCAL, by_key, complete, job_ids, one_each, send, send_tuned, standing, todo, wait
 from typer.testing import CliRunner
 
 from harness.commands.main import app
@@ -16,6 +14,8 @@ from slurm.errors import ClusterError
 from slurm.schedulers.slurm import call
 from slurm.status import placements
 from slurm.submissions import Log
+from tests import tiny
+from tests.slurm_helpers import LOCAL, by_key, complete, job_ids, one_each, send, send_tuned, standing, todo, wait
 
 
 def test_a_task_cancelled_while_it_waited_is_known_though_sacct_has_no_row(setup, fake):

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 
 from slurm.planning import Array, report_array
 from slurm.profile import Profile
 from slurm.profile_file import make_profile, read_file
 from slurm.schedulers import SCHEDULERS
+from tests import tiny
 
 HERE = Path(__file__).parent
 script = SCHEDULERS["slurm"].script

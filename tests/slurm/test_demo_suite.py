@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tiny
-from command import sctbench
-from slurm_helpers import ended, standing, wait
 
 from harness.records.store import read_record
+from tests import tiny
+from tests.command import sctbench
+from tests.slurm_helpers import ended, standing, wait
 
 pytestmark = pytest.mark.slurm_demo
 

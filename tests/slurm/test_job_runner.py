@@ -6,8 +6,6 @@ import signal
 import time
 
 import pytest
-import tiny
-from examples import make_record
 from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError
 
@@ -23,6 +21,8 @@ from harness.training.run import failed_record
 from slurm import job_runner
 from slurm.job_payload import Payload
 from slurm.job_runner import RunsJob, Unfinished
+from tests import tiny
+from tests.examples import make_record
 
 JOB = "100"
 

@@ -4,14 +4,13 @@ import os
 import signal
 from pathlib import Path
 
-import tiny
-from command import sctbench
-from slurm_helpers import LOCAL, ended, send, standing, wait
-
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions
 from slurm.schedulers import SCHEDULERS
 from slurm.submissions import Log
+from tests import tiny
+from tests.command import sctbench
+from tests.slurm_helpers import LOCAL, ended, send, standing, wait
 
 
 def task_of(root):

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from harness.plans.tuning import TunedRun, representative_spec
 from slurm import planning, submit
 from slurm.planning import arrays, deal, estimate, key_of, pack, report_array, shares, too_long
 from slurm.profile import Profile
+from tests import tiny
 
 HOUR = Profile(time=60)
 """1740 seconds of runs in a job: half of its time, less the start."""

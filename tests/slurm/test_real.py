@@ -9,14 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import tiny
-from slurm_helpers import SCRIPT, SMALL, by_key, ended, run_slurm, send, standing, wait
 
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions, submit
 from slurm.schedulers import SCHEDULERS
 from slurm.status import submitted_runs
 from slurm.submissions import Log
+from tests import tiny
+from tests.slurm_helpers import SCRIPT, SMALL, by_key, ended, run_slurm, send, standing, wait
 
 pytestmark = pytest.mark.slurm
 

@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-from command import sctbench
-from slurm_helpers import by_key, ended, standing, wait
 
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions, submit
@@ -21,6 +18,9 @@ from slurm.profile import Profile
 from slurm.schedulers import SCHEDULERS
 from slurm.schedulers.base import LiveJob, Scheduler
 from slurm.submissions import ArrayEntry, Log
+from tests import tiny
+from tests.command import sctbench
+from tests.slurm_helpers import by_key, ended, standing, wait
 
 
 class Toy(Scheduler):

@@ -5,9 +5,6 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-import tiny
-from examples import make_record
-from slurm_helpers import by_key, complete, job_ids, one_each, send, send_tuned, shown, standing, todo
 
 from harness import lease
 from harness.records import status
@@ -17,6 +14,9 @@ from slurm import actions
 from slurm.errors import ClusterError
 from slurm.status import log_file, placements, submitted_runs
 from slurm.submissions import Log
+from tests import tiny
+from tests.examples import make_record
+from tests.slurm_helpers import by_key, complete, job_ids, one_each, send, send_tuned, shown, standing, todo
 
 
 def test_without_an_answer_of_the_controller_nothing_is_submitted(setup, fake):

@@ -4,8 +4,6 @@ import re
 
 import pytest
 import submitit
-import tiny
-from slurm_helpers import by_key, complete, job_ids, one_each, send, standing, todo
 
 from harness.plans import plan
 from harness.schema.failures import Failure
@@ -15,6 +13,8 @@ from slurm.job_runner import RunsJob
 from slurm.schedulers import SCHEDULERS
 from slurm.status import placements
 from slurm.submissions import Log
+from tests import tiny
+from tests.slurm_helpers import by_key, complete, job_ids, one_each, send, standing, todo
 
 SLURM = SCHEDULERS["slurm"]
 

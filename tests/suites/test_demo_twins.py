@@ -1,6 +1,5 @@
 """The offline twins of the few-shot and domain-generalisation suites: draws, folders, targets, and whole runs."""
 
-import layouts
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.training.run import RunContext, run
 from suites import SUITES
+from tests import layouts
 
 FEWSHOT, DG = SUITES["demo-fewshot"], SUITES["demo-dg"]
 CASES = [(suite, task) for suite in (FEWSHOT, DG) for task in suite.tasks]

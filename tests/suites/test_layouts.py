@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import layouts
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.training.run import RunContext, run
 from suites import SUITES
+from tests import layouts
 
 VTAB_FOLDERS = sorted({(task.name, folder) for task in layouts.VTAB.tasks for folder in task.folders})
 

@@ -2,7 +2,6 @@
 
 import shutil
 
-import layouts
 import pytest
 from PIL import Image
 
@@ -10,6 +9,7 @@ from harness.data.check import check
 from harness.data.lists import Roots
 from harness.data.splits import TaskData
 from harness.errors import DataError
+from tests import layouts
 
 TASK = "svhn"
 WHOLE = "train800val200.txt"

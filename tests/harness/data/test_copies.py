@@ -3,12 +3,12 @@
 import os
 import shutil
 
-import layouts
 import pytest
 from PIL import Image
 
 from harness.data.check import check
 from harness.data.lists import Roots
+from tests import layouts
 
 TASK = "svhn"
 

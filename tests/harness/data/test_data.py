@@ -5,11 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 import torch
-from examples import make_record, make_spec
 from PIL import Image
 
 from harness.data import arrays, decoding
@@ -18,6 +16,8 @@ from harness.data.lists import Entry, ImageList, ListFile, Roots, read_list
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
 from harness.schema import failures
+from tests import layouts
+from tests.examples import make_record, make_spec
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ import socket
 import struct
 import zlib
 
-import layouts
 import numpy as np
 import pytest
-from examples import make_record
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,6 +23,8 @@ from harness.execution.overview import Overview, overview
 from harness.plans.experiment import select
 from harness.schema.preprocessing import Preprocessing
 from suites import SUITES
+from tests import layouts
+from tests.examples import make_record
 
 TASK = "svhn"
 

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import subprocess
 
-import layouts
 import numpy as np
 import pytest
 import torch
@@ -22,6 +21,7 @@ from harness.errors import HarnessError, PlaceError
 from harness.paths import writing
 from harness.schema import failures
 from suites import SUITES
+from tests import layouts
 
 
 @pytest.fixture(autouse=True)

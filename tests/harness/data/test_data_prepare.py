@@ -7,7 +7,6 @@ import struct
 import sys
 import types
 
-import layouts
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +22,7 @@ from harness.data.splits import TaskData
 from harness.errors import HarnessError
 from harness.schema.preprocessing import Preprocessing
 from suites import SUITES, packages
+from tests import layouts
 
 NUMBERS = np.arange(20)
 LABELS = NUMBERS % 3

@@ -5,7 +5,6 @@ import os
 import struct
 import zlib
 
-import layouts
 import numpy as np
 import pytest
 from PIL import Image, features
@@ -18,6 +17,7 @@ from harness.data.export import ImageFormat
 from harness.data.lists import Entry, ImageList, ListFile
 from harness.errors import DataError, HarnessError
 from harness.schema.preprocessing import Preprocessing
+from tests import layouts
 
 GREY = np.add.outer(np.arange(16), 15 * np.arange(16)).astype(np.uint8)
 """Levels from 0 to 240, another mean in each row and column."""

@@ -7,7 +7,6 @@ import sys
 import types
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 import torch
@@ -28,6 +27,7 @@ from methods.base import Attachment
 from methods.linear import Linear
 from suites import SUITES
 from suites.base import Target
+from tests import layouts
 
 CPU = torch.device("cpu")
 TARGET = Target(name="shifted", folders=("shifted",), list_file="test.txt")

@@ -3,15 +3,14 @@
 import dataclasses
 import unicodedata
 
-import layouts
 import pytest
-import tiny
-from command import sctbench
 
 from harness.data.lists import Roots
 from harness.data.located import refuse_unusable
 from harness.errors import DataError
 from harness.plans import plan
+from tests import layouts, tiny
+from tests.command import sctbench
 
 SUITE = """
 name: located

@@ -1,13 +1,13 @@
 """Suites taken in part and splits of one's own: in the record, in a warning, in captions and among the conditions."""
 
-import layouts
 import pytest
-from command import sctbench
 
 from harness.data.lists import NOTE_FILE, Roots
 from harness.data.splits import TaskData, not_official
 from harness.records.store import read_record
 from suites import SUITES
+from tests import layouts
+from tests.command import sctbench
 
 PART = "train 6 instead of 800, val 3 instead of 200, trainval 9 instead of 1000, test 6 instead of 711"
 NOTE = "own split, not VTAB's: drawn by hand"

@@ -3,11 +3,9 @@
 import dataclasses
 import os
 
-import layouts
 import numpy as np
 import pytest
 import torch
-from examples import make_record, make_spec
 from PIL import Image
 
 from harness.data import arrays, decoding
@@ -15,6 +13,8 @@ from harness.data import splits as data
 from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.schema.record import Fingerprint, same_data
+from tests import layouts
+from tests.examples import make_record, make_spec
 
 
 @pytest.fixture

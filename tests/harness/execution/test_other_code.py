@@ -9,7 +9,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import tiny
 
 import methods
 from harness import environment
@@ -17,6 +16,7 @@ from harness.errors import HarnessError
 from harness.execution import local, worker
 from harness.records.store import Store
 from slurm.job_runner import ReportJob
+from tests import tiny
 
 ROOT = Path(environment.__file__).resolve().parents[1]
 
@@ -38,7 +38,7 @@ def fork_of_methods(folder):
 
 def python(script, cwd, path=(), **environment):
     """A script's end in a process of its own; `path` comes first on Python's."""
-    paths = os.pathsep.join(map(str, (*path, ROOT, ROOT / "tests")))
+    paths = os.pathsep.join(map(str, (*path, ROOT)))
     command = [sys.executable, script]
     settings = os.environ | {"PYTHONPATH": paths} | environment
     return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True)
@@ -52,7 +52,7 @@ def test_a_script_without_a_main_guard_in_a_folder_with_other_methods(data, tmp_
         textwrap.dedent(
             f"""
             from pathlib import Path
-            import tiny
+            from tests import tiny
             from harness.data.lists import Roots
             from harness.execution import local
             setup = tiny.setup(Path({str(tmp_path / "out")!r}), Roots(data=Path({str(data.data)!r})))
@@ -74,9 +74,8 @@ def test_a_script_without_a_main_guard_in_a_folder_with_other_methods(data, tmp_
 def test_another_package_of_our_name_on_the_path_is_refused_by_name(tmp_path, kind):
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / ("__init__.py" if kind == "package" else "mine.py")).touch()
-    ours = [str(ROOT), str(ROOT / "tests")]
     script = tmp_path / "script.py"
-    script.write_text(f"import sys; sys.path = [at for at in sys.path if at not in {ours}]; import sctbench")
+    script.write_text(f"import sys; sys.path = [at for at in sys.path if at != {str(ROOT)!r}]; import sctbench")
     (tmp_path / "rooms").mkdir()
     (tmp_path / "rooms" / "sctbench").symlink_to(ROOT / "sctbench")
     done = python(script, tmp_path, path=(tmp_path, tmp_path / "rooms"))

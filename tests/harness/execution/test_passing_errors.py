@@ -7,7 +7,6 @@ import textwrap
 from unittest import mock
 
 import pytest
-import tiny
 import torch
 
 from harness import device, lease
@@ -22,6 +21,7 @@ from harness.schema import failures
 from harness.training import callbacks, run
 from harness.training.checkpointing import StopRequest
 from methods import registry
+from tests import tiny
 
 UNREADABLE = "/proc/self/mem"
 """Opens, and gives EIO when it is read."""

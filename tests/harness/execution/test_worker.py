@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 
-import layouts
 import pytest
-import tiny
 import torch
 
 from harness import lease
@@ -19,6 +17,7 @@ from harness.records.store import Store
 from harness.training import callbacks, run, trainer
 from harness.training.checkpointing import StopRequest
 from suites import SUITES
+from tests import layouts, tiny
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,7 @@ import inspect
 import json
 from itertools import product
 
-import layouts
 import pytest
-from command import sctbench
-from examples import make_record
 
 from harness.commands import data as data_commands
 from harness.commands import options, runs, slurm, status
@@ -16,6 +13,9 @@ from harness.errors import HarnessError
 from harness.plans.experiment import KEYS, Experiment, read_file, select
 from harness.plans.plan import check_curve, expand, finals
 from harness.training.rerun import again, read
+from tests import layouts
+from tests.command import sctbench
+from tests.examples import make_record
 
 BASE = {"suite": "demo", "methods": "linear,lora", "tasks": "digits,animals"}
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command import sctbench
 
 from harness.plans.expectations import MEAN
 from harness.plans.experiment import read_expectations, read_file
 from methods import registry
 from suites.base import SuiteError
+from tests.command import sctbench
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "suites" / "experiments" / "demo.yaml"

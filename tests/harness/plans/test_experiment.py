@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from command import sctbench
 
 from harness.errors import USER_ERRORS
 from harness.plans import experiment
 from harness.plans.experiment import parse_method, read_file, select
 from harness.plans.plan import expand, make_recipe
 from suites import load_suite
+from tests.command import sctbench
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "suites" / "experiments").glob("*.yaml"))
 FLAGS = {"suite": "demo", "methods": ["linear"]}

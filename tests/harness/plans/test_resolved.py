@@ -1,8 +1,6 @@
 """One configuration has one run id, whether its values were given or are what the backbone makes of them."""
 
 import pytest
-from examples import make_record
-from table_records import only_set
 
 from analysis.figures.ablation import ablation_points, varied_fields
 from analysis.figures.data import run_frame
@@ -11,6 +9,8 @@ from harness.errors import USER_ERRORS
 from harness.plans import plan
 from harness.plans.experiment import select
 from methods.registry import get
+from tests.examples import make_record
+from tests.table_records import only_set
 
 DEMO = {"suite": "demo", "tasks": ["digits"]}  # demo_vit has six blocks of 384 channels
 SWIN = DEMO | {"backbone": "swin_base_patch4_window7_224", "weights": "random"}

@@ -8,7 +8,6 @@ import sys
 from typing import ClassVar
 
 import pytest
-from examples import make_spec
 
 from harness.errors import HarnessError
 from harness.plans import plan, tuning
@@ -16,6 +15,7 @@ from harness.plans.experiment import select
 from harness.schema.spec import BackboneSpec, Recipe, RunSpec, canonical_json
 from methods import registry
 from methods.base import added_with
+from tests.examples import make_spec
 
 
 def test_every_field_changes_the_run_id():

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from examples import make_record
 
 from harness.errors import USER_ERRORS
 from harness.plans import plan, stages, tuning
@@ -13,6 +12,7 @@ from harness.schema.spec import RunSpec
 from methods.registry import all_methods
 from suites import SUITES
 from suites.base import Suite, Task
+from tests.examples import make_record
 
 SPACE = {"lr": (1e-3, 1e-2), "rank": (2, 4, 8)}
 DEFAULT = {"lr": 1e-3, "rank": 4}

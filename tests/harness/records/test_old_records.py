@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import sctbench
 
 from analysis import index
 from analysis.frame import comparable_sets
@@ -25,6 +24,7 @@ from harness.records.store import read_record
 from harness.schema.record import SCHEMA, BadRecord, RunRecord
 from harness.schema.spec import digest
 from harness.schema.upgrades import UPGRADES, upgraded
+from tests.command import sctbench
 
 OLD = Path(__file__).parent / "old"
 PATHS = sorted(OLD.glob("*/runs/*/*/*/record.json"))

@@ -3,8 +3,6 @@
 import dataclasses
 
 import pytest
-import tiny
-from command import sctbench
 
 from harness.execution import worker
 from harness.execution.worker import execute_run
@@ -16,6 +14,8 @@ from harness.training.checkpointing import StopRequest
 from methods import registry
 from methods.sources import digest_of
 from slurm import submit
+from tests import tiny
+from tests.command import sctbench
 
 METHOD = """
 from dataclasses import dataclass

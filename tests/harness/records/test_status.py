@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-from examples import make_record, make_spec
 from typer.testing import CliRunner
 
 from harness import lease
@@ -14,6 +13,7 @@ from harness.records import clean, index, status
 from harness.records.store import Store
 from harness.schema.failures import Failure
 from harness.schema.record import RunRecord
+from tests.examples import make_record, make_spec
 
 COMPLETE = make_spec(seed=0)
 FAILED = make_spec(seed=1, method="lora")

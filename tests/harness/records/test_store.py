@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from examples import make_record, make_spec
 
 from harness.records.store import Store
 from harness.schema.record import BadRecord, Parameters, RunRecord
 from harness.schema.spec import digest
+from tests.examples import make_record, make_spec
 
 
 def test_round_trip():

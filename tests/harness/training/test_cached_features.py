@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import small_swin, small_vit
-from fast_path_models import HALF, PIXELS, attached, no_cached_features, same_training, trained, trainer, with_module
 from timm.layers import DropPath
 from torch import nn
 
@@ -11,6 +10,16 @@ from harness.schema.spec import Recipe
 from harness.training import fast_path
 from methods.base import Attachment
 from methods.blocks import plug
+from tests.fast_path_models import (
+    HALF,
+    PIXELS,
+    attached,
+    no_cached_features,
+    same_training,
+    trained,
+    trainer,
+    with_module,
+)
 
 
 def still_swin():

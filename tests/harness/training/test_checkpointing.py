@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from examples import make_spec
 
 from harness import device as devices
 from harness import tensor_files
@@ -25,6 +24,7 @@ from methods import registry
 from methods.testbed import CLASSES, kind_of, make_context, small_model, small_vit
 from suites import SUITES
 from suites.base import Suite, Task
+from tests.examples import make_spec
 
 CPU = torch.device("cpu")
 NOISE = Suite(name="noise", title="Noise", about="", tasks=(Task(name="noise", group="all", num_classes=CLASSES),))

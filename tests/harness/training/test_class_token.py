@@ -3,7 +3,10 @@
 import pytest
 import torch
 from conftest import small_swin, small_vit
-from fast_path_models import (
+from torch import nn
+
+from harness.training import evaluation, fast_path
+from tests.fast_path_models import (
     DATA,
     HALF,
     IMAGES,
@@ -16,9 +19,6 @@ from fast_path_models import (
     trainer,
     with_module,
 )
-from torch import nn
-
-from harness.training import evaluation, fast_path
 
 
 class Mean(nn.Module):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from conftest import CLASSES, small_vit
-from fast_path_models import DATA, HALF, IMAGES, PIXELS, attached, is_alone, trained, trainer, with_module
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -14,6 +13,7 @@ from harness.training.fast_path_check import check_shortcuts
 from harness.training.trainer import Trainer
 from methods.base import Attachment
 from methods.registry import all_methods, get
+from tests.fast_path_models import DATA, HALF, IMAGES, PIXELS, attached, is_alone, trained, trainer, with_module
 
 
 @pytest.mark.parametrize("method", all_methods())

@@ -3,13 +3,13 @@
 import math
 
 import pytest
-import tiny
 import torch
 
 from harness.execution import worker
 from harness.records.store import Store
 from harness.schema.metrics import METRICS, Metric
 from harness.training.evaluation import score
+from tests import tiny
 
 
 def test_values_and_counts_of_three_images():

@@ -1,13 +1,13 @@
 """The protocol that looks at test after every epoch, and learning curves on val: looking changes nothing of a run."""
 
 import pytest
-import tiny
 import torch
 
 from harness.errors import Interrupted
 from harness.execution import worker
 from harness.records.store import Store
 from harness.training.run import RunContext, run
+from tests import tiny
 
 CPU = torch.device("cpu")
 

@@ -3,9 +3,7 @@
 import dataclasses
 
 import pytest
-import tiny
 import torch
-from command import sctbench
 
 from harness import device as devices
 from harness.errors import HarnessError
@@ -14,6 +12,8 @@ from harness.plans import plan
 from harness.records.store import read_record
 from harness.training import rerun
 from suites import SUITES
+from tests import tiny
+from tests.command import sctbench
 
 
 @pytest.fixture

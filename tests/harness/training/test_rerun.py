@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import tiny
 from typer.testing import CliRunner
 
 from harness.commands.main import app
@@ -12,6 +11,7 @@ from harness.execution import worker
 from harness.plans import plan
 from harness.records.store import Store
 from harness.training import rerun
+from tests import tiny
 
 
 def done(setup, method="sct", **choices):

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import tiny
 import torch
 from conftest import small_vit
 
@@ -12,6 +11,7 @@ from harness.execution import worker
 from harness.schema.optimizers import OPTIMIZERS, make_optimizer
 from harness.schema.schedules import SCHEDULES, learning_rate
 from harness.schema.spec import Recipe
+from tests import tiny
 
 
 @pytest.fixture

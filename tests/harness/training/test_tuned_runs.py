@@ -5,7 +5,6 @@ import os
 import signal
 
 import pytest
-import tiny
 
 from harness.errors import DataError, HarnessError
 from harness.execution import local
@@ -16,6 +15,7 @@ from harness.schema.failures import Failure
 from harness.schema.record import Fingerprint, RunRecord, Trial, Tuning
 from harness.schema.spec import RunSpec
 from harness.training import run
+from tests import tiny
 
 
 def selection(**changes):
