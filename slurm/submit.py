@@ -21,7 +21,7 @@ from harness.plans.tuning import INCONCLUSIVE, TunedRun, WorkItem, representativ
 from harness.records import stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
-from harness.schema.record import ReadRecord
+from harness.schema.record import ReadRecord, RunRecord
 from harness.schema.spec import RunSpec
 from harness.terminal import tell as tell_in_terminal
 from slurm import planning, schedulers
@@ -83,8 +83,8 @@ class Todo(Missing):
     that cannot run without them."""
 
     complete: int
-    stale: list[str]
-    """For each of the complete runs whose method's source has changed since: the method."""
+    settled: list[RunRecord]
+    """Records of the complete runs."""
 
     def lines(self, out: Path) -> Iterator[str]:
         """What is there, what is under way, and what is to be submitted."""
@@ -93,8 +93,6 @@ class Todo(Missing):
             f"{total} runs: {self.complete} complete, {self.held} submitted already, {len(self.items)} to submit. "
             f"Records: {out / 'runs'}"
         )
-        if text := stale.warning(self.stale):
-            yield f"warning: {text}."
         if self.failed:
             yield (
                 f"warning: {len(self.failed)} are left out: they failed in a way that they would fail again, or wait "
@@ -149,7 +147,7 @@ def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
     order, log = _for_known_device(order), Log(order.out)
     with log.alone():
         missing = _missing(order, log, tell)
-        prepare(order.selection, order.roots, [], missing.items, tell=tell)
+        prepare(order.selection, order.roots, missing.settled, missing.items, tell=tell)
         if not missing.items:
             return None
         plan = plan_selection(order, missing, order.scheduler.limit())
@@ -164,7 +162,8 @@ def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:
     are given."""
     order, log = _for_known_device(order), Log(order.out)
     missing = _missing(order, log, tell)
-    prepare(order.selection, order.roots, [], missing.items if order.roots != Roots() else [], tell=tell)
+    items = missing.items if order.roots != Roots() else []
+    prepare(order.selection, order.roots, missing.settled, items, tell=tell)
     if missing.items:
         plan = plan_selection(order, missing, _limit(order.scheduler, tell))
         for line in plan.lines():
@@ -251,7 +250,7 @@ def todo(selection: Selection, store: Store, held: Mapping[str, str], redo_stale
         held=len(stages.ready) - len(free) + len(stages.blocked) - len(waiting),
         failed=[*failed.values(), *never.values()],
         complete=len(stages.settled),
-        stale=[spec.method for spec in stages.settled if (record := read_once(spec)) and stale.is_stale(record)],
+        settled=[record for spec in stages.settled if (record := read_once(spec))],
     )
 
 

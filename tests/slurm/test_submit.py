@@ -129,3 +129,12 @@ def test_inside_a_job_its_shape_is_not_inherited_but_the_configuration_is(setup,
     monkeypatch.setenv("SLURM_NTASKS", "9")
     send(setup, tiny.specs(seeds=2)[1:])
     assert "SLURM_NTASKS" not in seen.read_text() and "SLURM_CONF=/somewhere" in seen.read_text()
+
+
+def test_complete_runs_on_other_data_are_named(setup, fake):
+    """The record's digests of the data are made up, so they are not those of the folder."""
+    complete(setup, tiny.specs()[0])
+    order = submit.Order(selection=tiny.selection(), profile=one_each(), out=setup.root, roots=setup.data)
+    told = []
+    submit.rehearse(order, told.append)
+    assert any("1 complete run(s) of first were done on other data than there are now" in line for line in told)
