@@ -8,8 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
+from harness import device as devices
 from harness import environment
 from harness.bench import compiling, decoding, module, selection, training, whole
 from harness.bench.base import Measurement, Setting
@@ -28,9 +27,8 @@ PARTS: dict[str, Part] = {
 
 def run(setting: Setting, parts: Sequence[str], begin: Callable[[str], None]) -> list[Measurement]:
     """Measure the parts on all cores; `begin` is told each part's name."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     measurements: list[Measurement] = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), devices.threads(len(os.sched_getaffinity(0))):
         # torch remarks on machines with fewer cores than the release has loader workers.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         for part in parts:

@@ -31,7 +31,7 @@ def execute(ready: Iterable[WorkItem], setup: Setup, listen: Listener, blocked: 
     threads, precision of products, random states, warnings, handlers of signals.
     """
     backlog = Backlog(ready, blocked, Store(setup.root))
-    with _left_as_it_was(torch.device(setup.device)), children.handling(_stop, signal.SIGINT):
+    with _preserve_state(torch.device(setup.device)), children.handling(_stop, signal.SIGINT):
         worker.init_worker(setup)
         try:
             while (item := backlog.take()) is not None:
@@ -68,7 +68,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _left_as_it_was(device: torch.device) -> Iterator[None]:
+def _preserve_state(device: torch.device) -> Iterator[None]:
     """Inside, the process may be prepared for runs as a worker is; afterwards it is as it was before."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     tf32, states = torch.backends.cudnn.allow_tf32, devices.random_states(device)
