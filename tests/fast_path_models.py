@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import CLASSES, make_context, small_vit
 
 from harness.data.splits import Split
 from harness.schema.preprocessing import Preprocessing
@@ -13,6 +12,7 @@ from harness.training import fast_path
 from harness.training.trainer import Trainer
 from methods.blocks import plug
 from methods.registry import get
+from tests.conftest import CLASSES, make_context, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 PIXELS = torch.randint(0, 256, (26, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -7,10 +7,10 @@ from functools import cache
 
 import timm
 import torch
-from conftest import batch, make_context, small_swin, small_vit
 from torch.nn.functional import cross_entropy
 
 from methods import registry
+from tests.conftest import batch, make_context, small_swin, small_vit
 
 MODELS = {"vit": small_vit, "swin": small_swin}
 IMAGES, LABELS = batch()

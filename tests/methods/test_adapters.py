@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import batch, make_context, small_swin, small_vit
 from torch.nn import functional
 
 from methods.base import MethodError
 from methods.registry import get
+from tests.conftest import batch, make_context, small_swin, small_vit
 from tests.method_checks import MODELS, attach, count, train, trained, vit_b
 
 # name, settings, parameters on ViT-B/16 without head; the comment gives where the number stands.

@@ -5,12 +5,12 @@ import copy
 import pytest
 import timm
 import torch
-from conftest import make_context, small_vit
 
 from methods import registry
 from methods.base import MethodError
 from methods.blocks import blocks, plug_layer
 from methods.layers import fold_linears
+from tests.conftest import make_context, small_vit
 from tests.method_checks import MODELS, attach, close, count, logits, shape_of, train, vit_b
 
 # In the comment, what the method's paper or released code says; all without head.

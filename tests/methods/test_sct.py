@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from conftest import CLASSES, batch, make_context, small_swin, small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from methods.blocks import blocks
 from methods.registry import get
 from methods.sct.module import SalientChannels
 from methods.sct.selection import Tap, feature_sums, saliency_sums, top_channels
+from tests.conftest import CLASSES, batch, make_context, small_swin, small_vit
 
 
 def reference_scores(model, images, labels):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import batch, make_context, small_vit
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,6 +9,7 @@ from methods.blocks import new_linear
 from methods.registry import get
 from methods.sct import kernels_module
 from methods.sct.module import SalientChannels
+from tests.conftest import batch, make_context, small_vit
 
 DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 pytestmark = pytest.mark.parametrize("device", DEVICES)

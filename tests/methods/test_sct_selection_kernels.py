@@ -4,12 +4,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import CLASSES, batch, small_swin, small_vit
 
 from methods.blocks import blocks
 from methods.sct import sums
 from methods.sct.kernels_selection import add_squares
 from methods.sct.selection import Tap, feature_sums, top_channels
+from tests.conftest import CLASSES, batch, small_swin, small_vit
 
 DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 pytestmark = pytest.mark.parametrize("device", DEVICES)

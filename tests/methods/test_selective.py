@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import batch, make_context, small_vit
 from torch.nn.functional import cross_entropy
 
 from methods import registry
 from methods.base import MethodError
 from methods.gps import contrastive_loss, largest_per_row
 from methods.segments import Segment, choose_whole
+from tests.conftest import batch, make_context, small_vit
 from tests.method_checks import MODELS, attach, close, count, logits, shape_of, train, trained, vit_b
 
 # In the comment, what papers say; all without head.

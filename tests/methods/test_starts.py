@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from conftest import batch, make_context, small_swin, small_vit
 from torch.nn import functional
 
 from harness.plans import tuning
@@ -14,6 +13,7 @@ from harness.training.fast_path import class_token_alone
 from methods import testbed
 from methods.base import MethodError
 from methods.registry import all_methods, get
+from tests.conftest import batch, make_context, small_swin, small_vit
 from tests.method_checks import attach, close, count, logits, trained, vit_b
 
 WIDTH = 192  # of `wide`, whose patches have 8 * 8 * 3 = 192 values, too

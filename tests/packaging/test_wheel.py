@@ -78,7 +78,7 @@ def run(command, *arguments, cwd, code=0):
 
 def test_what_is_imported_and_read_lies_in_the_environment(whole, tmp_path):
     program = (
-        "import harness, slurm; from pathlib import Path; from analysis.published import FOLDER\n"
+        "import harness, slurm; from pathlib import Path; from analysis.literature import FOLDER\n"
         "print(harness.__file__, FOLDER)\n"
         "print(*sorted(file.name for file in (Path(slurm.__file__).parent / 'profiles').iterdir()))"
     )

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, batch, small_vit
 from typer.testing import CliRunner
 
 from harness.bench import released, report
@@ -12,6 +11,7 @@ from harness.bench.base import Measurement, Setting, Sizes, peak_bytes
 from harness.bench.selection import select
 from harness.commands.main import app
 from harness.schema.spec import BackboneSpec
+from tests.conftest import CLASSES, batch, small_vit
 
 TINY = Setting(
     device=torch.device("cpu"),

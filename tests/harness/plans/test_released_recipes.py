@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_context, small_vit
 from timm.scheduler import CosineLRScheduler
 
 from harness.errors import USER_ERRORS
@@ -18,6 +17,7 @@ from harness.training.trainer import images_per_epoch, total_steps
 from methods.registry import get
 from suites import SUITES
 from suites.released_recipes import TABLES
+from tests.conftest import make_context, small_vit
 
 VIT = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="ViT-B_16.npz", digest="0" * 64, image_size=224)
 METHODS = ("sct", "lora_qv", "adapter_pfeiffer", "adaptformer")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import small_swin, small_vit
 from timm.layers import DropPath
 from torch import nn
 
@@ -10,6 +9,7 @@ from harness.schema.spec import Recipe
 from harness.training import fast_path
 from methods.base import Attachment
 from methods.blocks import plug
+from tests.conftest import small_swin, small_vit
 from tests.fast_path_models import (
     HALF,
     PIXELS,

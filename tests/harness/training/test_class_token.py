@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import small_swin, small_vit
 from torch import nn
 
 from harness.training import evaluation, fast_path
+from tests.conftest import small_swin, small_vit
 from tests.fast_path_models import (
     DATA,
     HALF,

@@ -3,11 +3,11 @@
 import mmap
 
 import torch
-from conftest import make_context, small_vit
 
 from harness.schema.preprocessing import Preprocessing
 from harness.training.cost import PeakMemory, forward_flops, latencies, of_inference, operations
 from methods.registry import get
+from tests.conftest import make_context, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 TOKENS, WIDTH, CLASSES = 17, 32, 4

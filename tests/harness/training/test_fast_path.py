@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import CLASSES, small_vit
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -13,6 +12,7 @@ from harness.training.fast_path_check import check_shortcuts
 from harness.training.trainer import Trainer
 from methods.base import Attachment
 from methods.registry import all_methods, get
+from tests.conftest import CLASSES, small_vit
 from tests.fast_path_models import DATA, HALF, IMAGES, PIXELS, attached, is_alone, trained, trainer, with_module
 
 

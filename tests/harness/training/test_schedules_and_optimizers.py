@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import small_vit
 
 from harness.errors import HarnessError
 from harness.execution import worker
@@ -12,6 +11,7 @@ from harness.schema.optimizers import OPTIMIZERS, make_optimizer
 from harness.schema.schedules import SCHEDULES, learning_rate
 from harness.schema.spec import Recipe
 from tests import tiny
+from tests.conftest import small_vit
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import make_context, small_vit
 from torch import nn
 
 from harness.schema.spec import Recipe
@@ -13,6 +12,7 @@ from harness.training.fast_path_check import check_shortcuts
 from methods.base import Attachment, Method
 from methods.blocks import plug
 from methods.conformance_tools import NotConforming
+from tests.conftest import make_context, small_vit
 from tests.fast_path_models import HALF, PIXELS, is_alone, with_module
 
 

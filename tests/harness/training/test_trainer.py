@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, make_context, small_vit
 
 from harness.data import augmentation
 from harness.data.splits import Split
@@ -16,6 +15,7 @@ from harness.training.callbacks import Callback
 from harness.training.trainer import Diverged, Trainer
 from methods.base import Attachment
 from methods.registry import get
+from tests.conftest import CLASSES, make_context, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 
