@@ -81,7 +81,7 @@ class Compose(Method):
             object.__setattr__(self, "parts", tuple(sorted(self.parts, key=possible.index)))
             for one, other in pairwise(self.parts):
                 alone = get(one).composition_order != get(other).composition_order
-                check(alone, "parts", self.parts, f"without both {one} and {other}: of what wraps layers there is one")
+                check(alone, "parts", self.parts, f"parts of which at most one wraps layers: {one} and {other} both do")
 
     def can_serve(self, kind: str) -> bool:
         return all(method.can_serve(kind) for method in self.methods())
