@@ -253,7 +253,8 @@ def test_each_option_of_submit_is_here():
 
 
 @pytest.mark.parametrize("option", [option for option in SUBMIT if option != "dry_run"])
-def test_each_option_of_submit_changes_what_it_would_do(option, place):
+def test_each_option_of_submit_changes_what_it_would_do(option, place, monkeypatch):
+    monkeypatch.setattr("slurm.schedulers.slurm._sleep", lambda _: None)  # SLURM may be installed here and not answer
     dry = ["submit", *RUN[:8], "--seeds", "2", "--dry-run"]
     (place / "mine.yaml").write_text("time: 45\n")
     usual = sctbench(*dry, cwd=place)
