@@ -1,4 +1,4 @@
-"""Sequential adapters: a bottleneck behind the MLP (Pfeiffer), or behind both attention and MLP (Houlsby)."""
+"""Sequential adapters: a bottleneck after the MLP (Pfeiffer), or after both attention and MLP (Houlsby)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class AdapterPfeiffer(Method):
 
 
 class AdapterHoulsby(AdapterPfeiffer):
-    """One bottleneck behind attention and one behind the MLP, each before the residual sum:
+    """One bottleneck after attention and one after the MLP, each before the residual sum:
     2 * (2*d*h + h + d) parameters per block (313,536 on ViT-B, h = 8). It starts near the identity, not at it."""
 
     name = "adapter_houlsby"

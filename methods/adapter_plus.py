@@ -1,4 +1,4 @@
-"""Adapter+: a bottleneck behind the whole block, scaled per channel."""
+"""Adapter+: a bottleneck after the whole block, scaled per channel."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Recomposition(nn.Module):
 
 @torch.no_grad()
 def fold_recompositions(places: Iterable[tuple[Any, nn.Linear]]) -> None:
-    """Fold the module behind each norm into the linear layer that follows: W (x A + b) = (W A^T) x + W b."""
+    """Fold the module after each norm into the linear layer that follows: W (x A + b) = (W A^T) x + W b."""
     for norm, linear in places:
         (module,) = norm.slots["output"]
         u, c = module.projection.weight, module.coefficients
@@ -55,7 +55,7 @@ def fold_recompositions(places: Iterable[tuple[Any, nn.Linear]]) -> None:
 
 
 class ARC(Method):
-    """One adapter behind each of the two norms of every block; all that follow attention norms share a U, all that
+    """One adapter after each of the two norms of every block; all that follow attention norms share a U, all that
     follow MLP norms another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
     shares its own.
     """

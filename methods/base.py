@@ -163,7 +163,7 @@ class Method(ABC):
     composition_order: ClassVar[int | None] = None
     """Place among the parts of a composition (`compose`), which are attached in ascending order: below 10 what trains
     the untouched model, from 10 what looks at its features, from 20 what changes layers, from 30 what stands beside or
-    behind layers, 40 what wraps layers, from 50 tokens and the head. Parts of equal number exclude each other. None
+    after layers, 40 what wraps layers, from 50 tokens and the head. Parts of equal number exclude each other. None
     for what cannot be a part."""
 
     mergeable: ClassVar[bool] = False

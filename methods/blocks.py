@@ -87,7 +87,7 @@ def cut_points(model: Any) -> list[CutPoint]:
             plugged = list(block.slots["after_attention"])
             entrance = plugged[0] if plugged else block.norm2
             run = partial(go_on, [block.from_after_attention, *rest])
-            cuts.append(CutPoint(name=f"block {number}, behind its attention", entrance=entrance, run=run))
+            cuts.append(CutPoint(name=f"block {number}, after its attention", entrance=entrance, run=run))
         if number > 0:
             cuts.append(CutPoint(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
     return cuts
@@ -110,7 +110,7 @@ def the_one(values: Iterable[Value]) -> Value | None:
 
 
 def plug(block: Any, slot: str, module: nn.Module) -> None:
-    """Plug `module` into `slot` of `block`, behind what is plugged there already, on the block's device."""
+    """Plug `module` into `slot` of `block`, after what is plugged there already, on the block's device."""
     if not isinstance(block, SlottedBlock):
         block.__class__ = slotted_class(architecture_of(block), block)
         block.slots = nn.ModuleDict({name: nn.ModuleList() for name in SLOTS})

@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
 
 
 class SequentialBottleneck(Bottleneck):
-    """x + bottleneck(x), for a place behind a layer; x: [..., channels]."""
+    """x + bottleneck(x), for a place after a layer; x: [..., channels]."""
 
     stateless = True
 

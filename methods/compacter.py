@@ -53,12 +53,12 @@ class KroneckerLinear(nn.Module):
 
 
 class Compacter(Method):
-    """Adapters behind attention and MLP of every block: n^3 parameters in all for the shared matrices, and
+    """Adapters after attention and MLP of every block: n^3 parameters in all for the shared matrices, and
     3 * (d + h) per adapter (d channels, bottleneck h), two of them the factors and one the biases: 57,088 on ViT-B.
 
     Here the up-projections start at zero and adapters alone are trained, as for the other adapters here. The released
     code, the variant `released`, starts near the identity, the shared matrices near zero but the factors at Glorot's
-    scale, and trains the backbone's norms too, 4 * d per block and 2 * d behind them (95,488 on ViT-B); the paper's
+    scale, and trains the backbone's norms too, 4 * d per block and 2 * d after them (95,488 on ViT-B); the paper's
     counts on T5 include them. The GELU is the exact one in both, in the code its tanh form.
     """
 

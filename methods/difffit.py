@@ -1,4 +1,4 @@
-"""DiffFit: biases, norms, and a new scale factor behind attention and MLP."""
+"""DiffFit: biases, norms, and a new scale factor after attention and MLP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DiffFit(Method):
         return biases(backbone) + [norm.weight for norm in body_layers(backbone, NORMS)]
 
     def scaled(self, backbone: nn.Module) -> list[Any]:
-        """The last layer of each branch, where its factor acts: LayerScale behind it is a product per channel too."""
+        """The last layer of each branch, where its factor acts: LayerScale after it is a product per channel too."""
         return [block_linears(b)[name] for b in blocks(backbone) for name in ("proj", "fc2")]
 
     def expected_parameters(self, backbone: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""DTL: a compact side network that reads every block's input and is added back behind the later blocks."""
+"""DTL: a compact side network that reads every block's input and is added back after the later blocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from methods.grid import new_convolution, on_grid, token_grid
 
 
 class Side:
-    """Holds the side features from a block's entrance to its exit. Between blocks they travel behind x in one tensor,
+    """Holds the side features from a block's entrance to its exit. Between blocks they travel after x in one tensor,
     so that gradient checkpointing, which runs a block again, meets the right ones."""
 
     features: Tensor | None = None
 
 
 class Extract(nn.Module):
-    """h <- h + B A x at a block's entrance. x: [batch, tokens, d] or Swin map, h of the same shape behind it
+    """h <- h + B A x at a block's entrance. x: [batch, tokens, d] or Swin map, h of the same shape after it
     in dimension 1 unless the block is the `first`; returns x alone."""
 
     def __init__(self, side: Side, a: nn.Linear, b: nn.Linear, first: bool) -> None:
@@ -41,7 +41,7 @@ class Extract(nn.Module):
 
 class FeedBack(nn.Module):
     """x <- x + h * sigmoid(beta h) at a block's exit, in DTL+ through a depth-wise convolution, where
-    `feeds`; h follows behind x in dimension 1 unless the block is the `last`."""
+    `feeds`; h follows after x in dimension 1 unless the block is the `last`."""
 
     def __init__(self, side: Side, beta: float, feeds: bool, last: bool, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class FeedBack(nn.Module):
 
 
 class ReadPatches(nn.Module):
-    """Every token becomes the mean of those behind the `prefix` first ones: whatever the head reads then, it reads that
+    """Every token becomes the mean of those after the `prefix` first ones: whatever the head reads then, it reads that
     mean, normed. x: [batch, tokens, d]."""
 
     def __init__(self, prefix: int) -> None:

@@ -24,7 +24,7 @@ class Kept:
 
 
 class KeepPrompts(nn.Module):
-    """Remember the `count` tokens behind the first `prefix` ones; x: [batch, tokens, channels] passes unchanged."""
+    """Remember the `count` tokens after the first `prefix` ones; x: [batch, tokens, channels] passes unchanged."""
 
     def __init__(self, kept: Kept, prefix: int, count: int) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ class MultiBranchLinear(nn.Module):
 
 
 class LoRand(Method):
-    """Adapters behind attention and MLP of every block, whose projections down and up share the kernels of their
+    """Adapters after attention and MLP of every block, whose projections down and up share the kernels of their
     branches: a * (2 k (d + h) + k^2) + d + h parameters each (d channels, bottleneck h = d/2, a branches of rank k).
     """
 

@@ -62,7 +62,7 @@ def prune_into(side: Any, source: Any, channels: Tensor) -> None:
 class Ladder(nn.Module):
     """h_0 = D_0 x_0;  h_l = S_l(m_l h_{l-1} + (1 - m_l) D_l x_l),  m_l = sigmoid(a_l / T);  out = U LN(h_L)
 
-    x_l: [batch, tokens, d] from the tape, D_l: d -> w, S_l a transformer block of width w, U: w -> d. It stands behind
+    x_l: [batch, tokens, d] from the tape, D_l: d -> w, S_l a transformer block of width w, U: w -> d. It stands after
     the backbone's last norm; `adds` says whether its output is added to the features there or takes their place.
     """
 

@@ -1,4 +1,4 @@
-"""Mona: an adapter with depth-wise convolutions of three sizes behind attention and behind the MLP."""
+"""Mona: an adapter with depth-wise convolutions of three sizes after attention and after the MLP."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from methods.blocks import blocks
 
 
 class Partial(Method):
-    """Trains the last k blocks and the final norm behind them: k * (12 d^2 + 13 d) + 2 d for a ViT.
+    """Trains the last k blocks and the final norm after them: k * (12 d^2 + 13 d) + 2 d for a ViT.
 
     Swin's patch merging layers lie between stages, belong to no block and stay frozen.
     """

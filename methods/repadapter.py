@@ -1,4 +1,4 @@
-"""RepAdapter: linear adapters in front of attention and MLP that fold into the layers behind them."""
+"""RepAdapter: linear adapters before attention and MLP that fold into the layers after them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, new_linear, pads, plug, unplug, width
 
 SITES = (("attention_input", "attn", "qkv"), ("mlp_input", "mlp", "fc1"))
-"""Slot of each adapter, and the linear layer behind it that takes it in when merging."""
+"""Slot of each adapter, and the linear layer after it that takes it in when merging."""
 
 
 class GroupedLinearAdapter(nn.Module):

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, recorded while it runs, for side networks that run behind it.
+"""Features of a frozen backbone, recorded while it runs, for side networks that run after it.
 
 For a method that reads earlier blocks, at its end or in a penalty: plug a `Record` into each block that is read, and
 take the tape where the features are used. `Record` keeps what passed until it is taken, so it does not declare
@@ -42,7 +42,7 @@ class Record(nn.Module):
 def last_norm(vit: nn.Module) -> nn.Module:
     """The norm between a ViT's blocks and its head: on tokens, or for some average-pooling models on pooled features.
 
-    A side network plugged in behind it stays outside of gradient checkpointing. Raises `MethodError` without a norm.
+    A side network plugged in after it stays outside of gradient checkpointing. Raises `MethodError` without a norm.
     """
     for norm in architecture_of(vit).final_norms(vit):
         if getattr(norm, "weight", None) is not None:

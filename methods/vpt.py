@@ -22,7 +22,7 @@ def draw_prompts(vit: Any, count: int, generator: torch.Generator) -> Tensor:
 
 
 class InsertPrompts(nn.Module):
-    """Put learned tokens [tokens, channels] behind the `prefix` first tokens of x: [batch, tokens, channels]."""
+    """Put learned tokens [tokens, channels] after the `prefix` first tokens of x: [batch, tokens, channels]."""
 
     stateless = True
 

@@ -36,7 +36,7 @@ def answer(block: Any, queries: Tensor, qkv: Tensor) -> Tensor:
 
 
 class QuerySummary(nn.Module):
-    """features + sum over blocks l and queries t of w[l, t] (*) LN(answer[l, t]), behind the backbone's last norm.
+    """features + sum over blocks l and queries t of w[l, t] (*) LN(answer[l, t]), after the backbone's last norm.
 
     features: [batch, tokens, d] or pooled [batch, d]. Queries and w: [depth, tokens, d].
     """

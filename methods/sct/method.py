@@ -35,7 +35,7 @@ class Site:
 
     plug: Callable[[nn.Module], None]
     layer: nn.Module | None
-    """The linear layer behind which the module sits, into which it can be folded."""
+    """The linear layer after which the module sits, into which it can be folded."""
 
 
 def default_blocks(backbone: nn.Module) -> list[int]:
@@ -135,7 +135,7 @@ class SCT(Method):
             taps = [(Tap(qkv, "output", slice(start, start + d)), start) for start in (0, 2 * d)]
             return [Site(tap, k, start, lambda m: plug_layer(qkv, "output", m), qkv) for tap, start in taps]
         if self.config.mode == "mlp":
-            # The released code chooses by the residual stream behind the block but acts on the MLP's output.
+            # The released code chooses by the residual stream after the block but acts on the MLP's output.
             fc2 = block_linears(block, ["fc2"])["fc2"]
             return [Site(Tap(block, "output", slice(0, d)), k, 0, lambda m: plug_layer(fc2, "output", m), fc2)]
         # The input of norm2 is the residual stream after attention.

@@ -47,7 +47,7 @@ class SalientChannels(nn.Module):
 
 @torch.no_grad()
 def fold_into(layer: Any) -> None:
-    """Fold the `SalientChannels` plugged behind a linear layer into its weight and bias, and unplug them."""
+    """Fold the `SalientChannels` plugged after a linear layer into its weight and bias, and unplug them."""
     for module in layer.slots["output"]:
         w, b, i = layer.weight, layer.bias, module.indices
         mix = module.scale * module.linear.weight + module.keep * torch.eye(len(i), device=w.device)

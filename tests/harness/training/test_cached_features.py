@@ -40,9 +40,9 @@ def still_swin():
         ("mlp_head", small_vit, "head"),
         ("partial", small_vit, "block 2"),
         ("partial", still_swin, "block 3"),
-        ("sct", small_vit, "block 0, behind its attention"),
-        ("sct", still_swin, "block 1, behind its attention"),
-        ("adapter_plus", small_vit, "block 0, behind its attention"),
+        ("sct", small_vit, "block 0, after its attention"),
+        ("sct", still_swin, "block 1, after its attention"),
+        ("adapter_plus", small_vit, "block 0, after its attention"),
     ],
 )
 def test_training_from_cached_features_is_the_plain_training(method, build, start, precision, monkeypatch):
@@ -120,11 +120,11 @@ def tied():
         ("linear", lambda: small_vit(drop_path_rate=0.1), {}, "block 1"),
         ("linear", lambda: small_vit(drop_rate=0.1), {}, "head"),
         ("linear", lambda: small_vit(pos_drop_rate=0.1), {}, ""),
-        ("linear", lambda: with_module(Noise()), {}, "block 1, behind its attention"),
-        ("linear", lambda: with_module(Halved()), {}, "block 1, behind its attention"),
+        ("linear", lambda: with_module(Noise()), {}, "block 1, after its attention"),
+        ("linear", lambda: with_module(Halved()), {}, "block 1, after its attention"),
         ("linear", remembering, {}, ""),
-        ("linear", tied, {}, "block 0, behind its attention"),
-        ("linear", lambda: with_module(nn.Linear(32, 32), block=2), {}, "block 2, behind its attention"),
+        ("linear", tied, {}, "block 0, after its attention"),
+        ("linear", lambda: with_module(nn.Linear(32, 32), block=2), {}, "block 2, after its attention"),
     ],
 )
 def test_what_is_trained_or_random_is_not_cached(method, model, recipe, start):

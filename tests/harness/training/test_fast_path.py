@@ -51,7 +51,7 @@ def test_asking_leaves_everything_as_it_was():
     random, state = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
     recipe = Recipe(epochs=1, lr=1e-3, warmup_epochs=0)
     with fast_path.open_plan(model, attachment, PIXELS, HALF, recipe, "float32") as path:
-        assert path.start == "block 0, behind its attention"
+        assert path.start == "block 0, after its attention"
         assert torch.equal(random, torch.get_rng_state()) and model.training
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
