@@ -23,7 +23,7 @@ tasks:
   - {name: one, group: all, num_classes: 3}
   - {name: two, group: all, num_classes: 3}
 """
-ASKED = {"suite": "door.yaml", "methods": ["linear", "lora"], "backbone": "test_vit", "weights": "random"}
+ASKED = {"suite": "sb.yaml", "methods": ["linear", "lora"], "backbone": "test_vit", "weights": "random"}
 ASKED |= {"image_size": 32}
 
 
@@ -31,7 +31,7 @@ ASKED |= {"image_size": 32}
 def place(tmp_path_factory):
     """A working folder with a suite of the user's own, and its data."""
     folder = tmp_path_factory.mktemp("place")
-    (folder / "door.yaml").write_text(SUITE)
+    (folder / "sb.yaml").write_text(SUITE)
     for task in ("one", "two"):
         layouts.vtab(folder / "data", task)
     return folder
@@ -48,7 +48,7 @@ def test_a_plan_shows_its_tasks_runs_and_hours(place, monkeypatch):
     plan = sb.plan(**ASKED, seeds=2)
     assert re.search(r"^one +2 +2 +4 +0 ", repr(plan), re.MULTILINE) and "8 runs, 0 complete already" in repr(plan)
     assert "<td>two</td><td>2</td><td>2</td><td>4</td>" in plan._repr_html_() and "GPU hours" in plan._repr_html_()
-    same = sctbench("plan", "--suite", "door.yaml", "--methods", "linear,lora", *FLAGS, "--seeds", "2", cwd=place)
+    same = sctbench("plan", "--suite", "sb.yaml", "--methods", "linear,lora", *FLAGS, "--seeds", "2", cwd=place)
     assert repr(plan).splitlines()[-2] in same
 
 
@@ -73,7 +73,7 @@ def test_from_a_plan_to_records_frame_tables_and_page(place, monkeypatch, capsys
     page = sb.report("results", reference="lora")
     assert page == Path("results/report/index.html") and page.is_file() and capsys.readouterr().out == ""
     assert "4 complete already" in sctbench(
-        "run", "--suite", "door.yaml", "--methods", "linear,lora", *FLAGS, "--root", "data", "--device", "cpu", cwd=place
+        "run", "--suite", "sb.yaml", "--methods", "linear,lora", *FLAGS, "--root", "data", "--device", "cpu", cwd=place
     )
 
 
@@ -159,7 +159,7 @@ def test_the_version_and_an_import_that_loads_little(tmp_path):
 
 SCRIPT = """
 import sctbench as sb
-plan = sb.plan(suite="door.yaml", methods=["linear", "lora"], backbone="test_vit", weights="random", image_size=32)
+plan = sb.plan(suite="sb.yaml", methods=["linear", "lora"], backbone="test_vit", weights="random", image_size=32)
 records = sb.run(plan, OUT, root="data", device="cpu", jobs=2)
 print([record.status for record in records])
 """
