@@ -21,11 +21,6 @@ from tests import tiny
 ROOT = Path(environment.__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
 def fork_of_methods(folder):
     """A folder with another version of our methods: BitFit trains three biases."""
     shutil.copytree(Path(methods.__file__).parent, folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))

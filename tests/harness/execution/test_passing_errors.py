@@ -18,8 +18,7 @@ from harness.plans import plan, stages, tuning
 from harness.records import index, status
 from harness.records.store import Store
 from harness.schema import failures
-from harness.training import callbacks, run
-from harness.training.checkpointing import StopRequest
+from harness.training import run
 from methods import registry
 from tests import tiny
 
@@ -29,21 +28,12 @@ UNREADABLE = "/proc/self/mem"
 TRIED = ("ESTALE", "EIO", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "ENOLCK", "EREMOTEIO", "ECONNRESET", "EHOSTDOWN")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture
-def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
+def setup(setup, monkeypatch):
+    """The pauses before further tries are short."""
     io = dataclasses.replace(failures.CLASSES["io"], pauses=(0.01, 0.02))
     monkeypatch.setitem(failures.CLASSES, "io", io)
-    made = tiny.setup(tmp_path / "out", data)
-    worker.init_worker(made)
-    return made
+    return setup
 
 
 @pytest.fixture(autouse=True)

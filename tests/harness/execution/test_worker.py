@@ -14,25 +14,9 @@ from harness.errors import Interrupted
 from harness.execution import worker
 from harness.execution.worker import Busy, execute_run
 from harness.records.store import Store
-from harness.training import callbacks, run, trainer
-from harness.training.checkpointing import StopRequest
+from harness.training import run, trainer
 from suites import SUITES
 from tests import layouts, tiny
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", StopRequest())
-    monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)  # a report at every step
-    made = tiny.setup(tmp_path / "out", data)
-    worker.init_worker(made)
-    return made
 
 
 def files(setup, spec):

@@ -4,13 +4,11 @@ import dataclasses
 
 import pytest
 
-from harness.execution import worker
 from harness.execution.worker import execute_run
 from harness.plans import stages
 from harness.records import stale
 from harness.records.store import Store, read_record
 from harness.schema.record import RunRecord
-from harness.training.checkpointing import StopRequest
 from methods import registry
 from methods.sources import digest_of
 from slurm import submit
@@ -52,19 +50,11 @@ class Shift(nn.Module):
 """
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.write_data(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture
-def setup(tmp_path, data, monkeypatch):
-    monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", StopRequest())
+def setup(setup, monkeypatch):
+    """No method is known by path."""
     monkeypatch.setattr(registry, "_external", {})
-    made = tiny.setup(tmp_path / "out", data)
-    worker.init_worker(made)
-    return made
+    return setup
 
 
 def write(folder, factor=1.0):
