@@ -42,8 +42,8 @@ snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into resul
 	cd results/report/demo-fixed-demo_vit-pretrained-56px && cp tasks.* significance.md pretrained_minus_random.md \
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
 
-test: .venv/ready  ## a file's tests stay in one process, so that what they share is made once
-	$(BIN)/python -m pytest -n auto --dist loadfile --durations 20 -m "not slurm and not slurm_demo"
+test: .venv/ready  ## on all cores, see tests/conftest.py
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations 20 -m "not slurm and not slurm_demo"
 
 test-slurm: .venv/ready  ## on a real SLURM cluster of this machine's own; as root, it installs Debian packages
 	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm

@@ -44,6 +44,23 @@ def forgotten_afterwards():
         yield
 
 
+TESTS_APART = ("test_conformance.py", "test_every_option.py", "test_fast_path.py")
+"""Files of many tests that share nothing."""
+
+LONGEST = ("test_main_job.py", "test_wheel.py", "test_door.py", "test_local.py")
+"""Files whose tests take tens of seconds."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A file's tests stay in one process, so that what they share is made once; the longest come first, and what can be
+    split comes last, so that no process has a long file to itself in the end."""
+    items.sort(key=lambda item: (item.path.name in TESTS_APART, item.path.name not in LONGEST))
+    for item in items:
+        if item.path.name not in TESTS_APART:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 def pytest_collection_finish():
     """What libraries made on import stays for good, and looking through it for garbage took a tenth of the tests' time:
     leave it out, and look less often."""

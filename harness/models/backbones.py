@@ -13,6 +13,7 @@ import torch
 from timm.layers import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from harness.errors import DataError, HarnessError
 from harness.models import checkpoints, embedded, evidence
@@ -147,12 +148,27 @@ def native_size(name: str) -> int:
     return int(config.input_size[-1]) if config else 224
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Within, nothing is written into tensors on the meta device, which have no values: torch would trace each of the
+    thousands of operations of a model's initialisation in Python."""
+
+    WRITE = frozenset({"add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in self.WRITE:
+            tensor = args[0] if args else kwargs["tensor"]  # by name in torch.nn.init
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
 def skeleton(name: str, num_classes: int = 1, image_size: int | None = None) -> Any:
     """The model without weights (on the meta device), frozen, for names, shapes and counts."""
     check_name(name, list(EMBEDDED))
     arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
     size = image_size or native_size(name)
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         model: Any = timm.create_model(_timm_name(name), img_size=size, num_classes=num_classes, **arguments)
     if not isinstance(model.get_classifier(), nn.Module):
         raise HarnessError(f"backbone {name!r} has no single linear head (a distilled model has two)")

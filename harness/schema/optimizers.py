@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
+    import torch
     from torch import nn
     from torch.optim import Optimizer
 
@@ -38,7 +39,30 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe)
+    optimizer = OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe)
+    if trained and trained[0].is_cuda:
+        _keep_on_device(optimizer, trained[0].device)
+    return optimizer
+
+
+def _keep_on_device(optimizer: Optimizer, device: torch.device) -> None:
+    """Let every step read what changes from step to step, the learning rate and the step's number, from tensors on the
+    device, as a CUDA graph must."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], float):
+            group["lr"] = rate
+        else:
+            group["lr"].fill_(rate)
 
 
 @optimizer

@@ -256,6 +256,7 @@ def record(
 ) -> RunRecord:
     """The record of a complete run. `weights`: digest of what was trained."""
     resumed = ctx.checkpointer.resumed_at if ctx.checkpointer else []
+    steps = {"training_steps": trainer.step_mode} if ctx.device.type == "cuda" else {}
     return RunRecord(
         spec=ctx.spec,
         **of_method(ctx.spec.method),
@@ -270,7 +271,7 @@ def record(
         test_looks=scores.looks,
         method_info=model.attachment.info,
         tuning=ctx.tuning,
-        environment=environment.describe(ctx.device, trainer.precision) | {"resumed_at_steps": resumed},
+        environment=environment.describe(ctx.device, trainer.precision) | {"resumed_at_steps": resumed} | steps,
     )
 
 

@@ -20,7 +20,7 @@ from harness.data import augmentation
 from harness.data.splits import Split
 from harness.errors import HarnessError
 from harness.schema.failures import Diverged
-from harness.schema.optimizers import make_optimizer
+from harness.schema.optimizers import make_optimizer, set_rate
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Epoch
 from harness.schema.schedules import learning_rate
@@ -28,6 +28,7 @@ from harness.schema.spec import Recipe
 from harness.training import fast_path
 from harness.training.callbacks import Callback, Progress
 from harness.training.fast_path import ForwardPlan
+from harness.training.step_graphs import Step, StepGraphs, can_replay
 from methods.base import Attachment
 
 
@@ -82,6 +83,10 @@ class Trainer:
             augmentation.PrefetchLoader(data.images, data.labels, self.augment, workers) if workers > 0 else None
         )
         self.plan = ForwardPlan(forward=model)
+        self.update: Step = self._update
+        self.step_mode = "eager"
+        """How the steps were run; after a reason, why no `CUDA graph` was recorded of them."""
+
         self.step = 0
         self.batch = 0
         """Batches done of the epoch that is under way."""
@@ -105,12 +110,17 @@ class Trainer:
         """
         self.model.train()
         self._fit_began = time.perf_counter() - self.seconds
+        if can_replay(self.model, self.attachment, self.device):
+            self.update = StepGraphs(self._update)
         with nullcontext(plan) if plan else self._shortest_plan() as self.plan:
             while len(self.curve) < self.recipe.epochs:
                 self._train_epoch(len(self.curve) + 1)
         self.seconds = time.perf_counter() - self._fit_began
         self.plan = replace(self.plan, inputs=None)  # a GPU needs the memory for other things
         self.loader = None  # ends its processes
+        if isinstance(self.update, StepGraphs):
+            self.step_mode = self.update.mode
+        self.update = self._update  # frees the memory of what was recorded
         self.model.eval()
         return self.curve
 
@@ -136,8 +146,13 @@ class Trainer:
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One update. Returns the mean loss and the number of correct answers, both on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.recipe, self.batches)
+        set_rate(self.optimizer, learning_rate(self.step, self.recipe, self.batches))
+        loss, correct = self.update(inputs, targets)
+        self.step += 1
+        return loss, correct
+
+    def _update(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What a step does on the device."""
         soft = targets.ndim == 2
         with devices.autocast(self.precision, self.device):
             logits = self.plan.forward(inputs)
@@ -146,9 +161,8 @@ class Trainer:
         penalty = self.attachment.penalty
         (loss + penalty() if penalty else loss).backward()
         self.optimizer.step()
-        self.step += 1
         if self.attachment.after_step:
-            self.attachment.after_step(self.step)
+            self.attachment.after_step(self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         labels = targets.argmax(dim=1) if soft else targets
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
@@ -185,7 +199,7 @@ class Trainer:
         if self._first_batch == 0:
             self.epoch_seconds.append(time.perf_counter() - self._epoch_began)
         loss, accuracy = self._means()
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = learning_rate(self.step - 1, self.recipe, self.batches)
         self.curve.append(Epoch(epoch=epoch, train_loss=loss, train_accuracy=accuracy, lr=lr, scores={}))
         self.batch = 0
 
