@@ -130,7 +130,7 @@ class ImageArray:
 
 
 def has_digests(array: Path) -> bool:
-    """Whether `pixel_digests` need not decode any image for the array of this path, which may exist or not."""
+    """Whether `pixel_digests` need not decode any image for the array of this path, whether that exists or not."""
     return array.is_file() or _digests_file(array).is_file()
 
 
@@ -234,7 +234,7 @@ def _contents() -> list[Path]:
 
 
 def cached() -> list[Cached]:
-    """All arrays, largest first; a link to nothing, or whatever else is not a file, is none."""
+    """All arrays, largest first, without links to nothing and whatever else is not a file."""
     arrays = []
     for path in (path for path in _contents() if path.suffix == ".npy"):
         with suppress(FileNotFoundError):

@@ -6,6 +6,7 @@ left to the first run that needs it.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from harness.data import hints
 from harness.data.files import NO_FILE, is_file
@@ -39,7 +40,7 @@ def refuse_unusable(
     for draw in tracked(val_is_scored, len(val_is_scored), advance, every=1):
         if is_there(suite, suite.task(draw[0]), roots) and not search.is_usable(draw, val_is_scored[draw]):
             search.unusable.add(draw[0])
-    if problems := [*no_folder(suite, search.absent, roots), *search.problems]:
+    if problems := [*no_folder(suite, search.absent, roots), *chain.from_iterable(search.problems.values())]:
         raise DataError("\n".join(_message(problems, tasks, search.unusable)))
 
 
@@ -57,12 +58,11 @@ class _Search:
     def __init__(self, suite: Suite, roots: Roots) -> None:
         self._suite, self._roots = suite, roots
         self.absent: list[Absent] = []
-        self.problems: list[Problem] = []
+        self.problems: dict[ListFile | Draw, list[Problem]] = {}
+        """Of lists, which several draws may share, and of draws."""
+
         self.unusable: set[str] = set()
         """Tasks with a problem."""
-
-        self._is_good: dict[ListFile, bool] = {}
-        """Whether a list, which several draws may share, has no problem."""
 
     def is_usable(self, draw: Draw, val_is_scored: bool) -> bool:
         """Whether the data of one draw have no problem."""
@@ -70,23 +70,18 @@ class _Search:
         task = suite.task(name)
         lists, absent = locate_existing(suite, task, build_if_bundled(suite, task, roots), shots, split_seed)
         self.absent += absent
-        good = [self._list_is_good(file, task.num_classes) for file in lists.values()]
-        if absent or not all(good):  # opening the data would report the first of these again
+        for file in lists.values():
+            if file not in self.problems:
+                self.problems[file] = _list_problems(file, task.num_classes)
+        if absent or any(self.problems[file] for file in lists.values()):  # opening the data would report one again
             return False
         try:
             preprocessing = Preprocessing.from_id(preprocessing_id)
             TaskData(suite, task, preprocessing, roots, shots, split_seed, val_is_scored=val_is_scored)
         except USER_ERRORS as error:
-            self.problems.append(Problem(str(error)))
+            self.problems[draw] = [Problem(str(error))]
             return False
         return True
-
-    def _list_is_good(self, file: ListFile, num_classes: int) -> bool:
-        if file not in self._is_good:
-            problems = _list_problems(file, num_classes)
-            self.problems += problems
-            self._is_good[file] = not problems
-        return self._is_good[file]
 
 
 def _list_problems(file: ListFile, num_classes: int) -> list[Problem]:

@@ -95,7 +95,7 @@ def convert(path: Path) -> dict[str, Tensor]:
 def load() -> dict[str, Tensor]:
     """timm-named weights of the embedded encoder, converted once and cached; a damaged cache is made again."""
     cached = cache_folder() / "weights" / f"{ARCHITECTURE}-{SHA256[:12]}.safetensors"
-    with suppress(FileNotFoundError, tensor_files.BadTensorFile):
+    with suppress(FileNotFoundError, NotADirectoryError, tensor_files.BadTensorFile):
         state: dict[str, Tensor] = tensor_files.decode(cached, torch.device("cpu"))
         return state
     state = convert(verified_file())

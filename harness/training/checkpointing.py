@@ -27,8 +27,8 @@ FORMAT = 2
 KEPT = 2
 
 SAVE_EVERY_SECONDS = 20.0
-"""A younger state is not replaced at the end of an epoch: a run of seconds is sooner repeated than saved. Within an
-epoch a state is replaced when it is ten times as old."""
+"""A younger state is kept at the end of an epoch: a run of seconds is repeated faster than saved. Within an epoch a
+state is replaced when it is ten times as old."""
 
 SHARE = 0.02
 """Share of the time that saving may take: large states (full fine-tuning) are saved less often."""
