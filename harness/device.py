@@ -1,7 +1,5 @@
 """Devices and arithmetic precision."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager

@@ -1,7 +1,5 @@
 """What a run ran on, for its record."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

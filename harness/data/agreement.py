@@ -5,8 +5,6 @@ Where `trainval` names the same files as `train` and `val`, paths tell. NOAH's s
 a file of its own: such copies are recognised by a file's size and its last bytes, which have to be read.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,15 +20,13 @@ class _Line:
     images: ImageList
     entry: Entry
     image: str | bytes
-    """Its path, or what it has in common with its copies."""
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is a file, in lists that name none in common."""
-        return isinstance(self.image, bytes)
+    """Its path or, in lists that name no file in common, what it has in common with its copies if there is a file."""
 
     def __str__(self) -> str:
         return self.images.where(self.entry)
+
+    def says(self, what: str) -> str:
+        return self.images.says(self.entry, what)
 
 
 def disagreements(lists: Mapping[str, ImageList]) -> Iterator[Problem]:
@@ -44,27 +40,26 @@ def disagreements(lists: Mapping[str, ImageList]) -> Iterator[Problem]:
     both = [(lines, in_parts[image]) for image, lines in in_whole.items() if image in in_parts]
     if wrong := [(a, b) for a, b in both if _labels(a).keys() != _labels(b).keys()]:
         (here, *_), (there, *_) = wrong[0]
-        what = f"{here.entry.name} has label {here.entry.label} here and {there.entry.label} in {there}"
-        yield Problem(f"{here}: {what}{more(wrong)}")
+        yield Problem(here.says(f"has label {here.entry.label} here and {there.entry.label} in {there}{more(wrong)}"))
     if wrong := [(a, b) for a, b in both if _labels(a).keys() == _labels(b).keys() and _labels(a) != _labels(b)]:
         here, *again = wrong[0][0]
         times = f"is listed {1 + len(again)} times here and {len(wrong[0][1])} times in {' and '.join(names)}"
-        yield Problem(f"{here}: {here.entry.name} {times}{more(wrong)}")
+        yield Problem(here.says(f"{times}{more(wrong)}"))
     certain = shared or _labels(whole) != _labels(parts)
     for lines, others, where in (
         (in_whole, in_parts, f"in neither {' nor '.join(names)}"),
         (in_parts, in_whole, f"not in {lists['trainval'].file.path.name}"),
     ):
-        if only := [own[0] for image, own in lines.items() if image not in others and (certain or own[0].exists)]:
-            text = f"{only[0]}: {only[0].entry.name} is {where}{more(only)}"
-            yield Problem(text, "error" if certain else "warning")
+        only = [own[0] for image, own in lines.items() if image not in others and (certain or isinstance(image, bytes))]
+        if only:
+            yield Problem(only[0].says(f"is {where}{more(only)}"), "error" if certain else "warning")
 
 
 def shared_images(images: ImageList, others: ImageList) -> Iterator[str]:
     """A message for each image that both lists name."""
     for path, entry in images.by_image.items():
         if path in others.by_image:
-            yield f"{images.where(entry)}: {entry.name} is also in {others.where(others.by_image[path])}"
+            yield images.says(entry, f"is also in {others.where(others.by_image[path])}")
 
 
 def _lines(lists: Mapping[str, ImageList]) -> tuple[list[_Line], list[_Line], bool]:

@@ -1,7 +1,5 @@
 """Readers of the archives that VTAB's tasks were made from: each returns pools of labelled images."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Callable, Iterable, Sequence

@@ -9,8 +9,6 @@ Beside an array lie digests of each image's decoded pixels, for the fingerprint 
 kept when the arrays are deleted: what a file decodes to is known as long as it is not changed.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
@@ -107,15 +105,13 @@ class ImageArray:
         if not _is_whole(path):
             with writing_cache(), _lock(path):
                 if not _is_whole(path):  # another process may have built it while this one waited
-                    _write(path, _decoded(self.images.paths, self.preprocessing), self._shape)
+                    size = self.preprocessing.image_size
+                    shape = len(self.images.entries), size, size, 3
+                    _write(path, _decoded(self.images.paths, self.preprocessing), shape)
                     if self.path() != path:
                         path.unlink()
                         raise DataError(f"{self.images.file.path}: images changed while they were decoded; start again")
         return path
-
-    @property
-    def _shape(self) -> tuple[int, int, int, int]:
-        return len(self.images.entries), self.preprocessing.image_size, self.preprocessing.image_size, 3
 
     def pixel_digests(self, path: Path, advance: Advance | None = None) -> list[bytes]:
         """sha256 of each image's decoded pixels: as stored, else from the array if there is one, else by decoding,
@@ -134,7 +130,7 @@ class ImageArray:
 
 
 def has_digests(array: Path) -> bool:
-    """Whether `pixel_digests` need not decode any image for the array of this path, which may exist or not."""
+    """Whether `pixel_digests` need not decode any image for the array of this path, whether that exists or not."""
     return array.is_file() or _digests_file(array).is_file()
 
 
@@ -173,17 +169,15 @@ def _decoded(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[np
 
 
 def _write(path: Path, pixels: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
-    """Fill a temporary file, then rename it."""
+    """Fill a temporary file, its checksum last, then rename it."""
     temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        with temporary.open("rb+") as file:  # a full disk is an error here, not a bus error when a page is written
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        for index, image in enumerate(pixels):
-            array[index] = image
-        array.flush()
-        with temporary.open("ab") as file:
-            file.write(_checksum(temporary, temporary.stat().st_size))
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for image in pixels:
+                file.write(image.tobytes())
+            file.flush()
+            file.write(_checksum(temporary, file.tell()))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -240,7 +234,7 @@ def _contents() -> list[Path]:
 
 
 def cached() -> list[Cached]:
-    """All arrays, largest first; a link to nothing, or whatever else is not a file, is none."""
+    """All arrays, largest first, without links to nothing and whatever else is not a file."""
     arrays = []
     for path in (path for path in _contents() if path.suffix == ".npy"):
         with suppress(FileNotFoundError):

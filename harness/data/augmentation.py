@@ -5,8 +5,6 @@ numpy and torch: these are seeded for the batch and restored afterwards, so noth
 with it an epoch, can be repeated on its own.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -25,12 +23,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.schema.preprocessing import INTERPOLATIONS, Preprocessing
-
-# timm is not typed.
-_Mixup: Any = Mixup
-_RandomErasing: Any = RandomErasing
-_RandomCrop: Any = RandomResizedCropAndInterpolation
-_mixup_target: Any = mixup_target
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 ERASE_PROBABILITY = 0.25
@@ -137,9 +129,9 @@ class FewShot(TrainAug):
     def __init__(self, preprocessing: Preprocessing, num_classes: int, smoothing: float) -> None:
         super().__init__(preprocessing)
         size, interpolation = preprocessing.image_size, preprocessing.interpolation
-        self.crop = _RandomCrop(size, interpolation=interpolation)
-        self.erase = _RandomErasing(ERASE_PROBABILITY, mode="pixel", device="cpu")
-        self.mixup = _Mixup(MIXUP_ALPHA, CUTMIX_ALPHA, label_smoothing=smoothing, num_classes=num_classes)
+        self.crop = RandomResizedCropAndInterpolation(size, interpolation=interpolation)
+        self.erase = RandomErasing(ERASE_PROBABILITY, mode="pixel", device="cpu")
+        self.mixup = Mixup(MIXUP_ALPHA, CUTMIX_ALPHA, label_smoothing=smoothing, num_classes=num_classes)
 
     def image(self, image: Image.Image) -> Image.Image:
         """One image, drawing from the global generators."""
@@ -154,7 +146,7 @@ class FewShot(TrainAug):
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the batch with its mirror image; of an odd number the last stays as it is, as timm mixes pairs only."""
         even = len(images) - len(images) % 2
-        single = _mixup_target(labels[even:], self.mixup.num_classes, smoothing=self.mixup.label_smoothing)
+        single = mixup_target(labels[even:], self.mixup.num_classes, smoothing=self.mixup.label_smoothing)
         if not even:
             return images, single
         mixed, targets = self.mixup(images[:even], labels[:even])

@@ -1,7 +1,5 @@
 """Is a copy of a suite's data complete? Every list and every image is checked; all problems are reported together."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter
@@ -71,12 +69,12 @@ class CheckedList:
     def _repeats(self) -> Iterator[Problem]:
         first: dict[str, Entry] = {}
         for path, entry in zip(self.images.real_paths, self.images.entries, strict=True):
-            earlier, where = first.setdefault(path, entry), self.images.where(entry)
+            earlier = first.setdefault(path, entry)
             if earlier.label != entry.label:
                 what = f"has label {entry.label} here and {earlier.label} in line {earlier.line}"
-                yield Problem(f"{where}: {entry.name} {what}")
+                yield Problem(self.images.says(entry, what))
             elif earlier is not entry:
-                yield Problem(f"{where}: {entry.name} is already in line {earlier.line}", "warning")
+                yield Problem(self.images.says(entry, f"is already in line {earlier.line}"), "warning")
 
     def _classes(self) -> Iterator[Problem]:
         """Classes that a list should hold and does not."""
@@ -98,7 +96,7 @@ class DataCheck:
     """Folders that are missing."""
 
     images: int = 0
-    """Number of image files checked."""
+    """How many image files were checked."""
 
     @property
     def choices(self) -> list[str]:
@@ -107,12 +105,10 @@ class DataCheck:
 
     @property
     def problems(self) -> list[Problem]:
-        """All of them, in the order of the lists."""
         return [*self.missing, *(problem for row in self.lists for problem in row.problems)]
 
     @property
     def errors(self) -> int:
-        """How many problems are errors."""
         return sum(problem.severity == "error" for problem in self.problems)
 
 
@@ -173,8 +169,7 @@ def _find_overlaps(rows: list[CheckedList]) -> None:
 def _find_disagreements(rows: list[CheckedList]) -> None:
     """`trainval` must be `train` and `val`, and an image have the same label in all draws."""
     lists = {row.split: row for row in rows}
-    problems = disagreements({split: row.images for split, row in lists.items() if row.whole})
-    for problem in problems:
+    for problem in disagreements({split: row.images for split, row in lists.items() if row.whole}):
         lists["trainval"].problems.append(problem)
     first: dict[str, tuple[CheckedList, Entry]] = {}
     for row in (row for row in rows if row.split == "train"):
@@ -182,8 +177,8 @@ def _find_disagreements(rows: list[CheckedList]) -> None:
         seen = [(entry, *first.setdefault(path, (row, entry))) for path, entry in lines]
         if wrong := [line for line in seen if line[1] is not row and line[0].label != line[2].label]:
             entry, earlier, twin = wrong[0]
-            what = f"{entry.name} has label {entry.label} here and {twin.label} in {earlier.images.where(twin)}"
-            row.problems.append(Problem(f"{row.images.where(entry)}: {what}{copies.more(wrong)}"))
+            what = f"has label {entry.label} here and {twin.label} in {earlier.images.where(twin)}{copies.more(wrong)}"
+            row.problems.append(Problem(row.images.says(entry, what)))
 
 
 def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> None:
@@ -192,16 +187,10 @@ def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> Non
     if any(first == "trainval" for first, _ in pairs):  # it holds what train and val hold
         pairs = [pair for pair in pairs if pair[0] == "trainval" or pair == ("train", "val")]
     for row, other in product(rows, rows):
-        if (row.split, other.split) in pairs and (repeats := copies.between(row.images, other.images, identity)):
-            entry, twin = repeats.pairs[0]
-            what = f"{entry.name} is a copy of {twin.name} in {other.images.where(twin)}"
-            what += f"; {repeats.counts(row.split, other.split)}"
-            row.problems.append(Problem(f"{row.images.where(entry)}: {what}", "error" if repeats.whole else "warning"))
+        if (row.split, other.split) in pairs:
+            row.problems += copies.between((row.split, other.split), row.images, other.images, identity)
     for row in rows:
-        if twins := copies.two_labels(row.images, identity):
-            entry, twin = twins[0]
-            what = f"{entry.name} has label {entry.label}, and its copy {twin.name} in line {twin.line} {twin.label}"
-            row.problems.append(Problem(f"{row.images.where(entry)}: {what}{copies.more(twins)}", "warning"))
+        row.problems += copies.two_labels(row.images, identity)
 
 
 def _check_images(result: DataCheck, deep: bool, advance: Advance | None) -> dict[Path, Look]:

@@ -1,15 +1,14 @@
 """The same image under two names: hard links, byte-for-byte copies and, once images are decoded, whatever has the same
 pixels. A copy of a test image in the training set is a leak that no list shows."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.data.lists import Entry, ImageList
+from harness.data.problems import Problem
 
 END = 4096
 """Bytes at the end of a file that distinguish it from others of its size."""
@@ -68,56 +67,43 @@ def identities(looks: Mapping[Path, Look], deep: bool) -> dict[Path, bytes]:
     return {path: looks[path].likeness if deep else digest(path) for path in copied}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeats:
-    """Images of a first list that are copies of images of a second."""
-
-    pairs: list[tuple[Entry, Entry]]
-    """Each such image of the first list, with a copy in the second."""
-
-    back: int
-    """How many images of the second list have a copy in the first."""
-
-    sizes: tuple[int, int]
-    """Number of images in the two lists."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the larger part of either list is in the other."""
-        return max(len(self.pairs) / self.sizes[0], self.back / self.sizes[1]) >= WHOLE
-
-    def counts(self, first: str, second: str) -> str:
-        """How many copies there are, for two splits of these names, in words."""
-        text = f"{len(self.pairs)} of {self.sizes[0]} images of {first} and {self.back} of {self.sizes[1]} of {second}"
-        labels = sum(entry.label != copy.label for entry, copy in self.pairs)
-        return f"{text} are such copies" + (f", {labels} with another label" if labels else "")
-
-
-def between(first: ImageList, second: ImageList, identity: Mapping[Path, bytes]) -> Repeats | None:
-    """Copies among the images of two lists, except files that both lists name; None if there are none."""
+def between(
+    splits: tuple[str, str], first: ImageList, second: ImageList, identity: Mapping[Path, bytes]
+) -> Iterator[Problem]:
+    """Images of a first list that are copies of images of a second, except files that both name: an error if the larger
+    part of either list is in the other."""
     copies = {key: (path, entry) for path, key, entry in _with_copies(second, identity)}
     matches = [
         (key, entry, copies[key][1])
         for path, key, entry in _with_copies(first, identity)
         if key in copies and os.path.realpath(path) != os.path.realpath(copies[key][0])
     ]
+    if not matches:
+        return
     keys = {key for key, _, _ in matches}
     back = sum(key in keys for _, key, _ in _with_copies(second, identity))
-    pairs = [(entry, copy) for _, entry, copy in matches]
-    return Repeats(pairs=pairs, back=back, sizes=(len(first.entries), len(second.entries))) if pairs else None
+    size, other_size = len(first.entries), len(second.entries)
+    _, entry, twin = matches[0]
+    what = f"is a copy of {twin.name} in {second.where(twin)}"
+    counts = f"{len(matches)} of {size} images of {splits[0]} and {back} of {other_size} of {splits[1]} are such copies"
+    differing = sum(entry.label != twin.label for _, entry, twin in matches)
+    labels = f", {differing} with another label" if differing else ""
+    is_whole = max(len(matches) / size, back / other_size) >= WHOLE
+    yield Problem(f"{first.says(entry, what)}; {counts}{labels}", "error" if is_whole else "warning")
 
 
-def two_labels(images: ImageList, identity: Mapping[Path, bytes]) -> list[tuple[Entry, Entry]]:
-    """Images of a list whose label differs from that of an earlier copy in it, each with that copy."""
+def two_labels(images: ImageList, identity: Mapping[Path, bytes]) -> Iterator[Problem]:
+    """Images of a list whose label differs from that of an earlier copy in it."""
     first: dict[bytes, tuple[Path, Entry]] = {}
-    pairs = [
-        ((path, entry), first.setdefault(key, (path, entry))) for path, key, entry in _with_copies(images, identity)
-    ]
-    return [
-        (entry, copy)
-        for (path, entry), (copy_path, copy) in pairs
-        if entry.label != copy.label and os.path.realpath(path) != os.path.realpath(copy_path)
-    ]
+    wrong = []
+    for path, key, entry in _with_copies(images, identity):
+        twin_path, twin = first.setdefault(key, (path, entry))
+        if entry.label != twin.label and os.path.realpath(path) != os.path.realpath(twin_path):
+            wrong.append((entry, twin))
+    if wrong:
+        entry, twin = wrong[0]
+        what = f"has label {entry.label}, and its copy {twin.name} in line {twin.line} {twin.label}"
+        yield Problem(f"{images.says(entry, what)}{more(wrong)}", "warning")
 
 
 def _with_copies(images: ImageList, identity: Mapping[Path, bytes]) -> list[tuple[Path, bytes, Entry]]:

@@ -14,8 +14,6 @@ The result may change with `VERSION` here or with the libraries that Pillow uses
 decoded array's name.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager

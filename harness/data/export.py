@@ -4,8 +4,6 @@ Images are numbered: `images/<split>/000000.png` beside the lists for VTAB, `<sp
 images where lists lie elsewhere. An image that several lists name is written once.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """What is on disk: whether a listed file can be opened, without trying it (opening a pipe may block for ever)."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator
@@ -40,7 +38,7 @@ def no_file(status: os.stat_result) -> str | None:
     return f"{other}, not a file" if other else None
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file is there. Never raises, unlike `Path.is_file` where a folder may not be read."""
     return os.path.isfile(path)  # noqa: PTH113
 
@@ -54,20 +52,3 @@ def reading(path: str | Path) -> Iterator[None]:
         raise DataError(f"{path}: {NO_FILE}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def files_in(folder: str | Path) -> dict[str, bool]:
-    """Names in a folder in order, each with whether it is a file; none if there is no such folder. `OSError` if the
-    folder cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: _is_file(entry) for entry in sorted(entries, key=lambda entry: entry.name)}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # for instance a link to itself
-        return False

@@ -7,8 +7,6 @@ the method swallowed the error. Code that is not Python (a C library that opens 
 seen: the guard protects against mistakes and short cuts, not against malice.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

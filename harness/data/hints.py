@@ -1,7 +1,5 @@
 """What was probably meant where data are not in the place where they were looked for."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from harness.data.files import files_in, is_file
+from harness.data.files import is_file
 from harness.data.lists import ListFile, Roots, folders_of, list_folders_of, read_list
 from harness.errors import HarnessError
 from suites.base import Suite, Target, Task
@@ -158,5 +156,5 @@ def _inside(folder: Path) -> list[Path]:
 def _names(folder: Path) -> list[str]:
     """What is in a folder; nothing if it cannot be read."""
     with suppress(OSError):
-        return list(files_in(folder))
+        return sorted(os.listdir(folder))  # noqa: PTH208
     return []

@@ -1,7 +1,5 @@
 """List files as they are in circulation: where they lie, and what is in them."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,6 +70,10 @@ class ImageList:
     def where(self, entry: Entry) -> str:
         """`file:line` of an entry."""
         return f"{self.file.path}:{entry.line}"
+
+    def says(self, entry: Entry, what: str) -> str:
+        """A message about an entry."""
+        return f"{self.where(entry)}: {entry.name} {what}"
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -190,14 +192,14 @@ def list_folders_of(owner: Task | Target) -> tuple[str, ...]:
 def _existing(root: Path, suite: Suite, folders: tuple[str, ...], what: str) -> list[Path]:
     """The folders of these names that are there, each once, in the names' order. `DataError` if there is none."""
     candidates = [base / folder for base in (root, *(root / f for f in suite.folders)) for folder in folders]
-    found: dict[str, Path] = {}
+    existing: dict[str, Path] = {}
     for candidate in candidates:
         if candidate.is_dir():
-            found.setdefault(os.path.realpath(candidate), candidate)
-    if not found:
+            existing.setdefault(os.path.realpath(candidate), candidate)
+    if not existing:
         tried = ", ".join(str(candidate.relative_to(root)) for candidate in candidates)
         raise DataError(f"no folder for {what} below {root}: tried {tried}")
-    return list(found.values())
+    return list(existing.values())
 
 
 def locate(

@@ -4,13 +4,12 @@ Lists are read and every image is looked for, one folder at a time, without open
 left to the first run that needs it.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from harness.data import hints
-from harness.data.files import NO_FILE, files_in
+from harness.data.files import NO_FILE, is_file
 from harness.data.lists import Entry, ListFile, Roots, check_roots
 from harness.data.problems import Absent, Problem, locate_existing, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
@@ -41,7 +40,7 @@ def refuse_unusable(
     for draw in tracked(val_is_scored, len(val_is_scored), advance, every=1):
         if is_there(suite, suite.task(draw[0]), roots) and not search.is_usable(draw, val_is_scored[draw]):
             search.unusable.add(draw[0])
-    if problems := [*no_folder(suite, search.absent, roots), *search.problems]:
+    if problems := [*no_folder(suite, search.absent, roots), *chain.from_iterable(search.problems.values())]:
         raise DataError("\n".join(_message(problems, tasks, search.unusable)))
 
 
@@ -59,12 +58,11 @@ class _Search:
     def __init__(self, suite: Suite, roots: Roots) -> None:
         self._suite, self._roots = suite, roots
         self.absent: list[Absent] = []
-        self.problems: list[Problem] = []
+        self.problems: dict[ListFile | Draw, list[Problem]] = {}
+        """Of lists, which several draws may share, and of draws."""
+
         self.unusable: set[str] = set()
         """Tasks with a problem."""
-
-        self._is_good: dict[ListFile, bool] = {}
-        """Whether a list, which several draws may share, has no problem."""
 
     def is_usable(self, draw: Draw, val_is_scored: bool) -> bool:
         """Whether the data of one draw have no problem."""
@@ -72,35 +70,31 @@ class _Search:
         task = suite.task(name)
         lists, absent = locate_existing(suite, task, build_if_bundled(suite, task, roots), shots, split_seed)
         self.absent += absent
-        good = [self._list_is_good(file, task.num_classes) for file in lists.values()]
-        if absent or not all(good):  # opening the data would report the first of these again
+        for file in lists.values():
+            if file not in self.problems:
+                self.problems[file] = _list_problems(file, task.num_classes)
+        if absent or any(self.problems[file] for file in lists.values()):  # opening the data would report one again
             return False
         try:
             preprocessing = Preprocessing.from_id(preprocessing_id)
             TaskData(suite, task, preprocessing, roots, shots, split_seed, val_is_scored=val_is_scored)
         except USER_ERRORS as error:
-            self.problems.append(Problem(str(error)))
+            self.problems[draw] = [Problem(str(error))]
             return False
         return True
-
-    def _list_is_good(self, file: ListFile, num_classes: int) -> bool:
-        if file not in self._is_good:
-            problems = _list_problems(file, num_classes)
-            self.problems += problems
-            self._is_good[file] = not problems
-        return self._is_good[file]
 
 
 def _list_problems(file: ListFile, num_classes: int) -> list[Problem]:
     """What is wrong with a list and the images that it names; one problem for all whose file is missing."""
     images, problems = read_with_problems(file, num_classes)
-    folders: dict[str, dict[str, bool] | OSError] = {}
+    folders: dict[str, tuple[dict[str, str], str]] = {}
     reasons: dict[str, list[Entry]] = {}
     for entry in images.entries:
         head, tail = os.path.split(os.path.join(file.folder, entry.name))  # noqa: PTH118 (twice as fast)
         if head not in folders:
-            folders[head] = _files_or_error(head)
-        if reason := _reason(folders[head], tail):
+            folders[head] = _reasons(head)
+        of_names, of_others = folders[head]
+        if reason := of_names.get(tail, of_others):
             reasons.setdefault(reason, []).append(entry)
     for reason, missing in reasons.items():
         hint = hints.renamed(file, [entry.name for entry in missing]) if reason == NO_FILE else hints.Hint()
@@ -109,17 +103,13 @@ def _list_problems(file: ListFile, num_classes: int) -> list[Problem]:
     return problems
 
 
-def _files_or_error(folder: str) -> dict[str, bool] | OSError:
+def _reasons(folder: str) -> tuple[dict[str, str], str]:
+    """Why each of the names in a folder cannot be read as a file, empty if it can; and why any other name cannot."""
     try:
-        return files_in(folder)
+        with os.scandir(folder) as entries:  # tells files from folders without a look at each
+            is_one = {entry.name: entry.is_file(follow_symlinks=False) or is_file(entry) for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, NO_FILE
     except OSError as error:
-        return error
-
-
-def _reason(folder: dict[str, bool] | OSError, name: str) -> str:
-    """Why an image cannot be read; empty if it is there."""
-    if isinstance(folder, OSError):
-        return f"cannot be accessed ({folder.strerror})"
-    if name not in folder:
-        return NO_FILE
-    return "" if folder[name] else "not a file, or a link to nothing"
+        return {}, f"cannot be accessed ({error.strerror})"
+    return {name: "" if is_one[name] else "not a file, or a link to nothing" for name in is_one}, NO_FILE

@@ -5,8 +5,6 @@ does not reveal. The splits drawn here have VTAB's sizes, a fixed seed and a not
 compare with published ones. The exact splits come with the VTAB-1K copies in circulation, which are read as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is wrong with data, and how it is reported: errors first, a few of each kind, and one hint per cause."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Backbones: names to pretrained timm models, ready for a method to attach to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -53,6 +51,11 @@ DEFAULT = "demo_vit"
 
 def _timm_name(name: str) -> str:
     return EMBEDDED[name].architecture if name in EMBEDDED else name
+
+
+def _create(name: str, image_size: int, **further: Any) -> Any:
+    arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
+    return timm.create_model(_timm_name(name), img_size=image_size, **arguments, **further)
 
 
 def _hub_file(name: str) -> Path:
@@ -166,10 +169,8 @@ class _WithoutValues(TorchFunctionMode):
 def skeleton(name: str, num_classes: int = 1, image_size: int | None = None) -> Any:
     """The model without weights (on the meta device), frozen, for names, shapes and counts."""
     check_name(name, list(EMBEDDED))
-    arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
-    size = image_size or native_size(name)
     with torch.device("meta"), _WithoutValues():
-        model: Any = timm.create_model(_timm_name(name), img_size=size, num_classes=num_classes, **arguments)
+        model = _create(name, image_size or native_size(name), num_classes=num_classes)
     if not isinstance(model.get_classifier(), nn.Module):
         raise HarnessError(f"backbone {name!r} has no single linear head (a distilled model has two)")
     return model.requires_grad_(False).eval()
@@ -188,19 +189,12 @@ def remember_files(known: Mapping[str, Path]) -> None:
 @cache
 def _embedded_state(tokens: int, depth: int) -> dict[str, Tensor]:
     """Weights of the embedded encoder's first `depth` blocks with position embeddings for `tokens` tokens."""
-    keep = {f"blocks.{i}." for i in range(depth)}
-    state = {
-        k: v for k, v in embedded.load().items() if not k.startswith("blocks.") or any(k.startswith(b) for b in keep)
-    }
+    left_out = tuple(f"blocks.{i}." for i in range(depth, embedded.DEPTH))
+    state = {name: tensor for name, tensor in embedded.load().items() if not name.startswith(left_out)}
     side = round((tokens - 1) ** 0.5)
     # Plain bicubic: the encoder was exported from code that resizes without anti-aliasing.
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=1, antialias=False)
     return state
-
-
-def _create(spec: BackboneSpec, **arguments: Any) -> Any:
-    name = _timm_name(spec.name)
-    return timm.create_model(name, img_size=spec.image_size, num_classes=0, **arguments)
 
 
 def _verified(spec: BackboneSpec) -> Path:
@@ -225,17 +219,14 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
 
     Head (and random weights) are drawn from torch's global generator: seed it before.
     """
+    model = _create(spec.name, spec.image_size, num_classes=0, drop_path_rate=drop_path)
     if spec.weights == "random":
-        extra = EMBEDDED[spec.name].arguments if spec.name in EMBEDDED else {}
-        model = _create(spec, drop_path_rate=drop_path, **extra)
         for module in model.modules():
             if isinstance(module, LayerScale):  # its initial 1e-5 would mute an untrained block
                 nn.init.ones_(module.gamma)
     elif spec.name in EMBEDDED:
-        model = _create(spec, drop_path_rate=drop_path, **EMBEDDED[spec.name].arguments)
         model.load_state_dict(_embedded_state(model.pos_embed.shape[1], len(model.blocks)), strict=True)
     else:
-        model = _create(spec, drop_path_rate=drop_path)
         model.load_state_dict(_fitted(spec), strict=True)
     model.reset_classifier(num_classes)
     head = model.get_classifier()
@@ -253,15 +244,15 @@ def statistics(spec: BackboneSpec) -> Statistics:
     A name with a tag says it; for a user's file under a name without, the file and timm's tags decide, and a
     `HarnessError` asks where they leave it open.
     """
-    name, found = _timm_name(spec.name), _EVIDENCE.get(spec.digest)
-    if found is None or "." in name:
+    name, file = _timm_name(spec.name), _EVIDENCE.get(spec.digest)
+    if file is None or "." in name:
         return evidence.statistics_of(name)
-    return evidence.decided_statistics(found, name, spec.weights)
+    return evidence.decided_statistics(file, name, spec.weights)
 
 
 def about_file(spec: BackboneSpec) -> str:
     """What the user's own checkpoint file is, as far as it tells; empty for other weights."""
-    return found.about if (found := _EVIDENCE.get(spec.digest)) else ""
+    return file.about if (file := _EVIDENCE.get(spec.digest)) else ""
 
 
 def listing() -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ prefix (`module.`, `backbone.`) in front of the names. `layouts` and timm's chec
 file and a model do not share is an error before anything is trained.
 """
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import re
@@ -174,20 +172,20 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def difference(found: Shapes, expected: Shapes) -> str:
+def difference(given: Shapes, expected: Shapes) -> str:
     """How the tensors of a file differ from those of a model: counts, first names, and sizes; empty if they agree."""
-    common = [name for name in expected if name in found]
+    common = [name for name in expected if name in given]
     kinds = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
         "of another shape": [
-            f"{name}: file {list(found[name])}, model {list(expected[name])}"
+            f"{name}: file {list(given[name])}, model {list(expected[name])}"
             for name in common
-            if found[name] != expected[name]
+            if given[name] != expected[name]
         ],
     }
     parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
-    theirs, ours = _size(found), _size(expected)
+    theirs, ours = _size(given), _size(expected)
     if parts and any(theirs[what] != ours[what] for what in theirs.keys() & ours.keys()):
         parts.append(f"the file has {_in_words(theirs)}, the model {_in_words(ours)}: name the model it was made for")
     return "; ".join(parts)

@@ -5,16 +5,15 @@ was not left as DINOv2 released it: it was fine-tuned for saliency, which bends 
 ViT, good for comparing methods; it is not DINOv2, and which checkpoint it began from cannot be proved from the file.
 """
 
-from __future__ import annotations
-
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
+from harness import tensor_files
 from harness.errors import HarnessError
 from harness.paths import cache_folder, write_atomically, writing_cache
 from suites.packages import INSTALL, package_file
@@ -48,18 +47,17 @@ def verified_file() -> Path:
     return path
 
 
-def _timm_names(layer: int) -> dict[str, str]:
-    """ONNX initializer name to timm name, for what the file names by parameter (all but the linear weights)."""
-    source, target = f"backbone.encoder.layer.{layer}", f"blocks.{layer}"
-    pairs = {
-        f"{source}.{norm}.{part}": f"{target}.{norm}.{part}"
-        for norm in ("norm1", "norm2")
-        for part in ("weight", "bias")
-    }
-    pairs |= {f"{source}.layer_scale{i}.lambda1": f"{target}.ls{i}.gamma" for i in (1, 2)}
-    pairs |= {f"{source}.mlp.{fc}.bias": f"{target}.mlp.{fc}.bias" for fc in ("fc1", "fc2")}
-    pairs[f"{source}.attention.output.dense.bias"] = f"{target}.attn.proj.bias"
-    return pairs
+_UNCHANGED = [f"{part}.bias" for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")] + ["norm1.weight", "norm2.weight"]
+_BY_NAME = {
+    **{name: name for name in _UNCHANGED},
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "attention.output.dense.bias": "attn.proj.bias",
+}
+"""What the file names by parameter in a layer, with timm's names."""
+
+_BY_NODE = {"attention/output/dense": "attn.proj", "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2"}
+"""Nodes of a layer that multiply by a linear weight, with timm's names."""
 
 
 def convert(path: Path) -> dict[str, Tensor]:
@@ -85,28 +83,22 @@ def convert(path: Path) -> dict[str, Tensor]:
         "norm.bias": named["backbone.layernorm.bias"],
     }
     for layer in range(DEPTH):
-        state |= {timm: named[source] for source, timm in _timm_names(layer).items()}
-        node, attention = f"/backbone/encoder/layer.{layer}", f"backbone.encoder.layer.{layer}.attention.attention"
-        qkv = [by_node[f"{node}/attention/attention/{part}/MatMul"].T for part in ("query", "key", "value")]
-        state[f"blocks.{layer}.attn.qkv.weight"] = np.concatenate(qkv)
-        biases = [named[f"{attention}.{part}.bias"] for part in ("query", "key", "value")]
-        state[f"blocks.{layer}.attn.qkv.bias"] = np.concatenate(biases)
-        state[f"blocks.{layer}.attn.proj.weight"] = by_node[f"{node}/attention/output/dense/MatMul"].T
-        for fc in ("fc1", "fc2"):
-            state[f"blocks.{layer}.mlp.{fc}.weight"] = by_node[f"{node}/mlp/{fc}/MatMul"].T
+        block, source, node = f"blocks.{layer}", f"backbone.encoder.layer.{layer}", f"/backbone/encoder/layer.{layer}"
+        state |= {f"{block}.{ours}": named[f"{source}.{theirs}"] for theirs, ours in _BY_NAME.items()}
+        state |= {f"{block}.{ours}.weight": by_node[f"{node}/{theirs}/MatMul"].T for theirs, ours in _BY_NODE.items()}
+        weights = [by_node[f"{node}/attention/attention/{part}/MatMul"].T for part in ("query", "key", "value")]
+        biases = [named[f"{source}.attention.attention.{part}.bias"] for part in ("query", "key", "value")]
+        state |= {f"{block}.attn.qkv.weight": np.concatenate(weights), f"{block}.attn.qkv.bias": np.concatenate(biases)}
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
 
 
 def load() -> dict[str, Tensor]:
-    """timm-named weights of the embedded encoder, converted once and cached as safetensors.
-
-    The cache's own sha256 stands beside it, so a damaged cache is made anew and never used.
-    """
+    """timm-named weights of the embedded encoder, converted once and cached; a damaged cache is made again."""
     cached = cache_folder() / "weights" / f"{ARCHITECTURE}-{SHA256[:12]}.safetensors"
-    note = cached.with_suffix(".sha256")
-    if not (cached.is_file() and note.is_file() and note.read_text() == sha256_of(cached)):
-        data = save(convert(verified_file()))
-        with writing_cache():
-            write_atomically(cached, lambda file: file.write(data))
-            write_atomically(note, lambda file: file.write(hashlib.sha256(data).hexdigest().encode()))
-    return load_file(cached)
+    with suppress(FileNotFoundError, NotADirectoryError, tensor_files.BadTensorFile):
+        state: dict[str, Tensor] = tensor_files.decode(cached, torch.device("cpu"))
+        return state
+    state = convert(verified_file())
+    with writing_cache():
+        write_atomically(cached, lambda file: file.write(tensor_files.encode(state)))
+    return state

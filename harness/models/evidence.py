@@ -4,8 +4,6 @@ A name with a tag is a claim about the weights, and mean and standard deviation 
 file knows better: Google's arrays need inputs in [-1, 1] whatever they are called, a classifier tells its classes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,7 +80,7 @@ def examine(state: Mapping[str, Tensor], file: str) -> Evidence:
     parts = [kind, *(["with pre_logits"] if pre_logits else ["without pre_logits"] if google else [])]
     parts.append(f"with a head for {classes} classes" if classes else "without classifier")
     if released_as:
-        parts.append(f"called as the release of {' and '.join(released_as)} is")
+        parts.append(f"named like the release of {' and '.join(released_as)}")
     return Evidence(
         about=", ".join(parts),
         classes=classes,
@@ -105,12 +103,12 @@ def _classes(state: Mapping[str, Tensor]) -> int | None:
 @cache
 def _released() -> dict[str, tuple[str, ...]]:
     """timm's names by the file name of the original release. `ViT-B_16.npz` names the architecture alone."""
-    found: dict[str, tuple[str, ...]] = {}
+    names: dict[str, tuple[str, ...]] = {}
     for name in pretrained_names():
         file = str(_config(name).url or "").rpartition("/")[2]
         if file and not file.startswith("ViT-"):
-            found[file] = (*found.get(file, ()), name)
-    return found
+            names[file] = (*names.get(file, ()), name)
+    return names
 
 
 def _config(name: str) -> Any:

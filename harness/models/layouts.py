@@ -1,7 +1,5 @@
 """Which tensors of a file are the backbone's, under names that timm's checkpoint filters know."""
 
-from __future__ import annotations
-
 from harness.errors import HarnessError
 from methods.architectures import KINDS
 from methods.architectures.base import State

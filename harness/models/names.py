@@ -1,7 +1,5 @@
 """Names of backbones: which are known, which say too little, and which to recommend."""
 
-from __future__ import annotations
-
 import timm
 from timm.models import get_deprecated_models, is_model_in_modules
 

@@ -1,7 +1,5 @@
 """A backbone with its method attached: built from a spec, or put back as a stopped run left it."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

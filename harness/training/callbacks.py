@@ -43,8 +43,6 @@ class Progress:
     epoch: int
     epochs: int
     step: int
-    """Steps done in all."""
-
     steps: int
     loss: float
     """Mean over the epoch so far."""

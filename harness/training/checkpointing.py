@@ -5,15 +5,13 @@ one that is torn, altered, or made by another run, on other data or with other c
 is. With none, the run starts from the beginning. What cannot be read is neither skipped nor deleted: it may be sound.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,19 +19,16 @@ from harness import tensor_files
 from harness.errors import Interrupted
 from harness.paths import write_atomically
 from harness.training.callbacks import Callback
-
-if TYPE_CHECKING:
-    from harness.training.trainer import Trainer
+from harness.training.trainer import Trainer
 
 FORMAT = 2
 """Version of the state's layout; a state of another one is not used."""
 
 KEPT = 2
-"""How many states are kept."""
 
 SAVE_EVERY_SECONDS = 20.0
-"""A younger state is not replaced at the end of an epoch: a run of seconds is sooner repeated than saved. Within an
-epoch a state is replaced when it is ten times as old."""
+"""A younger state is kept at the end of an epoch: a run of seconds is repeated faster than saved. Within an epoch a
+state is replaced when it is ten times as old."""
 
 SHARE = 0.02
 """Share of the time that saving may take: large states (full fine-tuning) are saved less often."""
@@ -100,7 +95,6 @@ class CheckpointStore:
         return [key for key in {**theirs, **self.identity} if theirs.get(key) != self.identity.get(key)]
 
     def remove(self) -> None:
-        """Delete all states."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,7 +1,5 @@
 """What a run costs: parameters by role, floating-point operations, time, bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable

@@ -10,8 +10,6 @@ out, and on those that probe. Second, the model itself, probed with other number
 results. They can differ by rounding only, where torch sums a matrix product of fewer rows in another order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

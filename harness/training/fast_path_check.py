@@ -1,7 +1,5 @@
 """A conformance check of the harness: what a training leaves out changes nothing for a method, whoever wrote it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

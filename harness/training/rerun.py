@@ -1,7 +1,5 @@
 """A run repeated from its record alone, and compared with it bit for bit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from harness.errors import HarnessError
 from harness.models import backbones
 from harness.plans.experiment import find_suite
 from harness.records.store import RECORD_NAME, read_record
-from harness.schema.record import BadRecord, Epoch, RunRecord
+from harness.schema.record import BadRecord, RunRecord
 from harness.schema.spec import RunSpec
 from harness.training.run import RunContext, attempt
 from methods import registry
@@ -31,7 +29,6 @@ class Fact:
 
     @property
     def same(self) -> bool:
-        """Whether it came out the same."""
         return self.before == self.now
 
 
@@ -47,7 +44,6 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether everything came out bit for bit."""
         return all(fact.same for fact in self.results)
 
 
@@ -101,21 +97,16 @@ def _add_files(spec: RunSpec, method: str | None, suite: Path | None) -> None:
 
 
 def _check_backbone(spec: RunSpec, weights: Path | None) -> None:
-    """`HarnessError` if the checkpoint is not the run's."""
-    source = str(weights) if weights else _weights(spec)
+    """`HarnessError` if the checkpoint is not the run's, or was a file that the user must name."""
+    if weights is None and spec.backbone.weights not in ("pretrained", "random"):
+        raise HarnessError(f"the run had its checkpoint from a file {spec.backbone.weights!r}: give it with --weights")
+    source = str(weights or spec.backbone.weights)
     backbone = backbones.resolve(spec.backbone.name, source, spec.backbone.image_size)
     if backbone.digest != spec.backbone.digest:
         raise HarnessError(
             f"the run had a checkpoint {spec.backbone.weights!r} with sha256 {spec.backbone.digest[:12]}..., "
             f"not {backbone.digest[:12]}...: give the file with --weights"
         )
-
-
-def _weights(spec: RunSpec) -> str:
-    """Weights for `backbones.resolve` where the user names no file. `HarnessError` if the run had one."""
-    if spec.backbone.weights not in ("pretrained", "random"):
-        raise HarnessError(f"the run had its checkpoint from a file {spec.backbone.weights!r}: give it with --weights")
-    return spec.backbone.weights
 
 
 def compare(before: RunRecord, now: RunRecord) -> Comparison:
@@ -145,12 +136,9 @@ def _results(record: RunRecord) -> dict[str, str]:
     for split, metrics in record.metrics.items():
         results |= {f"{split} {name}": repr(value) for name, value in metrics.values.items()}
         results[f"{split} right per class"] = str(metrics.correct_per_class)
-    results |= {f"epoch {epoch.epoch}": _point(epoch) for epoch in record.curve}
+    for epoch in record.curve:
+        results[f"epoch {epoch.epoch}"] = f"loss {epoch.train_loss!r}, {epoch.train_accuracy!r} %"
     return results | ({"weights": record.weights[:12]} if record.weights else {})
-
-
-def _point(epoch: Epoch) -> str:
-    return f"loss {epoch.train_loss!r}, {epoch.train_accuracy!r} %"
 
 
 def _surroundings(record: RunRecord) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """One run, from spec to record: load, attach, train, score once, measure."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -26,7 +24,6 @@ from harness.training.attached_model import AttachedModel
 from harness.training.callbacks import Callback, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
 from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
-from harness.training.epoch_evaluator import EpochEvaluator
 from harness.training.trainer import Trainer
 from methods import registry
 from suites import SUITES
@@ -180,7 +177,7 @@ def identity(ctx: RunContext, data: Fingerprint) -> dict[str, Any]:
     }
 
 
-def epoch_evaluator(ctx: RunContext, data: RunData) -> EpochEvaluator | None:
+def epoch_evaluator(ctx: RunContext, data: RunData) -> evaluation.EpochEvaluator | None:
     """What scores every epoch: on test if the protocol chooses by it, on val for a curve; else None."""
     if not ctx.protocol.every_epoch and not data.scores_val:
         return None
@@ -189,7 +186,7 @@ def epoch_evaluator(ctx: RunContext, data: RunData) -> EpochEvaluator | None:
         with allowed():
             return {"val": data.splits.train("val")} if data.scores_val else data.splits.open_test()
 
-    return EpochEvaluator(held_out, ctx.task)
+    return evaluation.EpochEvaluator(held_out, ctx.task)
 
 
 def attach(ctx: RunContext, data: RunData) -> AttachedModel:
@@ -198,7 +195,7 @@ def attach(ctx: RunContext, data: RunData) -> AttachedModel:
     return AttachedModel(ctx.spec, data.train, ctx.task.num_classes, ctx.preprocessing, memory)
 
 
-def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: EpochEvaluator | None) -> Trainer:
+def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: evaluation.EpochEvaluator | None) -> Trainer:
     """Train the model to the end of its recipe, from the saved state if there is one, in that state's precision."""
     reporter = ProgressReporter(ctx.report) if ctx.report else None
     followers: list[Callback | None] = [model, evaluator, reporter, ctx.checkpointer]  # saves what all others did
@@ -211,7 +208,7 @@ def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: Epoch
     return trainer
 
 
-def score(ctx: RunContext, data: RunData, trainer: Trainer, evaluator: EpochEvaluator | None) -> Scores:
+def score(ctx: RunContext, data: RunData, trainer: Trainer, evaluator: evaluation.EpochEvaluator | None) -> Scores:
     """The result by the protocol's rule: of the last epoch, or of the best of those looked at."""
     if ctx.protocol.every_epoch and evaluator:
         best, last = evaluator.best, evaluator.last

@@ -1,7 +1,5 @@
 """The one trainer: every method on every task goes through `Trainer.fit`."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time
@@ -112,7 +110,10 @@ class Trainer:
         self._fit_began = time.perf_counter() - self.seconds
         if can_replay(self.model, self.attachment, self.device):
             self.update = StepGraphs(self._update)
-        with nullcontext(plan) if plan else self._shortest_plan() as self.plan:
+        shortest = fast_path.open_plan(
+            self.model, self.attachment, self.data.images, self.preprocessing, self.recipe, self.precision
+        )
+        with nullcontext(plan) if plan else shortest as self.plan:
             while len(self.curve) < self.recipe.epochs:
                 self._train_epoch(len(self.curve) + 1)
         self.seconds = time.perf_counter() - self._fit_began
@@ -123,11 +124,6 @@ class Trainer:
         self.update = self._update  # frees the memory of what was recorded
         self.model.eval()
         return self.curve
-
-    def _shortest_plan(self) -> Any:
-        return fast_path.open_plan(
-            self.model, self.attachment, self.data.images, self.preprocessing, self.recipe, self.precision
-        )
 
     def _train_epoch(self, epoch: int) -> None:
         if self.batch == 0:

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PlaceError
 from harness.models import backbones, embedded
 from suites.base import SuiteError
 
@@ -72,6 +72,13 @@ def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
     data[-100] ^= 1
     cached.write_bytes(data)
     assert all(torch.equal(a, good[name]) for name, a in embedded.load().items())
+
+
+def test_a_cache_that_is_a_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(PlaceError, match=r"the cache .* cannot be written to"):
+        embedded.load()
 
 
 def test_a_missing_package_is_answered_with_the_pip_command(monkeypatch):
