@@ -13,8 +13,7 @@ from harness.records.status import RunStatus, progress_of
 from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
 from harness.schema.record import BadRecord, RunRecord
 from slurm import schedulers
-from slurm.errors import ClusterError
-from slurm.schedulers.base import EndedJob, LiveJob, Scheduler
+from slurm.schedulers.base import ClusterError, EndedJob, LiveJob, Scheduler
 from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler
 
 JobKey = tuple[str, str]

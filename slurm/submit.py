@@ -25,11 +25,10 @@ from harness.schema.record import ReadRecord, RunRecord
 from harness.schema.spec import RunSpec
 from harness.terminal import tell as tell_in_terminal
 from slurm import planning, schedulers
-from slurm.errors import ClusterError
 from slurm.job_runner import ReportJob, RunsJob
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
-from slurm.schedulers.base import USUAL_LIMIT, Scheduler
+from slurm.schedulers.base import USUAL_LIMIT, ClusterError, Scheduler
 from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler, new_id
 
 
@@ -50,7 +49,6 @@ class Order:
 
     @property
     def scheduler(self) -> Scheduler:
-        """The profile's."""
         return schedulers.get(self.profile.scheduler)
 
 
@@ -67,7 +65,6 @@ class Missing:
 
     @property
     def items(self) -> list[WorkItem]:
-        """All of them."""
         return [*self.ready, *self.blocked]
 
 
@@ -286,7 +283,7 @@ def make_plan(missing: Missing, seconds: planning.Seconds, profile: Profile, lim
     return Plan(name=name, profile=profile, arrays=arrays, report=report, seconds=seconds)
 
 
-def entry_of(item: WorkItem, seconds: float | None) -> RunEntry:
+def _entry(item: WorkItem, seconds: float | None) -> RunEntry:
     """A run for the log."""
     spec, final = representative_spec(item), item if isinstance(item, TunedRun) else None
     return RunEntry(
@@ -306,48 +303,50 @@ def entry_of(item: WorkItem, seconds: float | None) -> RunEntry:
 def send(plan: Plan, setup: Setup, log: Log, tell: Tell) -> Submission:
     """Submit a plan. `ClusterError` if an array is refused; those before it stay submitted, and the next `submit` sends
     the others."""
-    setup, sender = absolute(setup), _Sender(plan, log, tell)
-    code = sender.submission.code
+    setup = absolute(setup)
+    submission = Submission(
+        id=plan.name,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        code=environment.code_state(),
+        profile=plan.profile.as_dict(),
+        runs=[_entry(item, plan.seconds(item)) for item in plan.items()],
+        arrays=[],
+    )
     for array in plan.arrays:
-        sender.send(array, [RunsJob(setup=setup, items=job, code=code) for job in array.jobs])
+        works = [RunsJob(setup=setup, items=job, code=submission.code) for job in array.jobs]
+        _send_array(array, works, plan.profile, submission, log, tell)
+    tables = ReportJob(root=setup.root, suite=submission.runs[0].suite)
     try:
-        sender.send(plan.report, [ReportJob(root=setup.root, suite=sender.submission.runs[0].suite)])
+        _send_array(plan.report, [tables], plan.profile, submission, log, tell)
     except ClusterError as error:  # the runs are what matters
         tell(f"warning: no job for the tables: {error}. `sctbench report` writes them at any time.")
-    return sender.submission
+    return submission
 
 
-class _Sender:
-    """Submits arrays, each written to the log before the scheduler has it: what is cut off is found by its name."""
-
-    def __init__(self, plan: Plan, log: Log, tell: Tell) -> None:
-        self._profile, self._log, self._tell = plan.profile, log, tell
-        self._scheduler = schedulers.get(plan.profile.scheduler)
-        self.submission = Submission(
-            id=plan.name,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            code=environment.code_state(),
-            profile=plan.profile.as_dict(),
-            runs=[entry_of(item, plan.seconds(item)) for item in plan.items()],
-            arrays=[],
-        )
-
-    def send(self, array: Array, works: Sequence[RunsJob | ReportJob]) -> None:
-        """Submit one array. `ClusterError` if it is refused."""
-        entry = ArrayEntry(name=array.name, tasks=[[key_of(item) for item in job] for job in array.jobs])
-        ids = {earlier.name: earlier.job for earlier in self.submission.arrays}
-        self.submission.arrays.append(entry)
-        self._log.write(self.submission)
-        after, folder = [ids[name] for name in array.after], self._log.folder(array.name)
-        try:
-            entry.job = self._scheduler.submit(array, works, self._profile, folder, [*after, *array.after_jobs])
-        except ClusterError:
-            if not _may_be_there(entry, self._scheduler):
-                self.submission.arrays.remove(entry)
-            raise
-        finally:
-            self._log.write(self.submission)
-        self._tell(f"{array.in_words()}: {self._scheduler.job_word} {entry.job}")
+def _send_array(
+    array: Array,
+    works: Sequence[RunsJob | ReportJob],
+    profile: Profile,
+    submission: Submission,
+    log: Log,
+    tell: Tell,
+) -> None:
+    """Submit one array, written to the log before the scheduler has it: what is cut off is found by its name."""
+    scheduler = schedulers.get(profile.scheduler)
+    entry = ArrayEntry(name=array.name, tasks=[[key_of(item) for item in job] for job in array.jobs])
+    ids = {earlier.name: earlier.job for earlier in submission.arrays}
+    submission.arrays.append(entry)
+    log.write(submission)
+    after, folder = [ids[name] for name in array.after], log.folder(array.name)
+    try:
+        entry.job = scheduler.submit(array, works, profile, folder, [*after, *array.after_jobs])
+    except ClusterError:
+        if not _may_be_there(entry, scheduler):
+            submission.arrays.remove(entry)
+        raise
+    finally:
+        log.write(submission)
+    tell(f"{array.in_words()}: {scheduler.job_word} {entry.job}")
 
 
 def _may_be_there(entry: ArrayEntry, scheduler: Scheduler) -> bool:

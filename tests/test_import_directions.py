@@ -50,7 +50,7 @@ FLOORS = {
         {"commands"},
     ],
     "slurm": [
-        {"errors", "job_payload", "profile", "submissions"},
+        {"job_payload", "profile", "submissions"},
         {"planning", "job_runner"},
         {"schedulers"},
         {"profile_file", "status", "submit"},

@@ -19,10 +19,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from slurm.errors import ClusterError
 from slurm.job_payload import Payload
 from slurm.profile import Profile
-from slurm.schedulers.base import PYTHON, USUAL_LIMIT, EndedJob, LiveJob, Scheduler, outside_jobs
+from slurm.schedulers.base import PYTHON, USUAL_LIMIT, ClusterError, EndedJob, LiveJob, Scheduler, outside_jobs
 from slurm.submissions import ArrayEntry
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ class Slurm(Scheduler):
         return max(1, int(match[1]) - 1) if match else USUAL_LIMIT
 
     def warnings(self, profile: Profile) -> list[str]:
-        """On short time limits."""
         if profile.time > SHORT_MINUTES:
             return []
         return [
