@@ -83,19 +83,6 @@ class Todo(Missing):
     settled: list[RunRecord]
     """Records of the complete runs."""
 
-    def lines(self, out: Path) -> Iterator[str]:
-        """What is there, what is under way, and what is to be submitted."""
-        total = self.complete + self.held + len(self.failed) + len(self.items)
-        yield (
-            f"{total} runs: {self.complete} complete, {self.held} submitted already, {len(self.items)} to submit. "
-            f"Records: {out / 'runs'}"
-        )
-        if self.failed:
-            yield (
-                f"warning: {len(self.failed)} are left out: they failed in a way that they would fail again, or wait "
-                "for trials that did. `sctbench status` shows why, `sctbench retry --failed` submits what failed again."
-            )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -147,9 +134,7 @@ def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
         prepare(order.selection, order.roots, missing.settled, missing.items, tell=tell)
         if not missing.items:
             return None
-        plan = plan_selection(order, missing, order.scheduler.limit())
-        for line in plan.lines():
-            tell(line)
+        plan = plan_selection(order, missing, order.scheduler.limit(), tell)
         setup = setup_for(order.selection, order.out, order.roots, order.profile.device)
         return send(plan, dataclasses.replace(setup, redo_stale=order.redo_stale), log, tell)
 
@@ -162,9 +147,7 @@ def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:
     items = missing.items if order.roots != Roots() else []
     prepare(order.selection, order.roots, missing.settled, items, tell=tell)
     if missing.items:
-        plan = plan_selection(order, missing, _limit(order.scheduler, tell))
-        for line in plan.lines():
-            tell(line)
+        plan = plan_selection(order, missing, _limit(order.scheduler, tell), tell)
         for array in [*plan.arrays, plan.report]:
             tell(array.in_words())
             after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
@@ -194,8 +177,16 @@ def _limit(scheduler: Scheduler, tell: Tell) -> int:
 def _missing(order: Order, log: Log, tell: Tell) -> Todo:
     """What the selection lacks, and tell how it stands."""
     missing = todo(order.selection, Store(order.out), held_keys(log, order.profile.scheduler), order.redo_stale)
-    for line in missing.lines(order.out):
-        tell(line)
+    failed, new = len(missing.failed), len(missing.items)
+    tell(
+        f"{missing.complete + missing.held + failed + new} runs: {missing.complete} complete, {missing.held} submitted "
+        f"already, {new} to submit. Records: {order.out / 'runs'}"
+    )
+    if failed:
+        tell(
+            f"warning: {failed} are left out: they failed in a way that they would fail again, or wait "
+            "for trials that did. `sctbench status` shows why, `sctbench retry --failed` submits what failed again."
+        )
     return missing
 
 
@@ -263,10 +254,13 @@ def _would_fail_again(item: WorkItem, read: ReadRecord) -> bool:
     return record is not None and record.failure is not None and not CLASSES[record.failure.kind].again
 
 
-def plan_selection(order: Order, missing: Missing, limit: int) -> Plan:
-    """`make_plan` with durations estimated from the operations that runs need."""
+def plan_selection(order: Order, missing: Missing, limit: int, tell: Tell) -> Plan:
+    """`make_plan` with durations estimated from the operations that runs need; tells how long it will take."""
     seconds = planning.estimate(run_operations(order.selection), order.profile)
-    return make_plan(missing, seconds, order.profile, limit)
+    plan = make_plan(missing, seconds, order.profile, limit)
+    for line in plan.lines():
+        tell(line)
+    return plan
 
 
 def make_plan(missing: Missing, seconds: planning.Seconds, profile: Profile, limit: int) -> Plan:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from suites.base import Suite, SuiteError, Target, Task
+from suites.base import Suite
 from suites.demo import DEMO, DEMO_FULL
 from suites.demo_twins import DEMO_DG, DEMO_FEWSHOT
 from suites.load import load_suite
@@ -13,4 +13,4 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in (DEMO, DEMO_FULL, DEM
 for _name in ("vtab1k", "fewshot", "domain_generalization", "fgvc"):
     SUITES[_name] = load_suite(Path(__file__).parent / f"{_name}.yaml")
 
-__all__ = ["SUITES", "Suite", "SuiteError", "Target", "Task", "load_suite"]
+__all__ = ["SUITES", "load_suite"]

@@ -35,7 +35,7 @@ USUAL_LIMIT = 1000
 
 
 class ClusterError(HarnessError):
-    """A scheduler cannot be reached, or refuses what was asked for; the message holds its words."""
+    """A scheduler cannot be reached, or refuses what was asked for; the message quotes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
