@@ -21,7 +21,6 @@ class Payload:
     """A pickled callable without arguments."""
 
     def __call__(self) -> None:
-        """Do the job."""
         pickle.loads(self.content)()
 
     def checkpoint(self) -> DelayedSubmission:

@@ -53,7 +53,6 @@ class Array:
     """Ids of jobs of earlier submissions that must have ended."""
 
     def in_words(self) -> str:
-        """A line for the user."""
         runs = f"{len(self.jobs)} job(s) with {sum(map(len, self.jobs))} run(s)" if self.jobs else "the tables"
         parallel = f", at most {self.parallel} at a time" if self.parallel else ""
         earlier = [f"{len(self.after_jobs)} job(s) of earlier submissions"] if self.after_jobs else []

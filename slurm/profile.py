@@ -92,14 +92,11 @@ class Profile:
 
     @property
     def device(self) -> str:
-        """What its jobs compute on."""
         return "cuda" if self.gpus else "cpu"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
         return dataclasses.asdict(self) | {"setup": list(self.setup)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
-        """Inverse of `as_dict`."""
         return cls(**{**values, "setup": tuple(values["setup"])})

@@ -13,8 +13,7 @@ from harness.records.status import RunStatus, progress_of
 from harness.records.store import PROGRESS_NAME, RECORD_NAME, read_record
 from harness.schema.record import BadRecord, RunRecord
 from slurm import schedulers
-from slurm.errors import ClusterError
-from slurm.schedulers.base import EndedJob, LiveJob, Scheduler
+from slurm.schedulers.base import ClusterError, EndedJob, LiveJob, Scheduler
 from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler
 
 JobKey = tuple[str, str]
@@ -69,11 +68,9 @@ class SubmittedRun:
 
     @property
     def waits_or_runs(self) -> bool:
-        """Whether there is something to cancel."""
         return self.state in ("pending", "running")
 
     def as_status(self) -> RunStatus:
-        """The same for `harness.records.status`."""
         entry, job, live = self.placement.entry, self.placement.job, self.live
         over = self.state in ("failed", "cancelled", "missing")
         return RunStatus(
@@ -99,7 +96,6 @@ class Records:
         self.read = functools.cache(self.read_again)
 
     def folder(self, entry: RunEntry, run_id: str) -> Path:
-        """The folder of a run of that task and method."""
         return self._runs / entry.suite / entry.task / f"{entry.method}-{run_id}"
 
     def read_again(self, folder: Path) -> RunRecord | None:

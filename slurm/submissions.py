@@ -79,7 +79,6 @@ class Submission:
 
     @property
     def scheduler(self) -> str:
-        """Its name in `slurm.schedulers`."""
         return str(self.profile["scheduler"])
 
     @classmethod
@@ -130,7 +129,6 @@ class Log:
         return self.root.joinpath(*array.split("."))
 
     def write(self, submission: Submission) -> None:
-        """Write a submission's file."""
         text = json.dumps({"schema": SCHEMA, **asdict(submission)}, indent=1) + "\n"
         write_atomically(self.root / submission.id / FILE_NAME, lambda file: file.write(text.encode()))
 

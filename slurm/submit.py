@@ -25,11 +25,10 @@ from harness.schema.record import ReadRecord, RunRecord
 from harness.schema.spec import RunSpec
 from harness.terminal import tell as tell_in_terminal
 from slurm import planning, schedulers
-from slurm.errors import ClusterError
 from slurm.job_runner import ReportJob, RunsJob
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
-from slurm.schedulers.base import USUAL_LIMIT, Scheduler
+from slurm.schedulers.base import USUAL_LIMIT, ClusterError, Scheduler
 from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler, new_id
 
 
@@ -50,7 +49,6 @@ class Order:
 
     @property
     def scheduler(self) -> Scheduler:
-        """The profile's."""
         return schedulers.get(self.profile.scheduler)
 
 
@@ -67,7 +65,6 @@ class Missing:
 
     @property
     def items(self) -> list[WorkItem]:
-        """All of them."""
         return [*self.ready, *self.blocked]
 
 
@@ -85,19 +82,6 @@ class Todo(Missing):
     complete: int
     settled: list[RunRecord]
     """Records of the complete runs."""
-
-    def lines(self, out: Path) -> Iterator[str]:
-        """What is there, what is under way, and what is to be submitted."""
-        total = self.complete + self.held + len(self.failed) + len(self.items)
-        yield (
-            f"{total} runs: {self.complete} complete, {self.held} submitted already, {len(self.items)} to submit. "
-            f"Records: {out / 'runs'}"
-        )
-        if self.failed:
-            yield (
-                f"warning: {len(self.failed)} are left out: they failed in a way that they would fail again, or wait "
-                "for trials that did. `sctbench status` shows why, `sctbench retry --failed` submits what failed again."
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +134,7 @@ def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
         prepare(order.selection, order.roots, missing.settled, missing.items, tell=tell)
         if not missing.items:
             return None
-        plan = plan_selection(order, missing, order.scheduler.limit())
-        for line in plan.lines():
-            tell(line)
+        plan = plan_selection(order, missing, order.scheduler.limit(), tell)
         setup = setup_for(order.selection, order.out, order.roots, order.profile.device)
         return send(plan, dataclasses.replace(setup, redo_stale=order.redo_stale), log, tell)
 
@@ -165,9 +147,7 @@ def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:
     items = missing.items if order.roots != Roots() else []
     prepare(order.selection, order.roots, missing.settled, items, tell=tell)
     if missing.items:
-        plan = plan_selection(order, missing, _limit(order.scheduler, tell))
-        for line in plan.lines():
-            tell(line)
+        plan = plan_selection(order, missing, _limit(order.scheduler, tell), tell)
         for array in [*plan.arrays, plan.report]:
             tell(array.in_words())
             after = [*(f"<job of {name}>" for name in array.after), *array.after_jobs]
@@ -197,8 +177,16 @@ def _limit(scheduler: Scheduler, tell: Tell) -> int:
 def _missing(order: Order, log: Log, tell: Tell) -> Todo:
     """What the selection lacks, and tell how it stands."""
     missing = todo(order.selection, Store(order.out), held_keys(log, order.profile.scheduler), order.redo_stale)
-    for line in missing.lines(order.out):
-        tell(line)
+    failed, new = len(missing.failed), len(missing.items)
+    tell(
+        f"{missing.complete + missing.held + failed + new} runs: {missing.complete} complete, {missing.held} submitted "
+        f"already, {new} to submit. Records: {order.out / 'runs'}"
+    )
+    if failed:
+        tell(
+            f"warning: {failed} are left out: they failed in a way that they would fail again, or wait "
+            "for trials that did. `sctbench status` shows why, `sctbench retry --failed` submits what failed again."
+        )
     return missing
 
 
@@ -266,10 +254,13 @@ def _would_fail_again(item: WorkItem, read: ReadRecord) -> bool:
     return record is not None and record.failure is not None and not CLASSES[record.failure.kind].again
 
 
-def plan_selection(order: Order, missing: Missing, limit: int) -> Plan:
-    """`make_plan` with durations estimated from the operations that runs need."""
+def plan_selection(order: Order, missing: Missing, limit: int, tell: Tell) -> Plan:
+    """`make_plan` with durations estimated from the operations that runs need; tells how long it will take."""
     seconds = planning.estimate(run_operations(order.selection), order.profile)
-    return make_plan(missing, seconds, order.profile, limit)
+    plan = make_plan(missing, seconds, order.profile, limit)
+    for line in plan.lines():
+        tell(line)
+    return plan
 
 
 def make_plan(missing: Missing, seconds: planning.Seconds, profile: Profile, limit: int) -> Plan:
@@ -286,7 +277,7 @@ def make_plan(missing: Missing, seconds: planning.Seconds, profile: Profile, lim
     return Plan(name=name, profile=profile, arrays=arrays, report=report, seconds=seconds)
 
 
-def entry_of(item: WorkItem, seconds: float | None) -> RunEntry:
+def _entry(item: WorkItem, seconds: float | None) -> RunEntry:
     """A run for the log."""
     spec, final = representative_spec(item), item if isinstance(item, TunedRun) else None
     return RunEntry(
@@ -306,48 +297,50 @@ def entry_of(item: WorkItem, seconds: float | None) -> RunEntry:
 def send(plan: Plan, setup: Setup, log: Log, tell: Tell) -> Submission:
     """Submit a plan. `ClusterError` if an array is refused; those before it stay submitted, and the next `submit` sends
     the others."""
-    setup, sender = absolute(setup), _Sender(plan, log, tell)
-    code = sender.submission.code
+    setup = absolute(setup)
+    submission = Submission(
+        id=plan.name,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        code=environment.code_state(),
+        profile=plan.profile.as_dict(),
+        runs=[_entry(item, plan.seconds(item)) for item in plan.items()],
+        arrays=[],
+    )
     for array in plan.arrays:
-        sender.send(array, [RunsJob(setup=setup, items=job, code=code) for job in array.jobs])
+        works = [RunsJob(setup=setup, items=job, code=submission.code) for job in array.jobs]
+        _send_array(array, works, plan.profile, submission, log, tell)
+    tables = ReportJob(root=setup.root, suite=submission.runs[0].suite)
     try:
-        sender.send(plan.report, [ReportJob(root=setup.root, suite=sender.submission.runs[0].suite)])
+        _send_array(plan.report, [tables], plan.profile, submission, log, tell)
     except ClusterError as error:  # the runs are what matters
         tell(f"warning: no job for the tables: {error}. `sctbench report` writes them at any time.")
-    return sender.submission
+    return submission
 
 
-class _Sender:
-    """Submits arrays, each written to the log before the scheduler has it: what is cut off is found by its name."""
-
-    def __init__(self, plan: Plan, log: Log, tell: Tell) -> None:
-        self._profile, self._log, self._tell = plan.profile, log, tell
-        self._scheduler = schedulers.get(plan.profile.scheduler)
-        self.submission = Submission(
-            id=plan.name,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            code=environment.code_state(),
-            profile=plan.profile.as_dict(),
-            runs=[entry_of(item, plan.seconds(item)) for item in plan.items()],
-            arrays=[],
-        )
-
-    def send(self, array: Array, works: Sequence[RunsJob | ReportJob]) -> None:
-        """Submit one array. `ClusterError` if it is refused."""
-        entry = ArrayEntry(name=array.name, tasks=[[key_of(item) for item in job] for job in array.jobs])
-        ids = {earlier.name: earlier.job for earlier in self.submission.arrays}
-        self.submission.arrays.append(entry)
-        self._log.write(self.submission)
-        after, folder = [ids[name] for name in array.after], self._log.folder(array.name)
-        try:
-            entry.job = self._scheduler.submit(array, works, self._profile, folder, [*after, *array.after_jobs])
-        except ClusterError:
-            if not _may_be_there(entry, self._scheduler):
-                self.submission.arrays.remove(entry)
-            raise
-        finally:
-            self._log.write(self.submission)
-        self._tell(f"{array.in_words()}: {self._scheduler.job_word} {entry.job}")
+def _send_array(
+    array: Array,
+    works: Sequence[RunsJob | ReportJob],
+    profile: Profile,
+    submission: Submission,
+    log: Log,
+    tell: Tell,
+) -> None:
+    """Submit one array, written to the log before the scheduler has it: what is cut off is found by its name."""
+    scheduler = schedulers.get(profile.scheduler)
+    entry = ArrayEntry(name=array.name, tasks=[[key_of(item) for item in job] for job in array.jobs])
+    ids = {earlier.name: earlier.job for earlier in submission.arrays}
+    submission.arrays.append(entry)
+    log.write(submission)
+    after, folder = [ids[name] for name in array.after], log.folder(array.name)
+    try:
+        entry.job = scheduler.submit(array, works, profile, folder, [*after, *array.after_jobs])
+    except ClusterError:
+        if not _may_be_there(entry, scheduler):
+            submission.arrays.remove(entry)
+        raise
+    finally:
+        log.write(submission)
+    tell(f"{array.in_words()}: {scheduler.job_word} {entry.job}")
 
 
 def _may_be_there(entry: ArrayEntry, scheduler: Scheduler) -> bool:

@@ -2,18 +2,15 @@
 
 from pathlib import Path
 
-from suites.base import Suite, SuiteError, Target, Task
+from suites.base import Suite
 from suites.demo import DEMO, DEMO_FULL
-from suites.demo_dg import DEMO_DG
-from suites.demo_fewshot import DEMO_FEWSHOT
+from suites.demo_twins import DEMO_DG, DEMO_FEWSHOT
 from suites.load import load_suite
-
-_FILES = ("vtab1k", "fewshot", "domain_generalization", "fgvc")
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (DEMO, DEMO_FULL, DEMO_FEWSHOT, DEMO_DG)}
 """Every suite by name. A suite of the user's own is added here when its file is named."""
 
-for _name in _FILES:
+for _name in ("vtab1k", "fewshot", "domain_generalization", "fgvc"):
     SUITES[_name] = load_suite(Path(__file__).parent / f"{_name}.yaml")
 
-__all__ = ["SUITES", "Suite", "SuiteError", "Target", "Task", "load_suite"]
+__all__ = ["SUITES", "load_suite"]

@@ -26,8 +26,8 @@ TASK_KEYS = {f.name for f in dataclasses.fields(Task)} - {"build"} | {*SPLITS, "
 TARGET_KEYS = {f.name for f in dataclasses.fields(Target)}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
 
 
 def _is_name(value: Any) -> bool:
@@ -39,10 +39,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 def _are(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(holds, value)) and len(set(value)) == len(value)
 
@@ -51,18 +47,16 @@ def _by_split(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, Mapping) and set(value) <= {*ALL_SPLITS} and all(map(holds, value.values()))
 
 
-_TEXT, _TEXTS = (_is_text, "a text"), (_are(_is_text), "a list of different texts")
-_COUNT, _LIST = (_is_count, "a positive whole number"), (lambda value: isinstance(value, list), "a list")
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_name, "a text of letters, digits, `_`, `-` and `.`"),
-    **dict.fromkeys(("title", "about", "group", "images", "list_file"), _TEXT),
-    **dict.fromkeys(("folders", "list_folders", "subfolders"), _TEXTS),
-    **dict.fromkeys(("num_classes", "version", "size", *SPLITS), _COUNT),
-    **dict.fromkeys(("tasks", "targets"), _LIST),
-    **dict.fromkeys(("defaults", "recipe"), (_is_mapping, "a mapping")),
+    **dict.fromkeys(("title", "about", "group", "images", "list_file"), (_is(str), "a text")),
+    **dict.fromkeys(("folders", "list_folders", "subfolders"), (_are(_is(str)), "a list of different texts")),
+    **dict.fromkeys(("num_classes", "version", "size", *SPLITS), (_is_count, "a positive whole number")),
+    **dict.fromkeys(("tasks", "targets"), (_is(list), "a list")),
+    **dict.fromkeys(("defaults", "recipe"), (_is(Mapping), "a mapping")),
     "sizes": (_by_split(_is_count), f"a mapping of {', '.join(ALL_SPLITS)} to positive whole numbers"),
-    "lists": (_by_split(_is_text), f"a mapping of {', '.join(ALL_SPLITS)} to texts"),
-    "masked": (lambda value: isinstance(value, bool), "true or false"),
+    "lists": (_by_split(_is(str)), f"a mapping of {', '.join(ALL_SPLITS)} to texts"),
+    "masked": (_is(bool), "true or false"),
     "final_split": (lambda value: value in FINAL_SPLITS, " or ".join(FINAL_SPLITS)),
     "shots": (_are(_is_count), "a list of different positive whole numbers"),
     "split_seeds": (_are(lambda value: type(value) is int and value >= 0), "a list of different whole numbers"),

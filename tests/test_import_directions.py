@@ -50,7 +50,7 @@ FLOORS = {
         {"commands"},
     ],
     "slurm": [
-        {"errors", "job_payload", "profile", "submissions"},
+        {"job_payload", "profile", "submissions"},
         {"planning", "job_runner"},
         {"schedulers"},
         {"profile_file", "status", "submit"},
@@ -60,8 +60,7 @@ FLOORS = {
         {"base"},
         {"folders", "packages", "yaml_lines"},
         {"demo", "load", "released_recipes"},
-        {"demo_fewshot"},
-        {"demo_dg"},
+        {"demo_twins"},
     ],
 }
 """The folders and modules of a room, from the ground up: each may import what stands on a floor below its own."""

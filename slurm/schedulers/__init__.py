@@ -3,8 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from slurm.errors import ClusterError
-from slurm.schedulers.base import Scheduler
+from slurm.schedulers.base import ClusterError, Scheduler
 
 SCHEDULERS: dict[str, Scheduler] = {}
 """Every scheduler by name."""

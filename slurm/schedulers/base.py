@@ -16,6 +16,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.helpers import clean_env
 
 from harness.children import SAFE
+from harness.errors import HarnessError
 from slurm.job_payload import Payload
 from slurm.profile import Profile
 from slurm.submissions import ArrayEntry
@@ -31,6 +32,10 @@ PYTHON = f"{shlex.quote(sys.executable)} {SAFE}"
 
 USUAL_LIMIT = 1000
 """Jobs of an array where a scheduler does not say: SLURM's default."""
+
+
+class ClusterError(HarnessError):
+    """A scheduler cannot be reached, or refuses what was asked for; the message quotes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +69,16 @@ class EndedJob:
 
 
 class Scheduler(ABC):
-    """A place that jobs are submitted to. Its methods raise `ClusterError` when it does not answer or refuses."""
+    """A place that jobs are submitted to. Its methods raise `ClusterError` if it does not answer or refuses."""
 
     name: ClassVar[str]
     """What profiles, `--scheduler` and the log of submissions call it."""
 
     job_word: ClassVar[str]
-    """What its ids are ids of, for the user."""
+    """What an id stands for, for the user."""
 
     queues: ClassVar[bool] = True
-    """Whether jobs wait in a queue of its own. Where they do not, as many jobs are made as may run at a time."""
+    """Whether jobs wait in a queue of its own. If not, as many jobs are made as may run at a time."""
 
     on_this_machine: ClassVar[bool] = False
     """Whether jobs run on the machine that submits, whose device is known."""

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import submitit
 
 from harness.children import apart
-from slurm.errors import ClusterError
 from slurm.job_payload import Payload
 from slurm.profile import Profile
-from slurm.schedulers.base import PYTHON, LiveJob, Scheduler, outside_jobs
+from slurm.schedulers.base import PYTHON, ClusterError, LiveJob, Scheduler, outside_jobs
 from slurm.submissions import ArrayEntry
 
 if TYPE_CHECKING:
@@ -55,11 +54,9 @@ class Local(Scheduler):
                 start.join()
 
     def job_id(self, array: ArrayEntry, task: int) -> str:
-        """The controller's process id."""
         return array.job.split("+")[task]
 
     def live(self, arrays: Iterable[ArrayEntry]) -> dict[str, LiveJob]:
-        """Those whose controller is still there."""
         ids = ((array.name, pid) for array in arrays for pid in self.job_ids(array))
         return {pid: LiveJob(id=pid, name=name, runs=True) for name, pid in ids if _is_controller(pid, name)}
 

@@ -19,10 +19,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from slurm.errors import ClusterError
 from slurm.job_payload import Payload
 from slurm.profile import Profile
-from slurm.schedulers.base import PYTHON, USUAL_LIMIT, EndedJob, LiveJob, Scheduler, outside_jobs
+from slurm.schedulers.base import PYTHON, USUAL_LIMIT, ClusterError, EndedJob, LiveJob, Scheduler, outside_jobs
 from slurm.submissions import ArrayEntry
 
 if TYPE_CHECKING:
@@ -40,11 +39,8 @@ SLICE = 200
 SHORT_MINUTES = 10
 """Up to this time limit submitit takes every preemption for a time-out."""
 
-REPORT_MINUTES = 30
-"""Time limit of the job that writes the tables."""
-
-REPORT_SIGNAL_SECONDS = 120
-"""Time before that limit at which it is warned; it has no state to save."""
+REPORT = {"time": 30, "signal_delay": 120, "gpus": 0, "cpus": 1, "mem": None, "constraint": None}
+"""What the job that writes the tables asks for, whatever the profile says."""
 
 WITHOUT = "Without a cluster, `--scheduler local` does the same on this machine"
 
@@ -64,7 +60,6 @@ class Slurm(Scheduler):
         return max(1, int(match[1]) - 1) if match else USUAL_LIMIT
 
     def warnings(self, profile: Profile) -> list[str]:
-        """On short time limits."""
         if profile.time > SHORT_MINUTES:
             return []
         return [
@@ -170,21 +165,23 @@ def _live_job(line: str) -> LiveJob:
 
 def parameters(array: Array, profile: Profile, after: Sequence[str]) -> dict[str, Any]:
     """Parameters of submitit's executor for an array."""
-    is_report = not array.jobs
+    if not array.jobs:
+        partition = profile.report_partition or profile.partition
+        profile = Profile.from_dict(profile.as_dict() | REPORT | {"partition": partition})
     given = {
         "job_name": array.name,
-        "partition": (is_report and profile.report_partition) or profile.partition,
+        "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
-        "time": REPORT_MINUTES if is_report else profile.time,
-        "gpus_per_node": None if is_report else profile.gpus or None,
-        "cpus_per_task": 1 if is_report else profile.cpus,
+        "time": profile.time,
+        "gpus_per_node": profile.gpus or None,
+        "cpus_per_task": profile.cpus,
         # Since 22.05 srun does not take the number over from sbatch.
-        "srun_args": ["--cpus-per-task", str(1 if is_report else profile.cpus)],
-        "mem": None if is_report else profile.mem,
-        "constraint": None if is_report else profile.constraint,
+        "srun_args": ["--cpus-per-task", str(profile.cpus)],
+        "mem": profile.mem,
+        "constraint": profile.constraint,
         "setup": list(profile.setup) or None,
-        "signal_delay_s": REPORT_SIGNAL_SECONDS if is_report else profile.signal_delay,
+        "signal_delay_s": profile.signal_delay,
         "array_parallelism": array.parallel or max(1, len(array.jobs)),
         # Of a single task the whole array is waited for: 5,000 ids would be too long for a line.
         "dependency": ":".join(["afterany", *dict.fromkeys(map(_array_id, after))]) if after else None,

@@ -7,15 +7,14 @@ from typer.testing import CliRunner
 
 from harness.commands.main import app
 from harness.errors import HarnessError
-from harness.records.store import Store
 from harness.schema.failures import Failure
 from slurm import actions
-from slurm.errors import ClusterError
+from slurm.schedulers.base import ClusterError
 from slurm.schedulers.slurm import call
 from slurm.status import placements
 from slurm.submissions import Log
 from tests import tiny
-from tests.slurm_helpers import LOCAL, by_key, complete, job_ids, one_each, send, send_tuned, standing, todo, wait
+from tests.slurm_helpers import by_key, complete, job_ids, one_each, send, send_tuned, standing, todo
 
 
 def test_a_task_cancelled_while_it_waited_is_known_though_sacct_has_no_row(setup, fake):
@@ -119,15 +118,6 @@ def test_finals_that_are_tried_again_wait_for_trials_of_another_submission(setup
     again = {values["name"]: values["options"] for job, values in fake.jobs().items() if job not in before}
     trials, first, _, second, _ = (again[name].get("dependency") for name in again)
     assert trials is None and first == second and first.startswith("afterany:")
-
-
-def test_a_retry_may_go_to_another_scheduler(setup, fake, undisturbed):
-    (spec,) = tiny.specs(["linear"])
-    fake.change(send(setup, [spec]).arrays[0].job, queue="", accounts="NODE_FAIL")
-    assert actions.retry(setup.root, {"scheduler": LOCAL.scheduler}, print) == (1, [])
-    assert [submission.scheduler for submission in Log(setup.root).read()] == ["slurm", "local"]
-    wait(lambda: standing(setup.root) == {"complete": 1})
-    assert tiny.lasting(Store(setup.root).read(spec)) == undisturbed(spec)
 
 
 def test_a_retry_looks_for_the_data_before_it_submits(setup, fake, tmp_path):

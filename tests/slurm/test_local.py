@@ -4,13 +4,30 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions
 from slurm.schedulers import SCHEDULERS
+from slurm.schedulers.base import ClusterError
 from slurm.submissions import Log
 from tests import tiny
 from tests.command import sctbench
 from tests.slurm_helpers import LOCAL, ended, send, standing, wait
+
+
+@pytest.fixture
+def without_tables(monkeypatch):
+    """No job for the tables: it would import all that a report needs, and nobody would look at it."""
+    local = SCHEDULERS["local"]
+    submit = local.submit
+
+    def refuse_tables(array, *rest):
+        if not array.jobs:
+            raise ClusterError("no tables in this test")
+        return submit(array, *rest)
+
+    monkeypatch.setattr(local, "submit", refuse_tables)
 
 
 def task_of(root):
@@ -20,7 +37,7 @@ def task_of(root):
     return int(children[0]) if children else None
 
 
-def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path):
+def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path, without_tables):
     (spec,) = tiny.specs(epochs=3000)
     folder = Store(tmp_path).folder(spec)
     send(tiny.setup(tmp_path, data), [spec], LOCAL)
@@ -37,7 +54,9 @@ def test_a_job_is_queued_again_and_cancelled_as_on_a_cluster(data, tmp_path):
     assert list((folder / "state").glob("*"))
 
 
-def test_a_job_submitted_from_a_folder_with_other_methods_runs_ours(data, tmp_path, undisturbed, monkeypatch):
+def test_a_job_submitted_from_a_folder_with_other_methods_runs_ours(
+    data, tmp_path, undisturbed, without_tables, monkeypatch
+):
     (spec,) = tiny.specs(["linear"])
     for room in ("methods", "slurm"):
         (tmp_path / "there" / room).mkdir(parents=True)
@@ -51,6 +70,7 @@ def test_a_job_submitted_from_a_folder_with_other_methods_runs_ours(data, tmp_pa
 def test_the_commands_as_a_user_types_them(tmp_path):
     """From a selection to tables, in a folder of one's own, with relative paths."""
     what = ["--suite", "demo", "--tasks", "digits", "--methods", "linear", "--recipe", "epochs=1", "--gpus", "0"]
+    what += ["--backbone", "test_vit", "--weights", "random", "--image-size", "32"]
     dry = sctbench("submit", *what, "--scheduler", "local", "--dry-run", cwd=tmp_path)
     assert "1 to submit" in dry and "Nothing was submitted." in dry
     assert not list(tmp_path.iterdir())

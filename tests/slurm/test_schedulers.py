@@ -3,24 +3,20 @@
 import itertools
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.records.store import PROGRESS_NAME, Store
 from slurm import actions, submit
-from slurm.errors import ClusterError
 from slurm.job_payload import Payload
 from slurm.profile import Profile
 from slurm.schedulers import SCHEDULERS
-from slurm.schedulers.base import LiveJob, Scheduler
+from slurm.schedulers.base import ClusterError, LiveJob, Scheduler
 from slurm.submissions import ArrayEntry, Log
 from tests import tiny
 from tests.command import sctbench
-from tests.slurm_helpers import by_key, ended, standing, wait
+from tests.slurm_helpers import by_key, ended, send, standing, start_work, wait
 
 
 class Toy(Scheduler):
@@ -48,13 +44,11 @@ class Toy(Scheduler):
         return f"{array.job}:{task}"
 
     def live(self, arrays):
-        if self.waiting and not any(process.poll() is None for process in self.processes.values()):
+        if self.waiting and not any(process.is_alive() for process in self.processes.values()):
             job, _, folder = self.waiting.pop(0)
-            command = [sys.executable, "-P", "-c", "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))()"]
-            with (folder / self.log_name(job)).open("w") as log:
-                self.processes[job] = subprocess.Popen([*command, folder / job], stdout=log, stderr=log)
+            self.processes[job] = start_work(folder / job, folder / self.log_name(job))
         names = {job: array.name for array in arrays for job in self.job_ids(array)}
-        running = [job for job, process in self.processes.items() if process.poll() is None and job in names]
+        running = [job for job, process in self.processes.items() if process.is_alive() and job in names]
         return {job: LiveJob(id=job, name=names[job], runs=True, node="here", left="for ever") for job in running} | {
             job: LiveJob(id=job, name=name, runs=False, reason="one at a time")
             for job, name, _ in self.waiting
@@ -64,12 +58,12 @@ class Toy(Scheduler):
     def cancel(self, array, jobs):
         self.waiting = [waiting for waiting in self.waiting if waiting[0] not in jobs]
         for job in set(jobs) & self.processes.keys():
-            self.processes[job].send_signal(signal.SIGTERM)
+            self.processes[job].terminate()
 
     def kill(self):
         for process in self.processes.values():
             process.kill()
-            process.wait()
+            process.join()
 
     def log_name(self, job):
         return f"{job}.txt"
@@ -122,6 +116,15 @@ def test_a_scheduler_of_ones_own_is_given_what_failed_again(toy, data, tmp_path)
     assert actions.retry(root, {}, print) == (1, [])
     wait(lambda: standing(root) == {"complete": 1})
     assert Store(root).read(spec).status == "complete"
+
+
+def test_a_retry_may_go_to_another_scheduler(setup, fake, toy, undisturbed):
+    (spec,) = tiny.specs(["linear"])
+    fake.change(send(setup, [spec]).arrays[0].job, queue="", accounts="NODE_FAIL")
+    assert actions.retry(setup.root, {"scheduler": "toy"}, print) == (1, [])
+    assert [submission.scheduler for submission in Log(setup.root).read()] == ["slurm", "toy"]
+    wait(lambda: standing(setup.root) == {"complete": 1})
+    assert tiny.lasting(Store(setup.root).read(spec)) == undisturbed(spec)
 
 
 def test_a_submission_of_an_earlier_version_is_read(setup, fake):

@@ -11,7 +11,7 @@ from harness.records import status
 from harness.records.store import Store
 from harness.schema.failures import Failure
 from slurm import actions
-from slurm.errors import ClusterError
+from slurm.schedulers.base import ClusterError
 from slurm.status import log_file, placements, submitted_runs
 from slurm.submissions import Log
 from tests import tiny

@@ -8,9 +8,9 @@ import submitit
 from harness.plans import plan
 from harness.schema.failures import Failure
 from slurm import actions, submit
-from slurm.errors import ClusterError
 from slurm.job_runner import RunsJob
 from slurm.schedulers import SCHEDULERS
+from slurm.schedulers.base import ClusterError
 from slurm.status import placements
 from slurm.submissions import Log
 from tests import tiny

@@ -195,8 +195,8 @@ def test_every_suite_goes_from_images_to_a_table(tmp_path, monkeypatch, suite, n
     roots = Roots(data=tmp_path, lists=lists)
     records = [run_once(monkeypatch, one_task(suite, name), roots, method, shots) for method in METHODS]
     assert [record.test_looks for record in records] == [1, 1, 1]
-    (chosen,) = comparable_sets(records)
-    table = result_tables(chosen)[0]
+    (comparable,) = comparable_sets(records)
+    table = result_tables(comparable)[0]
     assert set(table.rows) == {"Linear", "LoRA", "SCT"}
     for cells in map(table.cells, table.rows):
         assert cells[0].is_number and 0 <= cells[0].value <= 100
