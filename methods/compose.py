@@ -106,9 +106,9 @@ class Compose(Method):
         # Injecting a tuner of the peft package freezes what earlier parts had turned on.
         for parameter in trained:
             parameter.requires_grad_(True)
-        found = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-        alone = f"parts that train {expected} parameters together as they do alone, not {found}"
-        check(found == expected, "parts", self.config.parts, alone)
+        together = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+        alone = f"parts that train {expected} parameters together as they do alone, not {together}"
+        check(together == expected, "parts", self.config.parts, alone)
         stateful = any(a.state is not None for a in attachments)
         return Attachment(
             info={method.name: a.info for method, a in zip(parts, attachments, strict=True)},

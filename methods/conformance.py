@@ -21,14 +21,14 @@ from torch import Tensor
 from methods import testbed
 from methods.architectures import KINDS
 from methods.base import Attachment, Method, MethodError
-from methods.conformance_declared import check_declared
 from methods.conformance_runs import RUN_CHECKS
-from methods.conformance_settings import SETTING_CHECKS
+from methods.conformance_settings import SETTING_CHECKS, check_declared
 from methods.conformance_tools import (
     NotConforming,
     all_tensors,
     changed_names,
     copies,
+    moved_by_merging,
     on_every_kind,
     relative_gap,
     require,
@@ -165,17 +165,10 @@ def check_state(method: type[Method]) -> None:
     )
 
 
-def _merged(method: type[Method], kind: str, dtype: torch.dtype) -> tuple[Attached, float]:
-    """A trained and merged model, and by how much merging moved its logits (relative), computed in `dtype`."""
+def _trained(method: type[Method], kind: str) -> Attached:
     attached = attach(method, kind)
     train(attached)
-    attached.model.to(dtype)
-    images = testbed.batch()[0].to(dtype)
-    with torch.no_grad():
-        before = attached.model(images)
-        if attached.attachment.merge is not None:
-            attached.attachment.merge()
-        return attached, relative_gap(attached.model(images), before)
+    return attached
 
 
 def check_merge(method: type[Method]) -> None:
@@ -187,10 +180,11 @@ def check_merge(method: type[Method]) -> None:
     is_there = "there" if has_merge else "not there"
     require(method.mergeable == has_merge, f"mergeable is {method.mergeable}, but merge is {is_there}")
     for kind in sorted(method.serves) if has_merge else ():
-        attached, gap = _merged(method, kind, torch.float32)
+        attached = _trained(method, kind)
+        gap = moved_by_merging(attached, torch.float32)
         if gap > 1e-4:
             with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes
-                gap = _merged(method, kind, torch.float64)[1]
+                gap = moved_by_merging(_trained(method, kind), torch.float64)
         require(gap <= 1e-4, f"on {kind} the logits move by {gap:.1e} (relative) in merge")
         plain = small_model(kind)
         modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
@@ -323,10 +317,3 @@ def run_check(name: str, method: type[Method], checks: Mapping[str, Check] = CHE
     except Exception as error:  # whatever a method raises is its failure, and must not hide the other checks
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
-
-
-def trained_function(method: type[Method]) -> tuple[str, Tensor]:
-    """Backbone kind, and logits after three steps: equal for two methods that are one under two names."""
-    attached = attach(method)
-    train(attached)
-    return kind_of(method), attached.logits()

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from methods import testbed
 from methods.base import Method
+from methods.testbed import Attached
 
 
 class NotConforming(AssertionError):
@@ -35,9 +37,19 @@ def on_every_kind(check: Callable[[type[Method], str], None]) -> Callable[[type[
     return on_all
 
 
-def relative_gap(found: Tensor, expected: Tensor) -> float:
+def relative_gap(actual: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected magnitude."""
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+    return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+
+
+def moved_by_merging(attached: Attached, dtype: torch.dtype) -> float:
+    """Merge the model, if it can be, and return by how much that moves its logits (relative), computed in `dtype`."""
+    model, images = attached.model.to(dtype).eval(), testbed.batch()[0].to(dtype)
+    with torch.no_grad():
+        before = model(images)
+        if attached.attachment.merge is not None:
+            attached.attachment.merge()
+        return relative_gap(model(images), before)
 
 
 def changed_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:

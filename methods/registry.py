@@ -45,7 +45,7 @@ def all_methods() -> dict[str, type[Method]]:
 
     An entry point that cannot be used is left out with a `PluginWarning`; asking for its method is an error.
     """
-    found = _own_methods()
+    own = _own_methods()
     offered: dict[type[Method], EntryPoint] = {}
     _refused.clear()
     for point in entry_points(group=ENTRY_POINT_GROUP):
@@ -54,26 +54,26 @@ def all_methods() -> dict[str, type[Method]]:
         except MethodError as error:
             _refuse(point, str(error))
     for cls, point in offered.items():
-        others = [other for other in (*found.values(), *offered) if other is not cls]
+        others = [other for other in (*own.values(), *offered) if other is not cls]
         if problem := clash(cls, others):
             _refuse(point, problem, cls.name)
         else:
             _packages[cls] = _package(point)
     usable = {cls.name: cls for cls in offered if cls in _packages}
-    return dict(sorted((found | usable).items()))
+    return dict(sorted((own | usable).items()))
 
 
 def _own_methods() -> dict[str, type[Method]]:
     """The methods of this folder's files."""
-    found: dict[str, type[Method]] = {}
+    own: dict[str, type[Method]] = {}
     for info in pkgutil.walk_packages(methods.__path__, "methods."):
         for cls in _defined_in(importlib.import_module(info.name)):
-            if problem := clash(cls, found.values()):
+            if problem := clash(cls, own.values()):
                 raise MethodError(f"{cls}: {problem}")
-            if cls.title in {other.title for other in found.values()}:
+            if cls.title in {other.title for other in own.values()}:
                 raise MethodError(f"{cls}: the title {cls.title!r} is taken")
-            found[cls.name] = cls
-    return found
+            own[cls.name] = cls
+    return own
 
 
 def clash(cls: type[Method], others: Iterable[type[Method]]) -> str:
@@ -117,8 +117,8 @@ def require_declared(cls: type[Method]) -> None:
             raise MethodError(f"{cls.__qualname__}: class attribute {attribute!r} is missing or empty")
 
 
-_external: dict[str, tuple[str, type[Method]]] = {}
-"""Methods loaded from files by name, with the reference `path/to/file.py:ClassName` that they came from."""
+_external: dict[str, type[Method]] = {}
+"""Methods loaded from files by the reference `path/to/file.py:ClassName` that they came from."""
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -141,32 +141,31 @@ def add_file(reference: str) -> type[Method]:
     file, _, class_name = reference.rpartition(":")
     path = Path(file).expanduser().resolve()
     reference = f"{path}:{class_name}"
-    for known_reference, cls in _external.values():
-        if known_reference == reference:
-            return cls
+    if reference in _external:
+        return _external[reference]
     if not path.is_file():
         raise MethodError(f"method {reference!r}: there is no file {path}")
     classes = {c.__name__: c for c in _defined_in(_load_file(path))}
     if class_name not in classes:
         raise MethodError(f"{path} has no method class {class_name!r}. {did_you_mean(class_name, list(classes))}")
     cls = classes[class_name]
-    if problem := clash(cls, [*all_methods().values(), *(other for _, other in _external.values())]):
+    if problem := clash(cls, [*all_methods().values(), *_external.values()]):
         raise MethodError(f"{reference}: {problem}")
-    _external[cls.name] = (reference, cls)
+    _external[reference] = cls
     _digest(cls)  # of the file as it is now
     return cls
 
 
 def added_files() -> list[str]:
     """References that `add_file` took in, for handing on to a worker process."""
-    return [reference for reference, _ in _external.values()]
+    return list(_external)
 
 
 def get(name: str) -> type[Method]:
     """The method class of that name, or for `path/to/file.py:ClassName`. Raises `MethodError` if unknown."""
     if ".py:" in name:
         return add_file(name)
-    known = all_methods() | {key: cls for key, (_, cls) in _external.items()}
+    known = all_methods() | {cls.name: cls for cls in _external.values()}
     if name in _refused and name not in known:
         raise MethodError(f"method {name!r}: {_refused[name]}")
     if name not in known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from methods.base import Attachment, Context, check
 from methods.peft_library.common import (
     ADAPTER,
     LayersConfig,
+    NotNegative,
     PeftMethod,
     check_rank,
-    merge_into_base,
 )
+from methods.settings import Count, Positive, Probability
 
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """What peft's allocator knows of each weight: its importance, and running means of that and of its uncertainty."""
@@ -30,6 +31,8 @@ class AdaLoRA(PeftMethod):
     paper = "Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512"
     composition_order = 40
     peft_class = "AdaLoraConfig"
+    arguments = {"init_r": "init_rank", "target_r": "target_rank", "lora_alpha": "alpha", "deltaT": "interval"}
+    fixed = {"total_step": 1}  # `inject` sets the schedule, when the number of steps is known
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
@@ -37,33 +40,28 @@ class AdaLoRA(PeftMethod):
         init_rank: int = 12
         """Rank of every layer at the start."""
 
-        target_rank: int = 8
+        target_rank: Count = 8
         """Mean rank of the layers at the end."""
 
-        alpha: float = 12.0
+        alpha: Positive = 12.0
         """The update is scaled by alpha / init_rank."""
 
-        orthogonality: float = 0.1
+        orthogonality: NotNegative = 0.1
         """Weight of the penalty |A A' - I| + |B' B - I| (eq. 4)."""
 
-        warmup: float = 0.1
+        warmup: Probability = 0.1
         """Share of the steps before the pruning begins."""
 
         final: float = 0.3
         """Share of the steps that are trained with the final ranks."""
 
-        interval: int = 10
+        interval: Count = 10
         """Steps between two prunings."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(self.target_rank >= 1, "target_rank", self.target_rank, "at least 1")
             check(self.init_rank > self.target_rank, "init_rank", self.init_rank, "above target_rank")
-            check(self.alpha > 0, "alpha", self.alpha, "positive")
-            check(self.orthogonality >= 0, "orthogonality", self.orthogonality, "at least 0")
-            check(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
             check(0 <= self.final < 1 - self.warmup, "final", self.final, "at least 0 and below 1 - warmup")
-            check(self.interval >= 1, "interval", self.interval, "at least 1")
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.init_rank, layer, "init_rank")
@@ -76,11 +74,6 @@ class AdaLoRA(PeftMethod):
         # The importance that the last pruning goes by is known from the second step on.
         check(steps - config.tfinal >= 2, "total_steps", steps, "enough for two steps before the final ones")
         return super().inject(backbone, config, context)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        ranks = {"init_r": c.init_rank, "target_r": c.target_rank, "lora_alpha": c.alpha, "deltaT": c.interval}
-        return {**ranks, "total_step": 1}  # `inject` sets the schedule, when the number of steps is known
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
         down = [p for name, p in backbone.named_parameters() if ".lora_A." in name]
@@ -102,8 +95,8 @@ class AdaLoRA(PeftMethod):
             for name in IMPORTANCE:
                 setattr(allocator, name, values[name])
 
-        return Attachment(
-            merge=lambda: merge_into_base(backbone),
+        return replace(
+            super().attachment(backbone, tuner, context),
             penalty=penalty,
             after_step=tuner.update_and_allocate,
             state=state,

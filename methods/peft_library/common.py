@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,19 +16,26 @@ from methods.architectures.base import LINEARS
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, require_served
 from methods.layers import block_linears
+from methods.settings import Count, Limit, Positive, Settings, at_least
 
 ADAPTER = "default"
 """peft's name of the one adapter that is injected."""
 
 
+Several = Annotated[int, at_least(2)]
+EvenCount = Annotated[Count, Limit(requirement="even", holds=lambda count: count % 2 == 0)]
+NotNegative = Annotated[float, at_least(0)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class LayersConfig:
+class LayersConfig(Settings):
     """Which layers a tuner works on."""
 
     targets: tuple[str, ...] = ("qkv",)
     """Which linear layers of each block are tuned: any of qkv, proj, fc1, fc2."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         distinct = len(self.targets) > 0 and len(set(self.targets)) == len(self.targets)
         check(distinct and set(self.targets) <= set(LINEARS), "targets", self.targets, f"some of {LINEARS}, each once")
         # In one order, so that runs that differ in the order alone are one.
@@ -39,24 +46,16 @@ class LayersConfig:
 class RankConfig(LayersConfig):
     """Knobs of a low-rank tuner without scale."""
 
-    rank: int = 8
+    rank: Count = 8
     """Rank r of the update."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.rank >= 1, "rank", self.rank, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledRankConfig(RankConfig):
     """Knobs of a low-rank tuner."""
 
-    alpha: float = 8.0
+    alpha: Positive = 8.0
     """The update is scaled by alpha / rank."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.alpha > 0, "alpha", self.alpha, "positive")
 
 
 @contextmanager
@@ -91,23 +90,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def inject(backbone: nn.Module, config: Any) -> Any:
-    """Put the layers of a peft config into `backbone` in place; returns peft's tuner.
-
-    The same as `peft.inject_adapter_in_model`, which refuses tuners whose layers share tensors through the tuner. Here
-    the shared tensors are registered in every layer, and all that matters is that the layers are in the backbone.
-    """
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](backbone, config, ADAPTER)
-    del backbone.peft_config  # the tuner's note to itself; the backbone stays a plain timm model
-    backbone.to(next(backbone.parameters()).device)  # some tuners leave buffers on the CPU
-    layers: list[Any] = [m for m in backbone.modules() if type(m).__module__.startswith("peft.")]
-    for layer in layers:
-        layer.stateless = True  # an update of a linear layer's weight
-    return tuner
-
-
 def merge_into_base(backbone: nn.Module) -> None:
     """Fold every peft layer into the timm layer it wraps, and put that layer back in its place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -121,36 +103,43 @@ def merge_into_base(backbone: nn.Module) -> None:
 class PeftMethod(Method):
     """Common part: turn the method's config into a peft config and inject it.
 
-    Subclasses name peft's config class (`peft_class`), give its arguments (`options`) and the count of one layer
-    (`per_layer`); those with tensors of another shape also override `expected_parameters`.
+    Subclasses name peft's config class and say how its arguments follow from the settings (`arguments`, `fixed`,
+    `seed_argument`), and how many numbers are trained for one layer (`per_layer`). Where that is not enough they
+    override `options`, `expected_parameters`, `inject` or `attachment`.
     """
 
     family = "reparameterisation"
     mergeable = True
-    Config: ClassVar[type] = LayersConfig
+    Config: ClassVar[type] = RankConfig
 
     peft_class: ClassVar[str]
     """Name of the config class in `peft`."""
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        """Arguments of the peft config beside the layers: the rank, if there is one. `seed` is drawn from the run's
-        generator, for configs that ask for one."""
-        return {"r": self.config.rank} if isinstance(self.config, RankConfig) else {}
+    arguments: ClassVar[Mapping[str, str]] = {"r": "rank"}
+    """Arguments of the peft config, each with the name of the setting that it takes the value of."""
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of the peft config that do not depend on the settings."""
+
+    seed_argument: ClassVar[str | None] = None
+    """Argument of the peft config, if any, that takes a seed; it is drawn from the run's generator."""
+
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
+        """Arguments of the peft config, seed aside. peft takes the layers to tune as a regular expression."""
+        settings = {argument: getattr(self.config, setting) for argument, setting in self.arguments.items()}
+        layers = "|".join(map(re.escape, self.named_layers(backbone)))
+        return {"target_modules": layers, **self.fixed, **settings}
 
     def peft_config(self, backbone: nn.Module, seed: int) -> Any:
         """The peft config to inject."""
         import peft
 
-        options = {"target_modules": self.pattern(backbone), **self.options(backbone, seed)}
-        return getattr(peft, self.peft_class)(**options)
-
-    def pattern(self, backbone: nn.Module) -> str:
-        """A regular expression for peft, of the names of the tuned layers."""
-        return "|".join(map(re.escape, self.named_layers(backbone)))
+        seeds = {self.seed_argument: seed} if self.seed_argument else {}
+        return getattr(peft, self.peft_class)(**self.options(backbone), **seeds)
 
     def per_layer(self, layer: nn.Linear) -> int:
-        """Number of trained parameters for one tuned layer."""
-        raise NotImplementedError
+        """Number of trained parameters for one tuned layer: here those of two factors of rank r, r (in + out)."""
+        return int(self.config.rank * (layer.in_features + layer.out_features))
 
     def layers(self, backbone: nn.Module) -> list[nn.Linear]:
         """The tuned layers from input to output."""
@@ -166,8 +155,21 @@ class PeftMethod(Method):
         return sum(self.per_layer(layer) for layer in self.layers(backbone))
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
-        """Put the tuner in; methods that look at the training data first override this. Returns peft's tuner."""
-        return inject(backbone, config)
+        """Put the layers of a peft config into `backbone` in place; returns peft's tuner.
+
+        The same as `peft.inject_adapter_in_model`, which refuses tuners whose layers share tensors through the tuner.
+        Here the shared tensors are registered in every layer, and all that matters is that the layers are in the
+        backbone. Methods that look at the training data first override this.
+        """
+        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](backbone, config, ADAPTER)
+        del backbone.peft_config  # the tuner's note to itself; the backbone stays a plain timm model
+        backbone.to(next(backbone.parameters()).device)  # some tuners leave buffers on the CPU
+        layers: list[Any] = [m for m in backbone.modules() if type(m).__module__.startswith("peft.")]
+        for layer in layers:
+            layer.stateless = True  # an update of a linear layer's weight
+        return tuner
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         require_served(self, backbone)

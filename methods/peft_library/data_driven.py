@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,9 +23,9 @@ def random_batches(context: Context) -> list[tuple[Tensor, Tensor]]:
     """Images [B, 3, H, W] and labels [B] drawn from the whole training split, whose lists may go class by class."""
     total = sum(len(labels) for _, labels in context.calibration(BATCH))
     order = torch.randperm(total, generator=context.generator)[: BATCH * BATCHES]
-    chosen = torch.zeros(total, dtype=torch.bool).index_fill(0, order, True).split(BATCH)
-    parts = [(x[mask], y[mask]) for (x, y), mask in zip(context.calibration(BATCH), chosen, strict=True)]
-    places = order.argsort().argsort()  # of the drawn ones among the chosen, which lie in the split's order
+    drawn = torch.zeros(total, dtype=torch.bool).index_fill(0, order, True).split(BATCH)
+    parts = [(x[mask], y[mask]) for (x, y), mask in zip(context.calibration(BATCH), drawn, strict=True)]
+    places = order.argsort().argsort()  # in the order of the draw, of what `parts` holds in the split's order
     images, labels = (torch.cat(tensors)[places] for tensors in zip(*parts, strict=True))
     return list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
 
@@ -41,11 +40,12 @@ class EVA(LoraTuner):
     name = "eva"
     title = "EVA"
     paper = "Paischer et al., One Initialization to Rule them All (EVA), 2024, arXiv 2410.07170"
+    fixed = {"init_lora_weights": "eva"}
 
-    def variant(self) -> Mapping[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         from peft import EvaConfig
 
-        return {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=1.0)}
+        return {**super().options(backbone), "eva_config": EvaConfig(rho=1.0)}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         from peft import get_eva_state_dict
@@ -76,6 +76,7 @@ class LoRAGA(LoraTuner):
     name = "lora_ga"
     title = "LoRA-GA"
     paper = "Wang et al., LoRA-GA, NeurIPS 2024, arXiv 2407.05000"
+    fixed = {"init_lora_weights": "lora_ga"}
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -83,10 +84,10 @@ class LoRAGA(LoraTuner):
         check(self.config.rank <= most, "rank", self.config.rank, f"at most half the smaller side of a layer, {most}")
         return super().per_layer(layer)
 
-    def variant(self) -> Mapping[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         from peft import LoraGAConfig
 
-        return {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()}
+        return {**super().options(backbone), "lora_ga_config": LoraGAConfig()}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         from peft.tuners.lora.loraga import get_target_modules, preprocess_loraga

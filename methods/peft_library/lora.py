@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from methods.base import Attachment, Context, check
 from methods.peft_library.common import (
+    EvenCount,
+    NotNegative,
     PeftMethod,
     ScaledRankConfig,
     check_divides,
     check_rank,
-    merge_into_base,
 )
+from methods.settings import Count, Probability, one_of
 
 VARIANTS = ("paper", "noah_release")
 
 
 class LoraTuner(PeftMethod):
-    """Low-rank update alpha/r * B A of linear layers. Subclasses say in `variant` what is special about them."""
+    """Low-rank update alpha/r * B A of linear layers. Subclasses say in `fixed` or `options` what is special about
+    them."""
 
     peft_class = "LoraConfig"
+    arguments = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        dropout: float = 0.0
+        dropout: Probability = 0.0
         """Dropout on the input of the update."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.rank, layer)
-        return int(self.config.rank * (layer.in_features + layer.out_features))
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "lora_alpha": c.alpha, "lora_dropout": c.dropout, **self.variant()}
-
-    def variant(self) -> Mapping[str, Any]:
-        """Arguments of the peft config that make the variant."""
-        return {}
+        return super().per_layer(layer)
 
 
 class LoRA(LoraTuner):
@@ -58,13 +49,9 @@ class LoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        variant: str = "paper"
+        variant: Annotated[str, one_of(*VARIANTS)] = "paper"
         """`paper`: A random, B zero. `noah_release`: as NOAH's code ends up, A and B both of std 0.02, so that training
         does not start at the pretrained function; its runs have a dropout of 0.1."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
     config: Config
 
@@ -85,11 +72,9 @@ class RsLoRA(LoraTuner):
     name = "rslora"
     title = "rsLoRA"
     paper = "Kalajdzievski, Rank-Stabilized LoRA, 2023, arXiv 2312.03732"
+    fixed = {"use_rslora": True}
     composition_order = 40
     recipe = {"lr": 2e-3}
-
-    def variant(self) -> Mapping[str, Any]:
-        return {"use_rslora": True}
 
 
 class DoRA(LoraTuner):
@@ -98,10 +83,8 @@ class DoRA(LoraTuner):
     name = "dora"
     title = "DoRA"
     paper = "Liu et al., DoRA, ICML 2024, arXiv 2402.09353"
+    fixed = {"use_dora": True}
     composition_order = 40
-
-    def variant(self) -> Mapping[str, Any]:
-        return {"use_dora": True}
 
     def per_layer(self, layer: nn.Linear) -> int:
         return super().per_layer(layer) + layer.out_features
@@ -113,11 +96,9 @@ class PiSSA(LoraTuner):
     name = "pissa"
     title = "PiSSA"
     paper = "Meng et al., PiSSA, NeurIPS 2024, arXiv 2404.02948"
+    fixed = {"init_lora_weights": "pissa"}
     composition_order = 40
     recipe = {"lr": 2e-3}
-
-    def variant(self) -> Mapping[str, Any]:
-        return {"init_lora_weights": "pissa"}
 
 
 class OLoRA(LoraTuner):
@@ -126,10 +107,8 @@ class OLoRA(LoraTuner):
     name = "olora"
     title = "OLoRA"
     paper = "Buyukakyuz, OLoRA, 2024, arXiv 2406.01775"
+    fixed = {"init_lora_weights": "olora"}
     composition_order = 40
-
-    def variant(self) -> Mapping[str, Any]:
-        return {"init_lora_weights": "olora"}
 
 
 class MiCA(LoraTuner):
@@ -138,9 +117,7 @@ class MiCA(LoraTuner):
     name = "mica"
     title = "MiCA"
     paper = "MiCA (Minor Component Adaptation), 2026, arXiv 2604.01694, as implemented by peft"
-
-    def variant(self) -> Mapping[str, Any]:
-        return {"init_lora_weights": "mica"}
+    fixed = {"init_lora_weights": "mica"}
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.rank, layer)
@@ -148,20 +125,17 @@ class MiCA(LoraTuner):
 
 
 class OrthogonalLoRA(LoraTuner):
-    """LoRA started at random orthogonal factors whose product is zero, so that both learn at once. The rank is even."""
+    """LoRA started at random orthogonal factors whose product is zero, so that both learn at once."""
 
     name = "orthogonal_lora"
     title = "LoRA (orthogonal start)"
     paper = "peft, init_lora_weights='orthogonal'; https://datta0.github.io/posts/rethink-lora-init"
+    fixed = {"init_lora_weights": "orthogonal"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.rank % 2 == 0, "rank", self.rank, "even")
-
-    def variant(self) -> Mapping[str, Any]:
-        return {"init_lora_weights": "orthogonal"}
+        rank: EvenCount = 8
+        """Rank r of the update."""
 
 
 class LoRAFA(LoraTuner):
@@ -200,13 +174,13 @@ class BdLoRA(LoraTuner):
             fits = self.parts >= 1 and self.rank % self.parts == 0
             check(fits, "parts", self.parts, f"a divisor of rank={self.rank}")
 
-    def variant(self) -> Mapping[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         from peft import BdLoraConfig
 
         up = [t for t in self.config.targets if t in ("qkv", "fc1")]
         down = [t for t in self.config.targets if t in ("proj", "fc2")]
         parts = BdLoraConfig(nblocks=self.config.parts, target_modules_bd_b=up, target_modules_bd_a=down)
-        return {"use_bdlora": parts}
+        return {**super().options(backbone), "use_bdlora": parts}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         c = self.config
@@ -229,17 +203,14 @@ class VeLoRA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        groups: int = 8
+        groups: Count = 8
         """Number of groups that the input channels are split into."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.groups >= 1, "groups", self.groups, "at least 1")
-
-    def variant(self) -> Mapping[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         from peft import VeloraConfig
 
-        return {"velora_config": VeloraConfig(num_groups=self.config.groups, init_type="random")}
+        velora = VeloraConfig(num_groups=self.config.groups, init_type="random")
+        return {**super().options(backbone), "velora_config": velora}
 
 
 class KaSA(LoraTuner):
@@ -254,21 +225,17 @@ class KaSA(LoraTuner):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
-        beta: float = 1e-4
+        beta: NotNegative = 1e-4
         """Weight of the squared singular values."""
 
-        gamma: float = 1e-3
+        gamma: NotNegative = 1e-3
         """Weight of the distance of A and B from orthogonality."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.beta >= 0, "beta", self.beta, "at least 0")
-            check(self.gamma >= 0, "gamma", self.gamma, "at least 0")
-
-    def variant(self) -> Mapping[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         from peft import KasaConfig
 
-        return {"kasa_config": KasaConfig(beta=self.config.beta, gamma=self.config.gamma)}
+        kasa = KasaConfig(beta=self.config.beta, gamma=self.config.gamma)
+        return {**super().options(backbone), "kasa_config": kasa}
 
     def per_layer(self, layer: nn.Linear) -> int:
         most = min(layer.in_features, layer.out_features) - 1
@@ -276,11 +243,7 @@ class KaSA(LoraTuner):
         return super().per_layer(layer) + int(self.config.rank)
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
-        def penalty() -> Tensor:
-            out: Tensor = tuner._get_kasa_loss()
-            return out
-
-        return Attachment(merge=lambda: merge_into_base(backbone), penalty=penalty)
+        return replace(super().attachment(backbone, tuner, context), penalty=tuner._get_kasa_loss)
 
 
 def lora_layers(backbone: nn.Module) -> dict[str, Any]:

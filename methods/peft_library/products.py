@@ -17,8 +17,10 @@ from methods.peft_library.common import (
     PeftMethod,
     RankConfig,
     ScaledRankConfig,
+    Several,
     check_divides,
 )
+from methods.settings import Count, Positive
 
 
 class LoHa(PeftMethod):
@@ -28,15 +30,12 @@ class LoHa(PeftMethod):
     title = "LoHa"
     paper = "Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098"
     peft_class = "LoHaConfig"
+    arguments = {"r": "rank", "alpha": "alpha"}
     Config = ScaledRankConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(2 * self.config.rank * (layer.in_features + layer.out_features))
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "alpha": c.alpha}
+        return 2 * super().per_layer(layer)
 
 
 def balanced_factors(size: int) -> tuple[int, int]:
@@ -53,6 +52,7 @@ class LoKr(PeftMethod):
     title = "LoKr"
     paper = "Yeh et al., LyCORIS, ICLR 2024, arXiv 2309.14859"
     peft_class = "LoKrConfig"
+    arguments = {"r": "rank", "alpha": "alpha"}
     Config = ScaledRankConfig
     recipe = {"lr": 1e-2}
 
@@ -60,10 +60,6 @@ class LoKr(PeftMethod):
         (a, b), (c, d) = balanced_factors(layer.out_features), balanced_factors(layer.in_features)
         low_rank = self.config.rank < max(b, d) / 2
         return int(a * c + (self.config.rank * (b + d) if low_rank else b * d))
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "alpha": c.alpha}
 
 
 class HiRA(PeftMethod):
@@ -73,12 +69,8 @@ class HiRA(PeftMethod):
     title = "HiRA"
     paper = "Huang et al., HiRA, ICLR 2025, openreview TwJrTz9cRS"
     peft_class = "HiraConfig"
-    Config = RankConfig
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
-
-    def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * (layer.in_features + layer.out_features))
 
 
 class DeLoRA(PeftMethod):
@@ -88,23 +80,16 @@ class DeLoRA(PeftMethod):
     title = "DeLoRA"
     paper = "Bini et al., DeLoRA, ICLR 2025, arXiv 2503.18225"
     peft_class = "DeloraConfig"
+    arguments = {"r": "rank", "delora_lambda": "strength"}
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        strength: float = 15.0
+        strength: Positive = 15.0
         """Start of the bound lambda on the update's norm."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.strength > 0, "strength", self.strength, "positive")
-
     def per_layer(self, layer: nn.Linear) -> int:
-        return int(self.config.rank * (layer.in_features + layer.out_features)) + 1
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "delora_lambda": c.strength}
+        return super().per_layer(layer) + 1
 
 
 class GraLoRA(PeftMethod):
@@ -114,6 +99,7 @@ class GraLoRA(PeftMethod):
     title = "GraLoRA"
     paper = "Jung et al., GraLoRA, NeurIPS 2025, arXiv 2505.20355"
     peft_class = "GraloraConfig"
+    arguments = {"r": "rank", "alpha": "alpha", "gralora_k": "cuts"}
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
@@ -128,11 +114,7 @@ class GraLoRA(PeftMethod):
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_divides("cuts", self.config.cuts, layer)
-        return int(self.config.rank * (layer.in_features + layer.out_features))
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "alpha": c.alpha, "gralora_k": c.cuts}
+        return super().per_layer(layer)
 
 
 class GLoRA(PeftMethod):
@@ -142,13 +124,11 @@ class GLoRA(PeftMethod):
     title = "GLoRA"
     paper = "Chavan et al., One-for-All (GLoRA), 2023, arXiv 2306.07967"
     peft_class = "GloraConfig"
-    Config = RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
-        r = self.config.rank
-        for_bias = r * (layer.in_features + 1) + 2 if layer.bias is not None else 0
-        return int(2 * r * (layer.in_features + layer.out_features) + for_bias)
+        for_bias = self.config.rank * (layer.in_features + 1) + 2 if layer.bias is not None else 0
+        return 2 * super().per_layer(layer) + int(for_bias)
 
 
 class Peanut(PeftMethod):
@@ -158,7 +138,6 @@ class Peanut(PeftMethod):
     title = "PEANuT"
     paper = "Zhong et al., PEANuT, 2024, arXiv 2410.01870"
     peft_class = "PeanutConfig"
-    Config = RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -173,13 +152,12 @@ class DEFT(PeftMethod):
     title = "DEFT"
     paper = "DEFT (Decompositional Efficient Fine-Tuning), as implemented by peft, which cites no paper"
     peft_class = "DeftConfig"
-    Config = RankConfig
     recipe = {"lr": 5e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         r, out = self.config.rank, layer.out_features
         check(r <= out, "rank", r, f"at most the output width of the tuned layers, {out}")
-        return int(r * (layer.in_features + out))
+        return super().per_layer(layer)
 
 
 class MiSS(PeftMethod):
@@ -189,7 +167,6 @@ class MiSS(PeftMethod):
     title = "MiSS"
     paper = "Kang et al., MiSS, 2024, arXiv 2409.15371"
     peft_class = "MissConfig"
-    Config = RankConfig
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
@@ -205,15 +182,12 @@ class Bone(PeftMethod):
     title = "Bone (BAT)"
     paper = "Kang et al., Bone: Block-Affine Adaptation, 2024, arXiv 2409.15371v1"
     peft_class = "MissConfig"
-    Config = RankConfig
+    fixed = {"init_weights": "bat"}
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_divides("rank", self.config.rank, layer)
         return int(self.config.rank * layer.out_features)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        return {"r": self.config.rank, "init_weights": "bat"}
 
 
 class ImageRouter:
@@ -246,17 +220,14 @@ class Lily(PeftMethod):
     title = "Lily"
     paper = "Zhong et al., Low-Rank Interconnected Adaptation across Layers, ACL 2025, arXiv 2407.09946"
     peft_class = "LilyConfig"
+    arguments = {"r": "rank", "num_B": "experts"}
     mergeable = False
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        experts: int = 2
+        experts: Several = 2
         """Number e of shared up-projections."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.experts >= 2, "experts", self.experts, "at least 2")
 
     config: Config
 
@@ -267,10 +238,6 @@ class Lily(PeftMethod):
         c = self.config
         shapes = {(x.in_features, x.out_features) for x in self.layers(backbone)}
         return super().expected_parameters(backbone) + sum(c.experts * c.rank * out for _, out in shapes)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "num_B": c.experts}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
         from peft.tuners.lily import LilyLayer
@@ -289,18 +256,15 @@ class C3A(PeftMethod):
     title = "C3A"
     paper = "Chen et al., C3A: Circular Convolution Adaptation, ACL 2025, arXiv 2407.19342"
     peft_class = "C3AConfig"
+    arguments = {}
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        parts: int = 1
+        parts: Count = 1
         """How many blocks the shorter side of a square layer holds; it divides the layers' widths."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.parts >= 1, "parts", self.parts, "at least 1")
 
     def block_size(self, layer: nn.Linear) -> int:
         """Side of the circulant blocks of a layer. Raises `MethodError` where the widths cannot be cut so."""
@@ -311,7 +275,7 @@ class C3A(PeftMethod):
     def per_layer(self, layer: nn.Linear) -> int:
         return layer.in_features * layer.out_features // self.block_size(layer)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         sizes = {name: self.block_size(layer) for name, layer in self.named_layers(backbone).items()}
         first = next(iter(sizes.values()))
-        return {"block_size": first, "block_size_pattern": sizes}
+        return {**super().options(backbone), "block_size": first, "block_size_pattern": sizes}

@@ -1,10 +1,11 @@
-"""Tuners that train a few numbers in a fixed basis: random projections, vector banks, frequencies, sparse entries."""
+"""Tuners that train a few numbers in a fixed basis: random projections, vector banks, singular directions, frequencies,
+sparse entries."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -14,23 +15,12 @@ from methods.peft_library.common import (
     PeftMethod,
     RankConfig,
     ScaledRankConfig,
+    Several,
     check_rank,
 )
+from methods.settings import Count, Limit, Positive, Probability
 
-
-@dataclass(frozen=True, kw_only=True)
-class SharedBasisConfig(RankConfig):
-    """Knobs of VeRA and PVeRA."""
-
-    rank: int = 256
-    """Rank r of the shared random factors."""
-
-    start: float = 0.1
-    """Start of the scales inside the rank space; the other scales start at zero, so this one must not."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(math.isfinite(self.start) and self.start != 0, "start", self.start, "finite and not zero")
+NotZero = Annotated[float, Limit(requirement="finite and not zero", holds=lambda x: math.isfinite(x) and x != 0)]
 
 
 class VeRA(PeftMethod):
@@ -40,35 +30,34 @@ class VeRA(PeftMethod):
     title = "VeRA"
     paper = "Kopiczko et al., VeRA, ICLR 2024, arXiv 2310.11454"
     peft_class = "VeraConfig"
-    Config = SharedBasisConfig
+    arguments = {"r": "rank", "d_initial": "start"}
+    seed_argument = "projection_prng_key"
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        rank: Count = 256
+        """Rank r of the shared random factors."""
+
+        start: NotZero = 0.1
+        """Start of the scales inside the rank space; the other scales start at zero, so this one must not."""
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank + layer.out_features)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "d_initial": c.start, "projection_prng_key": seed}
 
-
-class PVeRA(PeftMethod):
+class PVeRA(VeRA):
     """VeRA whose rank-space activations are sampled in training; mean and variance are trained: 2 r + out."""
 
     name = "pvera"
     title = "PVeRA"
     paper = "PVeRA, 2025, arXiv 2512.07703"
     peft_class = "PveraConfig"
-    Config = SharedBasisConfig
     recipe = {"lr": 1e-2}
-    search_space = HIGH_RATES
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(2 * self.config.rank + layer.out_features)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "d_initial": c.start, "projection_prng_key": seed}
 
 
 class RandLoRA(PeftMethod):
@@ -79,23 +68,21 @@ class RandLoRA(PeftMethod):
     title = "RandLoRA"
     paper = "Albert et al., RandLoRA, ICLR 2025, arXiv 2502.00987"
     peft_class = "RandLoraConfig"
+    arguments = {"r": "rank", "randlora_alpha": "alpha"}
+    seed_argument = "projection_prng_key"
     recipe = {"lr": 1e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ScaledRankConfig):
-        rank: int = 32
+        rank: Count = 32
         """Rank r of each random update: the larger, the fewer parameters."""
 
-        alpha: float = 640.0
+        alpha: Positive = 640.0
         """The update is scaled by alpha / rank; peft's default is 20 times its default rank."""
 
     def per_layer(self, layer: nn.Linear) -> int:
         smaller = min(layer.in_features, layer.out_features)
         return int(math.ceil(smaller / self.config.rank) * (self.config.rank + smaller))
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "randlora_alpha": c.alpha, "projection_prng_key": seed}
 
 
 class VBLoRA(PeftMethod):
@@ -106,19 +93,20 @@ class VBLoRA(PeftMethod):
     title = "VB-LoRA"
     paper = "Li et al., VB-LoRA, NeurIPS 2024, arXiv 2405.15179"
     peft_class = "VBLoRAConfig"
+    arguments = {"r": "rank", "num_vectors": "vectors", "topk": "top"}
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        rank: int = 4
+        rank: Count = 4
         """Rank r of the update."""
 
-        vectors: int = 90
+        vectors: Several = 90
         """Number h of vectors in the bank."""
 
-        length: int | None = None
+        length: Count | None = None
         """Length v of the bank's vectors; None is the largest power of two that divides the layers' widths: 256 of
         ViT-B, as published."""
 
@@ -127,8 +115,6 @@ class VBLoRA(PeftMethod):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check(self.vectors >= 2, "vectors", self.vectors, "at least 2")
-            check(self.length is None or self.length >= 1, "length", self.length, "at least 1")
             check(2 <= self.top <= self.vectors, "top", self.top, "between 2 and vectors")
 
     config: Config
@@ -148,10 +134,8 @@ class VBLoRA(PeftMethod):
         cuts = sum(sum(layer.weight.shape) // length for layer in self.layers(backbone))
         return int(c.rank * cuts * c.vectors + c.vectors * length)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        size = {"num_vectors": c.vectors, "vector_length": self.length(backbone), "topk": c.top}
-        return {"r": c.rank, **size}
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
+        return {**super().options(backbone), "vector_length": self.length(backbone)}
 
 
 class UniLoRA(PeftMethod):
@@ -161,29 +145,23 @@ class UniLoRA(PeftMethod):
     title = "Uni-LoRA"
     paper = "Li et al., Uni-LoRA, NeurIPS 2025, arXiv 2506.00799"
     peft_class = "UniLoraConfig"
+    arguments = {"r": "rank", "theta_d_length": "numbers"}
+    seed_argument = "proj_seed"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        rank: int = 4
+        rank: Count = 4
         """Rank r of the update."""
 
-        numbers: int = 512
+        numbers: Count = 512
         """Length t of the trained vector."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.numbers >= 1, "numbers", self.numbers, "at least 1")
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         self.layers(backbone)
         return int(self.config.numbers)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "theta_d_length": c.numbers, "proj_seed": seed}
 
 
 class TinyLoRA(PeftMethod):
@@ -193,28 +171,73 @@ class TinyLoRA(PeftMethod):
     title = "TinyLoRA"
     paper = "Morris et al., Learning to Reason in 13 Parameters (TinyLoRA), 2026, arXiv 2602.04118"
     peft_class = "TinyLoraConfig"
+    arguments = {"r": "rank", "u": "numbers"}
+    seed_argument = "projection_seed"
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        rank: int = 2
+        rank: Count = 2
         """Number r of singular directions."""
 
-        numbers: int = 64
+        numbers: Count = 64
         """Numbers u trained per layer."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.numbers >= 1, "numbers", self.numbers, "at least 1")
 
     def per_layer(self, layer: nn.Linear) -> int:
         check_rank(self.config.rank, layer)
         return int(self.config.numbers)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"r": c.rank, "u": c.numbers, "projection_seed": seed}
+
+class AdaMSS(PeftMethod):
+    """The outputs of a layer are clustered by the weight's r leading singular vectors, and each of k clusters gets an
+    update of rank one from the leading input directions: k r + out."""
+
+    name = "adamss"
+    title = "AdaMSS"
+    paper = "AdaMSS: Adaptive Multi-Subspace Approach, NeurIPS 2025, as implemented by peft without its rank schedule"
+    peft_class = "AdamssConfig"
+    arguments = {"r": "rank", "num_subspaces": "clusters"}
+    seed_argument = "random_seed"
+    recipe = {"lr": 1e-2}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RankConfig):
+        rank: Count = 16
+        """Number r of singular vectors; at most the smaller side of the layers."""
+
+        clusters: Count = 5
+        """Number k of clusters."""
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        k, out = self.config.clusters, layer.out_features
+        check_rank(self.config.rank, layer)
+        check(k <= out, "clusters", k, f"at most the output width of the tuned layers, {out}")
+        return int(k * self.config.rank + out)
+
+
+class FRoD(PeftMethod):
+    """All layers of one name share a basis from their joint decomposition; each trains the diagonal in it and a share s
+    of the other entries, at least one, at random places: in + max(1, s in^2). The layers must be equal in shape, which
+    Swin's are not."""
+
+    name = "frod"
+    title = "FRoD"
+    paper = "FRoD, AAAI 2026, doi 10.1609/aaai.v40i31.39813"
+    peft_class = "FrodConfig"
+    arguments = {"sparse_rate": "sparsity"}
+    fixed = {"progressbar": False}
+    seed_argument = "projection_prng_key"
+    recipe = {"lr": 5e-3}
+    serves = frozenset({"vit"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LayersConfig):
+        sparsity: Annotated[float, Limit(requirement="above 0 and at most 0.5", holds=lambda s: 0 < s <= 0.5)] = 0.01
+        """Share s of the off-diagonal entries that are trained."""
+
+    def per_layer(self, layer: nn.Linear) -> int:
+        return layer.in_features + max(1, int(layer.in_features**2 * self.config.sparsity))
 
 
 class FourierFT(PeftMethod):
@@ -224,31 +247,29 @@ class FourierFT(PeftMethod):
     title = "FourierFT"
     paper = "Gao et al., FourierFT, ICML 2024, arXiv 2405.03003"
     peft_class = "FourierFTConfig"
+    arguments = {"n_frequency": "frequencies", "scaling": "scale"}
+    seed_argument = "random_loc_seed"
     identity_at_start = False
     recipe = {"lr": 1e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        frequencies: int = 1000
+        frequencies: Count = 1000
         """Number n of trained frequencies."""
 
-        scale: float = 150.0
+        scale: Positive = 150.0
         """Factor on the update; 300 for ViT in the paper, with the query and value layers apart."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.frequencies >= 1, "frequencies", self.frequencies, "at least 1")
-            check(self.scale > 0, "scale", self.scale, "positive")
-
     def per_layer(self, layer: nn.Linear) -> int:
-        n, entries = self.config.frequencies, layer.weight.numel()
-        check(n <= entries, "frequencies", n, f"at most the entries of the tuned layers, {entries}")
-        return int(n)
+        return within_entries("frequencies", self.config.frequencies, layer)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"n_frequency": c.frequencies, "scaling": c.scale, "random_loc_seed": seed}
+
+def within_entries(setting: str, number: int, layer: nn.Linear) -> int:
+    """The number. Raises `MethodError` if the layer's weight has fewer entries."""
+    entries = layer.weight.numel()
+    check(number <= entries, setting, number, f"at most the entries of the tuned layers, {entries}")
+    return number
 
 
 class WaveFT(PeftMethod):
@@ -258,29 +279,22 @@ class WaveFT(PeftMethod):
     title = "WaveFT"
     paper = "Bilican et al., WaveFT, 2025, arXiv 2505.12532"
     peft_class = "WaveFTConfig"
+    arguments = {"n_frequency": "coefficients", "scaling": "scale"}
+    seed_argument = "random_loc_seed"
+    identity_at_start = True
     recipe = {"lr": 2e-3}
+    search_space = PeftMethod.search_space
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        coefficients: int = 1000
+        coefficients: Count = 1000
         """Number n of trained coefficients."""
 
-        scale: float = 25.0
+        scale: Positive = 25.0
         """Factor on the update."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.coefficients >= 1, "coefficients", self.coefficients, "at least 1")
-            check(self.scale > 0, "scale", self.scale, "positive")
-
     def per_layer(self, layer: nn.Linear) -> int:
-        n, entries = self.config.coefficients, layer.weight.numel()
-        check(n <= entries, "coefficients", n, f"at most the entries of the tuned layers, {entries}")
-        return int(n)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"n_frequency": c.coefficients, "scaling": c.scale, "random_loc_seed": seed}
+        return within_entries("coefficients", self.config.coefficients, layer)
 
 
 class SHiRA(PeftMethod):
@@ -291,17 +305,14 @@ class SHiRA(PeftMethod):
     paper = "Bhardwaj et al., SHiRA, NeurIPS 2024, arXiv 2406.13175"
     family = "selective"
     peft_class = "ShiraConfig"
-    Config = RankConfig
+    seed_argument = "random_seed"
     recipe = {"lr": 2e-3}
 
     def per_layer(self, layer: nn.Linear) -> int:
         each, entries = layer.in_features + layer.out_features, layer.weight.numel()
         fits = self.config.rank * each <= entries
         check(fits, "rank", self.config.rank, f"at most {entries // each}: a tuned layer has {entries} entries")
-        return int(self.config.rank * each)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        return {"r": self.config.rank, "random_seed": seed}
+        return super().per_layer(layer)
 
 
 class SuperTuning(PeftMethod):
@@ -312,23 +323,17 @@ class SuperTuning(PeftMethod):
     paper = "Super, arXiv 2607.09287 (as cited by peft)"
     family = "selective"
     peft_class = "SupertuningConfig"
+    arguments = {"sparsity": "sparsity"}
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        sparsity: float = 0.99
+        sparsity: Probability = 0.99
         """Share of the weight's entries that stay frozen."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(0 <= self.sparsity < 1, "sparsity", self.sparsity, "in [0, 1)")
 
     def per_layer(self, layer: nn.Linear) -> int:
         entries = layer.weight.numel()
         count = int(entries * (1 - self.config.sparsity))
         check(count >= 1, "sparsity", self.config.sparsity, f"low enough to leave one of {entries} entries")
         return count
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        return {"sparsity": self.config.sparsity}

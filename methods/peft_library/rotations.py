@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from methods.base import HIGH_RATES, Attachment, Context, check
+from methods.base import HIGH_RATES, Attachment, Context, NoConfig, check
 from methods.blocks import blocks
-from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, check_rank
+from methods.peft_library.common import EvenCount, LayersConfig, PeftMethod, RankConfig, Several, check_rank
+from methods.settings import Limit, at_least
 
 
 class OFT(PeftMethod):
@@ -19,26 +20,26 @@ class OFT(PeftMethod):
     title = "OFT"
     paper = "Qiu et al., OFT, NeurIPS 2023, arXiv 2306.07280; Qiu et al., OFTv2, EMNLP 2025, arXiv 2506.19847"
     peft_class = "OFTConfig"
+    arguments = {"oft_block_size": "block"}
+    # peft's default is the first terms of a series, which training soon takes away from any rotation.
+    fixed = {"r": 0, "use_cayley_neumann": False}
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        block: int = 8
+        block: Several = 8
         """Channels b that are rotated together; it divides the layers' input width."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.block >= 2, "block", self.block, "at least 2")
-
     def per_layer(self, layer: nn.Linear) -> int:
-        b = self.config.block
-        check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
-        return int(layer.in_features * (b - 1) // 2)
+        check_block(self.config.block, layer)
+        return int(layer.in_features * (self.config.block - 1) // 2)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        # peft's default is the first terms of a series, which training soon takes away from any rotation.
-        return {"r": 0, "oft_block_size": self.config.block, "use_cayley_neumann": False}
+
+def check_block(block: int, layer: nn.Linear) -> None:
+    """Raise `MethodError` unless the layer's input can be cut into blocks of so many channels."""
+    fits = layer.in_features % block == 0
+    check(fits, "block", block, f"a divisor of the input width {layer.in_features}")
 
 
 class BOFT(PeftMethod):
@@ -52,24 +53,17 @@ class BOFT(PeftMethod):
     title = "BOFT (one factor)"
     paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
     peft_class = "BOFTConfig"
+    arguments = {"boft_block_size": "block"}
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        block: int = 4
+        block: Several = 4
         """Channels b of one block; it divides the layers' input width."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.block >= 2, "block", self.block, "at least 2")
-
     def per_layer(self, layer: nn.Linear) -> int:
-        b = self.config.block
-        check(layer.in_features % b == 0, "block", b, f"a divisor of the input width {layer.in_features}")
-        return int(layer.in_features * b + layer.out_features)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        return {"boft_block_size": self.config.block}
+        check_block(self.config.block, layer)
+        return int(layer.in_features * self.config.block + layer.out_features)
 
 
 class HRA(PeftMethod):
@@ -84,9 +78,8 @@ class HRA(PeftMethod):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.rank % 2 == 0, "rank", self.rank, "even")
+        rank: EvenCount = 8
+        """Number r of reflections."""
 
     def per_layer(self, layer: nn.Linear) -> int:
         return int(self.config.rank * layer.in_features)
@@ -99,25 +92,18 @@ class PSOFT(PeftMethod):
     title = "PSOFT"
     paper = "PSOFT, openreview FSHrinMArK"
     peft_class = "PsoftConfig"
+    arguments = {"r": "rank", "psoft_alpha": "rank"}
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(RankConfig):
-        rank: int = 16
+        rank: Annotated[int, at_least(2, ": a line has no rotation")] = 16
         """Dimension r of the principal subspace; at most the smaller side of the layers."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.rank >= 2, "rank", self.rank, "at least 2: a line has no rotation")
 
     def per_layer(self, layer: nn.Linear) -> int:
         r = self.config.rank
         check_rank(r, layer)
         return int(r * (r - 1) // 2 + 2 * r)
-
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        r = self.config.rank
-        return {"r": r, "psoft_alpha": r}
 
 
 class RoAd(PeftMethod):
@@ -127,30 +113,25 @@ class RoAd(PeftMethod):
     title = "RoAd"
     paper = "Liao and Monz, 3-in-1: RoAd, NeurIPS 2024, arXiv 2409.00119"
     peft_class = "RoadConfig"
+    arguments = {"group_size": "group"}
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):
-        variant: int = 1
+        variant: Annotated[int, Limit(requirement="1, 2 or 4", holds=lambda variant: variant in (1, 2, 4))] = 1
         """1: an angle and a length per pair; 2: per channel; 4: a free 2 x 2 map per pair."""
 
-        group: int = 8
+        group: Annotated[int, Limit(requirement="even and at least 2", holds=lambda n: n >= 2 and n % 2 == 0)] = 8
         """Channels i and i + group / 2 of a group are a pair; it divides the layers' output width."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check(self.variant in (1, 2, 4), "variant", self.variant, "1, 2 or 4")
-            check(self.group >= 2 and self.group % 2 == 0, "group", self.group, "even and at least 2")
 
     def per_layer(self, layer: nn.Linear) -> int:
         c, out = self.config, layer.out_features
         check(out % c.group == 0, "group", c.group, f"a divisor of the output width {out}")
         return int(c.variant * out)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
-        c = self.config
-        return {"variant": f"road_{c.variant}", "group_size": c.group}
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
+        return {**super().options(backbone), "variant": f"road_{self.config.variant}"}
 
 
 class IA3(PeftMethod):
@@ -160,6 +141,7 @@ class IA3(PeftMethod):
     title = "IA3"
     paper = "Liu et al., IA3 (T-Few), NeurIPS 2022, arXiv 2205.05638"
     peft_class = "IA3Config"
+    arguments = {}
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)
@@ -168,14 +150,11 @@ class IA3(PeftMethod):
         """Which linear layers of each block are scaled: any of qkv, proj, fc1, fc2; the paper's k, v and fc2, where
         timm's fused qkv brings q along."""
 
-    def per_layer(self, layer: nn.Linear) -> int:
-        raise NotImplementedError  # it depends on where the layer is
-
     def expected_parameters(self, backbone: nn.Module) -> int:
         layers = self.named_layers(backbone).items()
         return sum(x.in_features if ".mlp." in name else x.out_features for name, x in layers)
 
-    def options(self, backbone: nn.Module, seed: int) -> dict[str, Any]:
+    def options(self, backbone: nn.Module) -> dict[str, Any]:
         names = list(self.named_layers(backbone))
         return {"target_modules": names, "feedforward_modules": [name for name in names if ".mlp." in name]}
 
@@ -190,10 +169,8 @@ class LNTuning(PeftMethod):
     recipe = {"lr": 2e-2}
     search_space = HIGH_RATES
     peft_class = "LNTuningConfig"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """LN-Tuning has nothing to configure."""
+    arguments = {}
+    Config = NoConfig
 
     def layers(self, backbone: nn.Module) -> list[Any]:
         return [norm for block in blocks(backbone) for norm in (block.norm1, block.norm2)]
@@ -210,6 +187,8 @@ class BEFT(PeftMethod):
     paper = "Huang et al., BEFT: Bias-Efficient Fine-Tuning, 2025, arXiv 2509.15974"
     family = "selective"
     peft_class = "BeftConfig"
+    arguments = {}
+    Config = LayersConfig
     recipe = {"lr": 1e-2}
 
     def per_layer(self, layer: nn.Linear) -> int:

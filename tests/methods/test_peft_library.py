@@ -116,6 +116,12 @@ def test_layers_that_a_backbone_lacks_are_refused_by_name():
         PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(small_vit(mlp_layer=SwiGLU))
 
 
+@pytest.mark.parametrize("name", [name for name in PEFT if name != "psoft"])  # its seed is for another SVD
+def test_every_seed_that_peft_takes_is_drawn_from_the_run(name):
+    config = PEFT[name]().peft_config(small_vit(), 12345)
+    assert {value for key, value in vars(config).items() if "seed" in key or "prng" in key} <= {12345, None}
+
+
 @pytest.mark.parametrize(
     ("name", "values"), [("frod", {"sparsity": 1e-9}), ("deft", {"rank": 96}), ("adamss", {"clusters": 96})]
 )
