@@ -1,44 +1,34 @@
 """ARC: adapters that share one symmetric projection and differ in a few coefficients per block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, pads, plug_layer, unplug_layer, width
-from methods.layers import block_linears
-
-VARIANTS = ("identity", "released")
-
-
-class Projection(nn.Module):
-    """The shared matrix U: [d, r], used as U going down and as its transpose going up."""
-
-    def __init__(self, d: int, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(d, rank), generator=generator))
+from methods.layers import block_linears, linears
+from methods.settings import Count, Probability, Settings, one_of
 
 
 class Recomposition(nn.Module):
-    """x + dropout(x U diag(c)) U^T + b; x: [..., d], c: [r], b: [d]."""
+    """x + dropout(x U diag(c)) U^T + b; x: [..., d], c: [r], b: [d], and U: [d, r] the `weight` of `projection`, which
+    modules share."""
 
     stateless = True
 
-    def __init__(self, projection: Projection, coefficients: Tensor, dropout: float) -> None:
+    def __init__(self, projection: nn.ParameterDict, coefficients: Tensor, dropout: float) -> None:
         super().__init__()
         self.projection = projection
         self.coefficients = nn.Parameter(coefficients)
-        self.bias = nn.Parameter(torch.zeros(len(projection.weight)))
+        self.bias = nn.Parameter(torch.zeros(len(projection["weight"])))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        u = self.projection.weight
+        u = self.projection["weight"]
         out: Tensor = x + self.dropout(x @ (u * self.coefficients)) @ u.T + self.bias
         return out
 
@@ -48,7 +38,7 @@ def fold_recompositions(places: Iterable[tuple[Any, nn.Linear]]) -> None:
     """Fold the module after each norm into the linear layer that follows: W (x A + b) = (W A^T) x + W b."""
     for norm, linear in places:
         (module,) = norm.slots["output"]
-        u, c = module.projection.weight, module.coefficients
+        u, c = module.projection["weight"], module.coefficients
         linear.bias.add_(linear.weight @ module.bias)
         linear.weight.add_((linear.weight @ (u * c)) @ u.T)
         unplug_layer(norm)
@@ -70,21 +60,16 @@ class ARC(Method):
     search_space = {"lr": (1e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (10, 50, 100)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        rank: int = 50
+    class Config(Settings):
+        rank: Count = 50
         """Width r of the shared bottleneck."""
 
-        dropout: float = 0.1
+        dropout: Probability = 0.1
         """Dropout on the re-scaled code."""
 
-        variant: str = "identity"
+        variant: Annotated[str, one_of("identity", "released")] = "identity"
         """`identity`: all coefficients start at zero. `released`: as in the released code, those of the MLP adapters
         start Xavier-uniform, so that training does not start at the pretrained function."""
-
-        def __post_init__(self) -> None:
-            check(self.rank >= 1, "rank", self.rank, "at least 1")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
     config: Config
 
@@ -93,7 +78,7 @@ class ARC(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank
-        widths = [block_linears(b)["qkv"].in_features for b in blocks(backbone)]
+        widths = [qkv.in_features for qkv in linears(backbone, "qkv")]
         return sum(2 * d * r for d in set(widths)) + sum(2 * (r + d) for d in widths)
 
     def coefficients(self, mlp: bool, context: Context) -> Tensor:
@@ -104,19 +89,18 @@ class ARC(Method):
         return start[0]
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        c = self.config
-        found = blocks(backbone)
-        shared = {
-            (d, mlp): Projection(d, c.rank, context.generator)
-            for d in sorted({width(b) for b in found})
-            for mlp in (False, True)
-        }
+        c, all_blocks = self.config, blocks(backbone)
+        shared = {}
+        for d in sorted({width(block) for block in all_blocks}):
+            for mlp in (False, True):
+                u = nn.init.xavier_uniform_(torch.empty(d, c.rank), generator=context.generator)
+                shared[d, mlp] = nn.ParameterDict({"weight": u})
         places: list[tuple[Any, nn.Linear]] = []
-        for block in found:
+        for block in all_blocks:
             linears = block_linears(block)
             for mlp, norm, linear in ((False, block.norm1, linears["qkv"]), (True, block.norm2, linears["fc1"])):
                 module = Recomposition(shared[width(block), mlp], self.coefficients(mlp, context), c.dropout)
                 plug_layer(norm, "output", module)
                 places.append((norm, linear))
-        foldable = all(linear.bias is not None for _, linear in places) and not any(map(pads, found))
+        foldable = all(linear.bias is not None for _, linear in places) and not any(map(pads, all_blocks))
         return Attachment(merge=partial(fold_recompositions, places) if foldable else None)

@@ -1,11 +1,55 @@
-"""The bottleneck that adapters share: down-projection, activation, up-projection."""
+"""What adapters share: modules of one make in every block, and the bottleneck of two projections."""
 
-from __future__ import annotations
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.blocks import new_linear
+from methods.architectures import architecture_of
+from methods.base import Attachment, Context, Method
+from methods.blocks import blocks, new_linear, plug, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an adapter goes."""
+
+    block: Any
+    slot: str
+    d: int
+    """The block's width."""
+
+    grid: tuple[int, int]
+    """Rows and columns of the patches, for tokens that are one sequence: maps carry their shape."""
+
+
+class AdapterMethod(Method):
+    """A new module in each of the `slots` of every block, whose size follows from the block's width."""
+
+    family = "adapter"
+    slots: tuple[str, ...]
+
+    @abstractmethod
+    def adapter(self, place: Place, generator: torch.Generator) -> nn.Module:
+        """A new module, whose random numbers come from `generator`."""
+
+    @abstractmethod
+    def adapter_parameters(self, d: int) -> int:
+        """Closed formula for the parameters of one module in a block of width d."""
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(len(self.slots) * self.adapter_parameters(width(block)) for block in blocks(backbone))
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        self.expected_parameters(backbone)  # refuses what does not fit
+        grid = architecture_of(backbone).token_grid(backbone)
+        for block in blocks(backbone):
+            for slot in self.slots:
+                place = Place(block=block, slot=slot, d=width(block), grid=grid)
+                plug(block, slot, self.adapter(place, context.generator))
+        return Attachment()
 
 
 class QuickGELU(nn.Module):
@@ -50,6 +94,21 @@ class SequentialBottleneck(Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         """The input with the bottleneck's output added."""
         return x + super().forward(x)
+
+
+class ComputedLinear(nn.Module):
+    """x W + b, where W follows from other parameters; x: [..., in], W: [in, out], b: [out]."""
+
+    stateless = True
+
+    bias: nn.Parameter
+
+    def weight(self) -> Tensor:
+        """W."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight() + self.bias
 
 
 def projections(

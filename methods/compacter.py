@@ -1,27 +1,18 @@
 """Compacter: adapters whose weights are sums of Kronecker products, with one factor shared by all of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Context, check
 from methods.blocks import blocks, plug, width
-from methods.layers import Bottleneck
+from methods.bottleneck import ComputedLinear, SequentialBottleneck
+from methods.layers import PretrainedMethod
 from methods.norm_tuning import NormTuning
-
-VARIANTS = ("zero_up", "released")
-
-
-class SharedRule(nn.Module):
-    """The slow matrices A_1 .. A_n shared by all adapters: [n, n, n], normal with a standard deviation."""
-
-    def __init__(self, n: int, generator: torch.Generator, std: float) -> None:
-        super().__init__()
-        self.matrices = nn.Parameter(torch.randn(n, n, n, generator=generator) * std)
+from methods.settings import Count, Settings, one_of
 
 
 def glorot(n: int, size: int, generator: torch.Generator) -> Tensor:
@@ -29,30 +20,25 @@ def glorot(n: int, size: int, generator: torch.Generator) -> Tensor:
     return (2 * torch.rand(n, size, generator=generator) - 1) * math.sqrt(2 * 6 / (size + 1))
 
 
-class KroneckerLinear(nn.Module):
-    """x W + b with W = sum_i A_i kron (s_i t_i^T); A_i: [n, n], s: [n, in/n], t: [n, out/n].
+class KroneckerLinear(ComputedLinear):
+    """W = sum_i A_i kron (s_i t_i^T); s: [n, in/n], t: [n, out/n], and A_i: [n, n] from `matrices` [n, n, n] of
+    `rule`, which all adapters share.
 
     in + out parameters for s and t, out for b, which starts at zero.
     """
 
-    stateless = True
-
-    def __init__(self, rule: SharedRule, s: Tensor, t: Tensor) -> None:
+    def __init__(self, rule: nn.ParameterDict, s: Tensor, t: Tensor) -> None:
         super().__init__()
         self.rule = rule
         self.s, self.t = nn.Parameter(s), nn.Parameter(t)
         self.bias = nn.Parameter(torch.zeros(t.numel()))
 
     def weight(self) -> Tensor:
-        """W: [in, out]."""
-        w = torch.einsum("ipq,ia,ib->paqb", self.rule.matrices, self.s, self.t)
+        w = torch.einsum("ipq,ia,ib->paqb", self.rule["matrices"], self.s, self.t)
         return w.flatten(2).flatten(0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight() + self.bias
 
-
-class Compacter(Method):
+class Compacter(PretrainedMethod):
     """Adapters after attention and MLP of every block: n^3 parameters in all for the shared matrices, and
     3 * (d + h) per adapter (d channels, bottleneck h), two of them the factors and one the biases: 57,088 on ViT-B.
 
@@ -71,45 +57,38 @@ class Compacter(Method):
     search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "bottleneck": (8, 24, 48)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        bottleneck: int = 24
+    class Config(Settings):
+        bottleneck: Count = 24
         """Width h of the bottleneck; 24 for the paper's T5-base, which is as wide as ViT-B."""
 
-        products: int = 4
+        products: Count = 4
         """Number n of Kronecker products per weight, and size of the shared matrices; divides h and all widths."""
 
-        variant: str = "zero_up"
+        variant: Annotated[str, one_of("zero_up", "released")] = "zero_up"
         """`zero_up`: exact identity at the start, adapters alone trained. `released`: shared matrices of std 1e-4,
         factors Glorot-uniform with gain sqrt(2), and all norms trained too."""
 
         def __post_init__(self) -> None:
-            check(self.products >= 1, "products", self.products, "at least 1")
-            check(self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
+            super().__post_init__()
             check(self.bottleneck % self.products == 0, "bottleneck", self.bottleneck, "a multiple of products")
-            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
     config: Config
 
     def starts_at_identity(self) -> bool:
         return self.config.variant == "zero_up"
 
-    def widths(self, backbone: nn.Module) -> list[int]:
-        """The blocks' widths. Raises `MethodError` if n does not divide one."""
-        n, found = self.config.products, [width(b) for b in blocks(backbone)]
-        for d in found:
-            check(d % n == 0, "products", n, f"a divisor of the backbone's width {d}")
-        return found
-
     def expected_parameters(self, backbone: nn.Module) -> int:
-        h = self.config.bottleneck
-        adapters = self.config.products**3 + sum(2 * 3 * (d + h) for d in self.widths(backbone))
-        return adapters + sum(p.numel() for p in self.norms(backbone))
+        h, n, widths = self.config.bottleneck, self.config.products, [width(block) for block in blocks(backbone)]
+        for d in widths:
+            check(d % n == 0, "products", n, f"a divisor of the backbone's width {d}")
+        return n**3 + sum(2 * 3 * (d + h) for d in widths) + super().expected_parameters(backbone)
 
-    def norms(self, backbone: nn.Module) -> list[nn.Parameter]:
-        """Weights and biases of the backbone that are trained."""
+    def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
         return NormTuning().parameters(backbone) if self.config.variant == "released" else []
 
-    def linear(self, rule: SharedRule, inputs: int, outputs: int, zero: bool, g: torch.Generator) -> KroneckerLinear:
+    def linear(
+        self, rule: nn.ParameterDict, inputs: int, outputs: int, zero: bool, g: torch.Generator
+    ) -> KroneckerLinear:
         """A new weight [in, out], zero if `zero`, in the variant `released` near zero whatever it says."""
         n = self.config.products
         if self.config.variant == "released":
@@ -120,13 +99,14 @@ class Compacter(Method):
         return KroneckerLinear(rule, s, t)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        self.expected_parameters(backbone)  # refuses what does not fit
+        super().attach(backbone, context)
         h, n, g = self.config.bottleneck, self.config.products, context.generator
-        widths = self.widths(backbone)
-        for parameter in self.norms(backbone):
-            parameter.requires_grad_(True)
-        rule = SharedRule(n, g, std=1e-4 if self.config.variant == "released" else n**-0.5)
-        for block, d in zip(blocks(backbone), widths, strict=True):
+        std = 1e-4 if self.config.variant == "released" else n**-0.5
+        rule = nn.ParameterDict({"matrices": torch.randn(n, n, n, generator=g) * std})
+        for block in blocks(backbone):
             for slot in ("attention_output", "mlp_output"):
+                d = width(block)
                 down, up = self.linear(rule, d, h, False, g), self.linear(rule, h, d, True, g)
-                plug(block, slot, Bottleneck(down, up))
+                plug(block, slot, SequentialBottleneck(down, up, nn.GELU()))
         return Attachment()

@@ -1,9 +1,7 @@
 """Consolidator: sparse grouped connections beside every linear layer, which fold into it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.layers import DropPath
@@ -11,9 +9,9 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, plug_layer, the_one, unplug_layer
-from methods.layers import NORMS, block_linears, body_layers
+from methods.layers import NORMS, PretrainedMethod, block_linears, body_layers
+from methods.settings import Count, Probability, Settings, one_of
 
-VARIANTS = ("paper", "released")
 RELEASED_START = 1e-3
 """Weights and biases of the released connections start at U(-1e-3, 1e-3)."""
 
@@ -57,7 +55,7 @@ def fold_all(plugged: list[tuple[Any, GroupedConnection]]) -> None:
         unplug_layer(layer)
 
 
-class Consolidator(Method):
+class Consolidator(PretrainedMethod):
     """d_in*d_out/g + d_out parameters for each linear layer of a block: 304,128 on ViT-B with g = 384.
 
     The paper's outputs are interleaved. The authors' runs interleave nothing (their code has a shuffle, of the inputs,
@@ -75,22 +73,17 @@ class Consolidator(Method):
     search_space = {**Method.search_space, "drop_path": (0.0, 0.2, 0.5, 0.8)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        groups: int | None = None
+    class Config(Settings):
+        groups: Count | None = None
         """Number g of groups, a divisor of every layer's inputs and outputs; None is half the block's width, the 384 of
         ViT-B. It stays None where the blocks differ in width."""
 
-        drop_path: float = 0.0
+        drop_path: Probability = 0.0
         """Probability of leaving out a connection for a sample, the paper's way to enlarge its capacity; beside Swin's
         attention layers, which see windows, for a window. The released scripts choose it per task from 0 to 0.8."""
 
-        variant: str = "paper"
+        variant: Annotated[str, one_of("paper", "released")] = "paper"
         """`paper`, or `released`: as the authors' scripts run it."""
-
-        def __post_init__(self) -> None:
-            check(self.groups is None or self.groups >= 1, "groups", self.groups, "at least 1")
-            check(0 <= self.drop_path < 1, "drop_path", self.drop_path, "in [0, 1)")
-            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
     config: Config
 
@@ -111,8 +104,8 @@ class Consolidator(Method):
                 result.append((layer, groups))
         return result
 
-    def plain_parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
-        """What the variant `released` trains of the backbone itself: norms, and biases of the blocks' linear layers."""
+    def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
+        """Of the variant `released`: norms, and biases of the blocks' linear layers."""
         if self.config.variant != "released":
             return []
         norms = [p for norm in body_layers(backbone, NORMS) for p in norm.parameters()]
@@ -120,12 +113,11 @@ class Consolidator(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         connections = sum(m.in_features * m.out_features // g + m.out_features for m, g in self.layers(backbone))
-        return int(connections) + sum(p.numel() for p in self.plain_parameters(backbone))
+        return int(connections) + super().expected_parameters(backbone)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        super().attach(backbone, context)
         c, plugged = self.config, []
-        for parameter in self.plain_parameters(backbone):
-            parameter.requires_grad_(True)
         for layer, groups in self.layers(backbone):
             sizes = layer.in_features, layer.out_features, groups
             connection = GroupedConnection(*sizes, c.drop_path, interleaved=c.variant != "released")

@@ -1,20 +1,19 @@
 """Convpass: convolutional bypasses beside attention and MLP."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, width
-from methods.bottleneck import QuickGELU, bottleneck_parameters
-from methods.grid import new_convolution, on_grid, token_grid
+from methods.base import Method
+from methods.blocks import new_linear
+from methods.bottleneck import AdapterMethod, Place, QuickGELU, bottleneck_parameters
+from methods.grid import new_convolution, on_grid
+from methods.settings import Count, Positive, Probability, Settings, one_of
 
-POSITIONS = {"both": ("attention", "mlp"), "attention": ("attention",)}
-"""Value of `positions` to the layers that get a bypass."""
+POSITIONS = {"both": ("attention_parallel", "mlp_parallel"), "attention": ("attention_parallel",)}
+"""Value of `positions` to the slots that get a bypass."""
 
 STARTS = ("identity", "xavier")
 
@@ -27,14 +26,13 @@ class ConvolutionalBypass(nn.Module):
 
     stateless = True
 
-    def __init__(self, block: Any, kind: str, parts: tuple[nn.Linear, nn.Conv2d, nn.Linear], config: Any) -> None:
+    def __init__(self, place: Place, parts: tuple[nn.Linear, nn.Conv2d, nn.Linear], config: Any) -> None:
         super().__init__()
         self.down, self.convolution, self.up = parts
         self.activation, self.dropout = QuickGELU(), nn.Dropout(config.dropout)
-        self.scale = config.scale
-        self.grid = (0, 0)
-        self.names = ("norm1", "drop_path1") if kind == "attention" else ("norm2", "drop_path2")
-        self.site = (block,)
+        self.scale, self.grid = config.scale, place.grid
+        self.names = ("norm1", "drop_path1") if place.slot == "attention_parallel" else ("norm2", "drop_path2")
+        self.site = (place.block,)
 
     def forward(self, x: Tensor) -> Tensor:
         norm, drop_path = (getattr(self.site[0], name) for name in self.names)
@@ -44,67 +42,53 @@ class ConvolutionalBypass(nn.Module):
         return out
 
 
-class Convpass(Method):
+class Convpass(AdapterMethod):
     """A 3 x 3 convolution between two projections, beside attention and beside the MLP, on their normed input:
     2 * (2*d*h + h + d + 9*h*h + h) parameters per block (327,552 on ViT-B, h = 8)."""
 
     name = "convpass"
     title = "Convpass"
     paper = "Jie and Deng, Convolutional Bypasses Are Better Vision Transformer Adapters, arXiv 2207.07039"
-    family = "adapter"
     composition_order = 36
     recipe = {"lr": 1e-3}
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0), "start": STARTS}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        bottleneck: int = 8
+    class Config(Settings):
+        bottleneck: Count = 8
         """Width h of the bottleneck."""
 
-        scale: float = 1.0
+        scale: Positive = 1.0
         """Factor s on the bypass; the paper picks it per task from 0.01, 0.1, 1, 10, 100."""
 
-        dropout: float = 0.1
+        dropout: Probability = 0.1
         """Dropout before the up-projection."""
 
-        positions: str = "both"
+        positions: Annotated[str, one_of(*POSITIONS)] = "both"
         """`both`, or `attention` for the paper's Convpass-attn."""
 
-        start: str = "identity"
+        start: Annotated[str, one_of(*STARTS)] = "identity"
         """Start of the convolution: `identity`, or `xavier`, uniform. The released code picks it per task, like s:
         `xavier` for 10 of VTAB-1K's 19."""
 
-        def __post_init__(self) -> None:
-            check(self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
-            check(self.scale > 0, "scale", self.scale, "positive")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-            check(self.positions in POSITIONS, "positions", self.positions, f"one of {tuple(POSITIONS)}")
-            check(self.start in STARTS, "start", self.start, f"one of {STARTS}")
-
     config: Config
 
-    def expected_parameters(self, backbone: nn.Module) -> int:
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.slots = POSITIONS[self.config.positions]
+
+    def adapter_parameters(self, d: int) -> int:
         h = self.config.bottleneck
-        each = (bottleneck_parameters(width(b), h) + 9 * h * h + h for b in blocks(backbone))
-        return len(POSITIONS[self.config.positions]) * sum(each)
+        return bottleneck_parameters(d, h) + 9 * h * h + h
 
-    def bypass(self, block: Any, kind: str, context: Context) -> ConvolutionalBypass:
+    def adapter(self, place: Place, generator: torch.Generator) -> ConvolutionalBypass:
         """A new bypass: Xavier down-projection, the convolution the identity or Xavier, the up-projection zero."""
-        d, h = width(block), self.config.bottleneck
-        down, up = new_linear(d, h, context.generator, std=0), new_linear(h, d, context.generator, std=0)
-        convolution = new_convolution(h, 3, 1, context.generator)
-        with torch.no_grad():
-            nn.init.xavier_uniform_(down.weight, generator=context.generator)
-            if self.config.start == "xavier":
-                nn.init.xavier_uniform_(convolution.weight, generator=context.generator)
-            else:
-                nn.init.dirac_(convolution.weight)
-        return ConvolutionalBypass(block, kind, (down, convolution, up), self.config)
-
-    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        for block in blocks(backbone):
-            for kind in POSITIONS[self.config.positions]:
-                bypass = self.bypass(block, kind, context)
-                bypass.grid = token_grid(backbone)
-                plug(block, f"{kind}_parallel", bypass)
-        return Attachment()
+        d, h = place.d, self.config.bottleneck
+        down, up = new_linear(d, h, generator, std=0), new_linear(h, d, generator, std=0)
+        convolution = new_convolution(h, 3, 1, generator)
+        nn.init.xavier_uniform_(down.weight, generator=generator)
+        if self.config.start == "xavier":
+            nn.init.xavier_uniform_(convolution.weight, generator=generator)
+        else:
+            nn.init.dirac_(convolution.weight)
+        return ConvolutionalBypass(place, (down, convolution, up), self.config)

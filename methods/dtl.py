@@ -1,10 +1,8 @@
 """DTL: a compact side network that reads every block's input and is added back after the later blocks."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,30 +10,29 @@ from torch import Tensor, nn
 from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, stages, width
-from methods.grid import new_convolution, on_grid, token_grid
-
-
-class Side:
-    """Holds the side features from a block's entrance to its exit. Between blocks they travel after x in one tensor,
-    so that gradient checkpointing, which runs a block again, meets the right ones."""
-
-    features: Tensor | None = None
+from methods.grid import new_convolution, on_grid
+from methods.settings import Count, Positive, Probability, Settings, at_least, one_of
+from methods.tape import Tape
 
 
 class Extract(nn.Module):
     """h <- h + B A x at a block's entrance. x: [batch, tokens, d] or Swin map, h of the same shape after it
-    in dimension 1 unless the block is the `first`; returns x alone."""
+    in dimension 1 unless the block is the `first`; returns x alone.
 
-    def __init__(self, side: Side, a: nn.Linear, b: nn.Linear, first: bool) -> None:
+    The tape holds h until the block's exit. Between blocks h travels after x in one tensor, so that gradient
+    checkpointing, which runs a block again, meets the right one.
+    """
+
+    def __init__(self, tape: Tape, a: nn.Linear, b: nn.Linear, first: bool) -> None:
         super().__init__()
-        self.side, self.a, self.b, self.first = side, a, b, first
+        self.tape, self.a, self.b, self.first = tape, a, b, first
 
     def forward(self, x: Tensor) -> Tensor:
         if self.first:
-            self.side.features = self.b(self.a(x))
+            self.tape.features[0] = self.b(self.a(x))
             return x
         x, h = x.chunk(2, dim=1)
-        self.side.features = h + self.b(self.a(x))
+        self.tape.features[0] = h + self.b(self.a(x))
         return x
 
 
@@ -43,9 +40,9 @@ class FeedBack(nn.Module):
     """x <- x + h * sigmoid(beta h) at a block's exit, in DTL+ through a depth-wise convolution, where
     `feeds`; h follows after x in dimension 1 unless the block is the `last`."""
 
-    def __init__(self, side: Side, beta: float, feeds: bool, last: bool, grid: tuple[int, int]) -> None:
+    def __init__(self, tape: Tape, beta: float, feeds: bool, last: bool, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.side, self.beta, self.feeds, self.last, self.grid = side, beta, feeds, last, grid
+        self.tape, self.beta, self.feeds, self.last, self.grid = tape, beta, feeds, last, grid
         # One convolution serves a stage; a tuple keeps it registered in a single place.
         self.shared: tuple[nn.Conv2d, ...] = ()
 
@@ -64,8 +61,7 @@ class FeedBack(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        h, self.side.features = self.side.features, None
-        assert h is not None
+        (h,) = self.tape.take()
         if self.feeds:
             x = x + self.adapted(h)
         return x if self.last else torch.cat([x, h.to(x.dtype)], dim=1)
@@ -85,7 +81,7 @@ class ReadPatches(nn.Module):
 
 class DTL(Method):
     """A low-rank map of rank r per block, 2*r*d parameters (36,864 on ViT-B, r = 2); DTL+ (`kernel` 3) adds k*k*d
-    once (43,776). On Swin, where the width changes, the side features start anew in every stage.
+    once (43,776). On Swin, where the width changes, the side features start afresh in every stage.
 
     The head reads what it reads for all methods; `readout=patches` is what the released ViT code does.
     """
@@ -98,31 +94,24 @@ class DTL(Method):
     search_space = {**Method.search_space, "beta": (1.0, 100.0)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        rank: int = 2
+    class Config(Settings):
+        rank: Count = 2
         """Rank r of the maps."""
 
-        start: float = 0.5
+        start: Probability = 0.5
         """Part of a stage's blocks that only feed the side network; 0.5 is the paper's block 7 of 12."""
 
-        beta: float = 100.0
+        beta: Positive = 100.0
         """Slope of the activation h * sigmoid(beta h)."""
 
-        kernel: int = 0
+        kernel: Annotated[int, at_least(0)] = 0
         """Size k of the depth-wise convolution of DTL+, 3, 4 or 5 per task in the released scripts; 0 is DTL without
         one."""
 
-        readout: str = "backbone"
+        readout: Annotated[str, one_of("backbone", "patches")] = "backbone"
         """What the head reads: `backbone` for the model's own choice, mostly the class token, or `patches` for the norm
         of the mean of the patch tokens, as in the released ViT code; then it does not start at the pretrained
         function."""
-
-        def __post_init__(self) -> None:
-            check(self.rank >= 1, "rank", self.rank, "at least 1")
-            check(0 <= self.start < 1, "start", self.start, "in [0, 1)")
-            check(self.beta > 0, "beta", self.beta, "positive")
-            check(self.kernel >= 0, "kernel", self.kernel, "at least 0")
-            check(self.readout in ("backbone", "patches"), "readout", self.readout, "'backbone' or 'patches'")
 
     config: Config
 
@@ -144,35 +133,34 @@ class DTL(Method):
         maps = sum(2 * r * width(b) for b in blocks(backbone))
         return maps + sum(k * k * width(stage[0]) for stage in stages(backbone))
 
-    def extractor(self, block: Any, side: Side, first: bool, context: Context) -> Extract:
+    def extractor(self, block: Any, tape: Tape, first: bool, context: Context) -> Extract:
         """A new low-rank map, A as torch draws linear layers, B zero."""
         d, r = width(block), self.config.rank
         a = new_linear(d, r, context.generator, std=0, bias=False)
         nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5), generator=context.generator)
-        return Extract(side, a, new_linear(r, d, context.generator, std=0, bias=False), first)
+        return Extract(tape, a, new_linear(r, d, context.generator, std=0, bias=False), first)
 
     def attach_stage(self, stage: list[Any], grid: tuple[int, int], context: Context) -> None:
         """Lay the side network along blocks of one width."""
         c = self.config
         shared: tuple[nn.Conv2d, ...] = ()
         for number, block in enumerate(stage):
-            side, last = Side(), block is stage[-1]
-            feeds = number >= int(c.start * len(stage))
-            feedback = FeedBack(side, c.beta, feeds, last, grid)
+            tape, feeds = Tape(), number >= int(c.start * len(stage))
+            feedback = FeedBack(tape, c.beta, feeds, block is stage[-1], grid)
             if feeds and c.kernel and not shared:
                 feedback.convolution = new_convolution(
                     width(block), c.kernel, width(block), context.generator, bias=False
                 )
                 shared = (feedback.convolution,)
             feedback.shared = shared
-            plug(block, "input", self.extractor(block, side, number == 0, context))
+            plug(block, "input", self.extractor(block, tape, number == 0, context))
             plug(block, "output", feedback)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         self.expected_parameters(backbone)  # refuses a readout that does not fit
+        architecture = architecture_of(backbone)
         for stage in stages(backbone):
-            self.attach_stage(stage, token_grid(backbone), context)
+            self.attach_stage(stage, architecture.token_grid(backbone), context)
         if self.config.readout == "patches":
-            prefix = architecture_of(backbone).prefix_tokens(backbone)
-            plug(blocks(backbone)[-1], "output", ReadPatches(prefix))
+            plug(blocks(backbone)[-1], "output", ReadPatches(architecture.prefix_tokens(backbone)))
         return Attachment()

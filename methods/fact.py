@@ -4,20 +4,19 @@ The increments of a ViT with L blocks are stacked as a tensor [12 L, d, d]: q, k
 fc1 and fc2 four slices each. On Swin each width has a tensor of its own.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, MethodError, check
+from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import blocks, plug_layer, width
 from methods.layers import block_linears, fold_linears
+from methods.settings import Count, Positive, Probability, Settings, one_of
 
 
 def uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> nn.Parameter:
@@ -73,26 +72,44 @@ def reshaped(cores: Tensor, transposed: bool) -> Tensor:
     return cut.permute(1, 2, 0) if transposed else cut.transpose(0, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FactConfig(Settings):
+    """Knobs of both forms."""
+
+    rank: Count = 16
+    """Rank r of all factors."""
+
+    scale: Positive = 1.0
+    """Factor s on the increments; the paper chooses it per task from 0.01 to 100."""
+
+    dropout: Probability = 0.1
+    """Dropout on the r-dimensional code in front of V, as in the released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sliced:
+    """A linear layer cut into d x d slices."""
+
+    layer: nn.Linear
+    name: str
+    """`qkv`, `proj`, `fc1` or `fc2`."""
+
+    slices: int
+    split_input: bool
+    """Whether the slices lie along its input, where their results add up, and not along its output."""
+
+
 class FactUpdate(nn.Module):
-    """s * x (U Sigma_n V) of one linear layer, whose slices [start, stop) lie side by side along its output (or, for
-    `split_input`, along its input, where their results add up); `released` takes the slices as `reshaped` does."""
+    """s * x (U Sigma_n V) of one linear layer, whose slices begin at `start`; `released` takes them as `reshaped`
+    does."""
 
     stateless = True
 
-    def __init__(
-        self,
-        factors: nn.Module,
-        start: int,
-        stop: int,
-        split_input: bool,
-        scale: float,
-        dropout: float,
-        released: bool = False,
-    ) -> None:
+    def __init__(self, factors: nn.Module, sliced: Sliced, start: int, config: FactConfig, released: bool) -> None:
         super().__init__()
-        self.factors, self.slices, self.split_input, self.scale = factors, (start, stop), split_input, scale
-        self.released = released
-        self.dropout = nn.Dropout(dropout)
+        self.factors, self.slices, self.split_input = factors, (start, start + sliced.slices), sliced.split_input
+        self.scale, self.released = config.scale, released
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         f: Any = self.factors
@@ -107,61 +124,19 @@ class FactUpdate(nn.Module):
         return out if self.split_input else out.flatten(-2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sliced:
-    """A linear layer cut into d x d slices."""
-
-    layer: nn.Linear
-    name: str
-    """`qkv`, `proj`, `fc1` or `fc2`."""
-
-    slices: int
-    split_input: bool
-    """Whether the slices lie along its input."""
-
-
-def sliced_layers(found: Iterable[Any]) -> list[Sliced]:
-    """Each linear layer of blocks of one width with its number of d x d slices and whether they split its input."""
-    result = []
-    for block in found:
+def sliced_layers(backbone: nn.Module) -> dict[int, list[Sliced]]:
+    """The linear layers of all blocks, by the width d of their blocks."""
+    by_width: dict[int, list[Sliced]] = {}
+    for block in blocks(backbone):
         d = width(block)
         for name, layer in block_linears(block).items():
             inputs, outputs = layer.in_features, layer.out_features
             if min(inputs, outputs) != d or inputs % d or outputs % d:
                 raise MethodError(f"FacT cannot cut {name} ({inputs} to {outputs}) into {d} x {d} slices")
             slices, split_input = max(inputs, outputs) // d, inputs > outputs
-            result.append(Sliced(layer=layer, name=name, slices=slices, split_input=split_input))
-    return result
-
-
-def by_width(backbone: nn.Module) -> dict[int, list[Any]]:
-    """The backbone's blocks by number of channels."""
-    groups: dict[int, list[Any]] = {}
-    for block in blocks(backbone):
-        groups.setdefault(width(block), []).append(block)
-    return groups
-
-
-VARIANTS = ("paper", "released")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactConfig:
-    """Knobs of both forms."""
-
-    rank: int = 16
-    """Rank r of all factors."""
-
-    scale: float = 1.0
-    """Factor s on the increments; the paper chooses it per task from 0.01 to 100."""
-
-    dropout: float = 0.1
-    """Dropout on the r-dimensional code in front of V, as in the released code."""
-
-    def __post_init__(self) -> None:
-        check(self.rank >= 1, "rank", self.rank, "at least 1")
-        check(self.scale > 0, "scale", self.scale, "positive")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+            sliced = Sliced(layer=layer, name=name, slices=slices, split_input=split_input)
+            by_width.setdefault(d, []).append(sliced)
+    return by_width
 
 
 class FactTT(Method):
@@ -184,29 +159,22 @@ class FactTT(Method):
         return slices * self.config.rank**2
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        total = 0
-        for d, group in by_width(backbone).items():
-            total += 2 * d * self.config.rank + self.core_parameters(sum(s.slices for s in sliced_layers(group)))
-        return total
+        counts = {d: sum(s.slices for s in layers) for d, layers in sliced_layers(backbone).items()}
+        return sum(2 * d * self.config.rank + self.core_parameters(slices) for d, slices in counts.items())
 
     def released(self, sliced: Sliced) -> bool:
         """Whether this layer takes its slices in the order of the release of FacT-TK."""
         return False
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        c = self.config
-        groups = {d: sliced_layers(group) for d, group in by_width(backbone).items()}
-        for d, group in groups.items():
-            inputs = [s.slices if s.split_input else 1 for s in group for _ in range(s.slices)]
-            factors = self.factors(d, inputs, c.rank, context.generator)
-            start = 0
-            for s in group:
-                stop = start + s.slices
-                update = FactUpdate(factors, start, stop, s.split_input, c.scale, c.dropout, self.released(s))
-                plug_layer(s.layer, "parallel", update)
-                start = stop
-        layers = [s.layer for group in groups.values() for s in group]
-        return Attachment(merge=partial(fold_linears, layers))
+        by_width = sliced_layers(backbone)
+        for d, layers in by_width.items():
+            inputs = [s.slices if s.split_input else 1 for s in layers for _ in range(s.slices)]
+            factors, start = self.factors(d, inputs, self.config.rank, context.generator), 0
+            for s in layers:
+                plug_layer(s.layer, "parallel", FactUpdate(factors, s, start, self.config, self.released(s)))
+                start += s.slices
+        return Attachment(merge=partial(fold_linears, [s.layer for layers in by_width.values() for s in layers]))
 
 
 class FactTK(FactTT):
@@ -224,15 +192,11 @@ class FactTK(FactTT):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(FactConfig):
-        rank: int = 32
+        rank: Count = 32
         """Rank r of all factors; at most 32 in the paper."""
 
-        variant: str = "paper"
+        variant: Annotated[str, one_of("paper", "released")] = "paper"
         """`paper`, or `released`: the slices of fc1 and fc2 in the order of the released code."""
-
-        def __post_init__(self) -> None:
-            FactConfig.__post_init__(self)
-            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
     config: Config
 

@@ -1,11 +1,9 @@
 """GPS: every neuron trains the few input connections with the largest gradients."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from methods.base import Attachment, Context, Method, check
 from methods.layers import body_layers
+from methods.settings import Count, Settings, one_of
 from methods.sparse import fold_sparse, gradient_sums, train_weights
 
 SELECTION_BATCH = 32
@@ -20,8 +19,6 @@ SELECTION_BATCH = 32
 
 TEMPERATURE = 0.07
 """Temperature of the supervised contrastive loss, its usual value."""
-
-LOSSES = ("contrastive", "cross_entropy")
 
 
 def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor:
@@ -40,8 +37,8 @@ def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor:
 def largest_per_row(gradient: Tensor, count: int) -> Tensor:
     """Flat indices of the `count` largest magnitudes in each row of a weight [out, ...], ascending."""
     rows = gradient.flatten(1).abs()
-    chosen = rows.topk(count, dim=1).indices + rows.shape[1] * torch.arange(len(rows), device=rows.device)[:, None]
-    return chosen.flatten().sort().values
+    places = rows.topk(count, dim=1).indices + rows.shape[1] * torch.arange(len(rows), device=rows.device)[:, None]
+    return places.flatten().sort().values
 
 
 class GPS(Method):
@@ -59,28 +56,24 @@ class GPS(Method):
     search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "connections": (1, 2, 5)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        connections: int = 1
+    class Config(Settings):
+        connections: Count = 1
         """Number k of trained input connections per neuron."""
 
         biases: bool = True
         """Whether the biases of these layers are trained too, as in the released code."""
 
-        loss: str = "contrastive"
+        loss: Annotated[str, one_of("contrastive", "cross_entropy")] = "contrastive"
         """Loss whose gradients choose: `contrastive` on the features in front of the head, so that the untrained head
         has no say, as in the paper, or `cross_entropy` through the untrained head."""
 
-        def __post_init__(self) -> None:
-            check(self.connections >= 1, "connections", self.connections, "at least 1")
-            check(self.loss in LOSSES, "loss", self.loss, f"one of {LOSSES}")
-
     def layers(self, backbone: nn.Module) -> list[Any]:
         """The layers with neurons. Raises `MethodError` if one has fewer inputs than k."""
-        found = body_layers(backbone, (nn.Linear, nn.Conv2d))
-        inputs = min(layer.weight[0].numel() for layer in found)
+        layers = body_layers(backbone, (nn.Linear, nn.Conv2d))
+        inputs = min(layer.weight[0].numel() for layer in layers)
         k = self.config.connections
         check(k <= inputs, "connections", k, f"at most the inputs of the backbone's narrowest layer, {inputs}")
-        return found
+        return layers
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         c = self.config
@@ -106,8 +99,8 @@ class GPS(Method):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         layers = self.layers(backbone)
         start = time.perf_counter()
-        chosen = context.remember("weights", lambda: self.choose(backbone, layers, context))
-        for layer, indices in zip(layers, chosen, strict=True):
+        places = context.remember("weights", lambda: self.choose(backbone, layers, context))
+        for layer, indices in zip(layers, places, strict=True):
             train_weights(layer, "weight", indices)
             if self.config.biases and layer.bias is not None:
                 layer.bias.requires_grad_(True)

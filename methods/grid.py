@@ -1,19 +1,10 @@
 """Convolutions over the tokens of a timm backbone: patches form a grid, prefix tokens stand alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-
-from methods.architectures import architecture_of
-
-
-def token_grid(backbone: nn.Module) -> tuple[int, int]:
-    """Rows and columns of the patches, for tokens that are one sequence: maps carry their shape."""
-    return architecture_of(backbone).token_grid(backbone)
 
 
 def on_grid(convolve: Callable[[Tensor], Tensor], x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,7 +1,5 @@
 """Hydra: a parallel and a sequential low-rank branch on one linear layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear
-from methods.layers import LowRank, absorb, block_linears, change_layer, restore_layer
+from methods.base import Attachment, Context, Method
+from methods.blocks import new_linear
+from methods.layers import LowRank, absorb, change_layer, linears, restore_layer
+from methods.settings import Count, Positive, Probability, Settings
 
 
 class HydraLayer:
@@ -57,44 +56,27 @@ class Hydra(Method):
     composition_order = 23
     recipe = {"lr": 5e-3}
     mergeable = True
-    search_space = {
-        "lr": (1e-3, 5e-3),
-        "weight_decay": (1e-4, 1e-2),
-        "scale": (0.1, 1.0, 5.0),
-        "dropout": (0.0, 0.2),
-    }
+    search_space = {"lr": (1e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "scale": (0.1, 1.0, 5.0), "dropout": (0.0, 0.2)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        rank: int = 2
+    class Config(Settings):
+        rank: Count = 2
         """Rank r of each branch."""
 
-        scale: float = 1.0
+        scale: Positive = 1.0
         """Factor s on both branches; the released code chooses it per task."""
 
-        dropout: float = 0.2
+        dropout: Probability = 0.2
         """Dropout on the r-dimensional codes; the released code has 0.2 for 14 of VTAB-1K's 19 tasks, 0.1 for one
         and none for four."""
 
-        def __post_init__(self) -> None:
-            check(self.rank >= 1, "rank", self.rank, "at least 1")
-            check(self.scale > 0, "scale", self.scale, "positive")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-
-    def layers(self, backbone: nn.Module) -> list[nn.Linear]:
-        """The layers that get branches."""
-        return [block_linears(b)[name] for b in blocks(backbone) for name in ("proj", "fc2")]
-
     def expected_parameters(self, backbone: nn.Module) -> int:
-        r = self.config.rank
-        return sum(
-            r * (layer.in_features + 3 * layer.out_features) + 2 * r + 2 * layer.out_features
-            for layer in self.layers(backbone)
-        )
+        r, sizes = self.config.rank, [(m.in_features, m.out_features) for m in linears(backbone, "proj", "fc2")]
+        return sum(r * (inputs + 3 * outputs) + 2 * r + 2 * outputs for inputs, outputs in sizes)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c, g = self.config, context.generator
-        layers: list[Any] = self.layers(backbone)
+        layers: list[Any] = linears(backbone, "proj", "fc2")
         for layer in layers:
             inputs, outputs = layer.in_features, layer.out_features
             change_layer(layer, HydraLayer)

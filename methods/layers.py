@@ -1,7 +1,6 @@
 """Shared by the reparameterisation and selective methods: finding leaf layers, changing them, folding them back."""
 
-from __future__ import annotations
-
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -9,11 +8,11 @@ from typing import Any
 import torch
 from timm.layers import RmsNorm
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pad
+from torch.nn.functional import pad
 
 from methods.architectures import architecture_of
 from methods.architectures.base import LINEARS
-from methods.base import MethodError
+from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
 
 NORMS = (nn.LayerNorm, RmsNorm)
@@ -24,8 +23,32 @@ def body_layers(backbone: Any, kinds: type | tuple[type, ...]) -> list[Any]:
     """Layers of these kinds with a weight, from input to output, without the classifier that the harness owns."""
     blocks(backbone)  # refuses what is of no known kind
     head = {id(m) for m in backbone.get_classifier().modules()}
-    found: list[Any] = [m for m in backbone.modules() if isinstance(m, kinds) and id(m) not in head]
-    return [m for m in found if m.weight is not None]
+    layers: list[Any] = [m for m in backbone.modules() if isinstance(m, kinds) and id(m) not in head]
+    return [layer for layer in layers if layer.weight is not None]
+
+
+def body_parameters(backbone: Any) -> list[nn.Parameter]:
+    """All parameters without those of the classifier that the harness owns."""
+    head = {id(p) for p in backbone.get_classifier().parameters()}
+    return [p for p in backbone.parameters() if id(p) not in head]
+
+
+class PretrainedMethod(Method):
+    """Trains parameters that the backbone has, whole."""
+
+    family = "selective"
+
+    @abstractmethod
+    def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
+        """The parameters that are trained. Raises `MethodError` where a setting does not fit."""
+
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(p.numel() for p in self.parameters(backbone))
+
+    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        for parameter in self.parameters(backbone):
+            parameter.requires_grad_(True)
+        return Attachment()
 
 
 def block_linears(block: Any, names: Sequence[str] = LINEARS) -> dict[str, nn.Linear]:
@@ -35,6 +58,11 @@ def block_linears(block: Any, names: Sequence[str] = LINEARS) -> dict[str, nn.Li
         if not isinstance(layers.get(name), nn.Linear):
             raise MethodError(f"the blocks of this backbone have no linear layer {name}")
     return {name: layers[name] for name in names}
+
+
+def linears(backbone: nn.Module, *names: str) -> list[nn.Linear]:
+    """The linear layers of these names of all blocks, from input to output."""
+    return [block_linears(block)[name] for block in blocks(backbone) for name in names]
 
 
 class LowRank(nn.Module):
@@ -72,20 +100,6 @@ def low_rank(
     down = new_linear(layer.in_features, rank, generator, std=(3 * layer.in_features) ** -0.5, bias=False)
     up = new_linear(rank, stop - start, generator, std=0, bias=False)
     return LowRank(down, up, scale, start, layer.out_features, dropout)
-
-
-class Bottleneck(nn.Module):
-    """x + up(GELU(down(x))), an adapter in series; `down`, `up`: modules from [..., d] to [..., h] and back."""
-
-    stateless = True
-
-    def __init__(self, down: nn.Module, up: nn.Module) -> None:
-        super().__init__()
-        self.down, self.up = down, up
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.up(gelu(self.down(x)))
-        return out
 
 
 @cache

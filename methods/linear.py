@@ -1,7 +1,5 @@
 """Linear probe: the backbone stays as it is and only the head, which the harness owns, is trained."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from methods.base import Attachment, Context, Method

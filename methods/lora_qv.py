@@ -1,18 +1,15 @@
 """LoRA on queries and values, with factors of their own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 from torch import nn
 
-from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, plug_layer
-from methods.layers import LowRank, block_linears, fold_linears, low_rank
-
-VARIANTS = ("paper", "released")
+from methods.base import Attachment, Context, Method
+from methods.blocks import plug_layer
+from methods.layers import LowRank, fold_linears, linears, low_rank
+from methods.settings import Count, Positive, Probability, Settings, one_of
 
 
 class LoRAQV(Method):
@@ -31,25 +28,19 @@ class LoRAQV(Method):
     search_space = {"lr": (1e-3, 2e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (4, 8, 16)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        rank: int = 8
+    class Config(Settings):
+        rank: Count = 8
         """Rank r of each update."""
 
-        alpha: float = 8.0
+        alpha: Positive = 8.0
         """The update is scaled by alpha / rank (paper, section 4.1); not used by the variant `released`."""
 
-        dropout: float = 0.0
+        dropout: Probability = 0.0
         """Dropout between A and B."""
 
-        variant: str = "paper"
+        variant: Annotated[str, one_of("paper", "released")] = "paper"
         """`paper`: A random, B zero. `released`: as the code of SCT and V-PETL Bench ends up, A and B both
         trunc_normal(0.02) and no scaling, so that training does not start at the pretrained function."""
-
-        def __post_init__(self) -> None:
-            check(self.rank >= 1, "rank", self.rank, "at least 1")
-            check(self.alpha > 0, "alpha", self.alpha, "positive")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-            check(self.variant in VARIANTS, "variant", self.variant, f"one of {VARIANTS}")
 
     config: Config
 
@@ -62,8 +53,7 @@ class LoRAQV(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank
-        layers = [block_linears(b)["qkv"] for b in blocks(backbone)]
-        return sum(2 * r * (layer.in_features + layer.out_features // 3) for layer in layers)
+        return sum(2 * r * (qkv.in_features + qkv.out_features // 3) for qkv in linears(backbone, "qkv"))
 
     def branch(self, qkv: nn.Linear, rows: tuple[int, int], context: Context) -> LowRank:
         """The update of the outputs `rows` of the fused layer."""
@@ -76,7 +66,7 @@ class LoRAQV(Method):
         return result
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        layers: list[Any] = [block_linears(b)["qkv"] for b in blocks(backbone)]
+        layers = linears(backbone, "qkv")
         for qkv in layers:
             d = qkv.out_features // 3
             plug_layer(qkv, "parallel", self.branch(qkv, (0, d), context))

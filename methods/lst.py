@@ -1,9 +1,7 @@
 """Ladder side tuning: a narrow transformer beside the backbone, fed by rungs from every block."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, plug_layer, require_served, width
 from methods.layers import block_linears
+from methods.settings import Count, Settings, one_of
 from methods.tape import Record, Tape, last_norm
 
 TEMPERATURE = 0.1
@@ -23,9 +22,9 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=-1).indices.sort(dim=-1).values
 
 
-def residual_channels(found: list[Any], count: int) -> Tensor:
+def residual_channels(vit_blocks: list[Any], count: int) -> Tensor:
     """The channels of the residual stream that the blocks write most strongly to (sum of squared output weights)."""
-    written = [layer.weight.float().square().sum(dim=1) for b in found for layer in (b.attn.proj, b.mlp.fc2)]
+    written = [layer.weight.float().square().sum(dim=1) for b in vit_blocks for layer in (b.attn.proj, b.mlp.fc2)]
     return largest(torch.stack(written).sum(dim=0), count)
 
 
@@ -105,22 +104,17 @@ class LST(Method):
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        reduction: int = 8
+    class Config(Settings):
+        reduction: Count = 8
         """Factor r between the backbone's width and that of the side network, which must be a multiple of the heads."""
 
-        init: str = "pruned"
+        init: Annotated[str, one_of("pruned", "random")] = "pruned"
         """`pruned`: side blocks start as slices of the backbone's (by size of weights; the paper ranks by Fisher
         information) and rungs as the matching selection of channels. `random`: as a new transformer."""
 
-        output: str = "side"
+        output: Annotated[str, one_of("side", "sum")] = "side"
         """`side`: the head sees the side network alone, as in the paper. `sum`: its output, zero at the start, is added
         to the backbone's features."""
-
-        def __post_init__(self) -> None:
-            check(self.reduction >= 1, "reduction", self.reduction, "at least 1")
-            check(self.init in ("pruned", "random"), "init", self.init, "'pruned' or 'random'")
-            check(self.output in ("side", "sum"), "output", self.output, "'side' or 'sum'")
 
     config: Config
 
@@ -151,20 +145,19 @@ class LST(Method):
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit, c, g = require_served(self, backbone), self.config, context.generator
-        found, tape = blocks(vit), Tape()
-        d, heads = width(found[0]), found[0].attn.num_heads
-        w = self.side_width(vit)
-        steps = [self.side_block(w, heads, g) for _ in found]
-        rungs = [new_linear(d, w, g, std=d**-0.5) for _ in range(len(found) + 1)]
+        vit_blocks, tape = blocks(vit), Tape()
+        d, w = width(vit_blocks[0]), self.side_width(vit)
+        steps = [self.side_block(w, block.attn.num_heads, g) for block in vit_blocks]
+        rungs = [new_linear(d, w, g, std=d**-0.5) for _ in range(len(vit_blocks) + 1)]
         if c.init == "pruned":
-            channels = residual_channels(found, w)
-            for step, block in zip(steps, found, strict=True):
+            channels = residual_channels(vit_blocks, w)
+            for step, block in zip(steps, vit_blocks, strict=True):
                 prune_into(step, block, channels)
             for rung in rungs:
                 rung.weight.data = torch.eye(d, device=channels.device)[channels]
         up = new_linear(w, d, g, std=0.02 if c.output == "side" else 0)
         plug_layer(last_norm(vit), "output", Ladder(vit, tape, rungs, steps, up, adds=c.output == "sum"))
-        plug(found[0], "input", Record(tape, 0))
-        for number, block in enumerate(found, start=1):
+        plug(vit_blocks[0], "input", Record(tape, 0))
+        for number, block in enumerate(vit_blocks, start=1):
             plug(block, "output", Record(tape, number))
         return Attachment()

@@ -1,16 +1,15 @@
 """MLP head: hidden layers between the frozen features and the linear head."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from methods.architectures import architecture_of
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Context, Method
 from methods.blocks import new_linear
+from methods.settings import Settings, at_least
 
 
 class MLPHead(Method):
@@ -28,12 +27,9 @@ class MLPHead(Method):
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        layers: int = 3
+    class Config(Settings):
+        layers: Annotated[int, at_least(2, " (1 is the linear probe)")] = 3
         """Number k of layers, the linear head included; 3 in VPT's tables."""
-
-        def __post_init__(self) -> None:
-            check(self.layers >= 2, "layers", self.layers, "at least 2 (1 is the linear probe)")
 
     config: Config
 

@@ -1,17 +1,15 @@
 """Mona: an adapter with depth-wise convolutions of three sizes after attention and after the MLP."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, plug, width
-from methods.bottleneck import bottleneck_parameters, projections
-from methods.grid import new_convolution, on_grid, token_grid
+from methods.base import Method
+from methods.bottleneck import AdapterMethod, Place, bottleneck_parameters, projections
+from methods.grid import new_convolution, on_grid
+from methods.settings import Count, Probability, Settings
 
 KERNELS = (3, 5, 7)
 """Sizes of the depth-wise filters."""
@@ -44,7 +42,9 @@ class MonaLayer(nn.Module):
 
     stateless = True
 
-    def __init__(self, pair: tuple[nn.Linear, nn.Linear], convolution: nn.Module, dropout: float) -> None:
+    def __init__(
+        self, pair: tuple[nn.Linear, nn.Linear], convolution: nn.Module, dropout: float, grid: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.down, self.up = pair
         d = self.down.in_features
@@ -53,7 +53,7 @@ class MonaLayer(nn.Module):
         self.scale_raw = nn.Parameter(torch.ones(d))
         self.convolution = convolution
         self.dropout = nn.Dropout(dropout)
-        self.grid = (0, 0)
+        self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.down(self.norm(x) * self.scale_normed + x * self.scale_raw)
@@ -62,42 +62,35 @@ class MonaLayer(nn.Module):
         return out
 
 
-class Mona(Method):
+class Mona(AdapterMethod):
     """Two layers per block on the residual stream, each 2*d*h + h + d (projections) + 4*d (norm and scales) +
     (9 + 25 + 49 + 3)*h + h*h + h (convolutions): 2,684,928 parameters on ViT-B with h = 64."""
 
     name = "mona"
     title = "Mona"
     paper = "Yin et al., 5%>100%: Breaking Performance Shackles of Full Fine-Tuning, CVPR 2025, arXiv 2408.08345"
-    family = "adapter"
     composition_order = 38
     recipe = {"lr": 2e-3}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     identity_at_start = False
+    slots = ("after_attention", "output")
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        bottleneck: int = 64
+    class Config(Settings):
+        bottleneck: Count = 64
         """Width h of the bottleneck."""
 
-        dropout: float = 0.1
+        dropout: Probability = 0.1
         """Dropout before the up-projection."""
 
-        def __post_init__(self) -> None:
-            check(self.bottleneck >= 1, "bottleneck", self.bottleneck, "at least 1")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+    config: Config
 
-    def expected_parameters(self, backbone: nn.Module) -> int:
+    def adapter_parameters(self, d: int) -> int:
         h = self.config.bottleneck
         convolutions = sum(k * k * h + h for k in KERNELS) + h * h + h
-        return sum(2 * (bottleneck_parameters(width(b), h) + 4 * width(b) + convolutions) for b in blocks(backbone))
+        return bottleneck_parameters(d, h) + 4 * d + convolutions
 
-    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+    def adapter(self, place: Place, generator: torch.Generator) -> MonaLayer:
         h = self.config.bottleneck
-        for block in blocks(backbone):
-            for slot in ("after_attention", "output"):
-                pair = projections(width(block), h, context.generator, down=0.02, up=0.02)
-                layer = MonaLayer(pair, MultiCognitive(h, context.generator), self.config.dropout)
-                layer.grid = token_grid(backbone)
-                plug(block, slot, layer)
-        return Attachment()
+        pair = projections(place.d, h, generator, down=0.02, up=0.02)
+        return MonaLayer(pair, MultiCognitive(h, generator), self.config.dropout, place.grid)

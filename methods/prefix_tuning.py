@@ -1,7 +1,5 @@
 """Prefix tuning: learned keys and values in front of those that attention computes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +7,9 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.base import Attachment, Context, Method, MethodError, check
+from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import blocks, require_served, width
+from methods.settings import Count, Probability, Settings
 
 
 class Prefix(nn.Module):
@@ -69,27 +68,22 @@ class PrefixTuning(Method):
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        tokens: int = 20
+    class Config(Settings):
+        tokens: Count = 20
         """Number p of learned keys, and of learned values, per block."""
 
-        dropout: float = 0.0
+        dropout: Probability = 0.0
         """Dropout on the prefix."""
-
-        def __post_init__(self) -> None:
-            check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        found = blocks(require_served(self, backbone))
-        for block in found:
-            if type(block.attn) is not Attention:
-                raise MethodError(f"method {self.name!r} serves timm's Attention, not {type(block.attn).__name__}")
-        for block in found:
-            attention = block.attn
+        layers = [block.attn for block in blocks(require_served(self, backbone))]
+        for attention in layers:
+            if type(attention) is not Attention:
+                raise MethodError(f"method {self.name!r} serves timm's Attention, not {type(attention).__name__}")
+        for attention in layers:
             shape = (attention.num_heads, self.config.tokens, attention.head_dim)
             keys, values = torch.empty(shape), torch.empty(shape)
             for tensor in (keys, values):

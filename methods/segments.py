@@ -1,7 +1,5 @@
 """Matrices and vectors of a model, judged by their sensitive weights: which are trained as a whole, within a budget."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,13 +49,13 @@ class Segment:
         return self.weights.dim() == 2
 
 
-def segments(backbone: nn.Module, rank: int, threshold: float, released: bool) -> list[Segment]:
+def cut_segments(backbone: nn.Module, rank: int, threshold: float, released: bool) -> list[Segment]:
     """Linear layers and norms outside the head cut into matrices and vectors; q, k and v are three each.
 
     Under `released` vectors can be trained as a whole, and the weights of norms not one by one.
     """
     fused = {id(block_linears(b, ["qkv"])["qkv"]) for b in blocks(backbone)}
-    found = []
+    segments = []
     for layer in body_layers(backbone, (nn.Linear, nn.LayerNorm)):
         step = len(layer.weight) // (3 if id(layer) in fused else 1)
         for name in ("weight", "bias"):
@@ -70,17 +68,17 @@ def segments(backbone: nn.Module, rank: int, threshold: float, released: bool) -
                 else:
                     cost, enough = size if released else None, RELEASED_VECTORS * size
                 rows, singles = (start, start + step), not released or isinstance(layer, nn.Linear)
-                found.append(Segment(layer=layer, name=name, rows=rows, cost=cost, enough=enough, singles=singles))
-    return found
+                segments.append(Segment(layer=layer, name=name, rows=rows, cost=cost, enough=enough, singles=singles))
+    return segments
 
 
-def allot(found: Sequence[Segment], counts: Sequence[int]) -> tuple[list[bool], int]:
+def allot(segments: Sequence[Segment], counts: Sequence[int]) -> tuple[list[bool], int]:
     """Which segments are trained as a whole when so many of their weights are sensitive, and what all of it costs."""
-    whole = [s.cost is not None and n >= s.enough for s, n in zip(found, counts, strict=True)]
-    return whole, sum(s.cost if yes and s.cost else n for s, yes, n in zip(found, whole, counts, strict=True))
+    whole = [s.cost is not None and n >= s.enough for s, n in zip(segments, counts, strict=True)]
+    return whole, sum(s.cost if yes and s.cost else n for s, yes, n in zip(segments, whole, counts, strict=True))
 
 
-def choose_whole(found: Sequence[Segment], scores: Sequence[Tensor], budget: int) -> list[bool]:
+def choose_whole(segments: Sequence[Segment], scores: Sequence[Tensor], budget: int) -> list[bool]:
     """Which segments are trained as a whole, at the lowest cut-off of sensitivity that keeps all within the budget.
 
     A segment with `enough` weights above the cut-off is; the others train those weights. scores: sensitivities of each
@@ -88,20 +86,20 @@ def choose_whole(found: Sequence[Segment], scores: Sequence[Tensor], budget: int
     """
 
     def at(cut: float) -> tuple[list[bool], int]:
-        return allot(found, [int((s >= cut).sum()) for s in scores])
+        return allot(segments, [int((s >= cut).sum()) for s in scores])
 
     low, high = 0.0, 2 * max(float(s.max()) for s in scores)
-    chosen, spent = at(low)
+    best, spent = at(low)
     if spent <= budget:
-        return chosen
-    chosen, _ = at(high)
+        return best
+    best, _ = at(high)
     for _ in range(64):  # the interval is then far narrower than the gaps between float32 sensitivities that matter
         cut = (low + high) / 2
         whole, spent = at(cut)
         if spent <= budget:
-            chosen, high = whole, cut
+            best, high = whole, cut
             if spent == budget:
                 break
         else:
             low = cut
-    return chosen
+    return best

@@ -12,17 +12,16 @@ trainer is: every method would be another one after an edit that changes no numb
 that code in its `environment`.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-CONTRACT = frozenset(f"methods.{name}" for name in ("architectures", "base", "blocks", "registry", "sources"))
+CONTRACT = {f"methods.{name}" for name in ("architectures", "base", "blocks", "registry", "settings", "sources")}
 """Modules, and folders of modules, that all methods share, and that are none's own."""
 
 OURS = frozenset(("harness", "suites", "analysis", "slurm"))
@@ -50,16 +49,16 @@ def digest_of(classes: Iterable[type], version: str = "") -> str:
 
 def _own_files(module: str) -> set[Path]:
     """The file of a module, and those of all modules of its own that it imports."""
-    home, found, waiting = module.partition(".")[0], dict[str, Path](), [module]
+    home, files, waiting = module.partition(".")[0], dict[str, Path](), [module]
     while waiting:
         name = waiting.pop()
-        if name in found or _is_contract(name) or not (name == module or _is_own(name.partition(".")[0], home)):
+        if name in files or _is_contract(name) or not (name == module or _is_own(name.partition(".")[0], home)):
             continue
         path = _file(name)
         if path is not None:
-            found[name] = path
+            files[name] = path
             waiting += _imported(path, name)
-    return set(found.values()) if module in found else set()
+    return set(files.values()) if module in files else set()
 
 
 def _is_contract(name: str) -> bool:
@@ -67,40 +66,34 @@ def _is_contract(name: str) -> bool:
 
 
 @cache
-def _imported(path: Path, module: str) -> tuple[str, ...]:
+def _imported(path: Path, module: str) -> set[str]:
     """Names of what may be modules among the imports of a file, those inside of functions too."""
-    return tuple(dict.fromkeys(_names(path, module)))
-
-
-def _names(path: Path, module: str) -> Iterator[str]:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names = set[str]()
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _with_parents(alias.name)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             name = ".".join([*above, *([node.module] if node.module else [])])
-            yield from _with_parents(name)
-            yield from (f"{name}.{alias.name}" for alias in node.names)
-
-
-def _with_parents(name: str) -> list[str]:
-    """`a.b.c`, `a.b` and `a`: importing the first runs the others."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+            names |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names]  # importing `a.b.c` runs `a` and `a.b` too
+    return {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
 
 
 @cache
 def _file(name: str) -> Path | None:
     """The Python file of a module; None if there is no such module, or none in Python."""
-    module = sys.modules.get(name)
-    try:
-        spec = getattr(module, "__spec__", None) or importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):  # `a.b`, where b is a class of the module a
-        return None
+    spec = _spec(name)
     origin = spec.origin if spec is not None else None
     return Path(origin) if origin is not None and origin.endswith(".py") else None
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):  # `a.b`, where b is a class of the module a
+        return None
 
 
 @cache
@@ -115,10 +108,7 @@ def _is_own(top: str, home: str) -> bool:
 
 def _is_installed(top: str) -> bool:
     """Whether a top-level module is not there, or comes with an installed package (in editable form, it does not)."""
-    try:
-        spec = getattr(sys.modules.get(top), "__spec__", None) or importlib.util.find_spec(top)
-    except (ImportError, ValueError, AttributeError):
-        spec = None
+    spec = _spec(top)
     if spec is None:
         return True
     places = [spec.origin or "", *(spec.submodule_search_locations or [])]

@@ -4,8 +4,6 @@ Chosen weights are a vector of trained changes beside the frozen tensor, with th
 of trained parameters, what is stored for a task and the optimiser's state are those of the chosen weights alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -60,10 +58,28 @@ class SparseUpdate(nn.Module):
         return frozen.flatten().index_add(0, self.indices, self.values).view_as(frozen)
 
 
+_FORWARDS: dict[type, Callable[..., Tensor]] = {
+    nn.Linear: lambda layer, x, weight, bias: functional.linear(x, weight, bias),
+    nn.LayerNorm: lambda layer, x, weight, bias: functional.layer_norm(
+        x, layer.normalized_shape, weight, bias, layer.eps
+    ),
+    nn.Conv2d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
+}
+"""Kind of layer to its forward with other weights than its own."""
+
+
 class SparseLayer:
-    """Mixed into a leaf layer: weight and bias are used with the updates in `sparse` (by parameter's name)."""
+    """Mixed into a leaf layer of one of these kinds: weight and bias are used with the updates in `sparse` (by
+    parameter's name)."""
+
+    stateless = True
 
     sparse: nn.ModuleDict
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own."""
+        forward = next(forward for kind, forward in _FORWARDS.items() if isinstance(self, kind))
+        return forward(self, x, self.updated("weight"), self.updated("bias"))
 
     def updated(self, name: str) -> Tensor | None:
         """The layer's parameter with its update, if it has one."""
@@ -72,45 +88,6 @@ class SparseLayer:
             return frozen
         updated: Tensor = self.sparse[name](frozen)
         return updated
-
-
-class SparseLinear(SparseLayer):
-    """For `nn.Linear`."""
-
-    stateless = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in] to [..., out]."""
-        weight: Any = self.updated("weight")
-        return functional.linear(x, weight, self.updated("bias"))
-
-
-class SparseNorm(SparseLayer):
-    """For `nn.LayerNorm`."""
-
-    stateless = True
-
-    normalized_shape: tuple[int, ...]
-    eps: float
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., d] to [..., d]."""
-        return functional.layer_norm(x, self.normalized_shape, self.updated("weight"), self.updated("bias"), self.eps)
-
-
-class SparseConv(SparseLayer):
-    """For `nn.Conv2d`."""
-
-    stateless = True
-
-    _conv_forward: Callable[..., Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, in, H, W] to [B, out, H', W']."""
-        return self._conv_forward(x, self.updated("weight"), self.updated("bias"))
-
-
-_MIXINS: dict[type, type] = {nn.Linear: SparseLinear, nn.LayerNorm: SparseNorm, nn.Conv2d: SparseConv}
 
 
 def train_weights(layer: Any, name: str, indices: Tensor) -> None:
@@ -122,7 +99,7 @@ def train_weights(layer: Any, name: str, indices: Tensor) -> None:
     if not isinstance(layer, SparseLayer):
         if isinstance(layer, SlottedLayer) or hasattr(layer, "plain"):
             raise MethodError(f"{type(layer).__name__} is changed by another method: its weights cannot be trained")
-        change_layer(layer, next(mixin for kind, mixin in _MIXINS.items() if isinstance(layer, kind)))
+        change_layer(layer, SparseLayer)
         layer.sparse = nn.ModuleDict()
     layer.sparse[name] = SparseUpdate(indices).to(layer.weight)
 

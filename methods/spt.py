@@ -1,13 +1,11 @@
 """SPT: sensitive weights are trained one by one, and by LoRA in matrices where they are many."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.layers import DropPath
@@ -16,12 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, new_linear, plug_layer
-from methods.layers import LowRank, block_linears, low_rank
-from methods.segments import Segment, allot, choose_whole, segments
+from methods.layers import LowRank, block_linears, body_parameters, low_rank
+from methods.segments import Segment, allot, choose_whole, cut_segments
+from methods.settings import Count, Limit, Positive, Settings, one_of
 from methods.sparse import fold_sparse, gradient_sums, train_weights
 
 SELECTION_BATCH = 32
 """Images per batch while sensitivities are summed."""
+
+SHARE = Limit(requirement="between 0 and 1", holds=lambda share: 0 < share < 1)
 
 THRESHOLDS = {"paper": 1.0, "released": 0.1}
 """Variant to its own threshold."""
@@ -33,7 +34,7 @@ RELEASED_DROPOUT = 0.1
 """Of a LoRA's input (of `proj` none), and probability of leaving a LoRA out for a sample."""
 
 RELEASED_STD = 0.02
-"""Of both of a LoRA's matrices: the released constructor draws all linear layers anew, so B is not zero."""
+"""Of both of a LoRA's matrices: the released constructor draws all linear layers again, so B is not zero."""
 
 
 class DroppedLoRAs(nn.Module):
@@ -59,7 +60,7 @@ class SPTLoRA(Method):
     matrix, and a LoRA of that matrix where they are many. What the LoRAs leave of the budget goes to the most sensitive
     single weights elsewhere.
 
-    The variant `released` does what the authors' scripts do beside that: a matrix gets its LoRA at a tenth of the
+    The variant `released` does what the authors' scripts do besides: a matrix gets its LoRA at a tenth of the
     LoRA's parameters; the LoRAs have dropout and drop-path of 0.1 and start with both matrices of std 0.02, so not at
     the pretrained function; the class token is trained; vectors of which 20 % are sensitive are trained as a whole, and
     the weights of norms in no other way; and sensitivities come from the first 16 batches of 32. It keeps to the budget
@@ -76,108 +77,94 @@ class SPTLoRA(Method):
     search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "share": (0.0025, 0.005, 0.01)}
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        share: float = 0.005
+    class Config(Settings):
+        share: Annotated[float, SHARE] = 0.005
         """Budget as a share of the backbone's parameters: 0.43 M on ViT-B. The release chooses it per task, from 0.2 to
         1.0 M."""
 
-        rank: int = 8
+        rank: Count = 8
         """Rank of the LoRAs."""
 
-        threshold: float | None = None
+        threshold: Positive | None = None
         """A matrix gets a LoRA when its sensitive weights are at least this many times the LoRA's parameters; None is
         the variant's own: 1, and 0.1 for `released`."""
 
-        variant: str = "paper"
+        variant: Annotated[str, one_of(*THRESHOLDS)] = "paper"
         """`paper`, or `released`: as the authors' scripts run it."""
-
-        def __post_init__(self) -> None:
-            check(0 < self.share < 1, "share", self.share, "between 0 and 1")
-            check(self.rank >= 1, "rank", self.rank, "at least 1")
-            check(self.threshold is None or self.threshold > 0, "threshold", self.threshold, "positive")
-            check(self.variant in THRESHOLDS, "variant", self.variant, f"one of {tuple(THRESHOLDS)}")
 
     config: Config
 
     @property
     def released(self) -> bool:
         """Whether this is the variant `released`."""
-        return bool(self.config.variant == "released")
+        return self.config.variant == "released"
 
     def starts_at_identity(self) -> bool:
         return not self.released
 
+    def threshold(self) -> float:
+        """The threshold asked for or the variant's own."""
+        return THRESHOLDS[self.config.variant] if self.config.threshold is None else self.config.threshold
+
     def resolve(self, backbone: nn.Module) -> Config:
-        own = THRESHOLDS[self.config.variant]
-        return self.config if self.config.threshold is not None else replace(self.config, threshold=own)
+        return replace(self.config, threshold=self.threshold())
 
     def segments(self, backbone: nn.Module) -> list[Segment]:
         """The backbone's segments as this configuration judges them."""
-        c = self.config
-        threshold = THRESHOLDS[c.variant] if c.threshold is None else c.threshold
-        return segments(backbone, c.rank, threshold, self.released)
+        return cut_segments(backbone, self.config.rank, self.threshold(), self.released)
 
     def class_token(self, backbone: Any) -> list[nn.Parameter]:
         """The class token, where there is one and it is trained."""
         token = getattr(backbone, "cls_token", None)
         return [token] if self.released and token is not None else []
 
-    def expected_parameters(self, backbone: Any) -> int:
-        head = {id(p) for p in backbone.get_classifier().parameters()}
-        share, total = self.config.share, sum(p.numel() for p in backbone.parameters() if id(p) not in head)
-        token, found = sum(p.numel() for p in self.class_token(backbone)), self.segments(backbone)
-        _, most = allot(found, [s.size for s in found])  # when every weight is sensitive
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        share, total = self.config.share, sum(p.numel() for p in body_parameters(backbone))
+        token, segments = sum(p.numel() for p in self.class_token(backbone)), self.segments(backbone)
+        _, most = allot(segments, [s.size for s in segments])  # when every weight is sensitive
         budget, least = round(share * total), token + 1
         fits = least <= budget <= token + most
         check(fits, "share", share, f"such that {least} to {token + most} of {total} parameters are trained")
-        return int(budget)
+        return budget
 
-    def sensitivities(self, backbone: nn.Module, found: Sequence[Segment], context: Context) -> list[Tensor]:
+    def sensitivities(self, backbone: nn.Module, segments: Sequence[Segment], context: Context) -> list[Tensor]:
         """Flat sensitivities of each segment's weights, on the whole training split or its first batches."""
-        parameters = {id(p): p for p in (getattr(s.layer, s.name) for s in found)}
+        parameters = list(dict.fromkeys(getattr(s.layer, s.name) for s in segments))
         sums = gradient_sums(
-            list(parameters.values()),
+            parameters,
             islice(context.calibration(SELECTION_BATCH), RELEASED_BATCHES if self.released else None),
             lambda images, labels: cross_entropy(backbone(images), labels),
             torch.square,
         )
         by_parameter = dict(zip(parameters, sums, strict=True))
-        return [by_parameter[id(getattr(s.layer, s.name))][slice(*s.rows)].flatten() for s in found]
+        return [by_parameter[getattr(s.layer, s.name)][slice(*s.rows)].flatten() for s in segments]
 
-    def choose(self, scores: Sequence[Tensor], found: Sequence[Segment], budget: int) -> tuple[list[bool], Tensor]:
+    def choose(self, backbone: nn.Module, segments: Sequence[Segment], context: Context) -> tuple[list[bool], Tensor]:
         """Which segments are trained as a whole, and the places in a row of all weights of those that are trained
         themselves: in whole vectors, and one by one."""
-        whole = choose_whole(found, scores, budget)
-        left = budget - sum(s.cost for s, yes in zip(found, whole, strict=True) if yes and s.cost)
-        candidates = torch.cat(
-            [
-                s if segment.singles and not yes else torch.full_like(s, -1)
-                for s, segment, yes in zip(scores, found, whole, strict=True)
-            ]
-        )
-        if left > int((candidates >= 0).sum()):
+        scores = self.sensitivities(backbone, segments, context)
+        budget = self.expected_parameters(backbone) - sum(p.numel() for p in self.class_token(backbone))
+        whole = choose_whole(segments, scores, budget)
+        left = budget - sum(s.cost for s, yes in zip(segments, whole, strict=True) if yes and s.cost)
+        candidates, kept = [], []
+        for score, segment, yes in zip(scores, segments, whole, strict=True):
+            candidates.append(score if segment.singles and not yes else torch.full_like(score, -1))
+            kept.append(torch.full_like(score, yes and not segment.is_matrix, dtype=torch.bool))
+        singles, mask = torch.cat(candidates), torch.cat(kept)
+        if left > int((singles >= 0).sum()):
             c = self.config
             raise MethodError(f"share={c.share!r} must be lower: LoRAs of rank={c.rank} and vectors cannot use it up")
-        vectors = [yes and not segment.is_matrix for segment, yes in zip(found, whole, strict=True)]
-        mask = torch.cat([torch.full_like(s, yes, dtype=torch.bool) for s, yes in zip(scores, vectors, strict=True)])
-        mask[candidates.topk(left).indices] = True
+        mask[singles.topk(left).indices] = True
         return whole, mask.nonzero().flatten()
-
-    def choose_weights(
-        self, backbone: nn.Module, found: Sequence[Segment], context: Context
-    ) -> tuple[list[bool], Tensor]:
-        """`choose` by the sensitivities on the training data, for what the class token leaves of the budget."""
-        budget = self.expected_parameters(backbone) - sum(p.numel() for p in self.class_token(backbone))
-        return self.choose(self.sensitivities(backbone, found, context), found, budget)
 
     def attach(self, backbone: Any, context: Context) -> Attachment:
         start = time.perf_counter()
-        found = self.segments(backbone)
-        whole, places = context.remember("weights", lambda: self.choose_weights(backbone, found, context))
+        segments = self.segments(backbone)
+        whole, places = context.remember("weights", lambda: self.choose(backbone, segments, context))
         seconds = time.perf_counter() - start
-        chosen = [s for s, yes in zip(found, whole, strict=True) if yes]
-        matrices, vectors = [s for s in chosen if s.is_matrix], [s for s in chosen if not s.is_matrix]
-        self.train_in_place(found, places)
+        wholes = [s for s, yes in zip(segments, whole, strict=True) if yes]
+        matrices, vectors = [s for s in wholes if s.is_matrix], [s for s in wholes if not s.is_matrix]
+        self.train_in_place(segments, places)
         self.plug_loras(backbone, matrices, context.generator)
         for token in self.class_token(backbone):
             token.requires_grad_(True)
@@ -187,16 +174,15 @@ class SPTLoRA(Method):
             "single_weights": len(places) - sum(s.size for s in vectors),
             "selection_seconds": seconds,
         }
-        layers = list({id(s.layer): s.layer for s in found}.values())
-        return Attachment(info=info, merge=partial(fold_sparse, layers))
+        return Attachment(info=info, merge=partial(fold_sparse, list(dict.fromkeys(s.layer for s in segments))))
 
     def plug_loras(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
         """A LoRA beside each of these matrices."""
-        undropped = {id(block_linears(b, ["proj"])["proj"]) for b in blocks(backbone)}
-        for layer in {id(s.layer): s.layer for s in matrices}.values():
+        undropped = {block_linears(b, ["proj"])["proj"] for b in blocks(backbone)}
+        for layer in dict.fromkeys(s.layer for s in matrices):
             branches: Sequence[nn.Module] = [self.lora(s, generator) for s in matrices if s.layer is layer]
             if self.released:
-                dropout = 0.0 if id(layer) in undropped else RELEASED_DROPOUT
+                dropout = 0.0 if layer in undropped else RELEASED_DROPOUT
                 branches = [DroppedLoRAs(branches, dropout, RELEASED_DROPOUT)]
             for branch in branches:
                 plug_layer(layer, "parallel", branch)
@@ -210,10 +196,10 @@ class SPTLoRA(Method):
         up = new_linear(rank, stop - start, generator, std=RELEASED_STD, bias=False)
         return LowRank(down, up, 1.0, start, layer.out_features, dropout=0.0)
 
-    def train_in_place(self, found: Sequence[Segment], places: Tensor) -> None:
+    def train_in_place(self, segments: Sequence[Segment], places: Tensor) -> None:
         """Train the weights at these places in a row of all segments, which follow each other in each parameter."""
         start = 0
-        for layer, name in dict.fromkeys((segment.layer, segment.name) for segment in found):
+        for layer, name in dict.fromkeys((segment.layer, segment.name) for segment in segments):
             end = start + getattr(layer, name).numel()
             indices = places[(places >= start) & (places < end)] - start
             if len(indices):

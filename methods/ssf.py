@@ -1,18 +1,17 @@
 """SSF: scale and shift the output of every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Context, Method
 from methods.blocks import plug_layer, unplug_layer
 from methods.layers import NORMS, body_layers
+from methods.settings import Settings, at_least
 
 
 class ScaleShift(nn.Module):
@@ -65,13 +64,10 @@ class SSF(Method):
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        init_std: float = 0.02
+    class Config(Settings):
+        init_std: Annotated[float, at_least(0)] = 0.02
         """gamma is drawn from N(1, init_std), beta from N(0, init_std), as in the released code; 0 starts at the
         pretrained function."""
-
-        def __post_init__(self) -> None:
-            check(self.init_std >= 0, "init_std", self.init_std, "at least 0")
 
     def layers(self, backbone: nn.Module) -> list[Any]:
         """The layers whose outputs are scaled and shifted."""

@@ -1,12 +1,10 @@
-"""Features of a frozen backbone, recorded while it runs, for side networks that run after it.
+"""Features of a backbone, recorded while it runs, for what reads them further on.
 
 For a method that reads earlier blocks, at its end or in a penalty: plug a `Record` into each block that is read, and
 take the tape where the features are used. `Record` keeps what passed until it is taken, so it does not declare
 `stateless = True`, and the trainer leaves nothing out of such a training (`methods.blocks.keeps_nothing`): what is read
 is what the same pass recorded. A module of your own that keeps anything from call to call must not declare it either.
 """
-
-from __future__ import annotations
 
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from methods.base import MethodError
 
 
 class Tape:
-    """Recorded tensors by number. They carry no gradient, so nothing trains through the backbone."""
+    """Recorded tensors by number."""
 
     def __init__(self) -> None:
         self.features: dict[int, Tensor] = {}
@@ -28,7 +26,8 @@ class Tape:
 
 
 class Record(nn.Module):
-    """Put what passes on the tape, without gradient, and pass it on unchanged."""
+    """Put what passes on the tape, without gradient, so that nothing trains through the backbone; pass it on
+    unchanged."""
 
     def __init__(self, tape: Tape, number: int) -> None:
         super().__init__()

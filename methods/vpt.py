@@ -1,7 +1,5 @@
 """Visual prompt tuning: learned tokens between the class token and the patch tokens."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug, require_served, width
+from methods.settings import Count, Probability, Settings
 
 
 def draw_prompts(vit: Any, count: int, generator: torch.Generator) -> Tensor:
@@ -33,7 +32,7 @@ class InsertPrompts(nn.Module):
         self.prefix = prefix
 
     def forward(self, x: Tensor) -> Tensor:
-        prompts = self.dropout(self.prompts.expand(len(x), -1, -1)).to(x.dtype)  # dropped for each image anew
+        prompts = self.dropout(self.prompts.expand(len(x), -1, -1)).to(x.dtype)  # another dropout for each image
         return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], dim=1)
 
 
@@ -51,18 +50,14 @@ class RemovePrompts(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptConfig:
+class PromptConfig(Settings):
     """Knobs of both forms."""
 
-    tokens: int = 10
+    tokens: Count = 10
     """Number p of prompts (per block, for deep); the published rows tune it per task."""
 
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     """Dropout on the prompts; 0.1 in some of the paper's runs."""
-
-    def __post_init__(self) -> None:
-        check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
 
 class VPTDeep(Method):
@@ -80,19 +75,19 @@ class VPTDeep(Method):
     serves = frozenset({"vit"})
     identity_at_start = False
 
-    def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(self.config.tokens * width(b) for b in blocks(require_served(self, backbone)))
+    def spans(self, vit: Any) -> list[tuple[Any, Any]]:
+        """First and last of the blocks that the same prompts pass."""
+        return [(block, block) for block in blocks(vit)]
 
-    def insertion(self, vit: Any, context: Context) -> InsertPrompts:
-        """New prompts, for the entrance of a block."""
-        prompts = draw_prompts(vit, self.config.tokens, context.generator)
-        return InsertPrompts(prompts, vit.num_prefix_tokens, self.config.dropout)
+    def expected_parameters(self, backbone: nn.Module) -> int:
+        return sum(self.config.tokens * width(first) for first, _ in self.spans(require_served(self, backbone)))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit = require_served(self, backbone)
-        for block in blocks(vit):
-            plug(block, "input", self.insertion(vit, context))
-            plug(block, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
+        vit, c = require_served(self, backbone), self.config
+        for first, last in self.spans(vit):
+            prompts = draw_prompts(vit, c.tokens, context.generator)
+            plug(first, "input", InsertPrompts(prompts, vit.num_prefix_tokens, c.dropout))
+            plug(last, "output", RemovePrompts(c.tokens, vit.num_prefix_tokens))
         return Attachment()
 
 
@@ -101,15 +96,8 @@ class VPTShallow(VPTDeep):
 
     name = "vpt_shallow"
     title = "VPT-Shallow"
-    composition_order = 50
+    composition_order: ClassVar[int | None] = 50
     recipe = {"lr": 1e-2}
 
-    def expected_parameters(self, backbone: nn.Module) -> int:
-        return self.config.tokens * width(blocks(require_served(self, backbone))[0])
-
-    def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit = require_served(self, backbone)
-        first, last = blocks(vit)[0], blocks(vit)[-1]
-        plug(first, "input", self.insertion(vit, context))
-        plug(last, "output", RemovePrompts(self.config.tokens, vit.num_prefix_tokens))
-        return Attachment()
+    def spans(self, vit: Any) -> list[tuple[Any, Any]]:
+        return [(blocks(vit)[0], blocks(vit)[-1])]

@@ -1,7 +1,5 @@
 """Visual query tuning: learned queries summarise every block; the backbone's features stay as they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +8,9 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.base import Attachment, Context, Method, MethodError, check
+from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import blocks, plug_layer, require_served, width
+from methods.settings import Count, Probability, Settings
 from methods.tape import Record, Tape, last_norm
 from methods.vpt import draw_prompts
 
@@ -41,18 +40,18 @@ class QuerySummary(nn.Module):
     features: [batch, tokens, d] or pooled [batch, d]. Queries and w: [depth, tokens, d].
     """
 
-    def __init__(self, tape: Tape, found: list[Any], queries: Tensor, dropout: float) -> None:
+    def __init__(self, tape: Tape, vit_blocks: list[Any], queries: Tensor, dropout: float) -> None:
         super().__init__()
         self.tape = tape
         # The blocks are the backbone's: a tuple keeps them from being registered here again.
-        self.blocks = tuple(found)
+        self.blocks = tuple(vit_blocks)
         self.queries = nn.Parameter(queries)
         self.weights = nn.Parameter(torch.zeros_like(queries))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         taken, queries = self.tape.take(), self.queries
-        if self.training and self.dropout.p > 0:  # dropped for each image anew
+        if self.training and self.dropout.p > 0:  # another dropout for each image
             queries = self.dropout(queries.unsqueeze(1).expand(-1, len(features), -1, -1))
         answers = [answer(*each) for each in zip(self.blocks, queries, taken, strict=True)]
         normed = functional.layer_norm(torch.stack(answers, dim=1), features.shape[-1:])
@@ -77,27 +76,23 @@ class VQT(Method):
     serves = frozenset({"vit"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        tokens: int = 10
+    class Config(Settings):
+        tokens: Count = 10
         """Number T of queries per block."""
 
-        dropout: float = 0.1
+        dropout: Probability = 0.1
         """Dropout on the queries; 0.1 in the released script."""
-
-        def __post_init__(self) -> None:
-            check(self.tokens >= 1, "tokens", self.tokens, "at least 1")
-            check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_served(self, backbone)
-        found, tape = blocks(vit), Tape()
-        if any(type(b.attn) is not Attention or b.attn.gate is not None for b in found):
+        vit_blocks, tape = blocks(vit), Tape()
+        if any(type(b.attn) is not Attention or b.attn.gate is not None for b in vit_blocks):
             raise MethodError(f"method {self.name!r} serves timm's plain attention only")
-        queries = torch.stack([draw_prompts(vit, self.config.tokens, context.generator) for _ in found])
-        plug_layer(last_norm(vit), "output", QuerySummary(tape, found, queries, self.config.dropout))
-        for number, block in enumerate(found):
+        queries = torch.stack([draw_prompts(vit, self.config.tokens, context.generator) for _ in vit_blocks])
+        plug_layer(last_norm(vit), "output", QuerySummary(tape, vit_blocks, queries, self.config.dropout))
+        for number, block in enumerate(vit_blocks):
             plug_layer(block.attn.qkv, "output", Record(tape, number))
         return Attachment()

@@ -3,11 +3,11 @@
     y = x;    y[..., idx] = keep * x[..., idx] + scale * (x[..., idx] W^T + b)
 
 Forward and backward are the same kernel: the gradient of x is the gradient of y with W in place of W^T and without b.
-Each program copies some rows and maps their chosen channels on the way, so a pass costs one read and one write of the
+Each program copies some rows and maps their selected channels on the way, so a pass costs one read and one write of the
 residual stream, and no index_put. dW and db come from the gathered channels [rows, K] by products over spans of rows
 and a sum in fixed order: no atomics, the same bits each time.
 
-Not in place, on purpose. The chosen channels are scattered (one in eight touches two thirds of all 32-byte sectors), so
+Not in place, on purpose. The channels are scattered (one in eight touches two thirds of all 32-byte sectors), so
 writing them alone would save a third of the traffic at most. For that the operator would have to mutate its input: then
 torch neither differentiates nor functionalises it for torch.compile, and in the backward pass a gradient may not be
 overwritten, as the residual addition hands the same tensor to both of its inputs.
@@ -51,7 +51,7 @@ def _map_channels(
     bias: tl.tensor,
     indices: tl.tensor,
     y: tl.tensor,
-    chosen: tl.tensor,
+    selected: tl.tensor,
     rows: tl.tensor,
     channels: tl.tensor,
     count: tl.tensor,
@@ -69,14 +69,14 @@ def _map_channels(
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """y as above, and chosen = x[:, indices]; W[j, k] lies at j * out_stride + k * in_stride."""
+    """y as above, and selected = x[:, indices]; W[j, k] lies at j * out_stride + k * in_stride."""
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
     source, target = x + n * row_stride, y + n * channels
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)[None, :]
         there = (n < rows) & (c < channels)
         tl.store(target + c, tl.load(source + c * column_stride, mask=there), mask=there)
-    tl.debug_barrier()  # the chosen channels are written once more, by other threads
+    tl.debug_barrier()  # the selected channels are written once more, by other threads
     for out in range(0, count, BLOCK_J):
         j = out + tl.arange(0, BLOCK_J)
         product = tl.zeros([BLOCK_N, BLOCK_J], tl.float32)
@@ -92,14 +92,14 @@ def _map_channels(
         place = tl.load(indices + j, mask=j < count, other=0)[None, :]
         there = (n < rows) & (j < count)[None, :]
         own = tl.load(source + place * column_stride, mask=there, other=0.0).to(tl.float32)
-        tl.store(chosen + n * count + j[None, :], own.to(TYPE), mask=there)
+        tl.store(selected + n * count + j[None, :], own.to(TYPE), mask=there)
         tl.store(target + place, (keep * own + scale * product).to(y.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["rows", "span"])
 def _map_gradients(
     gradient: tl.tensor,
-    chosen: tl.tensor,
+    selected: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     rows: tl.tensor,
@@ -109,7 +109,7 @@ def _map_gradients(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """weight[split] = gradient^T chosen and bias[split] = sum of gradient, over the split's `span` rows."""
+    """weight[split] = gradient^T selected and bias[split] = sum of gradient, over the split's `span` rows."""
     j = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     split = tl.program_id(2)
@@ -119,7 +119,7 @@ def _map_gradients(
     for start in range(split * span, end, BLOCK_N):
         n = (start + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
         g = tl.load(gradient + n * count + j[None, :], mask=(n < end) & (j < count)[None, :], other=0.0)
-        x = tl.load(chosen + n * count + k[None, :], mask=(n < end) & (k < count)[None, :], other=0.0)
+        x = tl.load(selected + n * count + k[None, :], mask=(n < end) & (k < count)[None, :], other=0.0)
         product = tl.dot(tl.trans(g).to(DOT), x.to(DOT), product, input_precision="ieee")
         total += tl.sum(g.to(tl.float32), 0)
     at = weight + (split * count + j[:, None]) * count + k[None, :]
@@ -142,19 +142,19 @@ def _block(count: int, most: int) -> int:
 def map_channels(
     x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, scale: float, keep: float, type: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """y [rows, d] in x's type, and the chosen channels [rows, K] in `type`, the products' operand type.
+    """y [rows, d] in x's type, and the selected channels [rows, K] in `type`, the products' operand type.
 
     x: [rows, d] of any strides; weight: [K, K] of any strides; bias: [K]; indices: int64 [K].
     """
     (rows, channels), count = x.shape, len(indices)
-    y, chosen = _outputs(x, indices, type)
+    y, selected = _outputs(x, indices, type)
     _map_channels[triton.cdiv(rows, ROWS),](
         x,
         weight,
         indices if bias is None else bias,  # a pointer that is not followed
         indices,
         y,
-        chosen,
+        selected,
         rows,
         channels,
         count,
@@ -171,7 +171,7 @@ def map_channels(
         BLOCK_K=_block(count, INPUTS),
         num_stages=1,
     )
-    return y, chosen
+    return y, selected
 
 
 def _outputs(x: Tensor, indices: Tensor, type: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -179,29 +179,29 @@ def _outputs(x: Tensor, indices: Tensor, type: torch.dtype) -> tuple[Tensor, Ten
 
 
 @torch.library.custom_op(
-    "sct::map_gradients", mutates_args=(), schema="(Tensor gradient, Tensor chosen) -> (Tensor, Tensor)"
+    "sct::map_gradients", mutates_args=(), schema="(Tensor gradient, Tensor selected) -> (Tensor, Tensor)"
 )
-def map_gradients(gradient: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """gradient^T chosen [K, K] and the sum of gradient over rows [K], both float32. Both inputs: [rows, K]."""
-    rows, count = chosen.shape
+def map_gradients(gradient: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
+    """gradient^T selected [K, K] and the sum of gradient over rows [K], both float32. Both inputs: [rows, K]."""
+    rows, count = selected.shape
     block = _block(count, 64)
     tiles = triton.cdiv(count, block)
     splits = triton.cdiv(PROGRAMS, tiles * tiles)
     span = triton.cdiv(triton.cdiv(rows, splits), block) * block
     splits = triton.cdiv(rows, span)
-    weight = chosen.new_empty(splits, count, count, dtype=torch.float32)
-    bias = chosen.new_empty(splits, count, dtype=torch.float32)
+    weight = selected.new_empty(splits, count, count, dtype=torch.float32)
+    bias = selected.new_empty(splits, count, dtype=torch.float32)
     _map_gradients[tiles, tiles, splits](
-        gradient, chosen, weight, bias, rows, count, span, DOT=_dot_type(chosen.dtype), BLOCK_N=block, BLOCK_K=block
+        gradient, selected, weight, bias, rows, count, span, DOT=_dot_type(selected.dtype), BLOCK_N=block, BLOCK_K=block
     )
     return weight.sum(dim=0), bias.sum(dim=0)
 
 
 map_channels.register_fake(lambda x, weight, bias, indices, scale, keep, type: _outputs(x, indices, type))
 map_gradients.register_fake(
-    lambda gradient, chosen: (
-        chosen.new_empty(chosen.shape[1], chosen.shape[1], dtype=torch.float32),
-        chosen.new_empty(chosen.shape[1], dtype=torch.float32),
+    lambda gradient, selected: (
+        selected.new_empty(selected.shape[1], selected.shape[1], dtype=torch.float32),
+        selected.new_empty(selected.shape[1], dtype=torch.float32),
     )
 )
 
@@ -215,7 +215,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of x, W and b; of x only where something before it is trained."""
-    weight, indices, chosen = ctx.saved_tensors
+    weight, indices, selected = ctx.saved_tensors
     scale, _keep, type = ctx.settings
     dx = dw = db = None
     if gradient is not None:
@@ -224,7 +224,7 @@ def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tens
         else:
             picked = gradient.index_select(1, indices).to(type)
         if ctx.needs_input_grad[1]:
-            dw, db = map_gradients(picked, chosen)
+            dw, db = map_gradients(picked, selected)
             if scale != 1:  # two launches less where it is
                 dw, db = scale * dw, scale * db
     return dx, dw, db if ctx.has_bias else None, None, None, None, None
@@ -240,8 +240,8 @@ def _map_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 
 @register_flop_formula(torch.ops.sct.map_gradients)
-def _gradient_flops(gradient: Any, chosen: Any, **_: Any) -> int:
-    return int(2 * gradient[0] * gradient[1] * chosen[1])
+def _gradient_flops(gradient: Any, selected: Any, **_: Any) -> int:
+    return int(2 * gradient[0] * gradient[1] * selected[1])
 
 
 def apply(x: Tensor, weight: Tensor, bias: Tensor, indices: Tensor, scale: float, keep: float) -> Tensor:

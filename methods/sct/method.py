@@ -1,11 +1,10 @@
 """SCT as a method: choose channels, plug a module in where they are."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,10 @@ from torch import Tensor, nn
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, plug_layer, stages, the_one, width
 from methods.layers import block_linears
-from methods.sct.module import SalientChannels, fold_into
+from methods.sct.module import SalientChannels, fold_channels
 from methods.sct.selection import Tap, score, top_channels
+from methods.settings import Count, Positive, Settings, one_of
 
-MODES = ("attn", "mlp", "qkv")
-SCALINGS = ("none", "output", "input")
-INITS = ("normal", "zero")
 SELECTIONS = ("class_aware", "l2", "random", "lowest", "gradient", "fixed")
 SELECTION_BATCH = 50
 """Images per batch while scoring, as in the released code."""
@@ -60,40 +57,36 @@ class SCT(Method):
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        mode: str = "attn"
+    class Config(Settings):
+        mode: Annotated[str, one_of("attn", "mlp", "qkv")] = "attn"
         """Where: `attn` after the attention residual, `mlp` on the MLP's output, `qkv` on queries and values."""
 
-        channels: int | None = None
+        channels: Count | None = None
         """Number K of channels per block; None is one in eight of the width: 96 of ViT-B's 768, as published. It stays
         None where the blocks differ in width."""
 
-        selection: str = "class_aware"
+        selection: Annotated[str, one_of(*SELECTIONS)] = "class_aware"
         """How channels are chosen: `class_aware` (the paper), `l2` (no classes), `random`, `lowest` (the least
         salient), `gradient` (feature times gradient, prefix tokens included), or `fixed` (given in `indices`)."""
 
         indices: tuple[tuple[int, ...], ...] = ()
         """For `fixed`: the channels, one tuple per tuned block (for qkv two: queries, values)."""
 
-        scaling: str = "none"
+        scaling: Annotated[str, one_of("none", "output", "input")] = "none"
         """`none` as the released ViT code runs; `output` and `input` as its Swin code: a factor `scale` on the map's
         output, or on the channels themselves."""
 
-        scale: float = 1.0
+        scale: Positive = 1.0
         """The factor of `scaling`."""
 
-        init: str = "normal"
+        init: Annotated[str, one_of("normal", "zero")] = "normal"
         """`normal`: weights trunc_normal(0.02), as released, not the identity at the start; `zero`: the identity."""
 
         blocks: tuple[int, ...] = ()
         """Which blocks, counted from 0 over all stages; empty for all of a ViT, and for Swin-B's last 9 + 2."""
 
         def __post_init__(self) -> None:
-            options = {"mode": MODES, "scaling": SCALINGS, "init": INITS, "selection": SELECTIONS}
-            for name, allowed in options.items():
-                check(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
-            check(self.channels is None or self.channels >= 1, "channels", self.channels, "at least 1")
-            check(self.scale > 0, "scale", self.scale, "positive")
+            super().__post_init__()
             check(self.scaling != "none" or self.scale == 1, "scale", self.scale, "1 when scaling='none'")
             check(bool(self.indices) == (self.selection == "fixed"), "indices", self.indices, "given for fixed, only")
             check(len(set(self.blocks)) == len(self.blocks), "blocks", self.blocks, "without repetition")
@@ -113,10 +106,11 @@ class SCT(Method):
 
     def sites(self, backbone: nn.Module) -> list[Site]:
         """Where modules go on this backbone. Raises `MethodError` if a block or channel does not exist."""
-        found = blocks(backbone)
-        chosen = list(self.config.blocks) or default_blocks(backbone)
-        check(max(chosen) < len(found), "blocks", self.config.blocks, f"below {len(found)}, the number of blocks")
-        sites = [site for index in chosen for site in self._block_sites(found[index])]
+        all_blocks = blocks(backbone)
+        tuned = list(self.config.blocks) or default_blocks(backbone)
+        count = len(all_blocks)
+        check(max(tuned) < count, "blocks", self.config.blocks, f"below {count}, the number of blocks")
+        sites = [site for number in tuned for site in self._block_sites(all_blocks[number])]
         if self.config.selection == "fixed":
             expected = f"{len(sites)} tuples of distinct channels, each below the width and with `channels` of them"
             fits = len(self.config.indices) == len(sites) and all(
@@ -133,14 +127,14 @@ class SCT(Method):
         if self.config.mode == "qkv":
             qkv = block_linears(block, ["qkv"])["qkv"]
             taps = [(Tap(qkv, "output", slice(start, start + d)), start) for start in (0, 2 * d)]
-            return [Site(tap, k, start, lambda m: plug_layer(qkv, "output", m), qkv) for tap, start in taps]
+            return [Site(tap, k, start, partial(plug_layer, qkv, "output"), qkv) for tap, start in taps]
         if self.config.mode == "mlp":
             # The released code chooses by the residual stream after the block but acts on the MLP's output.
             fc2 = block_linears(block, ["fc2"])["fc2"]
-            return [Site(Tap(block, "output", slice(0, d)), k, 0, lambda m: plug_layer(fc2, "output", m), fc2)]
+            return [Site(Tap(block, "output", slice(0, d)), k, 0, partial(plug_layer, fc2, "output"), fc2)]
         # The input of norm2 is the residual stream after attention.
         tap = Tap(block.norm2, "input", slice(0, d))
-        return [Site(tap, k, 0, lambda m: plug(block, "after_attention", m), None)]
+        return [Site(tap, k, 0, partial(plug, block, "after_attention"), None)]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(site.channels**2 + site.channels for site in self.sites(backbone))
@@ -156,21 +150,15 @@ class SCT(Method):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c, sites = self.config, self.sites(backbone)
         start = time.perf_counter()
-        chosen = context.remember("channels", lambda: self.choose_channels(backbone, sites, context))
-        channels = [indices.tolist() for indices in chosen]  # waits for the device
+        selected = context.remember("channels", lambda: self.choose_channels(backbone, sites, context))
+        channels = [indices.tolist() for indices in selected]  # waits for the device
         seconds = time.perf_counter() - start
-        for site, indices in zip(sites, chosen, strict=True):
+        for site, indices in zip(sites, selected, strict=True):
             std = 0.02 if c.init == "normal" else 0.0
             linear = new_linear(site.channels, site.channels, context.generator, std=std)
             scale, keep = (c.scale if c.scaling == kind else 1.0 for kind in ("output", "input"))
             site.plug(SalientChannels(indices + site.offset, linear, scale, keep))
         layers = list(dict.fromkeys(site.layer for site in sites if site.layer is not None))
-        if any(layer.bias is None for layer in layers):
-            layers = []  # the modules' biases would have no place
-
-        def merge() -> None:
-            for layer in layers:
-                fold_into(layer)
-
+        foldable = bool(layers) and all(layer.bias is not None for layer in layers)  # or their biases had no place
         info = {"channels": channels, "selection_seconds": seconds}
-        return Attachment(info=info, merge=merge if layers else None)
+        return Attachment(info=info, merge=partial(fold_channels, layers) if foldable else None)

@@ -1,7 +1,6 @@
 """The salient channel tuning module (SCTM)."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,21 +35,22 @@ class SalientChannels(nn.Module):
     def by_torch(self, x: Tensor) -> Tensor:
         """The same without kernels."""
         places = self.indices.expand(*x.shape[:-1], -1)
-        chosen = x.gather(-1, places)
-        update = self.linear(chosen)
+        selected = x.gather(-1, places)
+        update = self.linear(selected)
         if self.scale != 1:
             update = self.scale * update
         if self.keep != 1:
-            update = update + (self.keep - 1) * chosen
+            update = update + (self.keep - 1) * selected
         return x.scatter_add(-1, places, update.to(x.dtype))
 
 
 @torch.no_grad()
-def fold_into(layer: Any) -> None:
-    """Fold the `SalientChannels` plugged after a linear layer into its weight and bias, and unplug them."""
-    for module in layer.slots["output"]:
-        w, b, i = layer.weight, layer.bias, module.indices
-        mix = module.scale * module.linear.weight + module.keep * torch.eye(len(i), device=w.device)
-        w[i] = mix @ w[i]
-        b[i] = mix @ b[i] + module.scale * module.linear.bias
-    unplug_layer(layer)
+def fold_channels(layers: Iterable[Any]) -> None:
+    """Fold the `SalientChannels` plugged after linear layers into their weights and biases, and unplug them."""
+    for layer in layers:
+        for module in layer.slots["output"]:
+            w, b, i = layer.weight, layer.bias, module.indices
+            mix = module.scale * module.linear.weight + module.keep * torch.eye(len(i), device=w.device)
+            w[i] = mix @ w[i]
+            b[i] = mix @ b[i] + module.scale * module.linear.bias
+        unplug_layer(layer)

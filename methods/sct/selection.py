@@ -10,8 +10,6 @@ Sums of squares are streamed, so memory is taps * classes * d numbers, whatever 
 taken by kernels, all taps in one forward pass, and nothing waits for the host until the channels are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Running sums of squares per class and channel, from which channels are scored."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -58,8 +56,8 @@ class ClassSums:
         features: [images, tokens, d], of which the first `prefix` tokens are left out; [images, H, W, d]; or Swin's
         windows [images * windows, tokens, d], which lie image by image.
         """
-        chosen = features[..., columns]
-        tokens = chosen.reshape(len(self.labels), -1, chosen.shape[-1])[:, self.prefix :]
+        features = features[..., columns]
+        tokens = features.reshape(len(self.labels), -1, features.shape[-1])[:, self.prefix :]
         self._add(self.sums[tap], tokens, self.labels)
 
     def _need_images(self) -> None:
