@@ -9,7 +9,6 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
 from harness.paths import write_atomically
-from harness.records.files import run_folders
 from harness.schema.record import BadRecord, RunRecord
 from harness.schema.spec import RunSpec
 
@@ -46,7 +45,6 @@ class Store:
         self.root = root
 
     def folder(self, spec: RunSpec) -> Path:
-        """The run's folder."""
         return self.root / "runs" / spec.suite / spec.task / f"{spec.method}-{spec.run_id}"
 
     def write(self, record: RunRecord) -> Path:
@@ -104,15 +102,3 @@ class Store:
         to = self.root / folder / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
         to.parent.mkdir(exist_ok=True)
         return to
-
-    def records(self) -> tuple[list[RunRecord], list[Rejected]]:
-        """All valid records, ordered by path, and the files that were set aside with the reason."""
-        good, bad = [], []
-        for path in [self.root / "runs" / folder / RECORD_NAME for folder in run_folders(self.root)]:
-            try:
-                good.append(read_record(path))
-            except FileNotFoundError:
-                continue
-            except (OSError, BadRecord) as error:
-                bad.append(Rejected(path, str(error)))
-        return good, bad
