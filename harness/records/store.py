@@ -78,23 +78,17 @@ class Store:
         for temporary in folder.glob(".*.tmp"):
             if not temporary.name.startswith(f".{LEASE_NAME}"):  # others may be about to ask for the lease
                 temporary.unlink(missing_ok=True)
+        path = folder / RECORD_NAME
         try:
-            read_record(folder / RECORD_NAME, spec)
+            read_record(path, spec)
         except FileNotFoundError:
             return
         except BadRecord as error:
             if error.whole:
-                raise HarnessError(
-                    f"{folder / RECORD_NAME}: {error}. It is left alone: use that version, or another --out"
-                ) from None
-            self._set_aside(folder / RECORD_NAME, str(error))
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        """Move a file to `corrupt`, with the reason beside it."""
-        to = self._aside(path, CORRUPT)
-        note = f"{path.relative_to(self.root)}: {reason}\n"
-        write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
-        path.replace(to)
+                raise HarnessError(f"{path}: {error}. It is left alone: use that version, or another --out") from None
+            to, note = self._aside(path, CORRUPT), f"{path.relative_to(self.root)}: {error}\n"
+            write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
+            path.replace(to)
 
     def _aside(self, path: Path, folder: str) -> Path:
         """A place in a folder beside `runs`, under a name that says where the file was and when it was put there."""
