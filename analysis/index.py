@@ -14,8 +14,7 @@ import pandas as pd
 
 from analysis import columns as columns_module
 from analysis.columns import row, typed
-from harness.records.files import UNREAD, read_cache, write_cache
-from harness.records.index import read_changed, record_stamps
+from harness.records.index import UNREAD, read_cache, read_changed, record_stamps, write_cache
 from harness.records.store import Rejected
 from harness.schema.metrics import METRICS
 from harness.schema.record import SCHEMA

@@ -1,5 +1,4 @@
-"""Processes that this one starts, which import what it has imported and not what lies in their working folder; signals
-while they run."""
+"""Child processes, which import what this one has imported and not what lies in their folder; signal handlers."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ SAFE_PATH = "PYTHONSAFEPATH"
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Inside, multiprocessing starts processes with a safe path, and they leave the caller's own script alone: ours
-    need nothing of it, and without a main guard (or in a notebook) each would run it again."""
+    """While active, multiprocessing starts processes with a safe path and without the caller's own script: ours do not
+    need it, and without a main guard (or in a notebook) each would run it again."""
     main, before = sys.modules["__main__"], os.environ.get(SAFE_PATH)
     sys.modules["__main__"] = ModuleType("__main__")
     os.environ[SAFE_PATH] = "1"
@@ -37,7 +36,7 @@ def apart() -> Iterator[None]:
 
 @contextmanager
 def handling(handler: Any, *numbers: int) -> Iterator[None]:
-    """Inside, these signals go to `handler`. Only the main thread may set handlers: in others nothing changes."""
+    """While active, `handler` receives these signals. Only the main thread may set handlers: others change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

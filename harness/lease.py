@@ -31,7 +31,7 @@ NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without hard links answer: exFAT, and those of cloud storage."""
 
 STALE_SECONDS = 300.0
-"""A lease without a heartbeat for so long belongs to nobody. File servers may show an old time for up to a minute."""
+"""A lease without a heartbeat for this long is free. File servers may show an old time for up to a minute."""
 
 REQUEUED_STALE_SECONDS = 30.0
 """The same for a lease of an earlier start of our own SLURM job: SLURM ends a job before it starts it again,
@@ -139,7 +139,7 @@ def read(folder: Path) -> Held | None:
 
 
 def is_stale(held: Held) -> bool:
-    """Whether the lease belongs to nobody."""
+    """Whether the lease may be taken over."""
     return _is_stale(held.holder, held.age, myself())
 
 
@@ -178,7 +178,6 @@ class Lease:
                 os.utime(self._descriptor)
 
     def is_ours(self) -> bool:
-        """Whether the lease in the folder is still this one."""
         return lies_at(self.path, self._descriptor)
 
     def check(self) -> None:
@@ -225,20 +224,13 @@ def acquire(folder: Path) -> Lease:
 
 def _put(mine: Path, path: Path) -> bool:
     try:
-        path.hardlink_to(mine)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return _put_without_links(mine, path)
-    return True
-
-
-def _put_without_links(mine: Path, path: Path) -> bool:
-    try:
-        with path.open("xb") as file:
-            file.write(mine.read_bytes())
+        try:
+            path.hardlink_to(mine)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with path.open("xb") as file:
+                file.write(mine.read_bytes())
     except FileExistsError:
         return False
     return True

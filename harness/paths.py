@@ -1,4 +1,4 @@
-"""Where things are written: the cache for what can be made again, and atomic files everywhere."""
+"""Where files are written: the cache, for what can be rebuilt, and atomic writes everywhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing(place: Path, another: str, what: str = "") -> Iterator[None]:
-    """Inside, `PlaceError` names a folder that cannot be written to or whose disk is full, and how to name another."""
+    """Turns an unwritable folder or a full disk into a `PlaceError` that says how to name another folder."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def writing(place: Path, another: str, what: str = "") -> Iterator[None]:
 
 
 def _concerns(file: object, place: Path) -> bool:
-    """Whether an error that names `file`, or none, is of a folder: of what lies in it, or of what it lies in."""
+    """Whether an error about `file` concerns the folder: the file is in it or above it, or is not named."""
     if not isinstance(file, str):
         return True
     one, other = Path(file).absolute(), place.absolute()
@@ -48,7 +48,7 @@ def _concerns(file: object, place: Path) -> bool:
 
 
 def writing_cache() -> AbstractContextManager[None]:
-    """`writing`, of the cache."""
+    """`writing` for the cache."""
     return writing(cache_folder(), "`sctbench --cache-dir DIR ...`", "the cache ")
 
 

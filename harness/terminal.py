@@ -23,7 +23,7 @@ WIDE = 10_000
 """Width of a table that goes to a file or a pipe."""
 
 Advance = Callable[[int, int], None]
-"""Told how many of how many are done."""
+"""Called with the number done and the total."""
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def counting(what: str) -> Iterator[Advance]:
 
 
 def tracked(items: Iterable[T], total: int, advance: Advance | None, every: int = 100) -> Iterator[T]:
-    """The items; `advance` is told after every so many of them, and after the last."""
+    """The items; `advance` is called after each `every` of them, and after the last."""
     for done, item in enumerate(items, start=1):
         yield item
         if advance and (done % every == 0 or done == total):

@@ -69,7 +69,7 @@ class Requeue:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        worker.request_stop(f"received {self.number.name}")
+        worker.STOP.request(f"received {self.number.name}")
         signal.alarm(GRACE_SECONDS)
 
     def _wait_no_longer(self, number: int, frame: FrameType | None) -> None:
@@ -161,7 +161,7 @@ class RunsJob:
             waiting = [item for item, _ in held]
             if waiting:
                 _sleep(RETRY_SECONDS)
-                worker.check_stop()
+                worker.STOP.check()
         return problems
 
     def _end(self, kind: FailureClass, requeue: Requeue, problems: list[str]) -> list[str]:
@@ -206,7 +206,7 @@ def say(text: str) -> None:
 def wait_for(processes: tuple[int, ...]) -> None:
     """Wait until processes of this machine have ended."""
     while any(_lives(pid) for pid in processes):
-        worker.check_stop()
+        worker.STOP.check()
         time.sleep(1)
 
 

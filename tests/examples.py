@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from harness.records import index
 from harness.schema.record import Cost, Epoch, Fingerprint, Metrics, Parameters, RunRecord
 from harness.schema.spec import BackboneSpec, Recipe, RunSpec
 
@@ -59,3 +60,10 @@ def write_example_method(folder):
     file = Path(folder) / "example.py"
     file.write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
     return f"{file}:Example"
+
+
+def stored(root):
+    """All valid records of a results folder, and the files that were set aside, with the reason."""
+    outcomes = index.read_changed(root, index.record_stamps(root), {}, lambda record: record).values()
+    valid = [outcome for outcome in outcomes if isinstance(outcome, RunRecord)]
+    return valid, [outcome for outcome in outcomes if not isinstance(outcome, RunRecord)]

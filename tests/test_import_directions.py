@@ -21,7 +21,6 @@ ANALYSIS_MAY_USE = {
     "harness.schema.protocol",
     "harness.schema.spec",
     "harness.schema.record",
-    "harness.records.files",
     "harness.records.index",
     "harness.records.store",
 }

@@ -1,4 +1,4 @@
-"""What all parts share: sizes, the model, timing, a count of live memory, and measurements with targets."""
+"""Shared by all parts: sizes, the model, timing, a count of live memory, and measurements with targets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,9 +22,6 @@ from harness.schema.spec import BackboneSpec
 
 BATCH = 64
 CLASSES = 10
-
-VTAB_EPOCHS, VTAB_TEST = 100, 20_000
-"""Epochs of a VTAB-1K run, and test images of a usual task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +82,6 @@ class Setting:
         return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).to(self.device)
 
     def with_images(self, count: int) -> Setting:
-        """The same with another number of training images."""
         return replace(self, sizes=replace(self.sizes, images=count))
 
 
@@ -120,7 +115,6 @@ class Measurement:
         return self.judged >= self.at_least if self.at_least is not None else self.judged <= (self.at_most or 0.0)
 
     def row(self) -> dict[str, Any]:
-        """The line as printed."""
         bound = {">=": self.at_least, "<=": self.at_most}
         target = next((f"{sign} {limit:g}" for sign, limit in bound.items() if limit is not None), "")
         return {
@@ -136,18 +130,14 @@ class Measurement:
         }
 
 
-def seconds(action: Callable[[], Any], device: torch.device) -> float:
-    """Time of one action, the device's part included."""
+def seconds(action: Callable[[], Any], device: torch.device, repeat: int = 1) -> float:
+    """Time of one action, the device's part included; of several in a row, the mean."""
     devices.synchronize(device)
     start = time.perf_counter()
-    action()
-    devices.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _repeat(action: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
+    for _ in range(repeat):
         action()
+    devices.synchronize(device)
+    return (time.perf_counter() - start) / repeat
 
 
 def side_by_side(
@@ -160,12 +150,12 @@ def side_by_side(
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds):
         for name, action in list(actions.items())[:: -1 if turn % 2 else 1]:
-            taken[name].append(seconds(partial(_repeat, action, repeat), device) / repeat)
+            taken[name].append(seconds(action, device, repeat))
     return {name: median(values) for name, values in taken.items()}
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are made within, and keeps the peak of those alive at once."""
+    """Counts the bytes of tensors that are created while active, and keeps the peak of those alive at once."""
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
@@ -204,5 +194,5 @@ def peak_bytes(action: Callable[[], Any]) -> int:
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """What an optimiser gets."""
+    """The parameters that an optimiser gets."""
     return [p for p in model.parameters() if p.requires_grad]

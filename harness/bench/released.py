@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from harness.bench.base import BATCH, trained
+from harness.bench.base import BATCH
 from harness.data import decoding
 from harness.data.lists import Entry
 from harness.schema.preprocessing import Preprocessing
@@ -130,8 +130,3 @@ def accuracy(model: Any, batches: Batches, device: torch.device) -> float:
         right += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
         count += len(labels)
     return 100 * right / count
-
-
-def optimizer(model: Any, lr: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained."""
-    return torch.optim.AdamW(trained(model), lr=lr, weight_decay=1e-4)

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import device as devices
 from harness import environment
-from harness.bench import compiling, decoding, module, selection, training, whole
+from harness.bench import module, selection, training, whole
 from harness.bench.base import Measurement, Setting
 
 Part = Callable[[Setting], list[Measurement]]
@@ -19,8 +19,8 @@ PARTS: dict[str, Part] = {
     "selection": selection.measure,
     "module": module.measure,
     "training": training.measure,
-    "compiling": compiling.measure,
-    "decoding": decoding.measure,
+    "compiling": training.measure_compiling,
+    "decoding": whole.measure_decoding,
     "whole": whole.measure,
 }
 

@@ -33,20 +33,20 @@ def bench(
     from harness.models import backbones
     from harness.paths import write_atomically
 
-    chosen = devices.choose(device)
-    devices.use(chosen)
-    kind = chosen.type if size == "auto" else size
+    target = devices.choose(device)
+    devices.use(target)
+    kind = target.type if size == "auto" else size
     if kind not in SIZES:
         raise HarnessError(f"size {size!r}: {did_you_mean(size, [*SIZES, 'auto'])}")
     for part in parts or []:
         if part not in report.PARTS:
             raise HarnessError(f"the bench has no part {part!r}. {did_you_mean(part, list(report.PARTS))}")
     spec = backbones.resolve(backbone, weights)
-    setting = Setting(device=chosen, backbone=spec, sizes=SIZES[kind])
-    found = report.run(setting, parts or list(report.PARTS), lambda part: errors.print(f"measuring {part} ..."))
-    print_rows([measurement.row() for measurement in found], False)
-    path = out / f"{chosen.type}-{spec.name}-{'-'.join(parts or ['all'])}-{kind}.json"
-    document = json.dumps(report.document(setting, found), indent=1) + "\n"
-    for file, text in ((path, document), (path.with_suffix(".md"), report.markdown(setting, found))):
+    setting = Setting(device=target, backbone=spec, sizes=SIZES[kind])
+    measurements = report.run(setting, parts or list(report.PARTS), lambda part: errors.print(f"measuring {part} ..."))
+    print_rows([measurement.row() for measurement in measurements], False)
+    path = out / f"{target.type}-{spec.name}-{'-'.join(parts or ['all'])}-{kind}.json"
+    document = json.dumps(report.document(setting, measurements), indent=1) + "\n"
+    for file, text in ((path, document), (path.with_suffix(".md"), report.markdown(setting, measurements))):
         write_atomically(file, methodcaller("write", text.encode()))
-    console.print(f"{report.verdict(found)}; wrote {path} and the table beside it", highlight=False)
+    console.print(f"{report.verdict(measurements)}; wrote {path} and the table beside it", highlight=False)

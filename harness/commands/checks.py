@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.options import DataFolder, DeviceName, ListFolder, OutFolder
+from harness.commands.options import DataFolders, DeviceName, OutFolder, grouped
 from harness.terminal import JsonFlag, console, errors, print_rows
 
 checks_app = typer.Typer()
 
 
 @checks_app.command()
+@grouped
 def rerun(
     record: Annotated[Path, typer.Argument(help="A run's record.json, or its folder.")],
-    root: DataFolder = None,
-    lists: ListFolder = None,
+    folders: DataFolders,
     weights: Annotated[Path | None, typer.Option(help="The checkpoint, for a run with one from a file.")] = None,
     method: Annotated[
         str | None, typer.Option(help="Where the method is, if it is one of your own: file.py:Class.")
@@ -26,20 +26,23 @@ def rerun(
     device: DeviceName = "auto",
 ) -> None:
     """Do one run again from its record alone, and compare. Nothing is written; the exit status is 1 if it differs."""
-    from harness.data.lists import Roots
     from harness.training.rerun import again, compare, read, summary
 
     before = read(record)
-    now = again(before, Roots(data=root, lists=lists), weights, method, suite, device)
-    found = compare(before, now)
-    rows = [{"result": fact.what, "record": fact.before, "now": fact.now} for fact in found.results if not fact.same]
+    now = again(before, folders.roots(), weights, method, suite, device)
+    comparison = compare(before, now)
+    rows = [
+        {"result": fact.what, "record": fact.before, "now": fact.now} for fact in comparison.results if not fact.same
+    ]
     if rows:
         print_rows(rows, False)
-    if found.surroundings:
+    if comparison.surroundings:
         console.print("Not the same as then:")
-        print_rows([{"fact": fact.what, "record": fact.before, "now": fact.now} for fact in found.surroundings], False)
-    console.print(summary(found), highlight=False)
-    if not found.identical:
+        print_rows(
+            [{"fact": fact.what, "record": fact.before, "now": fact.now} for fact in comparison.surroundings], False
+        )
+    console.print(summary(comparison), highlight=False)
+    if not comparison.identical:
         raise typer.Exit(1)
 
 
@@ -67,15 +70,15 @@ def verify(
     from analysis.commands import show, verified
     from analysis.verify import as_rows, summary
 
-    found: list[Any] = []
+    parts: list[Any] = []
 
     def tables() -> list[Any]:
-        found.extend(verified(source, out, suite, protocol, errors))
-        return [] if as_json else [part.table for part in found]
+        parts.extend(verified(source, out, suite, protocol, errors))
+        return [] if as_json else [part.table for part in parts]
 
     show(tables, console, errors)
     if as_json:
-        print_rows(as_rows(found), True)
+        print_rows(as_rows(parts), True)
         return
-    for part in found:
+    for part in parts:
         console.print(summary(part), highlight=False)

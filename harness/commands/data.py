@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from harness.commands.options import DataFolder, ListFolder, ShotCounts, SuiteName, TaskNames
+from harness.commands.options import DataFolders, ShotCounts, SuiteName, TaskNames, grouped
 from harness.errors import HarnessError
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_shots, split_tasks
+
+T = TypeVar("T")
+
+TargetFolder = Annotated[
+    Path | None, typer.Option(file_okay=False, help="Folder to write to; it must not hold these tasks yet.")
+]
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, convert and clean up data.")
 cache_app = typer.Typer(no_args_is_help=True, help="Decoded images that runs keep on disk.")
@@ -19,10 +25,11 @@ data_app.add_typer(cache_app, name="cache")
 
 
 @data_app.command("check")
+@grouped
 def check_data(
+    *,
     suite: SuiteName = None,
-    root: DataFolder = None,
-    lists: ListFolder = None,
+    folders: DataFolders,
     tasks: TaskNames = None,
     shots: ShotCounts = None,
     deep: Annotated[
@@ -33,14 +40,13 @@ def check_data(
 ) -> None:
     """Check every list and image of a suite; the exit status is 1 if there is any error."""
     from harness.data.check import check
-    from harness.data.lists import Roots
     from harness.plans.experiment import find_suite
 
     start = time.perf_counter()
     with counting("images") as advance:
         result = check(
             find_suite(_given(suite, "--suite")),
-            Roots(data=root, lists=lists),
+            folders.roots(),
             tuple(split_tasks(tasks) or ()),
             tuple(split_shots(shots) or ()),
             deep,
@@ -51,7 +57,7 @@ def check_data(
         raise typer.Exit(1)
 
 
-def _given(value: str | None, flag: str) -> str:
+def _given(value: T | None, flag: str) -> T:
     if value is None:
         raise HarnessError(f"say which: {flag}")
     return value
@@ -89,24 +95,22 @@ def _print_check(result: Any, as_json: bool, show: int, seconds: float) -> None:
 
 
 @data_app.command("export")
+@grouped
 def export_data(
+    *,
     suite: SuiteName = None,
-    to: Annotated[
-        Path | None, typer.Option("--to", file_okay=False, help="Folder to write to; it must not hold these tasks yet.")
-    ] = None,
+    to: TargetFolder = None,
     image_format: Annotated[str, typer.Option("--format", help="png, which is lossless, or jpeg.")] = "png",
     quality: Annotated[int | None, typer.Option(help="JPEG quality, 1 to 100; 95 by default.")] = None,
-    root: DataFolder = None,
-    lists: ListFolder = None,
+    folders: DataFolders,
     tasks: TaskNames = None,
 ) -> None:
     """Write a suite's data to folders and lists that `--root` reads back: for VTAB suites, the usual layout."""
     from harness.data.export import ImageFormat, export
-    from harness.data.lists import Roots
     from harness.plans.experiment import find_suite
 
-    target = Path(_given(str(to) if to else None, "--to"))
-    how, roots = ImageFormat(name=image_format, quality=quality), Roots(data=root, lists=lists)
+    target = _given(to, "--to")
+    how, roots = ImageFormat(name=image_format, quality=quality), folders.roots()
     with counting("images") as advance:
         count = export(
             find_suite(_given(suite, "--suite")), target, how, roots, tuple(split_tasks(tasks) or ()), advance
@@ -118,9 +122,7 @@ def export_data(
 def prepare_data(
     suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
     source: Annotated[Path | None, typer.Option("--from", help="Folder that holds one folder per task.")] = None,
-    to: Annotated[
-        Path | None, typer.Option("--to", file_okay=False, help="Folder to write to; it must not hold these tasks yet.")
-    ] = None,
+    to: TargetFolder = None,
     tasks: TaskNames = None,
     show: Annotated[
         bool, typer.Option("--list", help="List what each task is made from, and which cannot be made.")
@@ -135,7 +137,7 @@ def prepare_data(
     if show:
         print_rows(archive_rows(), as_json)
         return
-    folder, target = (Path(_given(str(p) if p else None, flag)) for p, flag in ((source, "--from"), (to, "--to")))
+    folder, target = _given(source, "--from"), _given(to, "--to")
     for name, note in prepare(folder, target, tuple(split_tasks(tasks) or ())):
         console.print(f"{target / name}: {note}")
 
@@ -146,12 +148,11 @@ def list_cache(as_json: JsonFlag = False) -> None:
     from harness.data import arrays
 
     cached = arrays.cached()
-    rows = [{"array": array.path.name, "bytes": array.bytes} for array in cached]
     if as_json:
-        print_rows(rows, True)
+        print_rows([{"array": array.path.name, "bytes": array.bytes} for array in cached], True)
         return
-    if rows:
-        print_rows([{"array": row["array"], "size": human_size(int(str(row["bytes"])))} for row in rows], False)
+    if cached:
+        print_rows([{"array": array.path.name, "size": human_size(array.bytes)} for array in cached], False)
     total = human_size(sum(array.bytes for array in cached))
     console.print(f"{len(cached)} arrays, {total}, in {arrays.folder()}")
 

@@ -16,25 +16,10 @@ runs_app = typer.Typer()
 
 
 @runs_app.command()
+@options.grouped
 def run(
-    context: typer.Context,
-    experiment: options.ExperimentFile = None,
-    suite: options.SuiteName = None,
-    methods: options.MethodNames = None,
-    tasks: options.TaskNames = None,
-    seeds: options.SeedCount = None,
-    protocol: options.ProtocolName = None,
-    trials: options.TrialCount = None,
-    backbone: options.BackboneName = None,
-    weights: options.Weights = None,
-    image_size: options.ImageSize = None,
-    recipe: options.RecipeFields = None,
-    shots: options.ShotCounts = None,
-    statistics: options.Statistics = None,
-    fit: options.Fit = None,
-    interpolation: options.Interpolation = None,
-    root: options.DataFolder = None,
-    lists: options.ListFolder = None,
+    asked: options.Asked,
+    folders: options.DataFolders,
     out: options.OutFolder = Path("results"),
     device: options.DeviceName = "auto",
     jobs: Annotated[
@@ -46,14 +31,13 @@ def run(
     redo: options.Redo = None,
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
-    from harness.data.lists import Roots
     from harness.execution import runs
     from harness.records.stale import check_redo
 
-    selection = options.read_selection(context.params)
+    selection = asked.selection()
     how = runs.RunOptions(
         out=out,
-        roots=Roots(data=root, lists=lists),
+        roots=folders.roots(),
         device=device,
         jobs=jobs or "all",
         curve=curve,
@@ -68,23 +52,9 @@ def run(
 
 
 @runs_app.command("plan")
+@options.grouped
 def show_plan(
-    context: typer.Context,
-    experiment: options.ExperimentFile = None,
-    suite: options.SuiteName = None,
-    methods: options.MethodNames = None,
-    tasks: options.TaskNames = None,
-    seeds: options.SeedCount = None,
-    protocol: options.ProtocolName = None,
-    trials: options.TrialCount = None,
-    backbone: options.BackboneName = None,
-    weights: options.Weights = None,
-    image_size: options.ImageSize = None,
-    recipe: options.RecipeFields = None,
-    shots: options.ShotCounts = None,
-    statistics: options.Statistics = None,
-    fit: options.Fit = None,
-    interpolation: options.Interpolation = None,
+    asked: options.Asked,
     out: options.OutFolder = Path("results"),
     redo: options.Redo = None,
     as_json: JsonFlag = False,
@@ -94,7 +64,7 @@ def show_plan(
     from harness.execution.runs import Plan
     from harness.records.stale import check_redo
 
-    selection = options.read_selection(context.params)
+    selection = asked.selection()
     overview = Plan(selection).overview(out, check_redo(redo))
     if as_json:
         print(json.dumps({"tasks": [asdict(line) for line in overview.lines], "total": overview.totals}, indent=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,83 +15,62 @@ from harness.terminal import console, errors, print_rows, tell
 
 slurm_app = typer.Typer()
 
-ProfileFile = Annotated[Path | None, typer.Option(help="Profile (YAML, see slurm/profiles/); flags override it.")]
-SchedulerName = Annotated[
-    str | None, typer.Option(help="slurm, or local: processes of this machine; slurm if not given.")
-]
-Partition = Annotated[str | None, typer.Option(help="SLURM partition.")]
-Account = Annotated[str | None, typer.Option(help="SLURM account.")]
-Qos = Annotated[str | None, typer.Option(help="SLURM quality of service.")]
 TimeLimit = Annotated[str | None, typer.Option(help="Time limit of a job: 240 (minutes), 4:00:00; 4 h if not given.")]
-GpuCount = Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")]
-CpuCount = Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")]
-Memory = Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")]
-Constraint = Annotated[str | None, typer.Option(help="Node features that a job needs.")]
-ParallelJobs = Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")]
-RunsPerJob = Annotated[
-    int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
-]
 SetupLines = Annotated[list[str] | None, typer.Option(help="Shell line that each job runs first; may be repeated.")]
 
 
-def read_profile(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The settings that were given as flags, and the profile's file if there is one."""
-    from slurm.profile_file import KEYS, read_file
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """What a job asks the scheduler for: a file, and flags that override it."""
 
-    path = parameters["profile"]
-    flags = {key: value for key in KEYS if (value := parameters.get(key)) is not None}
-    return flags, read_file(path.expanduser()) if path else None
+    profile: Annotated[Path | None, typer.Option(help="Profile (YAML, see slurm/profiles/); flags override it.")] = None
+    scheduler: Annotated[
+        str | None, typer.Option(help="slurm, or local: processes of this machine; slurm if not given.")
+    ] = None
+    partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None
+    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None
+    qos: Annotated[str | None, typer.Option(help="SLURM quality of service.")] = None
+    time: TimeLimit = None
+    gpus: Annotated[int | None, typer.Option(help="GPUs of a job: 1, or 0 to compute on CPUs; 1 if not given.")] = None
+    cpus: Annotated[int | None, typer.Option(help="CPU cores of a job; 4 if not given.")] = None
+    mem: Annotated[str | None, typer.Option(help="Memory of a job, e.g. 32GB.")] = None
+    constraint: Annotated[str | None, typer.Option(help="Node features that a job needs.")] = None
+    parallel: Annotated[int | None, typer.Option(help="Jobs that may run at the same time.")] = None
+    runs_per_job: Annotated[
+        int | None, typer.Option(help="Runs that a job does; as many as fit into its time if not given.")
+    ] = None
+    setup: SetupLines = None
+
+    def read(self) -> tuple[dict[str, Any], Any]:
+        """The settings that were given as flags, and the profile's file if there is one."""
+        from slurm.profile_file import read_file
+
+        flags = options.given(self)
+        path = flags.pop("profile", None)
+        return flags, read_file(path.expanduser()) if path else None
 
 
 @slurm_app.command()
+@options.grouped
 def submit(
-    context: typer.Context,
-    experiment: options.ExperimentFile = None,
-    suite: options.SuiteName = None,
-    methods: options.MethodNames = None,
-    tasks: options.TaskNames = None,
-    seeds: options.SeedCount = None,
-    protocol: options.ProtocolName = None,
-    trials: options.TrialCount = None,
-    backbone: options.BackboneName = None,
-    weights: options.Weights = None,
-    image_size: options.ImageSize = None,
-    recipe: options.RecipeFields = None,
-    shots: options.ShotCounts = None,
-    statistics: options.Statistics = None,
-    fit: options.Fit = None,
-    interpolation: options.Interpolation = None,
-    profile: ProfileFile = None,
-    scheduler: SchedulerName = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    time: TimeLimit = None,
-    gpus: GpuCount = None,
-    cpus: CpuCount = None,
-    mem: Memory = None,
-    constraint: Constraint = None,
-    parallel: ParallelJobs = None,
-    runs_per_job: RunsPerJob = None,
-    setup: SetupLines = None,
-    root: options.DataFolder = None,
-    lists: options.ListFolder = None,
+    asked: options.Asked,
+    profile: ProfileOptions,
+    folders: options.DataFolders,
     out: options.OutFolder = Path("results"),
     redo: options.Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to a scheduler; runs that wait or run already are left alone."""
-    from harness.data.lists import Roots
     from harness.records.stale import check_redo
     from slurm.profile_file import make_profile
     from slurm.submit import Order, rehearse
     from slurm.submit import submit as submit_order
 
     order = Order(
-        selection=options.read_selection(context.params),
-        profile=make_profile(*read_profile(context.params)),
+        selection=asked.selection(),
+        profile=make_profile(*profile.read()),
         out=out,
-        roots=Roots(data=root, lists=lists),
+        roots=folders.roots(),
         redo_stale=check_redo(redo),
     )
     if dry_run:
@@ -131,21 +110,9 @@ def cancel(
 
 
 @slurm_app.command()
+@options.grouped
 def retry(
-    context: typer.Context,
-    profile: ProfileFile = None,
-    scheduler: SchedulerName = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    time: TimeLimit = None,
-    gpus: GpuCount = None,
-    cpus: CpuCount = None,
-    mem: Memory = None,
-    constraint: Constraint = None,
-    parallel: ParallelJobs = None,
-    runs_per_job: RunsPerJob = None,
-    setup: SetupLines = None,
+    profile: ProfileOptions,
     failed: Annotated[bool, typer.Option("--failed", help="Runs that failed, whatever the reason.")] = False,
     out: options.OutFolder = Path("results"),
 ) -> None:
@@ -155,7 +122,7 @@ def retry(
 
     if not failed:
         raise HarnessError("say what to retry: --failed. `sctbench submit` submits what is merely missing")
-    flags, file = read_profile(context.params)
+    flags, file = profile.read()
     given = make_profile(flags, file).as_dict()
     changes = {key: given[key] for key in {*flags, *(file.values if file else {})}}
     count, problems = submit_again(out, changes, tell)

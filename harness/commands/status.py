@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,35 +19,20 @@ from harness.terminal import JsonFlag, console, counting, errors, human_size, pr
 status_app = typer.Typer()
 
 RUNNING_SHOWN = 20
-"""Running ones that are listed without `--all`."""
+"""Running runs that are listed without `--all`."""
 
 
-def _read_part(parameters: Mapping[str, Any]) -> Any:
-    """The selection that a command's parameters ask for; with none but suite and tasks, what to filter a folder by."""
-    given = {key for key, value in parameters.items() if value is not None} - {"out", "by", "all_runs", "as_json"}
-    if given <= {"suite", "tasks"}:
-        return {"suite": split_csv(parameters["suite"]), "task": split_csv(parameters["tasks"])}
-    return options.read_selection(parameters)
+def _read_part(asked: options.Asked) -> Any:
+    """The selection that is asked for; with no option but suite and tasks, what to filter a folder by."""
+    if options.given(asked).keys() <= {"suite", "tasks"}:
+        return {"suite": split_csv(asked.suite), "task": split_csv(asked.tasks)}
+    return asked.selection()
 
 
 @status_app.command()
+@options.grouped
 def status(
-    context: typer.Context,
-    experiment: options.ExperimentFile = None,
-    suite: options.SuiteName = None,
-    methods: options.MethodNames = None,
-    tasks: options.TaskNames = None,
-    seeds: options.SeedCount = None,
-    protocol: options.ProtocolName = None,
-    trials: options.TrialCount = None,
-    backbone: options.BackboneName = None,
-    weights: options.Weights = None,
-    image_size: options.ImageSize = None,
-    recipe: options.RecipeFields = None,
-    shots: options.ShotCounts = None,
-    statistics: options.Statistics = None,
-    fit: options.Fit = None,
-    interpolation: options.Interpolation = None,
+    asked: options.Asked,
     out: options.OutFolder = Path("results"),
     by: Annotated[str, typer.Option(help="Rows of the table: any of suite,task,method.")] = "suite,method",
     all_runs: Annotated[bool, typer.Option("--all", help="List every run too.")] = False,
@@ -58,13 +42,13 @@ def status(
     from harness.records import stale
     from harness.records.status import KEYS, STATES, counts, failures, waiting
 
-    part = _read_part(context.params)
+    part = _read_part(asked)
     keys = split_csv(by) or []
     if not keys or not set(keys) <= set(KEYS):
         raise HarnessError(f"--by {by}: any of {','.join(KEYS)}")
     runs = _runs(part, out)
     if as_json:
-        print(json.dumps([run.as_dict() for run in runs], indent=1))
+        print(json.dumps([asdict(run) for run in runs], indent=1))
         return
     running = [run for run in runs if run.state == "running"]
     listed = [row_of(run) for run in (runs if all_runs else running[:RUNNING_SHOWN])]

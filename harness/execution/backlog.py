@@ -1,4 +1,4 @@
-"""What an execution still has to do, whichever process does it, and what a finished run means for the rest."""
+"""What an execution still has to do, in whichever process, and what a finished run means for the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.execution.worker import Busy
-from harness.plans.stages import Waiting
 from harness.plans.tuning import TunedRun, WorkItem, representative_spec, resolve
 from harness.records.store import Store
 from harness.schema.failures import FailureClass
@@ -26,7 +25,7 @@ RETRY_SECONDS = 2.0
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """How an execution ended, beside the records."""
+    """How an execution ended, apart from the records."""
 
     interrupted: bool = False
     """Whether it was asked to stop before all was done."""
@@ -39,7 +38,7 @@ class Outcome:
 
 def shared(item: WorkItem) -> tuple[Any, ...]:
     """What runs must have in common to share decoded data and loaded weights in one process."""
-    spec = item if isinstance(item, RunSpec) else item.trials[0]
+    spec = representative_spec(item)
     return spec.suite, spec.task, spec.shots, spec.split_seed, spec.preprocessing, spec.backbone
 
 
@@ -53,7 +52,10 @@ class Backlog:
         self._groups: dict[Any, deque[WorkItem]] = {}
         """Runs that can start, by what they share."""
 
-        self._waiting = Waiting(ready, blocked)
+        pending = {job.run_id for job in ready if isinstance(job, RunSpec)}
+        self._waiting = [(final, pending & set(final.cell[0])) for final in blocked]
+        """Finals, each with the ids of its trials that are still to be done."""
+
         self._held: deque[WorkItem] = deque()
         """Runs that other processes held when they were last looked at."""
 
@@ -101,7 +103,10 @@ class Backlog:
 
     def settle(self, spec: RunSpec) -> None:
         """The run has a record: add the finals that waited for it alone. One with a trial without a verdict is lost."""
-        free, ready = self._waiting.done(spec.run_id), []
+        for _, pending in self._waiting:
+            pending.discard(spec.run_id)
+        free, ready = [final for final, pending in self._waiting if not pending], []
+        self._waiting = [(final, pending) for final, pending in self._waiting if pending]
         for final in free:
             with suppress(OSError):  # a trial whose record cannot be read gives no verdict either
                 if final.spec(self._store.read):

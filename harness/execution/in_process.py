@@ -1,4 +1,4 @@
-"""Runs one after the other in the process that asks for them: a script or a notebook."""
+"""Runs one after the other in the calling process: a script or a notebook."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def execute(ready: Iterable[WorkItem], setup: Setup, listen: Listener, blocked: 
         except Interrupted:
             backlog.interrupt()
         finally:
-            worker.withdraw_stop()
+            worker.STOP.reason = ""  # the process goes on to other runs
     return backlog.outcome
 
 
@@ -52,7 +52,7 @@ def _do(item: WorkItem, backlog: Backlog, setup: Setup, listen: Listener) -> Non
         backlog.put_back(item)
         if not backlog.ready:
             time.sleep(RETRY_SECONDS)
-            worker.check_stop()
+            worker.STOP.check()
         return
     backlog.settle(spec)
     kind = CLASSES[answer.failure.kind] if answer.failure else None
@@ -61,22 +61,21 @@ def _do(item: WorkItem, backlog: Backlog, setup: Setup, listen: Listener) -> Non
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if worker.stop_requested():
+    if worker.STOP.reason:
         raise KeyboardInterrupt
-    worker.request_stop("interrupted")
+    worker.STOP.request("interrupted")
     print("Stopping at the next step; interrupt once more to stop at once.", file=sys.stderr)
 
 
 @contextmanager
 def _preserve_state(device: torch.device) -> Iterator[None]:
-    """Inside, the process may be prepared for runs as a worker is; afterwards it is as it was before."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    tf32, states = torch.backends.cudnn.allow_tf32, devices.random_states(device)
+    """Restores afterwards what preparing the process for runs changes."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    states = devices.random_states(device)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), devices.threads(torch.get_num_threads()):
             yield
     finally:
-        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
         devices.set_random_states(states, device)

@@ -33,7 +33,7 @@ from harness.schema.spec import RunSpec
 from harness.training.callbacks import Progress
 
 KILLED_STARTS = 3
-"""So many workers may be killed before they are ready; after that there is no point in starting another."""
+"""After this many workers were killed before they were ready, no further one is started."""
 
 
 class State(Enum):
@@ -81,7 +81,7 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
         try:
             connection.send(progress)
         except OSError:
-            worker.request_stop("the command that started this process is gone")
+            worker.STOP.request("the command that started this process is gone")
 
     try:
         while (item := connection.recv()) is not None:
@@ -92,7 +92,7 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
 
 def _processes(device: str) -> Any:
     """How a worker of that device is started: on a CPU by a fork of one process that has imported what all need, which
-    takes seconds; afresh where there is CUDA, which does not survive a fork."""
+    takes seconds; spawned where there is CUDA, which does not survive a fork."""
     if torch.device(device).type != "cpu":
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
@@ -105,7 +105,7 @@ class _Worker:
 
     item: WorkItem
     spec: RunSpec
-    """The run that the item stands for. Both are of the present run, or of the last one."""
+    """The run that the item stands for. Both are of the current run, or of the last one."""
 
     def __init__(self, setup: Setup) -> None:
         context = _processes(setup.device)
@@ -122,7 +122,6 @@ class _Worker:
         theirs.close()
 
     def give(self, item: WorkItem, spec: RunSpec) -> None:
-        """Hand over the next run."""
         self.state, self.item, self.spec, self.share = State.WORKING, item, spec, shared(item)
         self._send(item)
 
@@ -144,14 +143,12 @@ class _Interrupts:
         """`reader` can be read as soon as there was one."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
         self.count += 1
         os.write(self._writer, b"!")
         if self.count > 1:
             raise KeyboardInterrupt
 
     def close(self) -> None:
-        """No signal comes any more."""
         os.close(self.reader)
         os.close(self._writer)
 
@@ -188,7 +185,6 @@ class _Execution:
         return self.backlog.outcome.interrupted
 
     def _step(self) -> None:
-        """Wait for the next events and handle them."""
         workers: dict[Any, _Worker] = {one.connection: one for one in self.workers}
         spoke = wait([*workers, *([] if self._interrupted else [self.interrupts.reader])], RETRY_SECONDS)
         if self.interrupts.count and not self._interrupted:
@@ -248,7 +244,6 @@ class _Execution:
             self.backlog.put_back(one.item)
 
     def _on_record(self, one: _Worker, record: RunRecord) -> None:
-        """A run has ended, well or not."""
         one.state = State.IDLE
         self.listen(one.spec, record)
         self.backlog.settle(one.spec)

@@ -1,4 +1,4 @@
-"""What a selection amounts to: runs, images and disk, from what the suite states; the data need not be there."""
+"""The size of a selection: runs, images and disk, from what the suite states; the data need not be there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from harness.plans.plan import Selection
 from harness.plans.stages import stage
 from harness.plans.tuning import representative_spec
 from harness.schema import protocol as protocols
-from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import ReadRecord
 from harness.schema.spec import RunSpec
 from harness.schema.tasks import chosen_shots, chosen_tasks
@@ -23,12 +22,7 @@ from harness.training.cost import forward_flops
 from suites.base import Suite, Task
 
 ASSUMED_RATE = 1e14
-"""Operations a second that `gpu_hours` assumes: about what a recent data-centre GPU sustains in bf16. Not measured."""
-
-
-def gpu_hours(operations: float | None) -> float | None:
-    """Hours at `ASSUMED_RATE`."""
-    return None if operations is None else operations / ASSUMED_RATE / 3600
+"""Operations a second that GPU hours assume: about what a recent data-centre GPU sustains in bf16. Not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,28 +78,20 @@ def scored_images(task: Task, protocol: str) -> int | None:
     return total
 
 
-def array_size(images: int | None, preprocessing: Preprocessing) -> int | None:
-    """Bytes of the array of so many images, None if the number is not known."""
-    return None if images is None else array_bytes(images, preprocessing)
+def run_operations(selection: Selection) -> Callable[[RunSpec], int | None]:
+    """Counts the operations of single runs as `Line.operations` does; None where the suite does not state a size."""
+    suite, model = selection.suite, skeleton(selection.backbone.name, image_size=selection.backbone.image_size)
+    flops = forward_flops(model, selection.preprocessing)
 
-
-def _operations(suite: Suite, task: Task, specs: list[RunSpec], flops: int) -> float | None:
-    operations = []
-    for spec in specs:
+    def operations(spec: RunSpec) -> int | None:
+        task = suite.task(spec.task)
         train, scored = train_images(suite, task, spec.shots, spec.protocol), scored_images(task, spec.protocol)
         if train is None or scored is None:
             return None
         times = spec.recipe.epochs if protocols.get(spec.protocol).every_epoch else 1
-        operations.append(flops * (3 * train * spec.recipe.epochs + times * scored))
-    return float(sum(operations))
+        return flops * (3 * train * spec.recipe.epochs + times * scored)
 
-
-def run_operations(selection: Selection) -> Callable[[RunSpec], float | None]:
-    """Counts the operations of single runs as `Line.operations` does; None where the suite does not state a size."""
-    flops = forward_flops(
-        skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
-    )
-    return lambda spec: _operations(selection.suite, selection.suite.task(spec.task), [spec], flops)
+    return operations
 
 
 def overview(selection: Selection, read: ReadRecord) -> Overview:
@@ -113,9 +99,7 @@ def overview(selection: Selection, read: ReadRecord) -> Overview:
     suite, stages, lines = selection.suite, stage(selection, read), []
     runs = [*map(representative_spec, [*stages.ready, *stages.blocked]), *stages.settled]
     protocol_names = ["validation", "tuned"] if protocols.get(selection.protocol).tunes else [selection.protocol]
-    flops = forward_flops(
-        skeleton(selection.backbone.name, image_size=selection.backbone.image_size), selection.preprocessing
-    )
+    operations = run_operations(selection)
     for name in chosen_tasks(suite, selection.tasks):
         task, all_shots = suite.task(name), chosen_shots(suite, selection.shots) or (None,)
         for shots in all_shots:
@@ -123,6 +107,7 @@ def overview(selection: Selection, read: ReadRecord) -> Overview:
             draws = len(suite.split_seeds) or 1
             arrays = [train_images(suite, task, shots, protocol) for protocol in protocol_names] * draws
             arrays += [scored_images(task, protocol) for protocol in protocol_names] * (shots == all_shots[0])
+            images, total = _sum(arrays), _sum([operations(spec) for spec in own])
             line = Line(
                 task=name,
                 shots=shots,
@@ -134,8 +119,8 @@ def overview(selection: Selection, read: ReadRecord) -> Overview:
                 complete=sum(spec.task == name and spec.shots == shots for spec in stages.settled),
                 train_images=train_images(suite, task, shots, selection.protocol),
                 test_images=scored_images(task, selection.protocol),
-                operations=_operations(suite, task, own, flops),
-                array_bytes=array_size(_sum(arrays), selection.preprocessing),
+                operations=None if total is None else float(total),
+                array_bytes=None if images is None else array_bytes(images, selection.preprocessing),
             )
             lines.append(line)
     return Overview(lines)
@@ -168,7 +153,7 @@ class Overview:
 
     @property
     def summary(self) -> list[str]:
-        """What it adds up to, in sentences."""
+        """The totals in sentences."""
         total = self.totals
         disk, hours = human_size(total["array_bytes"]), _hours(total["operations"])
         return [
@@ -190,8 +175,7 @@ class Overview:
 
 
 def _hours(operations: float | None) -> str:
-    hours = gpu_hours(operations)
-    return "?" if hours is None else f"{hours:.2g}"
+    return "?" if operations is None else f"{operations / ASSUMED_RATE / 3600:.2g}"
 
 
 def _row(line: Line) -> dict[str, Any]:

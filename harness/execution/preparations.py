@@ -1,8 +1,8 @@
-"""What is looked at before anything starts, in this process or on a cluster."""
+"""What is checked before anything starts, in this process or on a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from harness.data.lists import Roots, folders_taken
 from harness.data.located import refuse_unusable
@@ -12,10 +12,10 @@ from harness.plans.plan import Selection
 from harness.plans.tuning import WorkItem
 from harness.records import stale
 from harness.schema.record import RunRecord
-from harness.terminal import Advance, counting
+from harness.terminal import counting
 
 Tell = Callable[[str], None]
-"""Takes a line for the user; one that begins with `warning: ` or `note: ` is beside the matter."""
+"""Takes a line for the user; one that begins with `warning: ` or `note: ` goes to the error stream."""
 
 
 def prepare(
@@ -26,12 +26,10 @@ def prepare(
     *,
     curve: bool = False,
     tell: Tell,
-    advance: Advance | None = None,
 ) -> None:
     """Tell what the user should know before runs start. `DataError` if the data of `to_do` cannot be used.
 
-    `settled`: records of the selection's runs that are complete. `advance`: told of the lists and images that have been
-    looked for; a progress bar if not given.
+    `settled`: records of the selection's runs that are complete.
     """
     suite, tasks, preprocessing = selection.suite, selection.tasks, selection.preprocessing
     tell_weights(selection, tell)
@@ -41,10 +39,11 @@ def prepare(
         warnings = list(done_on_other_data(suite, settled, roots, preprocessing, compared))
     for warning in warnings:
         tell(f"warning: {warning}; not done again, for that use another --out")
-    tell_stale((record.spec.method for record in settled if stale.is_stale(record)), tell)
+    if text := stale.warning(record.spec.method for record in settled if stale.is_stale(record)):
+        tell(f"warning: {text}.")
     if to_do:
         with counting("looking for lists and images") as looked_for:
-            refuse_unusable(suite, to_do, roots, curve, advance or looked_for)
+            refuse_unusable(suite, to_do, roots, curve, looked_for)
         for line in folders_taken(suite, tasks, roots):
             tell(line)
 
@@ -53,9 +52,3 @@ def tell_weights(selection: Selection, tell: Tell) -> None:
     """Say what the user's own checkpoint is, where there is one, and how the inputs are made for it."""
     if about := about_file(selection.backbone):
         tell(f"{selection.backbone.weights} is {about}; inputs: {selection.preprocessing.id}")
-
-
-def tell_stale(methods: Iterable[str], tell: Tell) -> None:
-    """Name the methods whose complete runs come from an older source, given once for each run."""
-    if text := stale.warning(methods):
-        tell(f"warning: {text}.")

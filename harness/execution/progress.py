@@ -57,7 +57,6 @@ class Display:
         self.bars.stop()
 
     def __call__(self, spec: RunSpec, message: Progress | RunRecord | Busy) -> None:
-        """Take one message of a run."""
         if isinstance(message, RunRecord):
             self._finished(message)
         elif isinstance(message, Busy):

@@ -98,7 +98,7 @@ def as_plan(value: Any) -> Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How a plan is run; nothing of it is part of a run's identity."""
+    """How a plan is run; none of it is part of a run's identity."""
 
     out: Path = Path("results")
     """Folder of the results."""
@@ -115,7 +115,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What has become of a plan."""
+    """What became of a plan."""
 
     records: list[RunRecord]
     """Of all runs that have one now, in the plan's order, failed ones included; finals after their trials."""
@@ -185,7 +185,7 @@ def run_here(
     redo: str | None,
     quiet: bool,
 ) -> list[RunRecord]:
-    """`run` for a script or a notebook: arguments are checked, the end is told, and an interrupt is raised."""
+    """`run` for a script or a notebook: checks arguments, prints the conclusion, and raises on an interrupt."""
     if not (jobs in (None, "all") or (type(jobs) is int and jobs > 0)):
         raise HarnessError(f"jobs={jobs!r} must be a number of worker processes, 'all', or None: none but this process")
     options = RunOptions(
@@ -227,7 +227,7 @@ def failures(result: Result) -> list[dict[str, Any]]:
 
 
 def conclusion(result: Result, again: str = "the same command") -> list[str]:
-    """What is left of a plan, and how to go on: in sentences, none if all is done. `again`: what does the rest."""
+    """What is left of a plan and how to continue, as sentences; none if all is done. `again`: what does the rest."""
     outcome, lines = result.outcome, []
     if result.failed:
         lines.append(f"{len(result.failed)} run(s) failed; {again} tries them again.")

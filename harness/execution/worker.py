@@ -91,34 +91,15 @@ class Busy:
     holder: str
 
 
-_STOP = StopRequest()
-
-
-def request_stop(reason: str) -> None:
-    """Ask the run under way to save its state at the next step boundary and to raise `Interrupted`."""
-    _STOP.request(reason)
-
-
-def check_stop() -> None:
-    """Raise `Interrupted` if a stop was requested."""
-    _STOP.check()
-
-
-def stop_requested() -> bool:
-    """Whether a stop was requested."""
-    return bool(_STOP.reason)
-
-
-def withdraw_stop() -> None:
-    """Take the request back: the process goes on to other runs."""
-    _STOP.reason = ""
+STOP = StopRequest()
+"""Asks the run under way to save its state at the next step boundary and to raise `Interrupted`."""
 
 
 def stop_on_signals() -> None:
     """From now on SIGTERM, SIGUSR1 and SIGUSR2 request a stop, and do nothing else."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        request_stop(f"received {signal.Signals(number).name}")
+        STOP.request(f"received {signal.Signals(number).name}")
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, handle)
@@ -172,7 +153,7 @@ def _wait(seconds: float) -> None:
     """Wait, unless a stop is requested: then `Interrupted`."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        _STOP.check()
+        STOP.check()
         time.sleep(min(left, 0.5))
 
 
@@ -183,7 +164,7 @@ def _try(job: WorkItem, setup: Setup, report: Report | None) -> RunRecord | Busy
         spec, tuning = resolve(job, store.read)
         if done := settled(spec, setup):
             return done
-        _STOP.check()
+        STOP.check()
         with lease.acquire(store.folder(spec)) as held:
             return settled(spec, setup) or _do_alone(spec, tuning, setup, store, held, report)
     except lease.Taken as other:
@@ -207,7 +188,7 @@ def _do_alone(
         device=device,
         roots=setup.data,
         report=_progress_to(folder, report),
-        checkpointer=Checkpointer(states, _STOP, held.check, setup.save_every),
+        checkpointer=Checkpointer(states, STOP, held.check, setup.save_every),
         tuning=tuning,
         curve=setup.curve,
     )

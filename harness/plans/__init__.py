@@ -1,1 +1,1 @@
-"""What is to be done: specs, protocols, and the lists of runs that a selection amounts to."""
+"""What to do: experiment files, tuning, and the list of runs that a selection expands to."""

@@ -160,7 +160,6 @@ def resolved(method: type[Method], config: Mapping[str, Any], backbone: Backbone
 
 @lru_cache(maxsize=4096)
 def _resolved(method: type[Method], config: str, backbone: BackboneSpec) -> Any:
-    """The method's `Config`."""
     configured = method.configure(json.loads(config))
     try:
         return configured.resolve(_shapes(backbone))

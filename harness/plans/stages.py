@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from harness.plans import plan
 from harness.plans.tuning import TunedRun, WorkItem
@@ -33,17 +33,11 @@ class Stages:
 
 def stage(selection: plan.Selection, read: ReadRecord) -> Stages:
     """Sort a selection's runs by the records that `read`, usually `Store.read`, finds."""
-    known: dict[str, RunRecord | None] = {}
-
-    def read_once(spec: RunSpec) -> RunRecord | None:
-        if spec.run_id not in known:
-            known[spec.run_id] = read(spec)
-        return known[spec.run_id]
-
+    read = cache(read)
     if protocols.get(selection.protocol).tunes:
-        return _stage_finals(plan.finals(selection), read_once)
+        return _stage_finals(plan.finals(selection), read)
     specs = plan.expand(selection)
-    done = [is_complete(spec, read_once) for spec in specs]
+    done = [is_complete(spec, read) for spec in specs]
     return Stages(
         ready=[spec for spec, complete in zip(specs, done, strict=True) if not complete],
         blocked=[],
@@ -60,31 +54,6 @@ def is_complete(spec: RunSpec | None, read: ReadRecord) -> bool:
 def _diverged(record: RunRecord | None) -> bool:
     """Whether the run would end in the same way again: a trial's setting is judged by that."""
     return record is not None and record.failure is not None and record.failure.kind == "diverged"
-
-
-class Waiting:
-    """Finals that wait for trials which are still to be done."""
-
-    def __init__(self, ready: Iterable[WorkItem], blocked: Iterable[TunedRun]) -> None:
-        pending = {job.run_id for job in ready if isinstance(job, RunSpec)}
-        self._finals = [(final, pending & set(final.cell[0])) for final in blocked]
-
-    def __len__(self) -> int:
-        return len(self._finals)
-
-    def done(self, run_id: str) -> list[TunedRun]:
-        """Note that a run has a record now; returns the finals that waited for nothing else."""
-        for _, pending in self._finals:
-            pending.discard(run_id)
-        free = [final for final, pending in self._finals if not pending]
-        self._finals = [(final, pending) for final, pending in self._finals if pending]
-        return free
-
-    def clear(self) -> int:
-        """Drop all; returns how many there were."""
-        count = len(self)
-        self._finals.clear()
-        return count
 
 
 def _stage_finals(finals: list[TunedRun], read: ReadRecord) -> Stages:

@@ -10,14 +10,13 @@ from pathlib import Path
 from harness import lease
 from harness.lease import LEASE_NAME
 from harness.records import index
-from harness.records.index import RunFolder
 from harness.records.store import PROGRESS_NAME, RECORD_NAME
 from harness.terminal import Advance
 
 
 @dataclass(frozen=True, slots=True)
 class Litter:
-    """Something that nobody needs."""
+    """A file or folder that is no longer needed."""
 
     path: Path
     what: str
@@ -29,17 +28,16 @@ def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> 
     `failed` also failed records, their states with them. Folders that a process works on and `corrupt` are left
     out."""
     items: list[Litter] = []
-    for folder in index.scan(root, advance).values():
-        held = lease.read(Path(folder.path))
+    for path, record in index.scan(root, advance).items():
+        held = lease.read(Path(path))
         if held is None or lease.is_stale(held):
-            items += _litter(folder, failed)
+            items += _litter(Path(path), record.state, failed)
     return items
 
 
-def _litter(folder: RunFolder, failed: bool) -> Iterator[Litter]:
-    state = folder.record.state
+def _litter(folder: Path, state: str, failed: bool) -> Iterator[Litter]:
     forget = state == "complete" or (failed and state == "failed")
-    for path in sorted(Path(folder.path).iterdir()):
+    for path in sorted(folder.iterdir()):
         if path.name == LEASE_NAME:
             yield Litter(path, "stale lease", path.stat().st_size)
         elif path.name.endswith(".tmp"):
@@ -65,7 +63,8 @@ def remove(unneeded: list[Litter]) -> list[Litter]:
     for folder, items in folders.items():
         try:
             with lease.acquire(folder):  # takes over a stale one, and leaves none
-                now = {(item.path, item.what) for item in _litter(index.scan_folder(folder), failed=True)}
+                state = index.scan_folder(folder).state
+                now = {(item.path, item.what) for item in _litter(folder, state, failed=True)}
                 gone = [item for item in items if item.path.name == LEASE_NAME or (item.path, item.what) in now]
                 for item in gone:
                     if item.path.name != LEASE_NAME:

@@ -1,19 +1,26 @@
-"""What an index remembers of a results folder's records: 100,000 of them are listed in seconds.
+"""The index of a results folder's records: 100,000 of them are listed in seconds.
 
 A record is read and checked once; what matters of it is kept in a cache, and taken from there while the file's time and
-size are the same. `read_changed` is the way to all such caches: that of `status` and `clean`, `.runs.json` beside
-`runs/`, and that of the tables, `analysis.index`.
+size are the same. All such caches use `read_changed`: that of `status` and `clean`, `.runs.json` beside
+`runs/`, and that of the tables, `analysis.index`. A cache is one file: a line with its version and the body's digest,
+then the body as JSON. It is rebuilt when it is damaged or of another version, and may be deleted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from harness.records.files import UNREAD, Stamp, read_cache, run_folders, stamp, write_cache
+from harness.paths import write_atomically
 from harness.records.store import RECORD_NAME, Rejected, read_record
+from harness.schema.failures import is_passing
 from harness.schema.record import SCHEMA, RunRecord
 from harness.terminal import Advance
 
@@ -22,11 +29,63 @@ T = TypeVar("T")
 INDEX_NAME = ".runs.json"
 
 VERSION = f"{SCHEMA}/3"
-"""Of the records and of `IndexEntry`."""
+"""Version of the records and of `IndexEntry`."""
+
+UNREAD = "cannot be read now"
+"""How the reason begins for a record that was set aside and may be sound: no cache keeps it."""
+
+Stamp = tuple[int, int]
+"""Modification time in ns and size of a file."""
+
+
+def run_folders(root: Path) -> list[str]:
+    """`suite/task/run` of every run folder below `root`/runs, in order."""
+    runs = str(root / "runs")
+    suites = _subfolders(runs)
+    tasks = [f"{suite}/{task}" for suite in suites for task in _subfolders(f"{runs}/{suite}")]
+    return [f"{task}/{run}" for task in tasks for run in _subfolders(f"{runs}/{task}")]
+
+
+def _subfolders(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        if is_passing(error):  # else runs would be missing without a word
+            raise
+        return []
+
+
+def stamp(path: str) -> Stamp | None:
+    """The stamp of a file; None if it is not there."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 (a hundred thousand times)
+    except OSError as error:
+        if is_passing(error):
+            raise
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def read_cache(path: Path, version: str) -> Any:
+    """What was written; None if the file is missing, damaged, or of another version."""
+    with suppress(OSError, ValueError):
+        head, _, body = path.read_bytes().partition(b"\n")
+        if json.loads(head) == {"version": version, "digest": hashlib.sha256(body).hexdigest()}:
+            return json.loads(body)
+    return None
+
+
+def write_cache(path: Path, version: str, value: Any) -> None:
+    """Put a cache in its place in one step; a folder that cannot be written to is left without one."""
+    body = json.dumps(value, separators=(",", ":")).encode()
+    head = json.dumps({"version": version, "digest": hashlib.sha256(body).hexdigest()}).encode()
+    with suppress(OSError):
+        write_atomically(path, methodcaller("write", head + b"\n" + body))
 
 
 def record_stamps(root: Path) -> dict[str, Stamp | None]:
-    """Of the record in every run folder, by the record's path below `root`; None where there is none."""
+    """Stamp of each run folder's record, by the record's path below `root`; None where there is no record."""
     paths = (f"runs/{folder}/{RECORD_NAME}" for folder in run_folders(root))
     return {path: stamp(f"{root}/{path}") for path in paths}
 
@@ -39,7 +98,7 @@ def read_changed(
     advance: Advance | None = None,
 ) -> dict[str, T | Rejected]:
     """What `summarise` makes of every record that is not as an index knows it, or why the file cannot be used. Stamps
-    and results are by the record's path below `root`. `advance` is told how many records of how many have been read."""
+    and results are by the record's path below `root`. `advance` is called as in `scan`."""
     changed = [path for path, at in stamps.items() if at and known.get(path) != at]
     outcomes: dict[str, T | Rejected] = {}
     for number, path in enumerate(changed, 1):
@@ -91,53 +150,28 @@ class IndexEntry:
             source=record.method_source,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_json`."""
-        return cls(**values | {"stamp": tuple(values["stamp"])})
-
 
 MISSING = IndexEntry(state="missing")
 
 
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """A run's folder and what its record says."""
-
-    path: str
-    record: IndexEntry = MISSING
-
-    @property
-    def names(self) -> tuple[str, str, str, str]:
-        """Suite, task, method and run id."""
-        *_, suite, task, run = self.path.split("/")
-        method, _, run_id = run.rpartition("-")
-        return suite, task, method, run_id
-
-
-def scan(root: Path, advance: Advance | None = None) -> dict[str, RunFolder]:
-    """All run folders of a results folder, by path. `advance` is told how many records of how many new ones have been
-    read."""
+def scan(root: Path, advance: Advance | None = None) -> dict[str, IndexEntry]:
+    """What the records of a results folder say, by the path of the run's folder. `advance` is called with the number of
+    new records read so far and their total."""
     cached, stamps = read_cache(root / INDEX_NAME, VERSION) or {}, record_stamps(root)
-    known = {path: IndexEntry.from_json(values) for path, values in cached.items()}
+    known = {path: IndexEntry(**values | {"stamp": tuple(values["stamp"])}) for path, values in cached.items()}
     changed = read_changed(root, stamps, {path: e.stamp for path, e in known.items()}, IndexEntry.of, advance)
     entries = {path: known[path] for path, at in stamps.items() if at and path not in changed}
     entries |= {path: replace(_entry(outcome), stamp=stamps[path]) for path, outcome in changed.items()}
     if changed or len(entries) != len(known):
-        lasting = {path: e.to_json() for path, e in entries.items() if not e.reason.startswith(UNREAD)}
+        lasting = {path: asdict(e) for path, e in entries.items() if not e.reason.startswith(UNREAD)}
         write_cache(root / INDEX_NAME, VERSION, lasting)
-    folders = {str((root / path).parent): entries.get(path, MISSING) for path in stamps}
-    return {folder: RunFolder(folder, entry) for folder, entry in folders.items()}
+    return {str((root / path).parent): entries.get(path, MISSING) for path in stamps}
 
 
-def scan_folder(folder: Path) -> RunFolder:
-    """One run's folder as it is now."""
+def scan_folder(folder: Path) -> IndexEntry:
+    """What the record in a run's folder says now."""
     path = folder / RECORD_NAME
-    return RunFolder(str(folder), _entry(_outcome(path, IndexEntry.of)) if path.exists() else MISSING)
+    return _entry(_outcome(path, IndexEntry.of)) if path.exists() else MISSING
 
 
 def _entry(outcome: IndexEntry | Rejected) -> IndexEntry:

@@ -6,13 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import lease
 from harness.records import index
-from harness.records.index import RunFolder
+from harness.records.index import MISSING, IndexEntry
 from harness.records.stale import differs
 from harness.records.store import PROGRESS_NAME, Store
 from harness.schema.spec import RunSpec
@@ -55,33 +55,30 @@ class RunStatus:
     left: str = ""
     """Time that the job of a running one has left on its cluster, as SLURM writes it."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
-        return asdict(self)
-
 
 def of_folder(root: Path, advance: Advance | None = None) -> list[RunStatus]:
     """All runs that a results folder holds."""
-    return [_status(folder) for folder in index.scan(root, advance).values()]
+    return [_status(folder, record) for folder, record in index.scan(root, advance).items()]
 
 
 def of_specs(root: Path, specs: Iterable[RunSpec], advance: Advance | None = None) -> list[RunStatus]:
     """These runs, in their order; those of which the folder holds nothing are missing."""
-    folders = index.scan(root, advance)
+    records = index.scan(root, advance)
     paths = [(str(Store(root).folder(spec)), spec) for spec in specs]
-    return [_status(folders.get(path, RunFolder(path)), spec) for path, spec in paths]
+    return [_status(path, records.get(path, MISSING), spec) for path, spec in paths]
 
 
-def _status(folder: RunFolder, spec: RunSpec | None = None) -> RunStatus:
-    record, holder, progress = folder.record, "", None
-    state, path = record.state, Path(folder.path)
+def _status(folder: str, record: IndexEntry, spec: RunSpec | None = None) -> RunStatus:
+    holder, progress = "", None
+    state, path = record.state, Path(folder)
     if state != "complete":
         held = lease.read(path)
         if held and not lease.is_stale(held):
             state, holder, progress = "running", str(held.holder or "unknown"), progress_of(path)
         elif state == "missing" and (held or (path / "state").is_dir()):
             state = "stopped"
-    suite, task, method, run_id = folder.names
+    *_, suite, task, run = folder.split("/")
+    method, _, run_id = run.rpartition("-")
     outdated = state != record.state  # what the record says no longer holds
     return RunStatus(
         suite=suite,

@@ -9,7 +9,6 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
 from harness.paths import write_atomically
-from harness.records.files import run_folders
 from harness.schema.record import BadRecord, RunRecord
 from harness.schema.spec import RunSpec
 
@@ -46,7 +45,6 @@ class Store:
         self.root = root
 
     def folder(self, spec: RunSpec) -> Path:
-        """The run's folder."""
         return self.root / "runs" / spec.suite / spec.task / f"{spec.method}-{spec.run_id}"
 
     def write(self, record: RunRecord) -> Path:
@@ -80,23 +78,17 @@ class Store:
         for temporary in folder.glob(".*.tmp"):
             if not temporary.name.startswith(f".{LEASE_NAME}"):  # others may be about to ask for the lease
                 temporary.unlink(missing_ok=True)
+        path = folder / RECORD_NAME
         try:
-            read_record(folder / RECORD_NAME, spec)
+            read_record(path, spec)
         except FileNotFoundError:
             return
         except BadRecord as error:
             if error.whole:
-                raise HarnessError(
-                    f"{folder / RECORD_NAME}: {error}. It is left alone: use that version, or another --out"
-                ) from None
-            self._set_aside(folder / RECORD_NAME, str(error))
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        """Move a file to `corrupt`, with the reason beside it."""
-        to = self._aside(path, CORRUPT)
-        note = f"{path.relative_to(self.root)}: {reason}\n"
-        write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
-        path.replace(to)
+                raise HarnessError(f"{path}: {error}. It is left alone: use that version, or another --out") from None
+            to, note = self._aside(path, CORRUPT), f"{path.relative_to(self.root)}: {error}\n"
+            write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
+            path.replace(to)
 
     def _aside(self, path: Path, folder: str) -> Path:
         """A place in a folder beside `runs`, under a name that says where the file was and when it was put there."""
@@ -104,15 +96,3 @@ class Store:
         to = self.root / folder / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
         to.parent.mkdir(exist_ok=True)
         return to
-
-    def records(self) -> tuple[list[RunRecord], list[Rejected]]:
-        """All valid records, ordered by path, and the files that were set aside with the reason."""
-        good, bad = [], []
-        for path in [self.root / "runs" / folder / RECORD_NAME for folder in run_folders(self.root)]:
-            try:
-                good.append(read_record(path))
-            except FileNotFoundError:
-                continue
-            except (OSError, BadRecord) as error:
-                bad.append(Rejected(path, str(error)))
-        return good, bad

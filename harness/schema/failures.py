@@ -1,4 +1,4 @@
-"""Failure classes: what kind of thing went wrong, and what that means for this run and for the others."""
+"""Failure classes: what went wrong, and what that means for this run and for the others."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class FailureClass:
     pauses: tuple[float, ...] = ()
     """Seconds to wait before each further attempt, which the same process makes right away."""
 
-    again: bool
+    again: bool = True
     """Whether the same run may succeed next time, because nothing is wrong with it: `sctbench submit` and a requeued
     job repeat it."""
 
-    keeps_state: bool = False
+    keeps_state: bool = True
     """Whether the next attempt can use the training state: the run itself was sound."""
 
     ends_process: bool = False
@@ -54,69 +54,61 @@ _ALL = (
         name="memory",
         about="out of memory: a smaller batch, a smaller backbone or a larger machine",
         again=False,
-        keeps_state=True,
         conclusive=True,
     ),
     FailureClass(
         name="memory_shared",
         about="out of memory on a device that other processes use too: wait for them, or take another",
-        again=True,
-        keeps_state=True,
     ),
     FailureClass(
-        name="diverged", about="the loss became NaN or infinite: a lower learning rate", again=False, conclusive=True
-    ),
-    FailureClass(
-        name="data",
-        about="lists, images or other files are missing or damaged: see `sctbench data check`",
+        name="diverged",
+        about="the loss became NaN or infinite: a lower learning rate",
         again=False,
-        keeps_state=True,
+        conclusive=True,
+        keeps_state=False,
     ),
-    FailureClass(name="config", about="method, backbone and settings do not go together", again=False, conclusive=True),
+    FailureClass(
+        name="data", about="lists, images or other files are missing or damaged: see `sctbench data check`", again=False
+    ),
+    FailureClass(
+        name="config",
+        about="method, backbone and settings do not go together",
+        again=False,
+        conclusive=True,
+        keeps_state=False,
+    ),
     FailureClass(
         name="io",
         about="a file server, a disk or the network failed, several times in a row: the same command tries again",
-        again=True,
-        keeps_state=True,
         pauses=(1.0, 5.0, 25.0),
     ),
-    FailureClass(
-        name="disk_full",
-        about="no space left: free some, the same command goes on",
-        again=True,
-        keeps_state=True,
-        ends_all=True,
-    ),
+    FailureClass(name="disk_full", about="no space left: free some, the same command goes on", ends_all=True),
     FailureClass(
         name="read_only",
         about="a folder or file may not be written to, or read: see its permissions, the same command goes on",
-        again=True,
-        keeps_state=True,
         ends_all=True,
     ),
     FailureClass(
         name="file_system",
-        about="the file system of the results or the cache has no locks (Lustre: mount option flock): move the folder "
-        "with --out or --cache-dir",
-        again=True,
-        keeps_state=True,
+        about="the file system of the results or the cache has no locks (Lustre: mount option flock): move the "
+        "folder with --out or --cache-dir",
         ends_all=True,
     ),
     FailureClass(
         name="killed",
         about="the process ended without a word: killed, for memory or by an administrator, or its machine went down",
-        again=True,
-        keeps_state=True,
     ),
     FailureClass(
         name="device",
         about="the accelerator reported an error; the process that used it is replaced",
-        again=True,
-        keeps_state=True,
         ends_process=True,
     ),
     FailureClass(
-        name="unexpected", about="a defect, in method or harness; the record says where", again=False, conclusive=True
+        name="unexpected",
+        about="a defect, in method or harness; the record says where",
+        again=False,
+        conclusive=True,
+        keeps_state=False,
     ),
 )
 
@@ -141,41 +133,18 @@ class Failure:
 TRACEBACK_LINES = 12
 """Lines of a traceback that a record keeps."""
 
-_PASSING = frozenset(
-    getattr(errno, name)
-    for name in [
-        "ESTALE",
-        "EIO",
-        "EREMOTEIO",
-        "ETIMEDOUT",
-        "EAGAIN",
-        "EBUSY",
-        "EINTR",
-        "ENOLCK",
-        "ECONNRESET",
-        "ECONNREFUSED",
-        "ECONNABORTED",
-        "ENOTCONN",
-        "ESHUTDOWN",
-        "EPIPE",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "ENETDOWN",
-        "ENETUNREACH",
-        "ENETRESET",
-        "EPROTO",
-        "ECOMM",
-        "ENXIO",
-        "ENODEV",
-        "ENFILE",
-        "EMFILE",
-        "ENOBUFS",
-    ]
-)
+_PASSING_NAMES = """
+ESTALE EIO EREMOTEIO ETIMEDOUT EAGAIN EBUSY EINTR ENOLCK
+ECONNRESET ECONNREFUSED ECONNABORTED ENOTCONN ESHUTDOWN EPIPE EHOSTDOWN EHOSTUNREACH
+ENETDOWN ENETUNREACH ENETRESET EPROTO ECOMM
+ENXIO ENODEV ENFILE EMFILE ENOBUFS
+"""
+
+_PASSING = frozenset(getattr(errno, name) for name in _PASSING_NAMES.split())
 """Errors of file servers, disks and networks that may have passed a moment later."""
 
 _PASSING_WORDS = tuple(os.strerror(number) for number in _PASSING)
-"""What libraries other than Python's own put into errors that are not an `OSError`."""
+"""What libraries put into errors that are not an `OSError`."""
 
 _ERRNO = {
     **dict.fromkeys(_PASSING, "io"),

@@ -1,4 +1,4 @@
-"""What a trained model is judged by. A metric is one object: put it into `METRICS`, and every record has it."""
+"""Metrics of a trained model. A metric is one object: put it into `METRICS`, and every record has it."""
 
 from __future__ import annotations
 

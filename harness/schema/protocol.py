@@ -13,10 +13,10 @@ class Protocol:
     """A selection rule."""
 
     name: str
-    final: bool
+    final: bool = True
     """Whether this is a final training, on the suite's `final_split` (train + val for VTAB); else on train alone."""
 
-    report_split: str
+    report_split: str = "test"
     """Split whose accuracy at the last epoch is the result."""
 
     published: bool = False
@@ -38,48 +38,38 @@ class Protocol:
         return epochs if self.every_epoch else 1
 
 
-FIXED = Protocol(
-    name="fixed",
-    final=True,
-    report_split="test",
-    caption="one recipe for all tasks, trained on train+val, test opened once after the last epoch",
+_ALL = (
+    Protocol(
+        name="fixed",
+        caption="one recipe for all tasks, trained on train+val, test opened once after the last epoch",
+    ),
+    Protocol(
+        name="tuned",
+        tunes=True,
+        caption="per task, each method's settings chosen among the same number of trials (trained on train, scored on "
+        "val after the last epoch), then trained on train+val with each seed, test opened once after the last epoch",
+    ),
+    Protocol(
+        name="validation",
+        final=False,
+        report_split="val",
+        caption="trained on train, accuracy on val after the last epoch; test never opened",
+    ),
+    Protocol(
+        name="published",
+        published=True,
+        caption="each task with the recipe and settings of the method's release, trained on train+val, test opened "
+        "once after the last epoch",
+    ),
+    Protocol(
+        name="oracle",
+        every_epoch=True,
+        caption="one recipe for all tasks, trained on train+val, test looked at after every epoch and the best epoch "
+        "reported, so the test split chose the result: not comparable to the other protocols",
+    ),
 )
 
-VALIDATION = Protocol(
-    name="validation",
-    final=False,
-    report_split="val",
-    caption="trained on train, accuracy on val after the last epoch; test never opened",
-)
-
-PUBLISHED = Protocol(
-    name="published",
-    final=True,
-    report_split="test",
-    published=True,
-    caption="each task with the recipe and settings of the method's release, trained on train+val, test opened once "
-    "after the last epoch",
-)
-
-TUNED = Protocol(
-    name="tuned",
-    final=True,
-    report_split="test",
-    tunes=True,
-    caption="per task, each method's settings chosen among the same number of trials (trained on train, scored on val "
-    "after the last epoch), then trained on train+val with each seed, test opened once after the last epoch",
-)
-
-ORACLE = Protocol(
-    name="oracle",
-    final=True,
-    report_split="test",
-    every_epoch=True,
-    caption="one recipe for all tasks, trained on train+val, test looked at after every epoch and the best epoch "
-    "reported, so the test split chose the result: not comparable to the other protocols",
-)
-
-PROTOCOLS = {protocol.name: protocol for protocol in (FIXED, TUNED, VALIDATION, PUBLISHED, ORACLE)}
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
 
 def get(name: str) -> Protocol:

@@ -167,12 +167,15 @@ class Fingerprint:
     @property
     def not_official(self) -> list[str]:
         """How the data differ from the suite's: `test 300 instead of 711`, or who drew the lists."""
-        sizes = [
+        sizes = self._other_sizes(self.official_sizes)
+        return [*sizes, self.split_origin] if self.split_origin else sizes
+
+    def _other_sizes(self, sizes: dict[str, int]) -> list[str]:
+        return [
             f"{split} {self.sizes.get(split, 0)} instead of {size}"
-            for split, size in self.official_sizes.items()
+            for split, size in sizes.items()
             if self.sizes.get(split) != size
         ]
-        return [*sizes, self.split_origin] if self.split_origin else sizes
 
     @property
     def digest(self) -> str:
@@ -184,11 +187,7 @@ class Fingerprint:
         where both know them."""
         if self.lists == now.lists:
             return "" if same_data(self.digest, now.digest) else "images differ"
-        counts = [
-            f"{split} {self.sizes.get(split, 0)} instead of {now.sizes.get(split, 0)}"
-            for split in dict.fromkeys([*now.sizes, *self.sizes])
-            if self.sizes.get(split) != now.sizes.get(split)
-        ]
+        counts = self._other_sizes(now.sizes | {split: 0 for split in self.sizes if split not in now.sizes})
         return f"lists differ ({', '.join(counts)})" if counts else "labels, names, classes or final split differ"
 
 
@@ -245,7 +244,7 @@ _PARTS = {"parameters": Parameters, "cost": Cost, "data": Fingerprint, "failure"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What was asked, what came out, what it cost, and on what it ran."""
+    """What was asked for, what came out, what it cost, and where it ran."""
 
     spec: RunSpec
     method_title: str

@@ -169,7 +169,6 @@ class RunSpec:
         return hash(self.run_id)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values."""
         return _plain(dataclasses.asdict(self))
 
     @classmethod

@@ -10,7 +10,7 @@ from analysis.columns import frame_of
 from analysis.frame import comparable_sets
 from harness.records.store import Store
 from harness.schema.record import RunRecord
-from tests.examples import make_record, make_spec
+from tests.examples import make_record, make_spec, stored
 from tests.table_records import failed, few_shot, records
 
 
@@ -37,7 +37,7 @@ def reads(monkeypatch):
 
 
 def same(loaded, store):
-    expected = frame_of(store.records()[0])
+    expected = frame_of(stored(store.root)[0])
     pd.testing.assert_frame_equal(loaded.drop(columns="path"), expected, check_dtype=False)
 
 
@@ -121,6 +121,6 @@ def test_sets_from_the_index_are_sets_from_the_records(store):
     for record in few_shot("sct", {"food101": 10}):
         store.write(record)
     index.load(store.root)
-    ours, theirs = comparable_sets(index.load(store.root)[0]), comparable_sets(store.records()[0])
+    ours, theirs = comparable_sets(index.load(store.root)[0]), comparable_sets(stored(store.root)[0])
     assert [s.key for s in ours] == [s.key for s in theirs]
     assert [list(s.rows["label"]) for s in ours] == [list(s.rows["label"]) for s in theirs]

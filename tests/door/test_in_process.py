@@ -18,6 +18,7 @@ from harness.schema.record import RunRecord
 from harness.training import callbacks, checkpointing
 from harness.training.trainer import Progress
 from tests import tiny
+from tests.examples import stored
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def setup(tmp_path, data, monkeypatch):
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", checkpointing.StopRequest())
+    monkeypatch.setattr(worker, "STOP", checkpointing.StopRequest())
     monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)
     return tiny.setup(tmp_path / "out", data)
 
@@ -79,10 +80,10 @@ def test_an_interrupt_saves_the_state_and_the_next_call_goes_on_from_it(setup, c
 
     outcome = in_process.execute(specs, setup, interrupt)
     assert outcome.interrupted and "interrupt once more" in capfd.readouterr().err
-    assert Store(setup.root).records() == ([], [])
+    assert stored(setup.root) == ([], [])
     heard = Heard()
     assert not in_process.execute(specs, setup, heard).interrupted
-    assert [record.environment["resumed_at_steps"] for record in Store(setup.root).records()[0]] == [[4], []]
+    assert [record.environment["resumed_at_steps"] for record in stored(setup.root)[0]] == [[4], []]
 
 
 def test_a_second_interrupt_stops_at_once(setup):
@@ -92,7 +93,7 @@ def test_a_second_interrupt_stops_at_once(setup):
 
     with pytest.raises(KeyboardInterrupt):
         in_process.execute(tiny.specs(["linear"]), setup, interrupt)
-    assert not worker.stop_requested()
+    assert not worker.STOP.reason
 
 
 def test_in_another_thread_too(setup):

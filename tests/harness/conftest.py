@@ -18,7 +18,7 @@ def data(tmp_path_factory):
 def setup(tmp_path, data, monkeypatch):
     """Setup of a worker, which this process is from now on: no stop is requested, every step is reported."""
     monkeypatch.setenv("SCTBENCH_CACHE", str(data.data / "cache"))
-    monkeypatch.setattr(worker, "_STOP", StopRequest())
+    monkeypatch.setattr(worker, "STOP", StopRequest())
     monkeypatch.setattr(callbacks, "REPORT_EVERY_SECONDS", 0.0)
     made = tiny.setup(tmp_path / "results", data)
     worker.init_worker(made)

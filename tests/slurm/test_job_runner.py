@@ -54,7 +54,7 @@ def job(tmp_path, setup, monkeypatch):
     paths.folder.mkdir()
 
     def start(*runs, restarts=0, minutes=60, timeouts=3):
-        monkeypatch.setattr(worker, "_STOP", StopRequest())
+        monkeypatch.setattr(worker, "STOP", StopRequest())
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         if not restarts:
             work = RunsJob(setup=setup, items=runs, code={"commit": "old"})

@@ -14,9 +14,9 @@ import methods
 from harness import environment
 from harness.errors import HarnessError
 from harness.execution import local, worker
-from harness.records.store import Store
 from slurm.job_runner import ReportJob
 from tests import tiny
+from tests.examples import stored
 
 ROOT = Path(environment.__file__).resolve().parents[1]
 
@@ -58,7 +58,7 @@ def test_a_script_without_a_main_guard_in_a_folder_with_other_methods(data, tmp_
     )
     done = python(script, fork_of_methods(tmp_path / "other"), SCTBENCH_CACHE=str(data.data / "cache"))
     assert (done.returncode, done.stdout) == (0, "done once\n"), done.stderr
-    (record,), _ = Store(tmp_path / "out").records()
+    (record,), _ = stored(tmp_path / "out")
     (spec,) = tiny.specs(["bitfit"])
     own = tiny.setup(tmp_path / "own", data)
     worker.init_worker(own)
@@ -82,14 +82,14 @@ def test_a_worker_with_other_sources_does_nothing(data, tmp_path):
     setup = dataclasses.replace(tiny.setup(tmp_path, data), sources="0ther")
     with pytest.raises(HarnessError, match=r"a worker process cannot work: other sources .* methods from .*0ther"):
         local.execute(tiny.specs(["linear"]), [setup], lambda spec, message: None)
-    assert Store(tmp_path).records() == ([], [])
+    assert stored(tmp_path) == ([], [])
 
 
 def test_a_worker_that_cannot_start_is_no_failure_of_its_run(data, tmp_path):
     setup = dataclasses.replace(tiny.setup(tmp_path, data), method_files=["/nowhere/mine.py:Mine"])
     with pytest.raises(HarnessError, match="there is no file /nowhere/mine"):
         local.execute(tiny.specs(["linear"]), [setup], lambda spec, message: None)
-    assert Store(tmp_path).records() == ([], [])
+    assert stored(tmp_path) == ([], [])
 
 
 def test_the_job_for_the_tables_compares_sources_first(tmp_path):

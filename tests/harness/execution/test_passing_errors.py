@@ -136,8 +136,8 @@ def test_memory_that_others_take_is_no_verdict(setup, monkeypatch):
 def stopped(setup, spec):
     """The state of a run that was stopped at its fourth step."""
     with pytest.raises(Interrupted):
-        execute_run(spec, setup, lambda progress: worker.request_stop("test") if progress.step == 4 else None)
-    worker._STOP.reason = ""
+        execute_run(spec, setup, lambda progress: worker.STOP.request("test") if progress.step == 4 else None)
+    worker.STOP.reason = ""
     return Store(setup.root).folder(spec) / "state" / "000000004.safetensors"
 
 
@@ -195,12 +195,12 @@ def test_no_index_remembers_what_could_not_be_read(setup, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_text", stale)
-        (folder,) = index.scan(setup.root).values()
+        (entry,) = index.scan(setup.root).values()
         frame, rejected = table.load(setup.root)
-    assert (folder.record.state, len(frame), len(rejected)) == ("bad", 0, 1)
-    (folder,) = index.scan(setup.root).values()
+    assert (entry.state, len(frame), len(rejected)) == ("bad", 0, 1)
+    (entry,) = index.scan(setup.root).values()
     frame, rejected = table.load(setup.root)
-    assert (folder.record.state, len(frame), len(rejected)) == ("complete", 1, 0)
+    assert (entry.state, len(frame), len(rejected)) == ("complete", 1, 0)
 
 
 def test_a_decoded_array_that_cannot_be_read_is_not_built_over(setup, monkeypatch, tmp_path):

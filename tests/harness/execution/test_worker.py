@@ -17,6 +17,7 @@ from harness.records.store import Store
 from harness.training import run, trainer
 from suites import SUITES
 from tests import layouts, tiny
+from tests.examples import stored
 
 
 def files(setup, spec):
@@ -27,7 +28,7 @@ def files(setup, spec):
 def stop_at(step):
     def report(progress):
         if progress.step == step:
-            worker.request_stop("test")
+            worker.STOP.request("test")
 
     return report
 
@@ -75,7 +76,7 @@ def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, 
     assert files(setup, spec) == ["progress.json", f"state/{step:09d}.safetensors"]
     with pytest.raises(Interrupted):  # a process that is to stop begins nothing
         execute_run(spec, setup)
-    worker._STOP.reason = ""
+    worker.STOP.reason = ""
     record = execute_run(spec, setup)
     assert record.environment["resumed_at_steps"] == [step]
     assert tiny.lasting(record) == tiny.lasting(undisturbed)
@@ -94,7 +95,7 @@ def test_a_missing_test_image_shows_before_the_training_and_costs_no_state(setup
     layouts.random_image(image)
     with pytest.raises(Interrupted, match="test"):
         execute_run(spec, setup, stop_at(4))
-    worker._STOP.reason = ""
+    worker.STOP.reason = ""
     image.write_bytes(content[:40])
     assert execute_run(spec, setup).failure.kind == "data"
     assert "state/000000004.safetensors" in files(setup, spec)
@@ -106,7 +107,7 @@ def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup
     setup = dataclasses.replace(setup, data=tiny.write_data(tmp_path / "data"))
     with pytest.raises(Interrupted, match="test"):
         execute_run(spec, setup, stop_at(4))
-    worker._STOP.reason = ""
+    worker.STOP.reason = ""
     folder = tmp_path / "data" / "first"
     if change == "a label":
         for name in ("train800.txt", "val200.txt", "train800val200.txt"):
@@ -206,7 +207,7 @@ def test_a_bad_record_is_moved_away_before_the_run_is_done_again(setup):
     reason, moved = sorted((setup.root / "corrupt").iterdir(), key=lambda p: p.suffix, reverse=True)
     assert moved.read_text() == torn
     assert "record.json: torn" in reason.read_text()
-    assert store.records()[1] == []
+    assert stored(store.root)[1] == []
 
 
 def test_a_record_of_a_newer_version_is_left_alone(setup, monkeypatch):

@@ -56,7 +56,7 @@ REFUSED = {
 
 def plan(**given):
     """Everything that a selection decides of its runs."""
-    selection = options.read_selection(dict.fromkeys(CHANGES) | given)
+    selection = options.Asked(**given).selection()
     decided = finals(selection) if selection.protocol == "tuned" else []
     return expand(selection), [(final.trials, final.seed, final.budget) for final in decided]
 
@@ -249,7 +249,7 @@ SUBMIT = {
 
 
 def test_each_option_of_submit_is_here():
-    assert inspect.signature(slurm.submit).parameters.keys() == SUBMIT.keys() | CHANGES.keys() | {"context"}
+    assert inspect.signature(slurm.submit).parameters.keys() == SUBMIT.keys() | CHANGES.keys()
 
 
 @pytest.mark.parametrize("option", [option for option in SUBMIT if option != "dry_run"])

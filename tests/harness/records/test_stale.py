@@ -14,6 +14,7 @@ from methods.sources import digest_of
 from slurm import submit
 from tests import tiny
 from tests.command import sctbench
+from tests.examples import stored
 
 METHOD = """
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def test_run_status_and_submit_name_them(tmp_path, monkeypatch):
 
 
 def record_of(folder) -> RunRecord:
-    (record,), _ = Store(folder / "results").records()
+    (record,), _ = stored(folder / "results")
     return record
 
 

@@ -8,7 +8,7 @@ import pytest
 from harness.records.store import Store
 from harness.schema.record import BadRecord, Parameters, RunRecord
 from harness.schema.spec import digest
-from tests.examples import make_record, make_spec
+from tests.examples import make_record, make_spec, stored
 
 
 def test_round_trip():
@@ -59,7 +59,7 @@ def test_a_bad_record_is_set_aside_with_the_reason(tmp_path, damage, reason):
     path = store.write(make_record())
     other = store.write(make_record(spec=make_spec(seed=5)))
     path.write_text(damage(path.read_text()))
-    records, rejected = store.records()
+    records, rejected = stored(store.root)
     assert [r.spec.seed for r in records] == [5]
     assert [r.path for r in rejected] == [path]
     assert reason in rejected[0].reason
@@ -70,7 +70,7 @@ def test_a_bad_record_is_set_aside_with_the_reason(tmp_path, damage, reason):
 def test_bytes_that_are_no_text_are_set_aside(tmp_path):
     store = Store(tmp_path)
     store.write(make_record()).write_bytes(b"\xff\xfe\x00")
-    assert len(store.records()[1]) == 1
+    assert len(stored(store.root)[1]) == 1
     assert store.read(make_spec()) is None
 
 

@@ -44,11 +44,11 @@ def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, setup):
 
     def stop(progress):
         if progress.epoch == 2:
-            worker.request_stop("test")
+            worker.STOP.request("test")
 
     with pytest.raises(Interrupted):
         worker.execute_run(spec, setup, stop)
-    worker._STOP.reason = ""
+    worker.STOP.reason = ""
     assert tiny.lasting(worker.execute_run(spec, setup)) == tiny.lasting(undisturbed)
     assert Store(setup.root).read(spec).test_looks == 3
 
