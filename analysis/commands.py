@@ -89,10 +89,10 @@ def verified(
 ) -> list[Verification]:
     """Own records against each source that has the same methods and tasks. `AnalysisError` if none has."""
     sources = [source(name)] if name else list(load_published().values())
-    sets = [chosen for chosen in _sets(root, suite, protocol, errors) if chosen.key["protocol"] != "validation"]
-    parts = [part for chosen in sets for published in sources if (part := verify(chosen, published))]
+    sets = [peers for peers in _sets(root, suite, protocol, errors) if peers.key["protocol"] != "validation"]
+    parts = [part for peers in sets for published in sources if (part := verify(peers, published))]
     if not parts:
-        held = ", ".join(sorted({chosen.key["suite"] for chosen in sets})) or "no test results"
+        held = ", ".join(sorted({peers.key["suite"] for peers in sets})) or "no test results"
         where = f"source {name!r} has" if name else "no source has"
         raise AnalysisError(f"{where} a method and task of these records ({held}); `sctbench published` lists sources")
     return parts
@@ -108,5 +108,5 @@ def published_rows() -> list[dict[str, Any]]:
 
 def published_tables(name: str, reference: str | None) -> list[Table]:
     """A source's tables, and the tests against `reference` if given."""
-    chosen = source(name)
-    return [*tables(chosen), *([significance(chosen, reference)] if reference else [])]
+    peers = source(name)
+    return [*tables(peers), *([significance(peers, reference)] if reference else [])]

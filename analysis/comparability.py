@@ -113,13 +113,13 @@ def taken_in_part(rows: pd.DataFrame) -> str:
 
 def notes(rows: pd.DataFrame) -> list[str]:
     """`2 code states: 1a2b3c4d (12 runs), 5e6f7a8b with changes (3 runs)` for each of `NOTED` that is not the same."""
-    found = []
+    remarks = []
     for column, name in NOTED.items():
         counts = rows[column].value_counts()
         if len(counts) > 1:
             states = ", ".join(f"{state} ({count} run{'s' * (count > 1)})" for state, count in counts.items())
-            found.append(f"{len(counts)} {name}: {states}" if len(counts) <= MOST_NOTED else f"{len(counts)} {name}")
-    return found + _sources(rows[rows["status"] == "complete"])
+            remarks.append(f"{len(counts)} {name}: {states}" if len(counts) <= MOST_NOTED else f"{len(counts)} {name}")
+    return remarks + _sources(rows[rows["status"] == "complete"])
 
 
 def _sources(runs: pd.DataFrame) -> list[str]:

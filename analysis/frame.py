@@ -93,8 +93,8 @@ def _distinguishing(runs: pd.DataFrame, per_task: bool) -> list[str]:
     if not per_task:
         return differing_keys(runs["variant"].unique())
     cells = runs.groupby(CELL_KEYS + REPLICATE_KEYS)["variant"].unique()
-    found = {key for texts in cells if len(texts) > 1 for key in differing_keys(texts)}
-    return [key for key in differing_keys(runs["variant"].unique()) if key in found]
+    keys = {key for texts in cells if len(texts) > 1 for key in differing_keys(texts)}
+    return [key for key in differing_keys(runs["variant"].unique()) if key in keys]
 
 
 def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
@@ -152,13 +152,13 @@ def _with_precision(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _apart(frame: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     """By the values of `SET_KEYS`: those in which sets of one suite, protocol, backbone and weights differ, as text."""
-    found = {}
+    texts = {}
     for _, alike in frame[SET_KEYS].drop_duplicates().groupby(IN_TITLE):
         differ = [name for name in SET_KEYS if alike[name].nunique() > 1]
         for values in alike.itertuples(index=False, name=None):
             key = dict(zip(SET_KEYS, values, strict=True))
-            found[values] = ", ".join(DISTINCT[name].format(key[name]) for name in differ)
-    return found
+            texts[values] = ", ".join(DISTINCT[name].format(key[name]) for name in differ)
+    return texts
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:

@@ -89,11 +89,11 @@ def source(name: str, folder: Path = FOLDER) -> PublishedSource:
 
 
 def matrix(
-    chosen: PublishedSource, suite: str = "vtab1k", table: str | None = None, base: str | None = None
+    published: PublishedSource, suite: str = "vtab1k", table: str | None = None, base: str | None = None
 ) -> pd.DataFrame:
     """Methods x data sets of one table of a source, the first if several fit."""
-    rows = chosen.rows[
-        (chosen.rows["suite"] == suite) & (chosen.rows["part"] == "") & (chosen.rows["dataset"] != "ALL")
+    rows = published.rows[
+        (published.rows["suite"] == suite) & (published.rows["part"] == "") & (published.rows["dataset"] != "ALL")
     ]
     for column, wanted in (("table", table), ("base", base)):
         if len(rows):
@@ -134,9 +134,9 @@ def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
     return pairs if len(pairs) else None
 
 
-def tables(chosen: PublishedSource) -> list[Table]:
+def tables(published: PublishedSource) -> list[Table]:
     """The source's tables as they stand, with both averages where all tasks of a suite are there."""
-    return [_table(chosen, rows) for _, rows in chosen.rows.groupby(["suite", "shown_in", "base"], sort=False)]
+    return [_table(published, rows) for _, rows in published.rows.groupby(["suite", "shown_in", "base"], sort=False)]
 
 
 def _columns(rows: pd.DataFrame) -> dict[tuple[str, str, str], Column]:
@@ -178,7 +178,7 @@ def _averages(cells: dict[ColumnKey, Cell], columns: list[Column]) -> Row:
     return {column.key: means[column.name] for column in columns}
 
 
-def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
+def _table(published: PublishedSource, rows: pd.DataFrame) -> Table:
     suite, base = str(rows["suite"].iloc[0]), str(rows["base"].iloc[0])
     columns, first = _columns(rows), rows.iloc[0]
     singles = {key: column for key, column in columns.items() if not key[2]}
@@ -186,8 +186,8 @@ def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
     averages = _average_columns(columns, suite)
     parameters = Column(name="params (M)", kind="text")
     table = Table(
-        name=chosen.name,
-        title=f"{chosen.title}, {first['shown_in']}, {suite}, {base}",
+        name=published.name,
+        title=f"{published.title}, {first['shown_in']}, {suite}, {base}",
         caption=f"Published numbers, quoted; averages under '{MEANS}' are computed here. {first['protocol']} "
         f"Backbone {rows['backbone'].mode().iloc[0]} unless a row says another. params: as printed.",
         columns=[*singles.values(), *averages, *stated.values(), parameters],
@@ -205,20 +205,20 @@ def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
     return table
 
 
-def significance(chosen: PublishedSource, reference: str, suite: str = "vtab1k") -> Table:
+def significance(published: PublishedSource, reference: str, suite: str = "vtab1k") -> Table:
     """Ranks and paired tests on the source's own table. `PublishedError` if the reference is not in it."""
-    values = matrix(chosen, suite)
+    values = matrix(published, suite)
     names = {label.casefold(): label for label in values.dropna().index}
     if reference.casefold() not in names:
         raise PublishedError(
-            f"{chosen.name} has no row {reference!r} with all tasks. There are: {', '.join(values.index)}"
+            f"{published.name} has no row {reference!r} with all tasks. There are: {', '.join(values.index)}"
         )
     label = names[reference.casefold()]
     return significance_of(
         values,
         label,
         ACCURACY,
-        name=f"{chosen.name}_significance",
-        title=f"{chosen.title}, {suite}: significance against {label}",
+        name=f"{published.name}_significance",
+        title=f"{published.title}, {suite}: significance against {label}",
         caption="Computed from the published table alone. ",
     )

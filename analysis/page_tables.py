@@ -111,9 +111,9 @@ def record_href(base: str, suite: str, task: str, method: str, run_id: str) -> s
 RunsByCell = dict[Key, list[RunBehind]]
 
 
-def runs_by_label(chosen: ComparableSet) -> dict[str, RunsByCell]:
+def runs_by_label(peers: ComparableSet) -> dict[str, RunsByCell]:
     """Runs behind each cell by method's label, ordered by seeds."""
-    rows, metric = chosen.rows, chosen.metric
+    rows, metric = peers.rows, peers.metric
     cells: dict[str, RunsByCell] = {}
     names = ("label", "task", "shots", "split_seed", "seed", metric.name, "run_id", "reason", "targets")
     for label, task, shots, split, seed, value, run_id, reason, targets in zip(*(rows[n] for n in names), strict=True):
@@ -163,14 +163,14 @@ def _heading(column: Column, cells: list[Key]) -> Heading:
     )
 
 
-def make_page_table(chosen: ComparableSet, table: Table, base: str) -> PageTable:
-    """The table with the runs of `chosen` behind its cells. `base`: see `record_href`."""
-    runs = runs_by_label(chosen)
-    cells = list(suite_cells(chosen.key["suite"], chosen.rows))
+def make_page_table(peers: ComparableSet, table: Table, base: str) -> PageTable:
+    """The table with the runs of `peers` behind its cells. `base`: see `record_href`."""
+    runs = runs_by_label(peers)
+    cells = list(suite_cells(peers.key["suite"], peers.rows))
     marks = dict(zip((column.key for column in table.columns), marked_rows(table), strict=True))
     columns = _in_page_order(table)
-    folder = f"{base}/{quote(chosen.key['suite'], safe='')}"
-    about = chosen.rows.groupby("label")[["method", "family"]].max()
+    folder = f"{base}/{quote(peers.key['suite'], safe='')}"
+    about = peers.rows.groupby("label")[["method", "family"]].max()
     methods = {str(label): (str(method), str(family)) for label, method, family in about.itertuples()}
     rows = []
     for name, row in table.rows.items():
@@ -185,7 +185,7 @@ def make_page_table(chosen: ComparableSet, table: Table, base: str) -> PageTable
         name=table.name,
         title=table.title,
         caption=table.full_caption,
-        metric=chosen.metric,
+        metric=peers.metric,
         headings=[_heading(column, cells) for column in columns],
         rows=rows,
     )

@@ -61,8 +61,8 @@ def write_report(
     base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
     writer = _Writer(folder=folder, base=base, read=runs.read, console=console, options=options)
     sections, paths = [], []
-    for chosen, name in zip(sets, _names(sets), strict=True):
-        section, written = writer.write(chosen, tables_of(chosen, sets, options), name)
+    for peers, name in zip(sets, _names(sets), strict=True):
+        section, written = writer.write(peers, tables_of(peers, sets, options), name)
         sections.append(section)
         paths += written
     page = folder / PAGE
@@ -82,15 +82,15 @@ def _facts(rows: pd.DataFrame, about: Mapping[str, Mapping[str, Any]]) -> dict[s
     return given | {method: MethodFacts(title=t, family=family, paper=paper) for method, t, family, paper in facts}
 
 
-def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
+def tables_of(peers: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
     """Tables of a set: the one place that says which there are; the first is the page's leaderboard.
 
     `ValueError` if two have one name, for the files of one would overwrite those of the other.
     """
-    tables = [*all_tables(chosen, options), *weights_tables(chosen, _at_random(chosen, sets))]
+    tables = [*all_tables(peers, options), *weights_tables(peers, _at_random(peers, sets))]
     twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
     if twice:
-        raise ValueError(f"several tables of {set_title(chosen)} are named {', '.join(twice)}")
+        raise ValueError(f"several tables of {set_title(peers)} are named {', '.join(twice)}")
     return tables
 
 
@@ -106,38 +106,38 @@ class _Writer:
     console: Console
     options: TableOptions
 
-    def write(self, chosen: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
+    def write(self, peers: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
         """One set, in a folder of that name. The tables of results and what pretraining is worth are printed."""
         folder = self.folder / name
-        printed = {table.name for table in result_tables(chosen)}
+        printed = {table.name for table in result_tables(peers)}
         paths = []
         for table in tables:
             if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
                 to_terminal(table, self.console)
             paths += write_table(table, folder)
         paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
-        chosen.rows.to_csv(paths[-1], index=False)
-        if chosen.left_out:
+        peers.rows.to_csv(paths[-1], index=False)
+        if peers.left_out:
             paths.append(folder / LEFT_OUT)
-            pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
-        figures, not_drawn = self._figures(chosen, folder)
+            pd.DataFrame(peers.left_out).to_csv(paths[-1], index=False)
+        figures, not_drawn = self._figures(peers, folder)
         section = Section(
             name=name,
-            title=set_title(chosen),
-            key=chosen.key,
-            page_tables=[make_page_table(chosen, table, self.base) for table in tables],
+            title=set_title(peers),
+            key=peers.key,
+            page_tables=[make_page_table(peers, table, self.base) for table in tables],
             tables=tables,
             figures=figures,
             not_drawn=not_drawn,
-            left_out=chosen.left_out,
+            left_out=peers.left_out,
         )
         return section, paths + [path for figure in figures for path in figure.files]
 
-    def _figures(self, chosen: ComparableSet, folder: Path) -> tuple[list[PageFigure], list[tuple[str, str]]]:
+    def _figures(self, peers: ComparableSet, folder: Path) -> tuple[list[PageFigure], list[tuple[str, str]]]:
         """Figures that were drawn, and the others with what they need."""
         figures, missing = [], []
         reference = self.options.reference or DEFAULT_REFERENCE
-        for drawing in drawings(chosen, self.read, measured_beside(chosen), reference):
+        for drawing in drawings(peers, self.read, measured_beside(peers), reference):
             figure = drawing.draw()
             if figure is None:
                 missing.append((drawing.name, drawing.needs))
@@ -151,8 +151,8 @@ def _names(sets: list[ComparableSet]) -> list[str]:
     """Folder names; sets that differ only in preprocessing, precision or the checkpoint's bytes are numbered."""
     names: list[str] = []
     counts: dict[str, int] = {}
-    for chosen in sets:
-        key = chosen.key
+    for peers in sets:
+        key = peers.key
         protocol = f"{key['protocol']}{key['trials'] or ''}"
         parts = (key["suite"], protocol, key["backbone"], key["weights"], f"{key['image_size']}px")
         name = "-".join(str(part).replace(os.sep, "_") for part in parts)
@@ -161,12 +161,12 @@ def _names(sets: list[ComparableSet]) -> list[str]:
     return names
 
 
-def _at_random(chosen: ComparableSet, sets: list[ComparableSet]) -> list[ComparableSet]:
+def _at_random(peers: ComparableSet, sets: list[ComparableSet]) -> list[ComparableSet]:
     """Sets that differ from this one in nothing but random instead of pretrained weights."""
 
     def rest(one: ComparableSet) -> dict[str, object]:
         return {k: v for k, v in one.key.items() if k not in {"weights", "weights_digest"}}
 
-    if chosen.key["weights"] == "random":
+    if peers.key["weights"] == "random":
         return []
-    return [other for other in sets if other.key["weights"] == "random" and rest(other) == rest(chosen)]
+    return [other for other in sets if other.key["weights"] == "random" and rest(other) == rest(peers)]

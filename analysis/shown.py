@@ -58,4 +58,4 @@ def tables_of_frame(frame: pd.DataFrame) -> Tables:
     if missing or frame.empty:
         what = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
         raise AnalysisError(f"a table is made of rows of a frame of records; this one {what}")
-    return Tables([table for chosen in comparable_sets(frame) for table in result_tables(chosen)])
+    return Tables([table for peers in comparable_sets(frame) for table in result_tables(peers)])

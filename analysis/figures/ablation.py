@@ -24,11 +24,11 @@ FEW = 8
 
 def varied_fields(runs: pd.DataFrame) -> list[str]:
     """Settings in which runs of one method differ (`recipe.lr`, or a knob of the method), by name."""
-    found: set[str] = set()
+    fields: set[str] = set()
     for _, group in runs.groupby("method"):
         settings = pd.DataFrame(list(group["settings"]))
-        found |= {str(c) for c in settings if settings[c].map(repr).nunique() > 1}
-    return sorted(found)
+        fields |= {str(c) for c in settings if settings[c].map(repr).nunique() > 1}
+    return sorted(fields)
 
 
 def ablation_points(

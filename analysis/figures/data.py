@@ -22,18 +22,18 @@ SOURCE = "source"
 """Name of a task's own test set among the values of `splits`."""
 
 
-def run_frame(chosen: ComparableSet) -> pd.DataFrame:
+def run_frame(peers: ComparableSet) -> pd.DataFrame:
     """Complete runs of the set in the suite's order of tasks, with the metric's `value`, `group`, and `settings` and
     `splits` as dictionaries."""
-    rows = chosen.rows[chosen.rows["status"] == "complete"]
-    tasks = suite_tasks(chosen.key["suite"], chosen.rows)
-    order = {task: target_order(chosen.key["suite"], task) for task in tasks}
+    rows = peers.rows[peers.rows["status"] == "complete"]
+    tasks = suite_tasks(peers.key["suite"], peers.rows)
+    order = {task: target_order(peers.key["suite"], task) for task in tasks}
     splits = [
-        {SOURCE: value, **_in_order(target_values(targets, chosen.metric), order[task])}
-        for task, value, targets in zip(rows["task"], rows[chosen.metric.name], rows["targets"], strict=True)
+        {SOURCE: value, **_in_order(target_values(targets, peers.metric), order[task])}
+        for task, value, targets in zip(rows["task"], rows[peers.metric.name], rows["targets"], strict=True)
     ]
     rows = rows.assign(
-        value=rows[chosen.metric.name],
+        value=rows[peers.metric.name],
         group=rows["task"].map(tasks),
         memory=rows["memory"] / MEBIBYTE,
         settings=rows["settings"].map(parsed).astype(object),

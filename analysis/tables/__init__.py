@@ -36,25 +36,25 @@ ALL_TABLES = TableOptions()
 
 def check_options(sets: list[ComparableSet], options: TableOptions) -> None:
     """`AnalysisError` for a reference or an axis that none of the sets has."""
-    names = {name for chosen in sets for column in ("label", "method") for name in chosen.rows[column]}
+    names = {name for peers in sets for column in ("label", "method") for name in peers.rows[column]}
     plain = {name.removesuffix(f" {OPENED_OFTEN}") for name in names}
     if options.reference and options.reference.casefold() not in {name.casefold() for name in names | plain}:
         raise AnalysisError(f"no method {options.reference!r}. {did_you_mean(options.reference, sorted(plain))}")
-    axes = {shown(axis) for chosen in sets for axis in ablation_axes(chosen)} if options.axes else set()
+    axes = {shown(axis) for peers in sets for axis in ablation_axes(peers)} if options.axes else set()
     for axis in options.axes or ():
         if axis not in axes:
             known = did_you_mean(axis, sorted(axes))
             raise AnalysisError(f"no method ran with two values of {axis!r} and all else equal. {known}")
 
 
-def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
+def all_tables(peers: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
     """Every table that the runs of a set allow. An axis of `options` that the set lacks is passed over."""
-    chosen = chosen.by(options.metric)
-    axes = ablation_axes(chosen)
-    tuning = tuning_table(chosen)
-    tables = [*result_tables(chosen), efficiency_table(chosen), settings_table(chosen), *([tuning] if tuning else [])]
-    tables += [ablation_table(chosen, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
-    significance = significance_table(chosen, options.reference)
+    peers = peers.by(options.metric)
+    axes = ablation_axes(peers)
+    tuning = tuning_table(peers)
+    tables = [*result_tables(peers), efficiency_table(peers), settings_table(peers), *([tuning] if tuning else [])]
+    tables += [ablation_table(peers, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
+    significance = significance_table(peers, options.reference)
     return [*tables, significance] if significance else tables
 
 

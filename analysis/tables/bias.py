@@ -76,10 +76,10 @@ def bias_tables(sets: list[ComparableSet]) -> list[Table]:
         for fixed in sets
         if (oracle.key["protocol"], fixed.key["protocol"]) == ("oracle", "fixed") and rest(oracle) == rest(fixed)
     ]
-    found = [table for table in pairs if table.rows]
-    if not found:
+    tables = [table for table in pairs if table.rows]
+    if not tables:
         raise AnalysisError(
             "no run has a partner under both protocols: do the same `sctbench run` once with --protocol fixed and once "
             f"with --protocol oracle. {' '.join(table.caption.partition(CAPTION)[2] for table in pairs)}".strip()
         )
-    return found
+    return tables

@@ -87,19 +87,19 @@ def _hours(runs: pd.DataFrame, device_type: str) -> Cell:
     return number_cell(float(np.nansum(seconds)) / 3600, "*" if runs["seconds"].isna().any() else "")
 
 
-def efficiency_table(chosen: ComparableSet) -> Table:
+def efficiency_table(peers: ComparableSet) -> Table:
     """A row per method, every cost that records hold; what a record lacks is shown as missing."""
-    means = MEANS_OF_RUNS | (TUNING if chosen.rows["tuning_trials"].notna().any() else {})
+    means = MEANS_OF_RUNS | (TUNING if peers.rows["tuning_trials"].notna().any() else {})
     table = Table(
         name="efficiency",
-        title=set_title(chosen, "efficiency"),
-        caption=f"{CAPTION} {set_caption(chosen)}",
+        title=set_title(peers, "efficiency"),
+        caption=f"{CAPTION} {set_caption(peers)}",
         columns=[*means.values(), *HOURS.values()],
     )
-    keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    seeds = seed_count(chosen.rows)
-    groups = dict(list(chosen.rows.groupby("label")))
-    for label in label_order(chosen.rows):
+    keys = list(averaged(suite_cells(peers.key["suite"], peers.rows)))
+    seeds = seed_count(peers.rows)
+    groups = dict(list(peers.rows.groupby("label")))
+    for label in label_order(peers.rows):
         runs = groups[label]
         costs = cost_cells(runs, list(means), keys, seeds)
         row = {means[name].key: _marked(cell, runs, name) for name, cell in costs.items()}

@@ -23,21 +23,21 @@ CAPTION = (
 )
 
 
-def tuning_table(chosen: ComparableSet) -> Table | None:
+def tuning_table(peers: ComparableSet) -> Table | None:
     """A row per method, task and draw of the training list; None where nothing was tuned."""
-    tuned = chosen.rows[chosen.rows["tuning_trials"].notna()]
+    tuned = peers.rows[peers.rows["tuning_trials"].notna()]
     if tuned.empty:
         return None
     table = Table(
         name="tuning",
-        title=set_title(chosen, "chosen settings"),
-        caption=f"{CAPTION} {set_caption(chosen)}",
+        title=set_title(peers, "chosen settings"),
+        caption=f"{CAPTION} {set_caption(peers)}",
         columns=COLUMNS,
     )
     cells = tuned.drop_duplicates(["label", "task", "shots", "split_seed"])
     groups = dict(list(cells.groupby("label")))
     for label in label_order(tuned):
-        for task, shots in suite_cells(chosen.key["suite"], tuned):
+        for task, shots in suite_cells(peers.key["suite"], tuned):
             own = groups[label]
             for _, run in own[(own["task"] == task) & (own["shots"] == shots)].sort_values("split_seed").iterrows():
                 draw = f", draw {run['split_seed']}" if run["split_seed"] >= 0 else ""
