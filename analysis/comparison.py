@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 
 from analysis.comparability import CELL_KEYS, LeftOut, notes
-from analysis.errors import AnalysisError
 from analysis.frame import IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.metric_text import MARGIN, PER_CENT
 from analysis.statistics import (
@@ -30,25 +28,19 @@ from analysis.tables.base import (
     Table,
     difference_column,
     mean_cell,
+    named_row,
     number_cell,
     value_column,
 )
 from analysis.tables.cells import seed_count, set_caption, set_title
 from analysis.tables.pairs import settings_difference
 from analysis.tables.significance import find_reference
+from harness.errors import HarnessError
 from harness.schema.metrics import Metric
 
 
-class CompareError(AnalysisError):
-    """There is nothing to compare. The message is for the user."""
-
-
-class SeedCounts(NamedTuple):
-    """How many replicates the mean of the first and of the second is over, and how many both have."""
-
-    first: int
-    second: int
-    shared: int
+class CompareError(HarnessError):
+    """There is nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,11 @@ class TaskPair:
     """Student's interval of first - second over the seeds that both have, or the draws of the training list where there
     are several; unknown for fewer than two."""
 
-    seeds: SeedCounts
+    seeds: tuple[int, int]
+    """How many replicates the mean of the first and of the second is over."""
+
+    shared: int
+    """How many replicates both have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ def compare_runs(
         if len(shared):
             a, b = a[shared], b[shared]
         interval = seeds_interval([independent(a - b)] if len(shared) else [])
-        pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, SeedCounts(len(a), len(b), len(shared)))
+        pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b)), len(shared))
     if not pairs:
         tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
         raise CompareError(f"{names[0]} and {names[1]} share no task: {tasks[0]} against {tasks[1]}")
@@ -112,7 +108,7 @@ def compare_runs(
 
 
 def compare_methods(peers: ComparableSet, first: str, second: str) -> MethodComparison:
-    """Two methods of one set, by label, title or name. `CompareError` names what there is."""
+    """Two methods of one set, by label or name. `CompareError` names the known ones."""
     names = peers.rows.drop_duplicates("label").set_index("label")["method"]
     a, b = (_label(names, wanted, peers) for wanted in (first, second))
     if a == b:
@@ -152,7 +148,6 @@ def overall(comparison: MethodComparison, margin: float = MARGIN) -> str:
 def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin: float = MARGIN) -> Table:
     """A row per shared task, and their mean; the sentence of `overall` is in the caption."""
     columns = _columns(comparison)
-    mean_of_tasks = f"mean of {len(comparison.pairs)} tasks"
     caption = (
         f"{overall(comparison, margin)} Means are over the seeds that both have; low, high: 95 % interval by "
         "Student's t, of a task over these seeds (over draws of the training list, where there are several), missing "
@@ -164,52 +159,42 @@ def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin:
         name="comparison",
         title=set_title(peers, f"{comparison.first} against {comparison.second}"),
         caption=caption,
-        columns=list(columns),
+        columns=columns,
         corner="task",
     )
     seeds = seed_count(peers.rows)
     for key, pair in comparison.pairs.items():
         table.rows[cell_name(*key)] = _pair_row(pair, columns, seeds)
-    means = {
-        column.key: mean_cell(row[column.key] for row in table.rows.values())
-        for column in (columns.first, columns.second, columns.mean)
-    }
-    table.rows[mean_of_tasks] = means | _ends(tasks_interval(comparison.differences), columns)
+    means = {column.key: mean_cell(row[column.key] for row in table.rows.values()) for column in columns[:3]}
+    interval = tasks_interval(comparison.differences)
+    ends = named_row(columns[2:], low=number_cell(interval.low), high=number_cell(interval.high))
+    table.rows[f"mean of {len(comparison.pairs)} tasks"] = means | ends
     return table
 
 
-class _Columns(NamedTuple):
-    first: Column
-    second: Column
-    mean: Column
-    low: Column
-    high: Column
-    shared: Column
-
-
-def _columns(comparison: MethodComparison) -> _Columns:
+def _columns(comparison: MethodComparison) -> list[Column]:
     metric = comparison.metric
     first, second = (
         dataclasses.replace(value_column(metric, name, 1), best="") for name in (comparison.first, comparison.second)
     )
     group = "difference in points" if metric.unit == PER_CENT else "difference"
     mean, low, high = (difference_column(metric, name, 1, group=group) for name in ("mean", "low", "high"))
-    return _Columns(first, second, mean, low, high, Column(name="seeds shared", kind="integer"))
+    return [first, second, mean, low, high, Column(name="seeds shared", kind="integer")]
 
 
-def _pair_row(pair: TaskPair, columns: _Columns, seeds: int) -> Row:
-    first, second = ("" if n == seeds else f"{n}/{seeds}" for n in (pair.seeds.first, pair.seeds.second))
-    return {
-        columns.first.key: Cell(value=pair.first, note=first),
-        columns.second.key: Cell(value=pair.second, note=second),
-        columns.mean.key: Cell(value=pair.first - pair.second, note="" if pair.seeds.shared else "≠"),
-        **_ends(pair.interval, columns),
-        columns.shared.key: Cell(value=float(pair.seeds.shared)),
+def _pair_row(pair: TaskPair, columns: list[Column], seeds: int) -> Row:
+    first, second = ("" if n == seeds else f"{n}/{seeds}" for n in pair.seeds)
+    values = {
+        columns[0].key: Cell(value=pair.first, note=first),
+        columns[1].key: Cell(value=pair.second, note=second),
     }
-
-
-def _ends(interval: Interval, columns: _Columns) -> Row:
-    return {columns.low.key: number_cell(interval.low), columns.high.key: number_cell(interval.high)}
+    return values | named_row(
+        columns[2:],
+        mean=Cell(value=pair.first - pair.second, note="" if pair.shared else "≠"),
+        low=number_cell(pair.interval.low),
+        high=number_cell(pair.interval.high),
+        seeds_shared=Cell(value=float(pair.shared)),
+    )
 
 
 def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:
@@ -231,15 +216,18 @@ def compare_folders(
     """One table per method that both folders hold with the same settings under the same conditions, which are never
     mixed; what was not compared is said below the last one."""
     others = {tuple(other.key.values()): other for other in second}
-    pairs = [(one, others.pop(tuple(one.key.values()), None)) for one in first]
     tables: list[Table] = []
     reasons: list[str] = []
-    for peers, other in pairs:
+    for peers in first:
+        other = others.pop(tuple(peers.key.values()), None)
         if other is None:
             reasons.append(f"{set_title(peers)}: only in {names[0]}{_other_conditions(peers, second)}")
             continue
         for made in _compare_sets(peers, other, names, margin):
-            (tables if isinstance(made, Table) else reasons).append(made)  # type: ignore[arg-type]
+            if isinstance(made, Table):
+                tables.append(made)
+            else:
+                reasons.append(made)
     reasons += [f"{set_title(o)}: only in {names[1]}{_other_conditions(o, first)}" for o in others.values()]
     if not tables:
         raise CompareError(

@@ -12,25 +12,21 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis.figures import drawings, save
+from analysis.figures.gallery import Drawing, drawings
+from analysis.figures.style import save
 from analysis.frame import ComparableSet, comparable_sets
+from analysis.index import ReadRecords, Runs
 from analysis.literature import measured_beside
-from analysis.page import MethodFacts, PageFigure, Section, to_html
+from analysis.page import MethodFacts, Section, to_html
 from analysis.page_tables import make_page_table
-from analysis.render import to_terminal, write_table
-from analysis.runs import ReadRecords, Runs
-from analysis.tables import (
-    ALL_TABLES,
-    WEIGHTS_TABLE,
-    Table,
-    TableOptions,
-    all_tables,
-    check_options,
-    result_tables,
-    weights_tables,
-)
+from analysis.render import write_table
+from analysis.render.terminal import to_terminal
+from analysis.tables import ALL_TABLES, TableOptions, all_tables, check_options
+from analysis.tables.base import Table
 from analysis.tables.cells import LEFT_OUT, set_title
+from analysis.tables.differences import WEIGHTS_TABLE, weights_tables
 from analysis.tables.significance import DEFAULT_REFERENCE
+from analysis.tables.tasks import result_tables
 
 PAGE = "index.html"
 
@@ -47,7 +43,7 @@ def write_report(
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
     `suite`: only that one; `about`: title, family and paper by method, for records that do not say. The runs are
-    expected beside `folder`, which is where the page's links point. `AnalysisError` where `options` name what no set
+    expected beside `folder`, which is where the page's links point. `HarnessError` where `options` name what no set
     has.
     """
     facts = _facts(runs.rows, about or {})
@@ -115,7 +111,7 @@ class _Writer:
             if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
                 to_terminal(table, self.console)
             paths += write_table(table, folder)
-        paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
+        paths.append(folder / "runs.csv")  # every seed's value, for other statistics
         peers.rows.to_csv(paths[-1], index=False)
         if peers.left_out:
             paths.append(folder / LEFT_OUT)
@@ -126,24 +122,22 @@ class _Writer:
             title=set_title(peers),
             key=peers.key,
             page_tables=[make_page_table(peers, table, self.base) for table in tables],
-            tables=tables,
             figures=figures,
             not_drawn=not_drawn,
             left_out=peers.left_out,
         )
-        return section, paths + [path for figure in figures for path in figure.files]
+        return section, paths + [path for _, files in figures for path in files]
 
-    def _figures(self, peers: ComparableSet, folder: Path) -> tuple[list[PageFigure], list[tuple[str, str]]]:
-        """Figures that were drawn, and the others with what they need."""
+    def _figures(self, peers: ComparableSet, folder: Path) -> tuple[list[tuple[Drawing, list[Path]]], list[Drawing]]:
+        """Figures that were drawn, with their files, and the others."""
         figures, missing = [], []
         reference = self.options.reference or DEFAULT_REFERENCE
         for drawing in drawings(peers, self.read, measured_beside(peers), reference):
             figure = drawing.draw()
             if figure is None:
-                missing.append((drawing.name, drawing.needs))
-                continue
-            files = save(figure, folder, drawing.name)
-            figures.append(PageFigure(name=drawing.name, caption=drawing.caption, png=files[0], files=files))
+                missing.append(drawing)
+            else:
+                figures.append((drawing, save(figure, folder, drawing.name)))
         return figures, missing
 
 
@@ -163,10 +157,7 @@ def _names(sets: list[ComparableSet]) -> list[str]:
 
 def _at_random(peers: ComparableSet, sets: list[ComparableSet]) -> list[ComparableSet]:
     """Sets that differ from this one in nothing but random instead of pretrained weights."""
-
-    def rest(one: ComparableSet) -> dict[str, object]:
-        return {k: v for k, v in one.key.items() if k not in {"weights", "weights_digest"}}
-
     if peers.key["weights"] == "random":
         return []
-    return [other for other in sets if other.key["weights"] == "random" and rest(other) == rest(peers)]
+    at_random, names = [other for other in sets if other.key["weights"] == "random"], ("weights", "weights_digest")
+    return [other for other in at_random if other.rest_of_key(*names) == peers.rest_of_key(*names)]

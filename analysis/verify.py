@@ -20,10 +20,11 @@ from scipy import stats
 from analysis.columns import target_values
 from analysis.comparability import taken_in_part
 from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name
-from analysis.literature import FOLDER, PublishedError, PublishedSource
+from analysis.literature import FOLDER, PublishedSource, single_values
 from analysis.statistics import CONFIDENCE, independent
 from analysis.tables.base import Cell, Column, Row, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
+from harness.errors import HarnessError
 from harness.schema.metrics import ACCURACY
 
 RULE = (
@@ -69,7 +70,7 @@ def conditions() -> dict[str, Any]:
     """What is known of the sources, see the file."""
     file = FOLDER / "conditions.yaml"
     if not file.is_file():
-        raise PublishedError(f"no {file}: published numbers are in the repository, not in the package")
+        raise HarnessError(f"no {file}: published numbers are in the repository, not in the package")
     return dict(yaml.safe_load(file.read_text()))
 
 
@@ -110,14 +111,12 @@ def verify(peers: ComparableSet, source: PublishedSource) -> Verification | None
 def _quoted(peers: ComparableSet, source: PublishedSource) -> tuple[pd.DataFrame, str]:
     """The source's accuracies on the set's suite, one metric; `own`: the own method that each stands for, `same`:
     whether the backbone is the set's."""
-    rows = source.rows[(source.rows["suite"] == peers.key["suite"]) & (source.rows["part"] == "")]
-    rows = rows[rows["dataset"] != "ALL"]
+    rows = single_values(source, peers.key["suite"])
     base = str(rows["base"].iloc[0]) if len(rows) else ""
     titles = dict(zip(peers.rows["title"], peers.rows["method"], strict=True))
-    rows = rows[rows["base"] == base]
     names, ours = conditions()["backbones"], peers.key
     same = (rows["backbone"].map(names) == ours["backbone"]) & (ours["weights"] != "random")
-    return rows.assign(own=[own_name(name, titles) for name in rows["method"]], same=same), base
+    return rows.assign(own=rows["method"].map(lambda name: own_name(name, titles)), same=same), base
 
 
 def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, Row]:

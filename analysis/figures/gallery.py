@@ -19,9 +19,9 @@ from analysis.figures.ranks import critical_difference_diagram
 from analysis.figures.reproduction import reproduction_scatter
 from analysis.figures.tradeoff import tradeoff
 from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
+from analysis.index import ReadRecords
 from analysis.metric_text import sentence
-from analysis.runs import ReadRecords
-from analysis.tables import ablation_axes
+from analysis.tables.settings import ablation_axes
 from analysis.tables.significance import DEFAULT_REFERENCE
 from harness.schema.metrics import Metric
 

@@ -44,6 +44,12 @@ def label_order(rows: pd.DataFrame) -> list[str]:
     return sorted(first.index, key=lambda label: (first[label], label))
 
 
+def by_label(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Runs of each label, in the order of `label_order`."""
+    groups = dict(list(rows.groupby("label")))
+    return [(label, groups[label]) for label in label_order(rows)]
+
+
 def incomplete(cells: dict[Key, Cell], keys: Iterable[Key]) -> str:
     """`*` where one of the cells of a row is not all there."""
     return "*" if any(cells.get(key, MISSING).note for key in keys) else ""
@@ -85,18 +91,15 @@ def spread_caption(rows: pd.DataFrame) -> str:
     return f"mean ± standard deviation (ddof=1) over {over}"
 
 
-def devices_caption(rows: pd.DataFrame) -> str:
-    """All devices in use."""
-    return " and ".join(sorted(rows["device"].dropna().unique())) or "not recorded"
-
-
 def set_caption(peers: ComparableSet) -> str:
     """Protocol, backbone, preprocessing, precision, devices and what was left out: the end of every caption."""
     key = peers.key
+    budget = f"; {key['trials']} trials, or all there are where a method has fewer" if key["trials"] else ""
+    devices = " and ".join(sorted(peers.rows["device"].dropna().unique())) or "not recorded"
     caption = (
-        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{_budget(key['trials'])}. "
+        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{budget}. "
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
-        f"{key['preprocessing']}, precision {key['precision']}. Device: {devices_caption(peers.rows)}."
+        f"{key['preprocessing']}, precision {key['precision']}. Device: {devices}."
     )
     if other := taken_in_part(peers.rows):
         caption += f" Not the suite's own data, so not comparable with published numbers: {other}."
@@ -107,12 +110,8 @@ def set_caption(peers: ComparableSet) -> str:
     return caption
 
 
-def _budget(trials: int) -> str:
-    return f"; {trials} trials, or all there are where a method has fewer" if trials else ""
-
-
 def set_title(peers: ComparableSet, what: str = "") -> str:
-    """`demo, protocol fixed, demo_vit (pretrained)`, with what tells the set apart and the kind of table behind it."""
+    """`demo, protocol fixed, demo_vit (pretrained)`, with what tells the set apart and the kind of table after it."""
     key = peers.key
     title = f"{key['suite']}, protocol {key['protocol']}, {key['backbone']} ({key['weights']})"
     title += f", {peers.apart}" if peers.apart else ""

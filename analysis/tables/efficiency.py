@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.frame import ComparableSet, averaged, suite_cells
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import cost_cells, label_order, seed_count, set_caption, set_title
+from analysis.tables.cells import by_label, cost_cells, seed_count, set_caption, set_title
 
 MEANS_OF_RUNS = {
     "parameters_method": Column(name="params added", group="by role", kind="count"),
@@ -37,21 +37,9 @@ TUNING = {
 }
 """Further columns of a set that was tuned: a cell's trials serve all of its seeds."""
 
-TIMED = (
-    "memory",
-    "resident_memory",
-    "images_per_second",
-    "step_seconds",
-    "selection_seconds",
-    "train_seconds",
-    "evaluate_seconds",
-    "tuning_seconds",
-    "latency_1",
-    "latency_64",
-    "merged_latency_1",
-    "merged_latency_64",
-)
-"""Measurements that depend on the device."""
+NOT_TIMED = {name for name, column in MEANS_OF_RUNS.items() if column.kind in ("count", "flops")}
+NOT_TIMED |= {"stored_bytes", "tuning_trials"}
+"""What does not depend on the device, unlike the other columns."""
 
 OF_STEPS = ("images_per_second", "step_seconds")
 """Measurements of training steps, which are short where the head alone runs in them."""
@@ -73,7 +61,7 @@ CAPTION = (
 
 def _marked(cell: Cell, runs: pd.DataFrame, column: str) -> Cell:
     """The mean of a column, marked where it rests on several kinds of device or on steps that leave something out."""
-    mixed = column in TIMED and runs["device"].nunique() > 1
+    mixed = column not in NOT_TIMED and runs["device"].nunique() > 1
     shorter = column in OF_STEPS and bool(runs["cached_features"].fillna("").ne("").any())
     note = "‡" if mixed else "§" if shorter else ""
     return Cell(value=cell.value, note=note) if cell.is_number and note else cell
@@ -98,9 +86,7 @@ def efficiency_table(peers: ComparableSet) -> Table:
     )
     keys = list(averaged(suite_cells(peers.key["suite"], peers.rows)))
     seeds = seed_count(peers.rows)
-    groups = dict(list(peers.rows.groupby("label")))
-    for label in label_order(peers.rows):
-        runs = groups[label]
+    for label, runs in by_label(peers.rows):
         costs = cost_cells(runs, list(means), keys, seeds)
         row = {means[name].key: _marked(cell, runs, name) for name, cell in costs.items()}
         table.rows[label] = row | {column.key: _hours(runs, kind) for kind, column in HOURS.items()}

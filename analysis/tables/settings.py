@@ -1,4 +1,4 @@
-"""Chosen hyper-parameters per method and task, and ablations over one of them."""
+"""Hyper-parameters per method and task: those of the runs, what tuning chose, and ablations over one of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 
 from analysis.columns import parsed
 from analysis.frame import ComparableSet, cell_name, differing_keys, suite_cells
-from analysis.tables.base import Cell, Column, Key, Table
-from analysis.tables.cells import label_order, set_caption, set_title
+from analysis.tables.base import Cell, Column, Key, Row, Table, named_row, number_cell
+from analysis.tables.cells import by_label, set_caption, set_title
 from analysis.tables.tasks import task_table
 
 RECIPE = "recipe."
@@ -22,9 +22,8 @@ def _settings_rows(peers: ComparableSet) -> list[tuple[str, Key | None, dict[str
     """Label, cell and settings: one row for a method that has the same on all tasks (no cell), else one per cell."""
     rows: list[tuple[str, Key | None, dict[str, Any]]] = []
     order = list(suite_cells(peers.key["suite"], peers.rows))
-    groups = dict(list(peers.rows.groupby("label")))
-    for label in label_order(peers.rows):
-        texts = groups[label].groupby(["task", "shots"])["settings"].unique()
+    for label, runs in by_label(peers.rows):
+        texts = runs.groupby(["task", "shots"])["settings"].unique()
         if len({tuple(one) for one in texts}) == 1:
             rows += [(label, None, parsed(text)) for text in texts.iloc[0]]
             continue
@@ -78,16 +77,9 @@ def _ablation_rows(peers: ComparableSet, axis: str) -> pd.DataFrame:
 
 
 def ablation_table(peers: ComparableSet, axis: str) -> Table:
-    """The per-task table of the methods that ran with several values of `axis`, in the order of the values.
-
-    `axis` is a field of a method's configuration (`channels`) or of the recipe (`lr` or `recipe.lr`). Methods are
-    compared with themselves: all other settings are equal. `KeyError` if no method has two values of it.
-    """
-    names = [axis, RECIPE + axis]
-    axis = next((name for name in names if peers.rows["settings"].map(lambda t, n=name: n in parsed(t)).any()), axis)
+    """The per-task table of the methods that ran with several values of `axis`, one of `ablation_axes`, in the order of
+    the values. Methods are compared with themselves: all other settings are equal."""
     kept = _ablation_rows(peers, axis)
-    if kept.empty:
-        raise KeyError(f"no method ran with two values of {axis!r} and all else equal")
     table = task_table(dataclasses.replace(peers, rows=kept.drop(columns="axis")))
     first = kept.drop_duplicates("label").set_index("label")
     order = sorted(table.rows, key=lambda label: (first["title"][label], *_sortable(first["axis"][label]), label))
@@ -107,3 +99,51 @@ def shown(axis: str) -> str:
 def _sortable(value: Any) -> tuple[bool, float, str]:
     number = isinstance(value, Real) and not isinstance(value, bool)
     return not number, float(value) if number else 0.0, str(value)
+
+
+TUNING_COLUMNS = [
+    Column(name="chosen", kind="text"),
+    Column(name="val"),
+    Column(name="trials", kind="integer"),
+    Column(name="failed", kind="integer"),
+    Column(name="hours", kind="hours"),
+]
+
+TUNING_CAPTION = (
+    "The settings that won on val, of those that were searched; accuracy of the winner there, so not a result; trials "
+    "that were done, those that failed, and device hours of all of them together."
+)
+
+
+def tuning_table(peers: ComparableSet) -> Table | None:
+    """A row per method, task and draw of the training list; None where nothing was tuned."""
+    tuned = peers.rows[peers.rows["tuning_trials"].notna()]
+    if tuned.empty:
+        return None
+    table = Table(
+        name="tuning",
+        title=set_title(peers, "chosen settings"),
+        caption=f"{TUNING_CAPTION} {set_caption(peers)}",
+        columns=TUNING_COLUMNS,
+    )
+    for label, runs in by_label(tuned):
+        own = runs.drop_duplicates(["task", "shots", "split_seed"])
+        for task, shots in suite_cells(peers.key["suite"], tuned):
+            for _, run in own[(own["task"] == task) & (own["shots"] == shots)].sort_values("split_seed").iterrows():
+                draw = f", draw {run['split_seed']}" if run["split_seed"] >= 0 else ""
+                table.rows[f"{label}, {cell_name(task, shots)}{draw}"] = _tuning_row(run)
+    return table
+
+
+def _tuning_row(run: pd.Series) -> Row:
+    text = ", ".join(f"{key.removeprefix('recipe.')}={value}" for key, value in parsed(run["chosen"]).items())
+    if run["tuning_failed"] == run["tuning_trials"]:
+        text = "none: all trials failed"
+    return named_row(
+        TUNING_COLUMNS,
+        chosen=Cell(text=text or "nothing searched"),
+        val=number_cell(run["tuning_accuracy"]),
+        trials=number_cell(run["tuning_trials"]),
+        failed=number_cell(run["tuning_failed"]),
+        hours=number_cell(run["tuning_seconds"] / 3600),
+    )

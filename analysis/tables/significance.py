@@ -62,10 +62,7 @@ def _seed_columns(metric: Metric) -> list[Column]:
 
 
 def find_reference(labels: pd.Series, wanted: str | None) -> str | None:
-    """The one label of that label, title or name; None if there is none or several.
-
-    `labels` maps labels (index) to the method's own name; titles are the labels' beginnings.
-    """
+    """The one label of that label or name; None if there is none or several. `labels`: label (index) to name."""
     if wanted is None:
         return None
     text = wanted.casefold()
@@ -115,7 +112,7 @@ def tests_caption(values: pd.DataFrame, reference: str, equal: float) -> str:
     )
     whole = friedman(values)
     if whole:
-        text += f"Friedman chi-squared({methods - 1}) = {whole.statistic:.2f}, p = {whole.p:.2g}. "
+        text += f"Friedman chi-squared({methods - 1}) = {whole[0]:.2f}, p = {whole[1]:.2g}. "
         text += f"Nemenyi: average ranks differ at 0.05 if {nemenyi_difference(methods, tasks):.2f} apart. "
     return text
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 import pandas as pd
 
 from analysis.columns import parsed, target_values
-from analysis.frame import OTHER, ComparableSet, averaged, cell_name, suite_cells, suite_tasks, tasks_text
+from analysis.frame import OTHER, ComparableSet, averaged, cell_name, known_tasks, suite_cells, suite_tasks, tasks_text
 from analysis.metric_text import in_words, sentence
 from analysis.tables.base import MEANS, MISSING, Cell, Column, Key, Row, Table, mean_cell, value_column
 from analysis.tables.cells import (
+    by_label,
     cost_cells,
-    label_order,
     metric_cells,
     rank_cells,
     seed_count,
@@ -22,7 +22,6 @@ from analysis.tables.cells import (
     spread_caption,
 )
 from harness.schema.metrics import Metric
-from suites import SUITES
 
 RANK = Column(name="rank", kind="rank", best="min")
 COSTS = {
@@ -84,11 +83,11 @@ def _group_columns(peers: ComparableSet, over: dict[Key, str]) -> list[Column]:
 def _fill(table: Table, peers: ComparableSet, keys: list[Key]) -> None:
     """Add a row per method to a table whose columns say what they are over; ranks and costs are over `keys`."""
     cells, seeds = metric_cells(peers), seed_count(peers.rows)
-    ranks, groups = rank_cells(cells, keys, peers.metric), dict(list(peers.rows.groupby("label")))
-    for label in label_order(peers.rows):
+    ranks = rank_cells(cells, keys, peers.metric)
+    for label, runs in by_label(peers.rows):
         row = {c.key: _value(c, cells[label]) for c in table.columns if c.over and c.plain}
         row |= {c.key: ranks[label] for c in table.columns if c.kind == "rank"}
-        table.rows[label] = row | _cost_row(groups[label], keys, seeds)
+        table.rows[label] = row | _cost_row(runs, keys, seeds)
 
 
 def _value(column: Column, cells: dict[Key, Cell]) -> Cell:
@@ -179,8 +178,7 @@ def domain_table(peers: ComparableSet, task: str, shots: int) -> Table:
         columns=[source, *targets.values(), *means.values(), *costs],
     )
     seeds = seed_count(rows)
-    for label in label_order(rows):
-        runs = rows[rows["label"] == label]
+    for label, runs in by_label(rows):
         cells = _target_cells(runs, list(targets), peers.metric, seeds)
         row = {source.key: cells[""]} | {column.key: cells[name] for name, column in targets.items()}
         row |= {column.key: mean_cell(cells[target] for target in averages[name]) for name, column in means.items()}
@@ -190,14 +188,14 @@ def domain_table(peers: ComparableSet, task: str, shots: int) -> Table:
 
 def target_order(suite: str, task: str) -> list[str]:
     """Targets of a task in the suite's order, over all classes, then masked."""
-    known = {t.name: t for t in SUITES[suite].tasks} if suite in SUITES else {}
+    known = known_tasks(suite)
     names = [target.name for target in known[task].targets] if task in known else []
     return [*names, *(f"{name}/masked" for name in names)]
 
 
 def _ways(suite: str, task: str) -> str:
-    classes = {t.name: t.num_classes for t in SUITES[suite].tasks} if suite in SUITES else {}
-    return f"{classes[task]}-way" if task in classes else "all classes"
+    known = known_tasks(suite)
+    return f"{known[task].num_classes}-way" if task in known else "all classes"
 
 
 def result_tables(peers: ComparableSet) -> list[Table]:
