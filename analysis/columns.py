@@ -1,4 +1,4 @@
-"""The columns of the data frame of runs: what each is called, its type, and how it is read out of a record."""
+"""The columns of the data frame of runs: name, type, and how each is read out of a record."""
 
 from __future__ import annotations
 
@@ -71,10 +71,6 @@ def _choice(record: RunRecord) -> str | None:
     return canonical_json({t.run_id: t.accuracy for t in record.tuning.trials}) if record.tuning else None
 
 
-def _targets(record: RunRecord) -> str:
-    return canonical_json({name: scores.values for name, scores in list(record.metrics.items())[1:]})
-
-
 def _of(attribute: str, *names: str) -> Iterator[Column]:
     """Float columns out of a part of the record that may be missing, each `column=field` or a name for both."""
     for name in names:
@@ -107,16 +103,12 @@ def _version(package: str) -> Callable[[RunRecord], Any]:
     return lambda record: record.environment.get("packages", {}).get(package)
 
 
-def _or_minus_one(value: int | None) -> int:
-    return -1 if value is None else value
-
-
 SPEC_COLUMNS = (
     Column("run_id", str, lambda r: r.spec.run_id),
     Column("suite", str, lambda r: r.spec.suite),
     Column("task", str, lambda r: r.spec.task),
-    Column("shots", int, lambda r: _or_minus_one(r.spec.shots)),
-    Column("split_seed", int, lambda r: _or_minus_one(r.spec.split_seed)),
+    Column("shots", int, lambda r: -1 if r.spec.shots is None else r.spec.shots),
+    Column("split_seed", int, lambda r: -1 if r.spec.split_seed is None else r.spec.split_seed),
     Column("protocol", str, lambda r: r.spec.protocol),
     Column("trials", int, lambda r: r.spec.trials),
     Column("backbone", str, lambda r: r.spec.backbone.name),
@@ -141,7 +133,7 @@ SPEC_COLUMNS = (
 that were) are canonical JSON, so that rows can be grouped by them."""
 
 RESULT_COLUMNS = (
-    Column("targets", str, _targets),
+    Column("targets", str, lambda r: canonical_json({k: s.values for k, s in list(r.metrics.items())[1:]})),
     Column("test_looks", int, lambda r: r.test_looks),
     Column("epochs", int, lambda r: len(r.curve)),
     Column("chose_channels", bool, lambda r: bool(r.method_info.get("channels"))),

@@ -1,23 +1,23 @@
-"""What the commands `report`, `compare` and `published` call."""
+"""What the commands `report`, `compare`, `bias`, `verify` and `published` call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
-from analysis.errors import AnalysisError
 from analysis.frame import ComparableSet, comparable_sets
+from analysis.index import Runs, from_folder
 from analysis.literature import load as load_published
 from analysis.literature import significance, source, tables
-from analysis.render import to_terminal
-from analysis.runs import Runs, from_folder
-from analysis.tables import Table, TableOptions, bias_tables
+from analysis.render.terminal import to_terminal
+from analysis.tables.base import Table
+from analysis.tables.differences import bias_tables
 from analysis.verify import Verification, verify
-from harness.errors import did_you_mean
+from harness.errors import HarnessError, did_you_mean
 from suites import SUITES
 
 
@@ -29,38 +29,17 @@ def load(root: Path, errors: Console) -> Runs:
     return runs
 
 
-def show(make: Callable[[], list[Table]], console: Console, errors: Console) -> None:
-    """Print tables; an `AnalysisError` ends the program with its message."""
-    try:
-        made = make()
-    except AnalysisError as error:
-        errors.print(f"error: {error}", highlight=False, markup=False)
-        raise SystemExit(2) from None
-    for table in made:
+def show(tables: Iterable[Table], console: Console) -> None:
+    """Print tables."""
+    for table in tables:
         to_terminal(table, console)
 
 
-def report(
-    root: Path,
-    folder: Path,
-    suite: str | None,
-    options: TableOptions,
-    about: Mapping[str, Mapping[str, Any]],
-    console: Console,
-    errors: Console,
-) -> list[Path]:
-    """Write the report of the records below `root` into `folder`. `AnalysisError` for options that fit no record."""
-    from analysis.report import write_report  # it imports matplotlib, which takes long
-
-    runs = load(root, errors)
-    _check_suite(suite, runs)
-    return write_report(runs, folder, console, suite, options, about=about)
-
-
-def _check_suite(suite: str | None, runs: Runs) -> None:
+def check_suite(suite: str | None, runs: Runs) -> None:
+    """`HarnessError` for a suite that neither this version nor the records know."""
     known = {*SUITES, *(runs.rows["suite"] if len(runs.rows) else [])}
     if suite is not None and suite not in known:
-        raise AnalysisError(f"no suite {suite!r}. {did_you_mean(suite, sorted(known))}")
+        raise HarnessError(f"no suite {suite!r}. {did_you_mean(suite, sorted(known))}")
 
 
 def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:
@@ -87,26 +66,26 @@ def bias(root: Path, suite: str | None, errors: Console) -> list[Table]:
 def verified(
     name: str | None, root: Path, suite: str | None, protocol: str | None, errors: Console
 ) -> list[Verification]:
-    """Own records against each source that has the same methods and tasks. `AnalysisError` if none has."""
+    """Own records against each source that has the same methods and tasks. `HarnessError` if none has."""
     sources = [source(name)] if name else list(load_published().values())
-    sets = [chosen for chosen in _sets(root, suite, protocol, errors) if chosen.key["protocol"] != "validation"]
-    parts = [part for chosen in sets for published in sources if (part := verify(chosen, published))]
+    sets = [peers for peers in _sets(root, suite, protocol, errors) if peers.key["protocol"] != "validation"]
+    parts = [part for peers in sets for published in sources if (part := verify(peers, published))]
     if not parts:
-        held = ", ".join(sorted({chosen.key["suite"] for chosen in sets})) or "no test results"
+        held = ", ".join(sorted({peers.key["suite"] for peers in sets})) or "no test results"
         where = f"source {name!r} has" if name else "no source has"
-        raise AnalysisError(f"{where} a method and task of these records ({held}); `sctbench published` lists sources")
+        raise HarnessError(f"{where} a method and task of these records ({held}); `sctbench published` lists sources")
     return parts
 
 
 def published_rows() -> list[dict[str, Any]]:
     """A line per published source."""
     return [
-        {"name": s.name, "methods": len(s.methods), "rows": len(s.rows), "source": s.title}
+        {"name": s.name, "methods": s.rows["method"].nunique(), "rows": len(s.rows), "source": s.title}
         for s in load_published().values()
     ]
 
 
 def published_tables(name: str, reference: str | None) -> list[Table]:
     """A source's tables, and the tests against `reference` if given."""
-    chosen = source(name)
-    return [*tables(chosen), *([significance(chosen, reference)] if reference else [])]
+    published = source(name)
+    return [*tables(published), *([significance(published, reference)] if reference else [])]

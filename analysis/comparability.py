@@ -1,4 +1,4 @@
-"""Which records must not stand in one column, and what else is not the same in all of them.
+"""Which records must not stand in one column, and what else differs among them.
 
 Refused are records of a task whose lists or images differ from those that most records have (decoded pixels, which
 records of schema 2 do not know, among those that know them), and tuned records of one cell that other trials decided
@@ -25,7 +25,7 @@ LIST_KEYS = [*CELL_KEYS, "split_seed"]
 """What stands for one training list."""
 
 NOTED = {"code": "code states"} | {name: f"versions of {name}" for name in ("torch", "timm", "peft")}
-"""Columns in which records may differ side by side, and how the note calls them."""
+"""Columns in which records may differ side by side, and what the note calls them."""
 
 MOST_NOTED = 4
 """States that a note spells out; of more it gives the number."""
@@ -54,7 +54,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
         (LIST_KEYS, "pixels", lambda _, __: "images differ"),
         ([*LIST_KEYS, "method", "variant", "source"], "choice", lambda _, __: "settings chosen by other trials"),
     ):
-        usual = _usual(rows, keys, column)
+        usual = usual_values(rows, keys, column)
         other = rows[column].notna() & (rows[column] != usual[column])
         for (_, run), (_, normal) in zip(rows[other].iterrows(), usual[other].iterrows(), strict=True):
             left_out.append(LeftOut(run["run_id"], run["title"], run["task"], differ(run, normal)))
@@ -66,7 +66,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
     return rows.drop(index=twice), left_out
 
 
-def _usual(rows: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
+def usual_values(rows: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
     """For each row, `column` and `data_sizes` as most rows with the same `keys` have them."""
     known = rows.dropna(subset=column)
     most = known.groupby(keys)[column].agg(lambda values: values.mode().iloc[0]).reset_index()
@@ -113,13 +113,13 @@ def taken_in_part(rows: pd.DataFrame) -> str:
 
 def notes(rows: pd.DataFrame) -> list[str]:
     """`2 code states: 1a2b3c4d (12 runs), 5e6f7a8b with changes (3 runs)` for each of `NOTED` that is not the same."""
-    found = []
+    remarks = []
     for column, name in NOTED.items():
         counts = rows[column].value_counts()
         if len(counts) > 1:
             states = ", ".join(f"{state} ({count} run{'s' * (count > 1)})" for state, count in counts.items())
-            found.append(f"{len(counts)} {name}: {states}" if len(counts) <= MOST_NOTED else f"{len(counts)} {name}")
-    return found + _sources(rows[rows["status"] == "complete"])
+            remarks.append(f"{len(counts)} {name}: {states}" if len(counts) <= MOST_NOTED else f"{len(counts)} {name}")
+    return remarks + _sources(rows[rows["status"] == "complete"])
 
 
 def _sources(runs: pd.DataFrame) -> list[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 
 from analysis.comparability import CELL_KEYS, LeftOut, notes
-from analysis.errors import AnalysisError
 from analysis.frame import IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.metric_text import MARGIN, PER_CENT
 from analysis.statistics import (
@@ -30,25 +28,19 @@ from analysis.tables.base import (
     Table,
     difference_column,
     mean_cell,
+    named_row,
     number_cell,
     value_column,
 )
 from analysis.tables.cells import seed_count, set_caption, set_title
 from analysis.tables.pairs import settings_difference
 from analysis.tables.significance import find_reference
+from harness.errors import HarnessError
 from harness.schema.metrics import Metric
 
 
-class CompareError(AnalysisError):
-    """There is nothing to compare. The message is for the user."""
-
-
-class SeedCounts(NamedTuple):
-    """How many replicates the mean of the first and of the second is over, and how many both have."""
-
-    first: int
-    second: int
-    shared: int
+class CompareError(HarnessError):
+    """There is nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,11 @@ class TaskPair:
     """Student's interval of first - second over the seeds that both have, or the draws of the training list where there
     are several; unknown for fewer than two."""
 
-    seeds: SeedCounts
+    seeds: tuple[int, int]
+    """How many replicates the mean of the first and of the second is over."""
+
+    shared: int
+    """How many replicates both have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +87,11 @@ def _values(runs: pd.DataFrame, metric: Metric) -> dict[Key, pd.Series]:
 
 
 def compare_runs(
-    sides: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], chosen: ComparableSet
+    sides: tuple[pd.DataFrame, pd.DataFrame], names: tuple[str, str], peers: ComparableSet
 ) -> MethodComparison:
-    """Pair the runs of two methods of `chosen`, by its metric. `CompareError` if they share no task."""
-    ours, theirs = (_values(side, chosen.metric) for side in sides)
-    order = list(suite_cells(chosen.key["suite"], chosen.rows))
+    """Pair the runs of two methods of `peers`, by its metric. `CompareError` if they share no task."""
+    ours, theirs = (_values(side, peers.metric) for side in sides)
+    order = list(suite_cells(peers.key["suite"], peers.rows))
     pairs = {}
     for key in (key for key in order if key in ours and key in theirs):
         a, b = ours[key], theirs[key]
@@ -103,29 +99,29 @@ def compare_runs(
         if len(shared):
             a, b = a[shared], b[shared]
         interval = seeds_interval([independent(a - b)] if len(shared) else [])
-        pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, SeedCounts(len(a), len(b), len(shared)))
+        pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b)), len(shared))
     if not pairs:
         tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
         raise CompareError(f"{names[0]} and {names[1]} share no task: {tasks[0]} against {tasks[1]}")
     lacking = [cell_name(*key) for key in order if (key in ours) != (key in theirs)]
-    return MethodComparison(*names, chosen.metric, pairs, lacking)
+    return MethodComparison(*names, peers.metric, pairs, lacking)
 
 
-def compare_methods(chosen: ComparableSet, first: str, second: str) -> MethodComparison:
-    """Two methods of one set, by label, title or name. `CompareError` names what there is."""
-    names = chosen.rows.drop_duplicates("label").set_index("label")["method"]
-    a, b = (_label(names, wanted, chosen) for wanted in (first, second))
+def compare_methods(peers: ComparableSet, first: str, second: str) -> MethodComparison:
+    """Two methods of one set, by label or name. `CompareError` names the known ones."""
+    names = peers.rows.drop_duplicates("label").set_index("label")["method"]
+    a, b = (_label(names, wanted, peers) for wanted in (first, second))
     if a == b:
         raise CompareError(f"{first!r} and {second!r} are both {a}")
-    rows = chosen.rows
-    return compare_runs((rows[rows["label"] == a], rows[rows["label"] == b]), (a, b), chosen)
+    rows = peers.rows
+    return compare_runs((rows[rows["label"] == a], rows[rows["label"] == b]), (a, b), peers)
 
 
-def _label(names: pd.Series, wanted: str, chosen: ComparableSet) -> str:
+def _label(names: pd.Series, wanted: str, peers: ComparableSet) -> str:
     label = find_reference(names, wanted)
     if label is None:
         known = "; ".join(sorted(names.index))
-        raise CompareError(f"no single method {wanted!r} in {set_title(chosen)}. There are: {known}")
+        raise CompareError(f"no single method {wanted!r} in {set_title(peers)}. There are: {known}")
     return label
 
 
@@ -149,75 +145,64 @@ def overall(comparison: MethodComparison, margin: float = MARGIN) -> str:
     )
 
 
-def comparison_table(comparison: MethodComparison, chosen: ComparableSet, margin: float = MARGIN) -> Table:
+def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin: float = MARGIN) -> Table:
     """A row per shared task, and their mean; the sentence of `overall` is in the caption."""
     columns = _columns(comparison)
-    mean_of_tasks = f"mean of {len(comparison.pairs)} tasks"
     caption = (
         f"{overall(comparison, margin)} Means are over the seeds that both have; low, high: 95 % interval by "
         "Student's t, of a task over these seeds (over draws of the training list, where there are several), missing "
-        f"where their differences are all the same, of the mean over tasks. {set_caption(chosen)}"
+        f"where their differences are all the same, of the mean over tasks. {set_caption(peers)}"
     )
     if comparison.lacking:
         caption += f" Not compared, because only one of the two has them: {', '.join(comparison.lacking)}."
     table = Table(
         name="comparison",
-        title=set_title(chosen, f"{comparison.first} against {comparison.second}"),
+        title=set_title(peers, f"{comparison.first} against {comparison.second}"),
         caption=caption,
-        columns=list(columns),
+        columns=columns,
         corner="task",
     )
-    seeds = seed_count(chosen.rows)
+    seeds = seed_count(peers.rows)
     for key, pair in comparison.pairs.items():
         table.rows[cell_name(*key)] = _pair_row(pair, columns, seeds)
-    means = {
-        column.key: mean_cell(row[column.key] for row in table.rows.values())
-        for column in (columns.first, columns.second, columns.mean)
-    }
-    table.rows[mean_of_tasks] = means | _ends(tasks_interval(comparison.differences), columns)
+    means = {column.key: mean_cell(row[column.key] for row in table.rows.values()) for column in columns[:3]}
+    interval = tasks_interval(comparison.differences)
+    ends = named_row(columns[2:], low=number_cell(interval.low), high=number_cell(interval.high))
+    table.rows[f"mean of {len(comparison.pairs)} tasks"] = means | ends
     return table
 
 
-class _Columns(NamedTuple):
-    first: Column
-    second: Column
-    mean: Column
-    low: Column
-    high: Column
-    shared: Column
-
-
-def _columns(comparison: MethodComparison) -> _Columns:
+def _columns(comparison: MethodComparison) -> list[Column]:
     metric = comparison.metric
     first, second = (
         dataclasses.replace(value_column(metric, name, 1), best="") for name in (comparison.first, comparison.second)
     )
     group = "difference in points" if metric.unit == PER_CENT else "difference"
     mean, low, high = (difference_column(metric, name, 1, group=group) for name in ("mean", "low", "high"))
-    return _Columns(first, second, mean, low, high, Column(name="seeds shared", kind="integer"))
+    return [first, second, mean, low, high, Column(name="seeds shared", kind="integer")]
 
 
-def _pair_row(pair: TaskPair, columns: _Columns, seeds: int) -> Row:
-    first, second = ("" if n == seeds else f"{n}/{seeds}" for n in (pair.seeds.first, pair.seeds.second))
-    return {
-        columns.first.key: Cell(value=pair.first, note=first),
-        columns.second.key: Cell(value=pair.second, note=second),
-        columns.mean.key: Cell(value=pair.first - pair.second, note="" if pair.seeds.shared else "≠"),
-        **_ends(pair.interval, columns),
-        columns.shared.key: Cell(value=float(pair.seeds.shared)),
+def _pair_row(pair: TaskPair, columns: list[Column], seeds: int) -> Row:
+    first, second = ("" if n == seeds else f"{n}/{seeds}" for n in pair.seeds)
+    values = {
+        columns[0].key: Cell(value=pair.first, note=first),
+        columns[1].key: Cell(value=pair.second, note=second),
     }
-
-
-def _ends(interval: Interval, columns: _Columns) -> Row:
-    return {columns.low.key: number_cell(interval.low), columns.high.key: number_cell(interval.high)}
+    return values | named_row(
+        columns[2:],
+        mean=Cell(value=pair.first - pair.second, note="" if pair.shared else "≠"),
+        low=number_cell(pair.interval.low),
+        high=number_cell(pair.interval.high),
+        seeds_shared=Cell(value=float(pair.shared)),
+    )
 
 
 def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:
     """Tables for every set that holds both methods. `CompareError` with the reasons if none does."""
     tables, reasons = [], []
-    for chosen in sets:
+    for peers in sets:
         try:
-            tables.append(comparison_table(compare_methods(chosen, first, second), chosen, margin))
+            tables.append(comparison_table(compare_methods(peers, first, second), peers, margin))
         except CompareError as error:
             reasons.append(str(error))
     if not tables:
@@ -231,15 +216,18 @@ def compare_folders(
     """One table per method that both folders hold with the same settings under the same conditions, which are never
     mixed; what was not compared is said below the last one."""
     others = {tuple(other.key.values()): other for other in second}
-    pairs = [(one, others.pop(tuple(one.key.values()), None)) for one in first]
     tables: list[Table] = []
     reasons: list[str] = []
-    for chosen, other in pairs:
+    for peers in first:
+        other = others.pop(tuple(peers.key.values()), None)
         if other is None:
-            reasons.append(f"{set_title(chosen)}: only in {names[0]}{_other_conditions(chosen, second)}")
+            reasons.append(f"{set_title(peers)}: only in {names[0]}{_other_conditions(peers, second)}")
             continue
-        for made in _compare_sets(chosen, other, names, margin):
-            (tables if isinstance(made, Table) else reasons).append(made)  # type: ignore[arg-type]
+        for made in _compare_sets(peers, other, names, margin):
+            if isinstance(made, Table):
+                tables.append(made)
+            else:
+                reasons.append(made)
     reasons += [f"{set_title(o)}: only in {names[1]}{_other_conditions(o, first)}" for o in others.values()]
     if not tables:
         raise CompareError(
@@ -253,19 +241,19 @@ def compare_folders(
     return tables
 
 
-def _other_conditions(chosen: ComparableSet, others: list[ComparableSet]) -> str:
+def _other_conditions(peers: ComparableSet, others: list[ComparableSet]) -> str:
     """` (precision bf16 against float32)`, where the other folder has a set of the same title."""
-    alike = next((other for other in others if all(other.key[key] == chosen.key[key] for key in IN_TITLE)), chosen)
-    differ = [key for key in chosen.key if chosen.key[key] != alike.key[key]]
-    words = [f"{key.replace('_', ' ')} {chosen.key[key]} against {alike.key[key]}" for key in differ]
+    alike = next((other for other in others if all(other.key[key] == peers.key[key] for key in IN_TITLE)), peers)
+    differ = [key for key in peers.key if peers.key[key] != alike.key[key]]
+    words = [f"{key.replace('_', ' ')} {peers.key[key]} against {alike.key[key]}" for key in differ]
     return f" ({', '.join(words)})" if words else ""
 
 
 def _compare_sets(
-    chosen: ComparableSet, other: ComparableSet, names: tuple[str, str], margin: float
+    peers: ComparableSet, other: ComparableSet, names: tuple[str, str], margin: float
 ) -> Iterator[Table | str]:
     """A table for each method and its settings, or the reason why there is none."""
-    rows, rest = chosen.rows, other.rows
+    rows, rest = peers.rows, other.rows
     for label, runs in rows.groupby("label", sort=False):
         theirs = rest[rest["method"] == runs["method"].iloc[0]]
         same = theirs[theirs["variant"].isin(runs["variant"])]
@@ -277,18 +265,18 @@ def _compare_sets(
             differ = settings_difference(runs["variant"].iloc[0], list(theirs["variant"].unique()))
             yield f"{label}: settings differ, {differ}"
         else:
-            left_out = [*_named(chosen, names[0]), *_named(other, names[1])]
-            yield _folder_table(chosen, (runs, same), left_out, [f"{label} in {name}" for name in names], margin)
+            left_out = [*_named(peers, names[0]), *_named(other, names[1])]
+            yield _folder_table(peers, (runs, same), left_out, [f"{label} in {name}" for name in names], margin)
     alone = rest[~rest["method"].isin(rows["method"])]
     yield from (f"{label}: only in {names[1]}" for label in alone["label"].unique())
 
 
-def _named(chosen: ComparableSet, folder: str) -> list[LeftOut]:
-    return [run._replace(method=f"{run.method} in {folder}") for run in chosen.left_out]
+def _named(peers: ComparableSet, folder: str) -> list[LeftOut]:
+    return [run._replace(method=f"{run.method} in {folder}") for run in peers.left_out]
 
 
 def _folder_table(
-    chosen: ComparableSet,
+    peers: ComparableSet,
     sides: tuple[pd.DataFrame, pd.DataFrame],
     left_out: list[LeftOut],
     titles: list[str],
@@ -297,7 +285,7 @@ def _folder_table(
     together = pd.concat(sides)
     if together.groupby([*CELL_KEYS, "split_seed"])[["data", "pixels"]].nunique().gt(1).any(axis=None):
         return f"{titles[0]} and in the other folder: on different data (fingerprints differ)"
-    both = dataclasses.replace(chosen, rows=together, left_out=left_out, notes=notes(together))
+    both = dataclasses.replace(peers, rows=together, left_out=left_out, notes=notes(together))
     try:
         return comparison_table(compare_runs(sides, (titles[0], titles[1]), both), both, margin)
     except CompareError as error:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analysis.columns import frame_of, parsed
-from analysis.comparability import CELL_KEYS, LeftOut, notes, set_aside_unlike
+from analysis.comparability import CELL_KEYS, LeftOut, notes, set_aside_unlike, usual_values
 from harness.schema.metrics import ACCURACY, Metric
 from harness.schema.record import RunRecord
 from suites import SUITES
+from suites.base import Task
 
 K = TypeVar("K")
 
@@ -46,7 +47,7 @@ CHOSEN_PER_TASK = ("tuned", "published", "oracle")
 """Protocols under which one method's settings differ from task to task by design."""
 
 OPENED_OFTEN = "†"
-"""Mark behind a row whose runs looked at the test split more than once, or chose by it."""
+"""Mark after a row whose runs looked at the test split more than once, or chose by it."""
 
 BY_DEVICE = '"recipe.precision":"auto"'
 """In a JSON text of settings: a precision that was left to the device."""
@@ -80,6 +81,10 @@ class ComparableSet:
         """The same runs, judged by another metric."""
         return replace(self, metric=metric)
 
+    def rest_of_key(self, *names: str) -> dict[str, Any]:
+        """The key without these names."""
+        return {name: value for name, value in self.key.items() if name not in names}
+
 
 def differing_keys(texts: Iterable[str]) -> list[str]:
     """Settings in which some of these (JSON texts) differ, in their own order. None is the same as absent: unset."""
@@ -93,8 +98,8 @@ def _distinguishing(runs: pd.DataFrame, per_task: bool) -> list[str]:
     if not per_task:
         return differing_keys(runs["variant"].unique())
     cells = runs.groupby(CELL_KEYS + REPLICATE_KEYS)["variant"].unique()
-    found = {key for texts in cells if len(texts) > 1 for key in differing_keys(texts)}
-    return [key for key in differing_keys(runs["variant"].unique()) if key in found]
+    keys = {key for texts in cells if len(texts) > 1 for key in differing_keys(texts)}
+    return [key for key in differing_keys(runs["variant"].unique()) if key in keys]
 
 
 def settings_text(settings: dict[str, Any], keys: Iterable[str]) -> str:
@@ -140,8 +145,7 @@ def _with_precision(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         return frame
     keys = [key for key in SET_KEYS if key != "precision"]
-    most = frame.dropna(subset="precision").groupby(keys)["precision"].agg(lambda values: values.mode().iloc[0])
-    usual = frame[keys].merge(most.reset_index(), how="left", on=keys)["precision"].set_axis(frame.index)
+    usual = usual_values(frame, keys, "precision")["precision"]
     precision = frame["precision"].where(frame["precision"].notna() | (frame["status"] == "complete"), usual)
     frame = frame.assign(precision=precision.astype(object).where(precision.notna(), "not recorded"))
     for column in ("settings", "variant") if frame["by_device"].any() else ():
@@ -152,20 +156,24 @@ def _with_precision(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _apart(frame: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     """By the values of `SET_KEYS`: those in which sets of one suite, protocol, backbone and weights differ, as text."""
-    found = {}
+    texts = {}
     for _, alike in frame[SET_KEYS].drop_duplicates().groupby(IN_TITLE):
         differ = [name for name in SET_KEYS if alike[name].nunique() > 1]
         for values in alike.itertuples(index=False, name=None):
             key = dict(zip(SET_KEYS, values, strict=True))
-            found[values] = ", ".join(DISTINCT[name].format(key[name]) for name in differ)
-    return found
+            texts[values] = ", ".join(DISTINCT[name].format(key[name]) for name in differ)
+    return texts
+
+
+def known_tasks(suite: str) -> dict[str, Task]:
+    """Tasks by name; none of a suite that this version does not know."""
+    return {task.name: task for task in SUITES[suite].tasks} if suite in SUITES else {}
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:
     """Task to group, of the tasks that occur in the rows: in the suite's order, those unknown here last, as `OTHER`."""
-    there = set(rows["task"])
-    known = {task.name: task.group for task in SUITES[suite].tasks} if suite in SUITES else {}
-    groups = {task: group for task, group in known.items() if task in there}
+    there, known = set(rows["task"]), known_tasks(suite)
+    groups = {name: task.group for name, task in known.items() if name in there}
     return groups | dict.fromkeys(sorted(there - set(known)), OTHER)
 
 
@@ -176,7 +184,7 @@ def averaged(groups: dict[K, str]) -> dict[K, str]:
 
 def tasks_text(suite: str, count: int) -> str:
     """`tasks`, or `8 of 19 tasks` where the suite has more of them than the means are over."""
-    whole = len(SUITES[suite].tasks) if suite in SUITES else count
+    whole = len(known_tasks(suite))
     return "tasks" if count >= whole else f"{count} of {whole} tasks"
 
 

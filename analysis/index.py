@@ -1,4 +1,4 @@
-"""An index of a results folder's records, so that a report over many runs does not read every file again.
+"""The runs of a results folder, and an index of them, so that a report over many does not read every file again.
 
 A cache of columns, `index.json`, beside `runs/`. A record whose path, modification time and size are those of the index
 is taken from it; all others are read, checked and flattened.
@@ -7,6 +7,9 @@ is taken from it; all others are read, checked and flattened.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ import pandas as pd
 from analysis import columns as columns_module
 from analysis.columns import row, typed
 from harness.records.index import UNREAD, read_cache, read_changed, record_stamps, write_cache
-from harness.records.store import Rejected
+from harness.records.store import Rejected, read_record
 from harness.schema.metrics import METRICS
-from harness.schema.record import SCHEMA
+from harness.schema.record import SCHEMA, BadRecord, RunRecord
 
 INDEX_NAME = "index.json"
 VERSION = f"{SCHEMA}/{','.join(METRICS)}/{hashlib.sha256(Path(columns_module.__file__).read_bytes()).hexdigest()[:16]}"
@@ -78,3 +81,33 @@ def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
 def _new_row(path: str, mtime: int, size: int, outcome: dict[str, Any] | Rejected) -> dict[str, Any]:
     facts = {"rejected": outcome.reason} if isinstance(outcome, Rejected) else {"rejected": "", **outcome}
     return {"path": path, "mtime": mtime, "size": size, **facts}
+
+
+ReadRecords = Callable[[pd.DataFrame], list[RunRecord]]
+"""Whole records of rows; those that cannot be read any more are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The runs of a results folder, and the files that are not valid records."""
+
+    rows: pd.DataFrame
+    """As `analysis.columns.row` has them."""
+
+    read: ReadRecords
+    rejected: list[Rejected] = field(default_factory=list)
+    """Files that are no valid records."""
+
+
+def from_folder(root: Path) -> Runs:
+    """Runs of a results folder, by its index; a record is read when a figure asks for it."""
+
+    def read(rows: pd.DataFrame) -> list[RunRecord]:
+        records = []
+        for path in rows["path"]:
+            with suppress(OSError, BadRecord):  # gone or rewritten since the index was read
+                records.append(read_record(root / path))
+        return records
+
+    rows, rejected = load(root)
+    return Runs(rows, read, rejected)

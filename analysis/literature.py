@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.errors import AnalysisError
-from analysis.frame import ComparableSet
+from analysis.frame import ComparableSet, known_tasks
 from analysis.tables.base import (
     MEANS,
     MISSING,
@@ -22,19 +21,17 @@ from analysis.tables.base import (
     value_column,
 )
 from analysis.tables.significance import significance_of
-from harness.errors import did_you_mean
+from harness.errors import HarnessError, did_you_mean
 from harness.schema.metrics import ACCURACY
 from suites import SUITES
 
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 """In the checkout; an installed copy has none."""
 
+VTAB = "vtab1k"
+
 STATED = "as stated"
 """Header above averages that the source prints itself."""
-
-
-class PublishedError(AnalysisError):
-    """No such source or method. The message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +49,12 @@ class PublishedSource:
         """Paper or repository."""
         return str(self.rows["source"].iloc[0])
 
-    @property
-    def methods(self) -> list[str]:
-        """Method names, in the file's order."""
-        return list(self.rows["method"].unique())
-
 
 def load(folder: Path = FOLDER) -> dict[str, PublishedSource]:
-    """All sources by name. `PublishedError` if there are none."""
+    """All sources by name. `HarnessError` if there are none."""
     sources = {path.stem: PublishedSource(path.stem, _read(path)) for path in sorted(folder.glob("*.csv"))}
     if not sources:
-        raise PublishedError(f"no published numbers in {folder}: they are in the repository, not in the package")
+        raise HarnessError(f"no published numbers in {folder}: they are in the repository, not in the package")
     return sources
 
 
@@ -80,29 +72,30 @@ def _labels(rows: pd.DataFrame) -> pd.Series:
     return rows["method"].where(rows["backbone"] == usual, rows["method"] + " [" + short + "]")
 
 
-def source(name: str, folder: Path = FOLDER) -> PublishedSource:
-    """The source of that name. `PublishedError` names what there is."""
-    sources = load(folder)
+def source(name: str) -> PublishedSource:
+    """The source of that name. `HarnessError` names the known ones."""
+    sources = load()
     if name not in sources:
-        raise PublishedError(f"no published source {name!r}. {did_you_mean(name, list(sources))}")
+        raise HarnessError(f"no published source {name!r}. {did_you_mean(name, list(sources))}")
     return sources[name]
 
 
-def matrix(
-    chosen: PublishedSource, suite: str = "vtab1k", table: str | None = None, base: str | None = None
-) -> pd.DataFrame:
-    """Methods x data sets of one table of a source, the first if several fit."""
-    rows = chosen.rows[
-        (chosen.rows["suite"] == suite) & (chosen.rows["part"] == "") & (chosen.rows["dataset"] != "ALL")
-    ]
-    for column, wanted in (("table", table), ("base", base)):
-        if len(rows):
-            rows = rows[rows[column] == (rows[column].iloc[0] if wanted is None else wanted)]
+def single_values(published: PublishedSource, suite: str) -> pd.DataFrame:
+    """Rows of the suite that are no averages, of the first metric."""
+    rows = published.rows[(published.rows["suite"] == suite) & (published.rows["part"] == "")]
+    rows = rows[rows["dataset"] != "ALL"]
+    return rows[rows["base"] == rows["base"].iloc[0]] if len(rows) else rows
+
+
+def matrix(published: PublishedSource, suite: str = VTAB) -> pd.DataFrame:
+    """Methods x data sets of the first table of a source."""
+    rows = single_values(published, suite)
+    rows = rows[rows["table"] == rows["table"].iloc[0]] if len(rows) else rows
     values = rows.assign(value=rows["value"].astype(float)).pivot(index="label", columns="dataset", values="value")
     return values.reindex(index=rows["label"].unique(), columns=rows["dataset"].unique())
 
 
-REPRINTED = {"vtab1k": "vpetl"}
+REPRINTED = {VTAB: "vpetl"}
 """Suite to the source that quotes most methods on it, for the figure of published against measured accuracy."""
 
 PRINTED_AS = {
@@ -134,15 +127,15 @@ def measured_beside(measured: ComparableSet) -> pd.DataFrame | None:
     return pairs if len(pairs) else None
 
 
-def tables(chosen: PublishedSource) -> list[Table]:
+def tables(published: PublishedSource) -> list[Table]:
     """The source's tables as they stand, with both averages where all tasks of a suite are there."""
-    return [_table(chosen, rows) for _, rows in chosen.rows.groupby(["suite", "shown_in", "base"], sort=False)]
+    return [_table(published, rows) for _, rows in published.rows.groupby(["suite", "shown_in", "base"], sort=False)]
 
 
 def _columns(rows: pd.DataFrame) -> dict[tuple[str, str, str], Column]:
     """(data set, shots, part) to column: data sets in the suite's order, then averages that the source states."""
     suite = str(rows["suite"].iloc[0])
-    groups = {task.name: task.group for task in SUITES[suite].tasks} if suite in SUITES else {}
+    groups = {name: task.group for name, task in known_tasks(suite).items()}
     order = {name: position for position, name in enumerate(groups)}
     several = rows[rows["part"] == ""].groupby("label")["shots"].nunique().gt(1).any()
     columns = {}
@@ -161,8 +154,7 @@ def _columns(rows: pd.DataFrame) -> dict[tuple[str, str, str], Column]:
 def _average_columns(columns: dict[tuple[str, str, str], Column], suite: str) -> list[Column]:
     """Averages computed here: both of them for a suite whose tasks are all there, else one over all columns."""
     values = [key for key in columns if not key[2]]
-    whole = suite in SUITES and {task.name for task in SUITES[suite].tasks} == {dataset for dataset, _, _ in values}
-    if whole:
+    if suite in SUITES and set(known_tasks(suite)) == {dataset for dataset, _, _ in values}:
         groups = (*SUITES[suite].groups(), "tasks", "groups") if len(SUITES[suite].groups()) > 1 else ("tasks",)
         return [value_column(ACCURACY, name, 1, group=MEANS) for name in groups]
     return [value_column(ACCURACY, "all", 1, group=MEANS)] if len(values) > 1 else []
@@ -178,7 +170,7 @@ def _averages(cells: dict[ColumnKey, Cell], columns: list[Column]) -> Row:
     return {column.key: means[column.name] for column in columns}
 
 
-def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
+def _table(published: PublishedSource, rows: pd.DataFrame) -> Table:
     suite, base = str(rows["suite"].iloc[0]), str(rows["base"].iloc[0])
     columns, first = _columns(rows), rows.iloc[0]
     singles = {key: column for key, column in columns.items() if not key[2]}
@@ -186,8 +178,8 @@ def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
     averages = _average_columns(columns, suite)
     parameters = Column(name="params (M)", kind="text")
     table = Table(
-        name=chosen.name,
-        title=f"{chosen.title}, {first['shown_in']}, {suite}, {base}",
+        name=published.name,
+        title=f"{published.title}, {first['shown_in']}, {suite}, {base}",
         caption=f"Published numbers, quoted; averages under '{MEANS}' are computed here. {first['protocol']} "
         f"Backbone {rows['backbone'].mode().iloc[0]} unless a row says another. params: as printed.",
         columns=[*singles.values(), *averages, *stated.values(), parameters],
@@ -205,20 +197,20 @@ def _table(chosen: PublishedSource, rows: pd.DataFrame) -> Table:
     return table
 
 
-def significance(chosen: PublishedSource, reference: str, suite: str = "vtab1k") -> Table:
-    """Ranks and paired tests on the source's own table. `PublishedError` if the reference is not in it."""
-    values = matrix(chosen, suite)
+def significance(published: PublishedSource, reference: str) -> Table:
+    """Ranks and paired tests on the source's own table. `HarnessError` if the reference is not in it."""
+    values = matrix(published)
     names = {label.casefold(): label for label in values.dropna().index}
     if reference.casefold() not in names:
-        raise PublishedError(
-            f"{chosen.name} has no row {reference!r} with all tasks. There are: {', '.join(values.index)}"
+        raise HarnessError(
+            f"{published.name} has no row {reference!r} with all tasks. There are: {', '.join(values.index)}"
         )
     label = names[reference.casefold()]
     return significance_of(
         values,
         label,
         ACCURACY,
-        name=f"{chosen.name}_significance",
-        title=f"{chosen.title}, {suite}: significance against {label}",
+        name=f"{published.name}_significance",
+        title=f"{published.title}, {VTAB}: significance against {label}",
         caption="Computed from the published table alone. ",
     )

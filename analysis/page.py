@@ -17,11 +17,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from analysis.comparability import LeftOut
+from analysis.figures.gallery import Drawing
 from analysis.figures.style import small_png
 from analysis.metric_text import digits
 from analysis.page_tables import PageTable, record_href
 from analysis.render import FORMATS
-from analysis.tables import Table
+from analysis.tables.base import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -47,16 +48,6 @@ class MethodFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PageFigure:
-    """A figure that was drawn."""
-
-    name: str
-    caption: str
-    png: Path
-    files: list[Path]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One comparable set on the page."""
 
@@ -66,12 +57,11 @@ class Section:
     page_tables: list[PageTable]
     """The leaderboard first."""
 
-    tables: list[Table]
-    """The same as data, for the downloads."""
+    figures: list[tuple[Drawing, list[Path]]] = field(default_factory=list)
+    """Each with its files, the PNG first."""
 
-    figures: list[PageFigure] = field(default_factory=list)
-    not_drawn: list[tuple[str, str]] = field(default_factory=list)
-    """Figures that the records do not allow, and what they need."""
+    not_drawn: list[Drawing] = field(default_factory=list)
+    """Figures that the records do not allow."""
 
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -113,7 +103,7 @@ def failures(rows: pd.DataFrame, base: str) -> list[dict[str, Any]]:
 def _details(sections: Iterable[Section], base: str) -> Markup:
     """What the script needs: per table, its columns and the runs behind each cell."""
     values = {
-        f"{section.name}/{table.name}": {
+        f"{section.name}/{table.table.name}": {
             "base": f"{base}/{section.key['suite']}",
             "metric": table.metric.name,
             "digits": digits(table.metric) + 1,

@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis.columns import target_values
 from analysis.frame import ComparableSet, cell_name, suite_cells
-from analysis.render import Marks, cell_text, marked_rows
-from analysis.tables import BLANK, MEANS, Cell, Column, Key, Table
+from analysis.render.text import Marks, cell_text, group_spans, marked_rows
+from analysis.tables.base import BLANK, MEANS, Cell, Column, Key, Table
 from harness.schema.metrics import Metric
 
 
@@ -80,9 +80,9 @@ class PageRow:
 class PageTable:
     """A table of the page."""
 
-    name: str
-    title: str
-    caption: str
+    table: Table
+    """The same as data, for the downloads."""
+
     metric: Metric
     headings: list[Heading]
     rows: list[PageRow]
@@ -90,30 +90,20 @@ class PageTable:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Headers above the columns, with the number of columns below each."""
-        spans: list[tuple[str, int]] = []
-        for heading in self.headings:
-            if spans and spans[-1][0] == heading.group:
-                spans[-1] = (heading.group, spans[-1][1] + 1)
-            else:
-                spans.append((heading.group, 1))
-        return spans
-
-
-def _record_path(task: str, method: str, run_id: str) -> str:
-    return "/".join([*(quote(part, safe="") for part in (task, f"{method}-{run_id}")), "record.json"])
+        return group_spans(self.headings)
 
 
 def record_href(base: str, suite: str, task: str, method: str, run_id: str) -> str:
     """Address of a record below `base`, the folder of the runs as seen from the page."""
-    return f"{base}/{quote(suite, safe='')}/{_record_path(task, method, run_id)}"
+    return "/".join([base, *(quote(part, safe="") for part in (suite, task, f"{method}-{run_id}")), "record.json"])
 
 
 RunsByCell = dict[Key, list[RunBehind]]
 
 
-def runs_by_label(chosen: ComparableSet) -> dict[str, RunsByCell]:
+def runs_by_label(peers: ComparableSet) -> dict[str, RunsByCell]:
     """Runs behind each cell by method's label, ordered by seeds."""
-    rows, metric = chosen.rows, chosen.metric
+    rows, metric = peers.rows, peers.metric
     cells: dict[str, RunsByCell] = {}
     names = ("label", "task", "shots", "split_seed", "seed", metric.name, "run_id", "reason", "targets")
     for label, task, shots, split, seed, value, run_id, reason, targets in zip(*(rows[n] for n in names), strict=True):
@@ -163,37 +153,30 @@ def _heading(column: Column, cells: list[Key]) -> Heading:
     )
 
 
-def make_page_table(chosen: ComparableSet, table: Table, base: str) -> PageTable:
-    """The table with the runs of `chosen` behind its cells. `base`: see `record_href`."""
-    runs = runs_by_label(chosen)
-    cells = list(suite_cells(chosen.key["suite"], chosen.rows))
+def make_page_table(peers: ComparableSet, table: Table, base: str) -> PageTable:
+    """The table with the runs of `peers` behind its cells. `base`: see `record_href`."""
+    runs = runs_by_label(peers)
+    cells = list(suite_cells(peers.key["suite"], peers.rows))
     marks = dict(zip((column.key for column in table.columns), marked_rows(table), strict=True))
     columns = _in_page_order(table)
-    folder = f"{base}/{quote(chosen.key['suite'], safe='')}"
-    about = chosen.rows.groupby("label")[["method", "family"]].max()
+    about = peers.rows.groupby("label")[["method", "family"]].max()
     methods = {str(label): (str(method), str(family)) for label, method, family in about.itertuples()}
     rows = []
     for name, row in table.rows.items():
         label, only = table.behind.get(name, (name, None))
         method, family = methods.get(label, ("", ""))
         mine = {key: same for key, same in runs.get(label, {}).items() if only in (None, key)}
-        hrefs = {c.key: _first_href(c.over or cells, mine, method, folder) for c in columns}
+        hrefs = {c.key: _first_href(c.over or cells, mine, base, peers.key["suite"], method) for c in columns}
         shown = [_page_cell(row.get(c.key, BLANK), c, name, marks[c.key], hrefs[c.key]) for c in columns]
         behind = {cell_name(*key): same for key, same in mine.items()}
         rows.append(PageRow(label=name, method=method, family=family or "other", cells=shown, runs=behind))
-    return PageTable(
-        name=table.name,
-        title=table.title,
-        caption=table.full_caption,
-        metric=chosen.metric,
-        headings=[_heading(column, cells) for column in columns],
-        rows=rows,
-    )
+    headings = [_heading(column, cells) for column in columns]
+    return PageTable(table=table, metric=peers.metric, headings=headings, rows=rows)
 
 
-def _first_href(keys: Iterable[Key], runs: RunsByCell, method: str, folder: str) -> str:
+def _first_href(keys: Iterable[Key], runs: RunsByCell, base: str, suite: str, method: str) -> str:
     """Address of the first run's record among those of `keys`; empty if there is none."""
     for task, shots in keys:
         if same := runs.get((task, shots)):
-            return f"{folder}/{_record_path(task, method, same[0].run_id)}"
+            return record_href(base, suite, task, method, same[0].run_id)
     return ""

@@ -12,25 +12,21 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from analysis.figures import drawings, save
+from analysis.figures.gallery import Drawing, drawings
+from analysis.figures.style import save
 from analysis.frame import ComparableSet, comparable_sets
+from analysis.index import ReadRecords, Runs
 from analysis.literature import measured_beside
-from analysis.page import MethodFacts, PageFigure, Section, to_html
+from analysis.page import MethodFacts, Section, to_html
 from analysis.page_tables import make_page_table
-from analysis.render import to_terminal, write_table
-from analysis.runs import ReadRecords, Runs
-from analysis.tables import (
-    ALL_TABLES,
-    WEIGHTS_TABLE,
-    Table,
-    TableOptions,
-    all_tables,
-    check_options,
-    result_tables,
-    weights_tables,
-)
+from analysis.render import write_table
+from analysis.render.terminal import to_terminal
+from analysis.tables import ALL_TABLES, TableOptions, all_tables, check_options
+from analysis.tables.base import Table
 from analysis.tables.cells import LEFT_OUT, set_title
+from analysis.tables.differences import WEIGHTS_TABLE, weights_tables
 from analysis.tables.significance import DEFAULT_REFERENCE
+from analysis.tables.tasks import result_tables
 
 PAGE = "index.html"
 
@@ -47,7 +43,7 @@ def write_report(
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
     `suite`: only that one; `about`: title, family and paper by method, for records that do not say. The runs are
-    expected beside `folder`, which is where the page's links point. `AnalysisError` where `options` name what no set
+    expected beside `folder`, which is where the page's links point. `HarnessError` where `options` name what no set
     has.
     """
     facts = _facts(runs.rows, about or {})
@@ -61,8 +57,8 @@ def write_report(
     base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
     writer = _Writer(folder=folder, base=base, read=runs.read, console=console, options=options)
     sections, paths = [], []
-    for chosen, name in zip(sets, _names(sets), strict=True):
-        section, written = writer.write(chosen, tables_of(chosen, sets, options), name)
+    for peers, name in zip(sets, _names(sets), strict=True):
+        section, written = writer.write(peers, tables_of(peers, sets, options), name)
         sections.append(section)
         paths += written
     page = folder / PAGE
@@ -82,15 +78,15 @@ def _facts(rows: pd.DataFrame, about: Mapping[str, Mapping[str, Any]]) -> dict[s
     return given | {method: MethodFacts(title=t, family=family, paper=paper) for method, t, family, paper in facts}
 
 
-def tables_of(chosen: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
+def tables_of(peers: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
     """Tables of a set: the one place that says which there are; the first is the page's leaderboard.
 
     `ValueError` if two have one name, for the files of one would overwrite those of the other.
     """
-    tables = [*all_tables(chosen, options), *weights_tables(chosen, _at_random(chosen, sets))]
+    tables = [*all_tables(peers, options), *weights_tables(peers, _at_random(peers, sets))]
     twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
     if twice:
-        raise ValueError(f"several tables of {set_title(chosen)} are named {', '.join(twice)}")
+        raise ValueError(f"several tables of {set_title(peers)} are named {', '.join(twice)}")
     return tables
 
 
@@ -106,44 +102,42 @@ class _Writer:
     console: Console
     options: TableOptions
 
-    def write(self, chosen: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
+    def write(self, peers: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
         """One set, in a folder of that name. The tables of results and what pretraining is worth are printed."""
         folder = self.folder / name
-        printed = {table.name for table in result_tables(chosen)}
+        printed = {table.name for table in result_tables(peers)}
         paths = []
         for table in tables:
             if table.name in printed or table.name.startswith(WEIGHTS_TABLE):
                 to_terminal(table, self.console)
             paths += write_table(table, folder)
-        paths.append(folder / "runs.csv")  # every seed's value, for whoever wants other statistics
-        chosen.rows.to_csv(paths[-1], index=False)
-        if chosen.left_out:
+        paths.append(folder / "runs.csv")  # every seed's value, for other statistics
+        peers.rows.to_csv(paths[-1], index=False)
+        if peers.left_out:
             paths.append(folder / LEFT_OUT)
-            pd.DataFrame(chosen.left_out).to_csv(paths[-1], index=False)
-        figures, not_drawn = self._figures(chosen, folder)
+            pd.DataFrame(peers.left_out).to_csv(paths[-1], index=False)
+        figures, not_drawn = self._figures(peers, folder)
         section = Section(
             name=name,
-            title=set_title(chosen),
-            key=chosen.key,
-            page_tables=[make_page_table(chosen, table, self.base) for table in tables],
-            tables=tables,
+            title=set_title(peers),
+            key=peers.key,
+            page_tables=[make_page_table(peers, table, self.base) for table in tables],
             figures=figures,
             not_drawn=not_drawn,
-            left_out=chosen.left_out,
+            left_out=peers.left_out,
         )
-        return section, paths + [path for figure in figures for path in figure.files]
+        return section, paths + [path for _, files in figures for path in files]
 
-    def _figures(self, chosen: ComparableSet, folder: Path) -> tuple[list[PageFigure], list[tuple[str, str]]]:
-        """Figures that were drawn, and the others with what they need."""
+    def _figures(self, peers: ComparableSet, folder: Path) -> tuple[list[tuple[Drawing, list[Path]]], list[Drawing]]:
+        """Figures that were drawn, with their files, and the others."""
         figures, missing = [], []
         reference = self.options.reference or DEFAULT_REFERENCE
-        for drawing in drawings(chosen, self.read, measured_beside(chosen), reference):
+        for drawing in drawings(peers, self.read, measured_beside(peers), reference):
             figure = drawing.draw()
             if figure is None:
-                missing.append((drawing.name, drawing.needs))
-                continue
-            files = save(figure, folder, drawing.name)
-            figures.append(PageFigure(name=drawing.name, caption=drawing.caption, png=files[0], files=files))
+                missing.append(drawing)
+            else:
+                figures.append((drawing, save(figure, folder, drawing.name)))
         return figures, missing
 
 
@@ -151,8 +145,8 @@ def _names(sets: list[ComparableSet]) -> list[str]:
     """Folder names; sets that differ only in preprocessing, precision or the checkpoint's bytes are numbered."""
     names: list[str] = []
     counts: dict[str, int] = {}
-    for chosen in sets:
-        key = chosen.key
+    for peers in sets:
+        key = peers.key
         protocol = f"{key['protocol']}{key['trials'] or ''}"
         parts = (key["suite"], protocol, key["backbone"], key["weights"], f"{key['image_size']}px")
         name = "-".join(str(part).replace(os.sep, "_") for part in parts)
@@ -161,12 +155,9 @@ def _names(sets: list[ComparableSet]) -> list[str]:
     return names
 
 
-def _at_random(chosen: ComparableSet, sets: list[ComparableSet]) -> list[ComparableSet]:
+def _at_random(peers: ComparableSet, sets: list[ComparableSet]) -> list[ComparableSet]:
     """Sets that differ from this one in nothing but random instead of pretrained weights."""
-
-    def rest(one: ComparableSet) -> dict[str, object]:
-        return {k: v for k, v in one.key.items() if k not in {"weights", "weights_digest"}}
-
-    if chosen.key["weights"] == "random":
+    if peers.key["weights"] == "random":
         return []
-    return [other for other in sets if other.key["weights"] == "random" and rest(other) == rest(chosen)]
+    at_random, names = [other for other in sets if other.key["weights"] == "random"], ("weights", "weights_digest")
+    return [other for other in at_random if other.rest_of_key(*names) == peers.rest_of_key(*names)]

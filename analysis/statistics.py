@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
 DECIMALS = 9
 """Differences are rounded to this many digits, so that 0.3 - 0.2 and 0.2 - 0.1 tie in ranks as they should."""
 
@@ -33,7 +35,7 @@ class Interval:
 NO_INTERVAL = Interval(float("nan"), float("nan"))
 
 
-def seeds_interval(cells: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> Interval:
+def seeds_interval(cells: Sequence[Sequence[float]]) -> Interval:
     """Student's interval of the mean of cells' means, over seeds: the tasks stay as they are, their variances add up.
 
     mean ± t(f) sqrt(sum of v) / T, with v = s^2 / n of each of T cells. Cells' variances differ, so f is estimated.
@@ -55,12 +57,12 @@ def seeds_interval(cells: Sequence[Sequence[float]], confidence: float = CONFIDE
     lowest = whole**2 / (variances**2 / (counts - 1)).sum()
     highest = whole**2 / (variances**2 / (counts + 1)).sum() - 2
     freedom = (lowest + np.clip(highest, lowest, (counts - 1).sum())) / 2
-    half = special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(whole) / len(arrays)
+    half = special.stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(whole) / len(arrays)
     mean = float(np.mean([values.mean() for values in arrays]))
     return Interval(mean - float(half), mean + float(half))
 
 
-def tasks_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def tasks_interval(differences: Sequence[float]) -> Interval:
     """Student's interval of the mean of paired differences, over tasks.
 
     Unknown for one task; a point where all are the same, as of two folders that agree to the bit.
@@ -68,7 +70,7 @@ def tasks_interval(differences: Sequence[float], confidence: float = CONFIDENCE)
     array = np.asarray(differences, dtype=float).round(DECIMALS)
     if len(array) > 1 and np.ptp(array) == 0:
         return Interval(float(array[0]), float(array[0]))
-    return seeds_interval([list(array)], confidence)
+    return seeds_interval([list(array)])
 
 
 def independent(replicates: pd.Series) -> list[float]:
@@ -88,31 +90,24 @@ def average_ranks(values: pd.DataFrame, higher_is_better: bool = True) -> pd.Ser
     return pd.Series(ranks.mean(axis=1), index=values.index)
 
 
-@dataclass(frozen=True, slots=True)
-class Friedman:
-    """Friedman's test that all methods are alike, corrected for ties; chi-squared with methods - 1 degrees."""
-
-    statistic: float
-    p: float
-
-
-def friedman(values: pd.DataFrame) -> Friedman | None:
-    """Friedman test of rows (methods) over columns (tasks); None for fewer than three methods or two tasks."""
+def friedman(values: pd.DataFrame) -> tuple[float, float] | None:
+    """Friedman's test that rows (methods) are alike over columns (tasks), corrected for ties: chi-squared with methods
+    - 1 degrees, and p. None for fewer than three methods or two tasks."""
     if len(values) < 3 or values.shape[1] < 2:
         return None
     rounded = values.to_numpy(dtype=float).round(DECIMALS)
     if (rounded == rounded[0]).all():
-        return Friedman(0.0, 1.0)
+        return 0.0, 1.0
     statistic, p = stats.friedmanchisquare(*rounded)
-    return Friedman(float(statistic), float(p))
+    return float(statistic), float(p)
 
 
-def nemenyi_difference(methods: int, tasks: int, alpha: float = 0.05) -> float:
-    """Critical difference of average ranks: q sqrt(k (k + 1) / (6 N)), q the studentised range over sqrt(2).
+def nemenyi_difference(methods: int, tasks: int) -> float:
+    """Critical difference of average ranks at `ALPHA`: q sqrt(k (k + 1) / (6 N)), q the studentised range over sqrt(2).
 
     Demsar 2006, section 3.2.2: k methods, N tasks, two methods differ if their average ranks differ by at least this.
     """
-    quantile = stats.studentized_range.ppf(1 - alpha, methods, np.inf) / np.sqrt(2)
+    quantile = stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
     return float(quantile * np.sqrt(methods * (methods + 1) / (6 * tasks)))
 
 
@@ -129,24 +124,17 @@ def wilcoxon(differences: Sequence[float]) -> float:
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction (Holm 1979): running maximum of (m - i) p over ascending p, at most 1."""
-    corrected: dict[str, float] = {}
-    running = 0.0
-    for position, name in enumerate(sorted(p, key=lambda name: p[name])):
-        running = max(running, min(1.0, (len(p) - position) * p[name]))
-        corrected[name] = running
-    return {name: corrected[name] for name in p}
+    ascending = pd.Series(p, dtype=float).sort_values()
+    corrected = (ascending * np.arange(len(p), 0, -1)).clip(upper=1).cummax()
+    return {name: float(corrected[name]) for name in p}
 
 
-@dataclass(frozen=True, slots=True)
-class WinTieLoss:
+class WinTieLoss(NamedTuple):
     """On how many tasks one method is better than, equal to and worse than another."""
 
     wins: int
     ties: int
     losses: int
-
-    def __str__(self) -> str:
-        return f"{self.wins}/{self.ties}/{self.losses}"
 
 
 def win_tie_loss(differences: Sequence[float], higher_is_better: bool = True) -> WinTieLoss:
@@ -156,16 +144,16 @@ def win_tie_loss(differences: Sequence[float], higher_is_better: bool = True) ->
     return WinTieLoss(above, ties, below) if higher_is_better else WinTieLoss(below, ties, above)
 
 
-def verdict(interval: Interval, p: float, margin: float, alpha: float = 0.05, higher_is_better: bool = True) -> str:
+def verdict(interval: Interval, p: float, margin: float, higher_is_better: bool = True) -> str:
     """What a mean difference says: `equal`, `better`, `worse`, or `undecided`; `unknown` without an interval.
 
     Equal means practically equal: the whole interval lies inside (-margin, margin), zero in it or not. Better or worse
-    needs both an interval without zero and p <= alpha; give the corrected p where several methods are compared.
+    needs both an interval without zero and p <= `ALPHA`; give the corrected p where several methods are compared.
     """
     if not interval.known:
         return "unknown"
     if -margin < interval.low and interval.high < margin:
         return "equal"
-    if p <= alpha and (interval.low > 0 or interval.high < 0):
+    if p <= ALPHA and (interval.low > 0 or interval.high < 0):
         return "better" if (interval.low > 0) == higher_is_better else "worse"
     return "undecided"

@@ -20,10 +20,11 @@ from scipy import stats
 from analysis.columns import target_values
 from analysis.comparability import taken_in_part
 from analysis.frame import REPLICATE_KEYS, ComparableSet, cell_name
-from analysis.literature import FOLDER, PublishedError, PublishedSource
+from analysis.literature import FOLDER, PublishedSource, single_values
 from analysis.statistics import CONFIDENCE, independent
 from analysis.tables.base import Cell, Column, Row, Table, number_cell
 from analysis.tables.cells import set_caption, set_title
+from harness.errors import HarnessError
 from harness.schema.metrics import ACCURACY
 
 RULE = (
@@ -58,7 +59,7 @@ class Verification:
     """One set of own runs against one source."""
 
     source: str
-    chosen: ComparableSet
+    peers: ComparableSet
     table: Table
     differences: list[str]
     """In which conditions the two differ, or may."""
@@ -69,7 +70,7 @@ def conditions() -> dict[str, Any]:
     """What is known of the sources, see the file."""
     file = FOLDER / "conditions.yaml"
     if not file.is_file():
-        raise PublishedError(f"no {file}: published numbers are in the repository, not in the package")
+        raise HarnessError(f"no {file}: published numbers are in the repository, not in the package")
     return dict(yaml.safe_load(file.read_text()))
 
 
@@ -84,15 +85,15 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum() or letter == "+")
 
 
-def verify(chosen: ComparableSet, source: PublishedSource) -> Verification | None:
+def verify(peers: ComparableSet, source: PublishedSource) -> Verification | None:
     """The table of all cells that both have; None without any."""
-    quoted, base = _quoted(chosen, source)
-    runs = chosen.rows[chosen.rows["status"] == "complete"]
-    differences = _differences(chosen, source, quoted)
+    quoted, base = _quoted(peers, source)
+    runs = peers.rows[peers.rows["status"] == "complete"]
+    differences = _differences(peers, source, quoted)
     table = Table(
         name=f"verify_{source.name}",
-        title=f"{set_title(chosen)}: against {source.name}",
-        caption=f"{source.title}, {base}. {RULE} Conditions: {'; '.join(differences)}. {set_caption(chosen)}",
+        title=f"{set_title(peers)}: against {source.name}",
+        caption=f"{source.title}, {base}. {RULE} Conditions: {'; '.join(differences)}. {set_caption(peers)}",
         columns=[PUBLISHED, MEASURED, SEEDS, DIFFERENCE, VERDICT, PRINTED_PARAMETERS, PARAMETERS],
         corner="method, task",
     )
@@ -104,20 +105,18 @@ def verify(chosen: ComparableSet, source: PublishedSource) -> Verification | Non
             name = name if same else f"{name} [{backbone}]"
             shown = str(label) if _plain(name) == _plain(str(label)) else f"{label} (printed: {name})"
             table.rows.update({f"{shown}, {task}": cells for task, cells in _rows(own, printed).items()})
-    return Verification(source=source.name, chosen=chosen, table=table, differences=differences) if table.rows else None
+    return Verification(source=source.name, peers=peers, table=table, differences=differences) if table.rows else None
 
 
-def _quoted(chosen: ComparableSet, source: PublishedSource) -> tuple[pd.DataFrame, str]:
+def _quoted(peers: ComparableSet, source: PublishedSource) -> tuple[pd.DataFrame, str]:
     """The source's accuracies on the set's suite, one metric; `own`: the own method that each stands for, `same`:
     whether the backbone is the set's."""
-    rows = source.rows[(source.rows["suite"] == chosen.key["suite"]) & (source.rows["part"] == "")]
-    rows = rows[rows["dataset"] != "ALL"]
+    rows = single_values(source, peers.key["suite"])
     base = str(rows["base"].iloc[0]) if len(rows) else ""
-    titles = dict(zip(chosen.rows["title"], chosen.rows["method"], strict=True))
-    rows = rows[rows["base"] == base]
-    names, ours = conditions()["backbones"], chosen.key
+    titles = dict(zip(peers.rows["title"], peers.rows["method"], strict=True))
+    names, ours = conditions()["backbones"], peers.key
     same = (rows["backbone"].map(names) == ours["backbone"]) & (ours["weights"] != "random")
-    return rows.assign(own=[own_name(name, titles) for name in rows["method"]], same=same), base
+    return rows.assign(own=rows["method"].map(lambda name: own_name(name, titles)), same=same), base
 
 
 def _rows(own: pd.DataFrame, printed: pd.DataFrame) -> dict[str, Row]:
@@ -180,40 +179,42 @@ def _decimals(number: str) -> int:
     return len(number.partition(".")[2])
 
 
-def _differences(chosen: ComparableSet, source: PublishedSource, quoted: pd.DataFrame) -> list[str]:
+def _differences(peers: ComparableSet, source: PublishedSource, quoted: pd.DataFrame) -> list[str]:
     """What is not the same, or not known to be: which split chose, normalisation, precision, images, checkpoint,
     seeds."""
     known = conditions()["sources"].get(source.name, {})
-    ours = chosen.key
-    found = [f"{SELECTION.get(known.get('selection', ''), 'published: selection not known')}, here: {_selection(ours)}"]
+    ours = peers.key
+    differences = [
+        f"{SELECTION.get(known.get('selection', ''), 'published: selection not known')}, here: {_selection(ours)}"
+    ]
     if "settings" in known:
-        found.append(f"published: settings chosen on {known['settings']}")
+        differences.append(f"published: settings chosen on {known['settings']}")
     theirs, statistics = known.get("statistics", "not known"), str(ours["preprocessing"]).rpartition("-")[2]
     if theirs != statistics:
-        found.append(f"normalisation published: {theirs}, here: {statistics}")
+        differences.append(f"normalisation published: {theirs}, here: {statistics}")
     if (precision := known.get("precision", "not known")) != ours["precision"]:
-        found.append(f"precision published: {precision}, here: {ours['precision']}")
+        differences.append(f"precision published: {precision}, here: {ours['precision']}")
     if "images" in known:
-        found.append(f"published: images stored as {known['images']}")
-    if other := taken_in_part(chosen.rows):
-        found.append(f"here not the suite's own data: {other}")
+        differences.append(f"published: images stored as {known['images']}")
+    if other := taken_in_part(peers.rows):
+        differences.append(f"here not the suite's own data: {other}")
     names = conditions()["backbones"]
     for backbone in quoted.loc[quoted["own"].notna(), "backbone"].unique():
         if names.get(backbone) != ours["backbone"] or ours["weights"] == "random":
-            found.append(f"backbone published: {backbone}, here: {ours['backbone']} ({ours['weights']} weights)")
-    return [*found, f"published: {known['seeds']} seed"] if "seeds" in known else found
+            differences.append(f"backbone published: {backbone}, here: {ours['backbone']} ({ours['weights']} weights)")
+    return [*differences, f"published: {known['seeds']} seed"] if "seeds" in known else differences
 
 
 def _selection(key: dict[str, Any]) -> str:
     return "the best test epoch" if key["protocol"] == "oracle" else f"the last epoch (protocol {key['protocol']})"
 
 
-def as_rows(found: list[Verification]) -> list[dict[str, Any]]:
+def as_rows(parts: list[Verification]) -> list[dict[str, Any]]:
     """All cells, for a program."""
     return [
         {
             "source": part.source,
-            **part.chosen.key,
+            **part.peers.key,
             "cell": cell,
             **{
                 column.name: row[column.key].text or (row[column.key].value if row[column.key].is_number else None)
@@ -221,7 +222,7 @@ def as_rows(found: list[Verification]) -> list[dict[str, Any]]:
             },
             "differences": part.differences,
         }
-        for part in found
+        for part in parts
         for cell, row in part.table.rows.items()
     ]
 

@@ -6,7 +6,7 @@
     sb.run(plan, out="results")
     sb.table(sb.frame("results"))
 
-Whatever cannot be worked with raises `Error` with the sentence that the command line prints.
+Whatever cannot be worked with raises `Error` with the sentence of the command line, which names arguments, not flags.
 """
 
 from __future__ import annotations

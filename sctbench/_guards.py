@@ -1,11 +1,16 @@
-"""What stands before every call: no file of the user's hides our packages, and errors for the user are of one class."""
+"""What guards every call: no file of the user's hides our packages, and errors for the user are of one class."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+ARGUMENTS = "backbone|curve|device|lists|out|protocol|redo|root|scheduler|shots|statistics|suite|tasks|weights"
+FLAG = re.compile(rf"`sctbench [^`]*`|--({ARGUMENTS})\b")
+"""A flag with the name of an argument of the door, or a whole command, which stays as it is."""
 
 PACKAGES = ("harness", "methods", "suites", "slurm", "analysis")
 
@@ -26,14 +31,17 @@ def refuse_hidden_packages() -> None:
 
 @contextmanager
 def one_class_of_errors() -> Iterator[None]:
-    """Inside, errors that are meant for the user are all raised as `sctbench.Error`."""
+    """Inside, errors that are meant for the user are all raised as `sctbench.Error`, and name arguments, not flags."""
     refuse_hidden_packages()  # again: what is imported only now may be hidden after a change of the working folder
     try:
         yield
     except ValueError as error:
-        from analysis.errors import AnalysisError
         from harness.errors import USER_ERRORS, HarnessError
 
-        if isinstance(error, (*USER_ERRORS, AnalysisError)) and not isinstance(error, HarnessError):
-            raise HarnessError(str(error)) from None
+        if not isinstance(error, USER_ERRORS):
+            raise
+        message = FLAG.sub(lambda match: match[1] or match[0], str(error))
+        if not isinstance(error, HarnessError):
+            raise HarnessError(message) from None
+        error.args = (message,)
         raise

@@ -4,7 +4,7 @@ import dataclasses
 
 from analysis.columns import frame_of
 from analysis.frame import comparable_sets
-from analysis.runs import Runs
+from analysis.index import Runs
 from harness.schema.record import Cost, Parameters, RunRecord
 from harness.schema.spec import Recipe
 from tests.examples import make_metrics, make_record, make_spec

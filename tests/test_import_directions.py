@@ -39,10 +39,10 @@ FLOORS = {
         {"commands"},
     ],
     "analysis": [
-        {"errors", "columns", "comparability", "metric_text", "statistics"},
+        {"columns", "comparability", "metric_text", "statistics"},
         {"frame"},
         {"tables", "index"},
-        {"runs", "comparison", "literature", "render"},
+        {"comparison", "literature", "render"},
         {"figures", "page_tables", "verify"},
         {"page"},
         {"report", "shown"},

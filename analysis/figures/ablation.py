@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from analysis.figures.data import complete_labels, seed_means
-from analysis.figures.style import ONE_COLUMN, Style, paper, styles
+from analysis.figures.data import complete, seed_means
+from analysis.figures.style import ONE_COLUMN, paper, styles
 from analysis.metric_text import with_unit
 from harness.schema.metrics import ACCURACY, Metric
 
@@ -24,11 +24,11 @@ FEW = 8
 
 def varied_fields(runs: pd.DataFrame) -> list[str]:
     """Settings in which runs of one method differ (`recipe.lr`, or a knob of the method), by name."""
-    found: set[str] = set()
+    fields: set[str] = set()
     for _, group in runs.groupby("method"):
         settings = pd.DataFrame(list(group["settings"]))
-        found |= {str(c) for c in settings if settings[c].map(repr).nunique() > 1}
-    return sorted(found)
+        fields |= {str(c) for c in settings if settings[c].map(repr).nunique() > 1}
+    return sorted(fields)
 
 
 def ablation_points(
@@ -49,9 +49,10 @@ def ablation_points(
         return pd.DataFrame(), []
     per_label = [set(tasks) for tasks in runs.groupby("label")["task"].unique()]
     tasks = sorted(set.intersection(*per_label))
-    runs = runs[runs["task"].isin(tasks)]
-    runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
-    points = seed_means(runs, metric) if len(runs) else pd.DataFrame(columns=["label"])
+    runs = complete(runs, tasks)
+    if runs.empty:
+        return pd.DataFrame(), tasks
+    points = seed_means(runs, metric)
     about = runs.drop_duplicates("label")[["label", "method", "family", "line", "setting"]]
     return points.merge(about, on="label"), tasks
 
@@ -74,36 +75,22 @@ def ablation(runs: pd.DataFrame, field: str, fields: Sequence[str], metric: Metr
     points, tasks = ablation_points(runs, field, fields, metric)
     if len(points) < 2:
         return None
-    lines = _lines(points)
+    looks = styles(points.assign(label=points["line"]))
     with paper():
-        figure = Figure(figsize=(ONE_COLUMN, 2.5 + 0.13 * -(-len(lines) // 2)))
+        figure = Figure(figsize=(ONE_COLUMN, 2.5 + 0.13 * -(-len(looks) // 2)))
         axes = figure.subplots()
         place = _axis(axes, list(points["setting"]))
-        for name, (line, look) in lines.items():
+        for name, line in points.groupby("line"):
             line = line.assign(x=line["setting"].map(place)).sort_values("x")
-            axes.errorbar(
-                line["x"],
-                line["mean"],
-                yerr=None if line["spread"].isna().all() else line["spread"],
-                ls=look.line,
-                marker=look.marker,
-                color=look.colour,
-                mfc=look.face,
-                label=name,
-                capsize=2,
-                elinewidth=0.8,
-            )
+            spread = None if line["spread"].isna().all() else line["spread"]
+            arguments = looks[str(name)].line_arguments
+            axes.errorbar(line["x"], line["mean"], yerr=spread, label=name, capsize=2, elinewidth=0.8, **arguments)
         axes.grid(True)
         axes.set_xlabel(field.removeprefix("recipe."))
         over = f"mean {metric.title} over {len(tasks)} tasks" if len(tasks) > 1 else f"{metric.title}, {tasks[0]}"
         axes.set_ylabel(with_unit(over, metric))
-        figure.legend(loc="outside lower center", ncols=1 if max(map(len, lines)) > 25 else 3, frameon=False)
+        figure.legend(loc="outside lower center", ncols=1 if max(map(len, looks)) > 25 else 3, frameon=False)
     return figure
-
-
-def _lines(points: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, Style]]:
-    looks = styles(points.assign(label=points["line"]))
-    return {str(name): (line, looks[str(name)]) for name, line in points.groupby("line")}
 
 
 def _is_number(value: Any) -> bool:

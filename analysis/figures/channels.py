@@ -21,8 +21,8 @@ Choice = list[list[int]]
 
 def with_channels(runs: pd.DataFrame, metric: Metric = ACCURACY) -> pd.DataFrame:
     """Runs that say which channels they chose, of the label that has most tasks, and of those the best."""
-    chosen = runs[runs["chose_channels"].astype(bool)]
-    return chosen[chosen["label"].isin(best_labels(chosen, 1, metric))]
+    selective = runs[runs["chose_channels"].astype(bool)]
+    return selective[selective["label"].isin(best_labels(selective, 1, metric))]
 
 
 def channel_counts(choices: Sequence[Choice]) -> np.ndarray:

@@ -9,8 +9,8 @@ import pandas as pd
 from analysis.columns import parsed, target_values
 from analysis.comparability import CELL_KEYS
 from analysis.frame import REPLICATE_KEYS, ComparableSet, suite_tasks
-from analysis.runs import ReadRecords
-from analysis.tables import target_order
+from analysis.index import ReadRecords
+from analysis.tables.tasks import target_order
 from harness.schema.metrics import Metric
 
 MEBIBYTE = 2**20
@@ -22,18 +22,18 @@ SOURCE = "source"
 """Name of a task's own test set among the values of `splits`."""
 
 
-def run_frame(chosen: ComparableSet) -> pd.DataFrame:
+def run_frame(peers: ComparableSet) -> pd.DataFrame:
     """Complete runs of the set in the suite's order of tasks, with the metric's `value`, `group`, and `settings` and
     `splits` as dictionaries."""
-    rows = chosen.rows[chosen.rows["status"] == "complete"]
-    tasks = suite_tasks(chosen.key["suite"], chosen.rows)
-    order = {task: target_order(chosen.key["suite"], task) for task in tasks}
+    rows = peers.rows[peers.rows["status"] == "complete"]
+    tasks = suite_tasks(peers.key["suite"], peers.rows)
+    order = {task: target_order(peers.key["suite"], task) for task in tasks}
     splits = [
-        {SOURCE: value, **_in_order(target_values(targets, chosen.metric), order[task])}
-        for task, value, targets in zip(rows["task"], rows[chosen.metric.name], rows["targets"], strict=True)
+        {SOURCE: value, **_in_order(target_values(targets, peers.metric), order[task])}
+        for task, value, targets in zip(rows["task"], rows[peers.metric.name], rows["targets"], strict=True)
     ]
     rows = rows.assign(
-        value=rows[chosen.metric.name],
+        value=rows[peers.metric.name],
         group=rows["task"].map(tasks),
         memory=rows["memory"] / MEBIBYTE,
         settings=rows["settings"].map(parsed).astype(object),
@@ -65,19 +65,16 @@ def read_whole(runs: pd.DataFrame, read: ReadRecords) -> pd.DataFrame:
 
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the seeds: a row per label, a column per task (and number of shots, where there are several)."""
-    columns = ["task", "shots"] if runs["shots"].nunique() > 1 else ["task"]
-    return runs.pivot_table(index="label", columns=columns, values="value", aggfunc="mean")
+    """Mean over the seeds: a row per label, a column per task and number of shots."""
+    return runs.pivot_table(index="label", columns=CELL_KEYS, values="value", aggfunc="mean")
 
 
-def complete_labels(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """Labels with a run on every one of the tasks, at every number of shots that occurs."""
-    runs = runs[runs["task"].isin(list(tasks))]
-    if runs.empty:
-        return []
-    table = cells(runs)
-    present = set(table.columns.get_level_values("task") if table.columns.nlevels > 1 else table.columns)
-    return [] if set(tasks) - present else [str(label) for label in table.dropna().index]
+def complete(runs: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """Runs with a value on the tasks, of labels that have one on each of them, at every number of shots that occurs."""
+    runs = runs[runs["task"].isin(list(tasks)) & runs["value"].notna()]
+    if runs.empty or set(tasks) - set(runs["task"]):
+        return runs[:0]
+    return runs[runs["label"].isin(cells(runs).dropna().index)]
 
 
 def best_labels(runs: pd.DataFrame, count: int, metric: Metric) -> list[str]:
@@ -90,11 +87,10 @@ def best_labels(runs: pd.DataFrame, count: int, metric: Metric) -> list[str]:
 def seed_means(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Mean over the tasks: `label`, `mean`, and `spread` over the seeds (ddof=1; NaN for one), best first.
 
-    Give it runs of labels that are complete, see `complete_labels`; a seed that lacks a task is not in the spread.
+    Give it runs that are `complete`; a seed that lacks a task is not in the spread.
     """
-    columns = ["task", "shots"] if runs["shots"].nunique() > 1 else ["task"]
-    per_cell = runs.groupby(["label", *columns])["value"].mean()
-    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=columns, values="value", aggfunc="mean").dropna()
+    per_cell = runs.groupby(["label", *CELL_KEYS])["value"].mean()
+    seeds = runs.pivot_table(index=["label", *REPLICATE_KEYS], columns=CELL_KEYS, values="value").dropna()
     means = per_cell.groupby("label").mean().rename("mean").to_frame()
     means["spread"] = seeds.mean(axis=1).groupby("label").std(ddof=1)
     return means.sort_values("mean", ascending=not metric.higher_is_better).reset_index()

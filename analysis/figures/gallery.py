@@ -19,9 +19,9 @@ from analysis.figures.ranks import critical_difference_diagram
 from analysis.figures.reproduction import reproduction_scatter
 from analysis.figures.tradeoff import tradeoff
 from analysis.frame import CHOSEN_PER_TASK, ComparableSet, averaged, suite_tasks
+from analysis.index import ReadRecords
 from analysis.metric_text import sentence
-from analysis.runs import ReadRecords
-from analysis.tables import ablation_axes
+from analysis.tables.settings import ablation_axes
 from analysis.tables.significance import DEFAULT_REFERENCE
 from harness.schema.metrics import Metric
 
@@ -43,11 +43,11 @@ class Drawing:
 
 
 def drawings(
-    chosen: ComparableSet, read: ReadRecords, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
+    peers: ComparableSet, read: ReadRecords, published: pd.DataFrame | None = None, reference: str = DEFAULT_REFERENCE
 ) -> Iterator[Drawing]:
     """Every figure for this set. `published`: see `reproduction_scatter`; `reference`: see `tradeoff`."""
-    runs, other, metric = run_frame(chosen), taken_in_part(chosen.rows), chosen.metric
-    tasks = averaged(suite_tasks(chosen.key["suite"], chosen.rows))
+    runs, other, metric = run_frame(peers), taken_in_part(peers.rows), peers.metric
+    tasks = averaged(suite_tasks(peers.key["suite"], peers.rows))
     further = TARGETS_APART if (runs["targets"] != "{}").any() else ""
     yield from _costs(runs, list(tasks), further, reference, metric)
     yield Drawing(
@@ -65,7 +65,7 @@ def drawings(
     )
     yield from _of_special_suites(runs, metric)
     yield from _of_training(runs, read, metric)
-    yield from _of_settings(chosen, runs)
+    yield from _of_settings(peers, runs)
     yield Drawing(
         name="published",
         caption="Measured against published accuracy, a point per method and task; the largest differences are named."
@@ -135,13 +135,13 @@ def _of_training(runs: pd.DataFrame, read: ReadRecords, metric: Metric) -> Itera
     )
 
 
-def _of_settings(chosen: ComparableSet, runs: pd.DataFrame) -> Iterator[Drawing]:
-    axes = ablation_axes(chosen)
-    fields = axes if chosen.key["protocol"] in CHOSEN_PER_TASK else varied_fields(runs)
+def _of_settings(peers: ComparableSet, runs: pd.DataFrame) -> Iterator[Drawing]:
+    axes = ablation_axes(peers)
+    fields = axes if peers.key["protocol"] in CHOSEN_PER_TASK else varied_fields(runs)
     for field in axes or ["setting"]:
         yield Drawing(
             name=f"ablation_{field.removeprefix('recipe.')}",
-            caption=f"{sentence(chosen.metric.title)} against {field.removeprefix('recipe.')}, all else equal.",
+            caption=f"{sentence(peers.metric.title)} against {field.removeprefix('recipe.')}, all else equal.",
             needs="a method that was run with several values of a setting, on the same tasks",
-            draw=lambda field=field: ablation(runs, field, fields, chosen.metric),  # type: ignore[misc]
+            draw=lambda field=field: ablation(runs, field, fields, peers.metric),  # type: ignore[misc]
         )

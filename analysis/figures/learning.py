@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.data import best_labels
-from analysis.figures.panels import MOST, add_legend
+from analysis.figures.panels import MOST, add_legend, line_with_band, panel_grid
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, Style, paper, styles
 from harness.schema.metrics import ACCURACY, Metric
 
@@ -53,13 +53,9 @@ def learning_curves(runs: pd.DataFrame, quantity: str, everything: int) -> Figur
     tasks = [task for task in dict.fromkeys(runs["task"]) if task in set(points["task"])]
     with paper():
         columns = min(len(tasks), 5 if len(tasks) != 6 else 3)
-        rows = -(-len(tasks) // columns)
-        width = TWO_COLUMNS if columns > 2 else ONE_COLUMN
-        figure = Figure(figsize=(width, 0.7 + (1.5 if columns > 2 else 2.0) * rows))
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes in grid[len(tasks) :]:
-            axes.set_axis_off()
-        for index, (axes, task) in enumerate(zip(grid, tasks, strict=False)):
+        width, height = (TWO_COLUMNS, 1.5) if columns > 2 else (ONE_COLUMN, 2.0)
+        figure, grid = panel_grid(len(tasks), columns, width, height, 0.7)
+        for index, (axes, task) in enumerate(zip(grid, tasks, strict=True)):
             _panel(axes, points[points["task"] == task], quantity, looks)
             axes.set_title(task)
             axes.set_ylabel(QUANTITIES[quantity] if index % columns == 0 else "")
@@ -70,19 +66,9 @@ def learning_curves(runs: pd.DataFrame, quantity: str, everything: int) -> Figur
 
 def _panel(axes: Axes, points: pd.DataFrame, quantity: str, looks: Mapping[str, Style]) -> None:
     for place, (label, line) in enumerate(points.groupby("label")):
-        look, mean, spread = looks[str(label)], line[quantity], line[f"{quantity} sd"]
         marked = (place / len(looks) / MARKS, 1 / MARKS)  # of the line's length, so that lines are marked in turn
-        axes.plot(
-            line["epoch"],
-            mean,
-            color=look.colour,
-            ls=look.line,
-            lw=0.9,
-            marker=look.marker,
-            mfc=look.face,
-            ms=3,
-            markevery=marked if len(line) > MANY else 1,
-        )
-        axes.fill_between(line["epoch"], mean - spread, mean + spread, color=look.colour, alpha=0.15, lw=0)
+        names = ("epoch", quantity, f"{quantity} sd")
+        often = marked if len(line) > MANY else 1
+        line_with_band(axes, line, names, looks[str(label)], lw=0.9, ms=3, markevery=often)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.grid(True)

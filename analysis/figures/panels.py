@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.comparability import CELL_KEYS
-from analysis.figures.data import SOURCE, best_labels, complete_labels, seed_means
+from analysis.figures.data import SOURCE, best_labels, complete, seed_means
 from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
 from analysis.frame import REPLICATE_KEYS, cell_name
 from analysis.metric_text import digits, with_unit
@@ -26,10 +27,29 @@ MOST = 12
 """Lines in one panel; beyond that they cannot be told apart."""
 
 
+def panel_grid(
+    count: int, columns: int, width: float, height: float, more: float = 0.0, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `columns` in a row. Inches: `width` in all, `height` of a row, `more` besides."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, more + height * rows))
+    grid = figure.subplots(rows, columns, squeeze=False, **options).flatten()
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return figure, list(grid[:count])
+
+
+def line_with_band(axes: Axes, line: pd.DataFrame, names: tuple[str, str, str], look: Style, **options: Any) -> None:
+    """A line and a band of one standard deviation. `names`: columns of x, of the mean and of the deviation."""
+    x, mean, spread = (line[name] for name in names)
+    axes.plot(x, mean, **look.line_arguments, **options)
+    axes.fill_between(x, mean - spread, mean + spread, color=look.colour, alpha=0.15, lw=0)
+
+
 def group_bars(runs: pd.DataFrame, tasks: Mapping[str, str], metric: Metric = ACCURACY) -> Figure | None:
     """The metric's mean per group of tasks and over the groups. `tasks`: task to group. None without a complete
     method."""
-    runs = runs[runs["label"].isin(complete_labels(runs, list(tasks)))]
+    runs = complete(runs, list(tasks))
     groups = list(dict.fromkeys(tasks.values()))
     if runs.empty or len(groups) < 2:
         return None
@@ -61,9 +81,8 @@ def target_bars(runs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure | None:
         for name in (str(name) for name in splits if len(splits.columns) > 1 and f"{name}/masked" not in splits):
             scored = same.assign(value=splits[name]).dropna(subset="value").groupby("label")["value"]
             title = f"{task} ({SOURCE})" if name == SOURCE else name.replace("/masked", ", masked")
-            panels[f"{title}\n{cell}" if several else title] = pd.DataFrame(
-                {"mean": scored.mean(), "spread": scored.std(ddof=1)}
-            )
+            values = scored.agg(["mean", "std"]).rename(columns={"std": "spread"})
+            panels[f"{title}\n{cell}" if several else title] = values
     if not panels:
         return None
     everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1)
@@ -76,14 +95,11 @@ def _bars(
 ) -> Figure:
     """One panel per name; rows in `order` from below; frames with `mean` and `spread` by label."""
     with paper():
-        columns = len(panels) if len(panels) <= MOST_PANELS else -(-len(panels) // -(-len(panels) // MOST_PANELS))
-        rows = -(-len(panels) // columns)
-        height = rows * (0.45 + 0.17 * len(order))
-        figure = Figure(figsize=(TWO_COLUMNS, max(1.5, height)))
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        for index, (axes, (name, panel)) in enumerate(zip(grid, panels.items(), strict=False)):
+        rows = -(-len(panels) // MOST_PANELS)
+        columns = -(-len(panels) // rows)
+        height = max(1.5 / rows, 0.45 + 0.17 * len(order))
+        figure, grid = panel_grid(len(panels), columns, TWO_COLUMNS, height, sharey=True)
+        for index, (axes, (name, panel)) in enumerate(zip(grid, panels.items(), strict=True)):
             _panel(axes, panel.reindex(list(order)), looks, digits(metric))
             axes.set_title(name)
             axes.set_yticks(range(len(order)), order)
@@ -123,13 +139,10 @@ def few_shot_curves(runs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure | N
     names = [*tasks, *([OVERALL] if len(tasks) > 1 else [])]
     with paper():
         columns = min(3, len(names))
-        rows = -(-len(names) // columns)
-        figure = Figure(figsize=(TWO_COLUMNS, 0.5 + 2.0 * rows))
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes in grid[len(names) :]:
-            axes.set_axis_off()
-        for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
-            _curves(axes, _shot_points(runs, tasks, name), looks)
+        figure, grid = panel_grid(len(names), columns, TWO_COLUMNS, 2.0, 0.5)
+        for index, (axes, name) in enumerate(zip(grid, names, strict=True)):
+            for label, line in _shot_points(runs, tasks, name).groupby("label"):
+                line_with_band(axes, line, ("shots", "mean", "spread"), looks[str(label)], zorder=3)
             _shot_axis(axes, runs, name)
             axes.set_ylabel(with_unit(metric.title, metric) if index % columns == 0 else "")
         add_legend(figure, looks, everything)
@@ -151,35 +164,16 @@ def _shot_points(runs: pd.DataFrame, tasks: Sequence[str], name: str) -> pd.Data
     keys = ["label", "shots"]
     if name != OVERALL:
         values = runs[runs["task"] == name].groupby(keys)["value"]
-        return pd.DataFrame({"mean": values.mean(), "spread": values.std(ddof=1)}).reset_index()
-    each = runs.pivot_table(index=[*keys, *REPLICATE_KEYS], columns="task", values="value")
-    over = each.reindex(columns=list(tasks)).dropna().mean(axis=1).groupby(keys)
-    return pd.DataFrame({"mean": over.mean(), "spread": over.std(ddof=1)}).reset_index()
-
-
-def _curves(axes: Axes, points: pd.DataFrame, looks: Mapping[str, Style]) -> None:
-    for label, line in points.groupby("label"):
-        look = looks[str(label)]
-        line = line.sort_values("shots")
-        axes.plot(
-            line["shots"], line["mean"], ls=look.line, marker=look.marker, color=look.colour, mfc=look.face, zorder=3
-        )
-        low, high = line["mean"] - line["spread"], line["mean"] + line["spread"]
-        axes.fill_between(line["shots"], low, high, color=look.colour, alpha=0.15, lw=0)
+    else:
+        each = runs.pivot_table(index=[*keys, *REPLICATE_KEYS], columns="task", values="value")
+        values = each.reindex(columns=list(tasks)).dropna().mean(axis=1).groupby(keys)
+    return values.agg(mean="mean", spread="std").reset_index()
 
 
 def add_legend(figure: Figure, looks: Mapping[str, Style], everything: int = 0, lines: bool = True) -> None:
     """One legend for all panels, below them. `everything`: number of methods, shown or not."""
     handles = [
-        Line2D(
-            [],
-            [],
-            color=look.colour,
-            ls=look.line if lines else "",
-            marker=look.marker,
-            mfc=look.face,
-            label=label,
-        )
+        Line2D([], [], label=label, **(look.line_arguments if lines else look.point_arguments))
         for label, look in looks.items()
     ]
     longest = max(len(label) for label in looks)

@@ -30,9 +30,8 @@ def reproduction_scatter(pairs: pd.DataFrame) -> Figure | None:
         axes.plot([low, high], [low, high], color="#555555", lw=0.8, ls="--", zorder=1)
         looks = styles(pairs)
         for label, group in pairs.groupby("label"):
-            look = looks[str(label)]
             x, y = group["published"].to_numpy(float), group["measured"].to_numpy(float)
-            axes.plot(x, y, look.marker, color=look.colour, mfc=look.face, ms=4, alpha=0.85, zorder=3)
+            axes.plot(x, y, **looks[str(label)].point_arguments, ms=4, alpha=0.85, zorder=3)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="published (%)", ylabel="measured (%)", aspect="equal")
         axes.grid(True)
         add_legend(figure, looks, lines=False)

@@ -60,6 +60,16 @@ class Style:
         """Colour inside a marker."""
         return self.colour if self.filled else "white"
 
+    @property
+    def point_arguments(self) -> dict[str, Any]:
+        """Arguments of matplotlib for markers that no line joins."""
+        return {"color": self.colour, "ls": "", "marker": self.marker, "mfc": self.face}
+
+    @property
+    def line_arguments(self) -> dict[str, Any]:
+        """Arguments of matplotlib for markers on a line."""
+        return self.point_arguments | {"ls": self.line}
+
 
 def _shaded(colour: str, shade: float) -> str:
     """Mixed with black below 0, with white above it."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.figures.data import complete_labels, seed_means
+from analysis.figures.data import complete, seed_means
 from analysis.figures.labels import place_labels
 from analysis.figures.style import ONE_COLUMN, TWO_COLUMNS, paper, styles
 from analysis.metric_text import with_unit
@@ -64,11 +64,11 @@ def tradeoff(
 ) -> Figure | None:
     """The metric's mean over the tasks against a cost of `AXES`. None without two methods that have both. `reference`:
     label or name of a method that is named even in a crowd."""
-    runs = runs[runs["label"].isin(complete_labels(runs, tasks))]
+    runs = complete(runs, tasks)
     runs = runs[runs[cost].notna()]
-    points = seed_means(runs, metric) if len(runs) else pd.DataFrame()
-    if len(points) < 2:
+    if runs["label"].nunique() < 2:
         return None
+    points = seed_means(runs, metric)
     points["cost"] = points["label"].map(runs.groupby("label")[cost].mean()).astype(float)
     with paper():
         many = len(points) >= MANY
@@ -124,18 +124,9 @@ def _draw(axes: Axes, points: pd.DataFrame, front: list[int], named: np.ndarray,
     values = points[["cost", "mean", "spread"]].to_numpy(float)
     axes.plot(values[~named, 0], values[~named, 1], "o", color="#bbbbbb", ms=3.5, zorder=2)
     for label, (x, y, spread) in zip(points["label"][named], values[named], strict=True):
-        look = looks[label]
+        whisker = None if np.isnan(spread) else spread
         axes.errorbar(
-            [x],
-            [y],
-            yerr=None if np.isnan(spread) else spread,
-            fmt=look.marker,
-            color=look.colour,
-            mfc=look.face,
-            ms=5.5,
-            elinewidth=0.8,
-            capsize=2,
-            zorder=3,
+            [x], [y], yerr=whisker, **looks[label].point_arguments, ms=5.5, elinewidth=0.8, capsize=2, zorder=3
         )
     axes.grid(True)
     axes.margins(x=0.12, y=0.14)

@@ -5,8 +5,6 @@ from pathlib import Path
 from analysis.render.html import to_html
 from analysis.render.latex import to_latex
 from analysis.render.markdown import to_csv, to_markdown
-from analysis.render.terminal import to_terminal
-from analysis.render.text import Marks, cell_text, count_text, heading, marked_rows
 from analysis.tables.base import Table
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "tex": to_latex, "html": to_html}
@@ -20,19 +18,3 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     for path, render in zip(paths, FORMATS.values(), strict=True):
         path.write_text(render(table))
     return paths
-
-
-__all__ = [
-    "FORMATS",
-    "Marks",
-    "cell_text",
-    "count_text",
-    "heading",
-    "marked_rows",
-    "to_csv",
-    "to_html",
-    "to_latex",
-    "to_markdown",
-    "to_terminal",
-    "write_table",
-]

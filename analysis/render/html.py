@@ -1,4 +1,4 @@
-"""Tables as HTML fragments: a semantic `<table>`, no script, no style; classes for whoever adds one."""
+"""Tables as HTML fragments: a semantic `<table>`, no script, no style; classes for those who add one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from analysis.tables.base import Cell, Column, Table
 
 
 def _head(table: Table) -> list[str]:
-    spans = group_spans(table)
+    spans = group_spans(table.columns)
     grouped = any(group for group, _ in spans)
     rows = ' rowspan="2"' if grouped else ""
     corner = f'<th scope="col"{rows}>{escape(table.corner)}</th>'
@@ -36,7 +36,7 @@ def to_html(table: Table) -> str:
     lines = [
         f'<table class="results" id="{table.label}">',
         f"<caption><strong>{escape(table.title)}.</strong> {escape(table.full_caption)}</caption>",
-        "<colgroup><col>" + "".join(f'<col span="{width}">' for _, width in group_spans(table)) + "</colgroup>",
+        "<colgroup><col>" + "".join(f'<col span="{width}">' for _, width in group_spans(table.columns)) + "</colgroup>",
         "<thead>",
         *_head(table),
         "</thead>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from analysis.render.text import emphasised, group_spans, marked_rows, row_texts
+from analysis.render.text import group_spans, row_texts
 from analysis.tables.base import Table
 
 SPECIAL = {
@@ -52,7 +52,7 @@ def escape(text: str) -> str:
 
 def _group_lines(table: Table) -> list[str]:
     r"""Header line of the groups with a \cmidrule under each; nothing where no column has a group."""
-    spans = group_spans(table)
+    spans = group_spans(table.columns)
     if not any(group for group, _ in spans):
         return []
     cells, rules, at = [], [], 2
@@ -64,10 +64,8 @@ def _group_lines(table: Table) -> list[str]:
 
 
 def _body(table: Table) -> list[str]:
-    marks, lines = marked_rows(table), []
-    for label in table.rows:
-        texts = zip(row_texts(table, label), marks, strict=True)
-        cells = [emphasised(escape(text), label, m, r"\textbf{{}}", r"\underline{{}}") for text, m in texts]
+    lines = []
+    for label, cells in row_texts(table, escape, r"\textbf{{}}", r"\underline{{}}"):
         guard = "{}" if label.startswith(("[", "*")) else ""  # or the command before it takes them for its own
         lines.append(" & ".join([guard + escape(label), *cells]) + r" \\")
     return lines

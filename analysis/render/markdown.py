@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from analysis.render.text import emphasised, flat_headings, marked_rows, row_texts
+from analysis.render.text import flat_headings, row_texts
 from analysis.tables.base import Cell, Table
 
 
@@ -21,10 +21,7 @@ def to_markdown(table: Table) -> str:
     """A GitHub table, the best value of each column in bold, the second best underlined, the caption below."""
     names = " | ".join(map(escape, flat_headings(table)))
     lines = [f"### {escape(table.title)}", "", f"| {table.corner} | {names} |", "|---|" + "---:|" * len(table.columns)]
-    marks = marked_rows(table)
-    for label in table.rows:
-        texts = zip(row_texts(table, label), marks, strict=True)
-        cells = [emphasised(escape(text), label, m, "**{}**", "<ins>{}</ins>") for text, m in texts]
+    for label, cells in row_texts(table, escape, "**{}**", "<ins>{}</ins>"):
         lines.append(f"| {escape(label)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", escape(table.full_caption), ""])
 

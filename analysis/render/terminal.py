@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analysis.render.text import emphasised, flat_headings, marked_rows, row_texts
+from analysis.render.text import flat_headings, row_texts
 from analysis.tables.base import Table
 
 UNLIMITED = 10_000
@@ -19,14 +19,9 @@ UNLIMITED = 10_000
 
 def _grid(table: Table) -> list[list[str]]:
     """All texts with a header row and a header column, best values marked up; the longer side runs downwards."""
-    marks = marked_rows(table)
     rows = [["", *map(escape, flat_headings(table))]]
-    for label in table.rows:
-        texts = zip(row_texts(table, label), marks, strict=True)
-        styled = [
-            emphasised(escape(text), label, m, "[bold]{}[/bold]", "[underline]{}[/underline]") for text, m in texts
-        ]
-        rows.append([escape(label), *styled])
+    for label, cells in row_texts(table, escape, "[bold]{}[/bold]", "[underline]{}[/underline]"):
+        rows.append([escape(label), *cells])
     if len(table.columns) > len(table.rows):
         return [list(column) for column in zip(*rows, strict=True)]
     return rows

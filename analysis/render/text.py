@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,11 +37,6 @@ def scaled_text(value: float, step: int, units: str) -> str:
     return f"{value:.1f}{units[power - 1]}" if power else f"{value:.0f}"
 
 
-def p_text(value: float) -> str:
-    """A p-value: three digits, or that it is below them."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
 WRITERS: dict[str, Callable[[float], str]] = {
     "count": count_text,
     "milliseconds": lambda value: f"{1000 * value:.0f}" if value >= 0.1 else f"{1000 * value:.3g}",
@@ -51,7 +46,7 @@ WRITERS: dict[str, Callable[[float], str]] = {
     "bytes": lambda value: scaled_text(value, 1024, "KMGT") + "B",
     "flops": lambda value: scaled_text(value, 1000, "kMGT"),
     "rank": lambda value: f"{value:.2f}",
-    "p": p_text,
+    "p": lambda value: "<0.001" if value < 0.001 else f"{value:.3f}",
     "integer": lambda value: f"{value:.0f}",
 }
 
@@ -72,11 +67,6 @@ def cell_text(cell: Cell, column: Column) -> str:
     if not np.isnan(cell.spread):
         text += f" ±{value_text(cell.spread, column).lstrip('+')}"
     return text + (cell.note if cell.note in SUFFIXES else f" ({cell.note})" if cell.note else "")
-
-
-def row_texts(table: Table, label: str) -> list[str]:
-    """Texts of one row."""
-    return [cell_text(cell, column) for cell, column in zip(table.cells(label), table.columns, strict=True)]
 
 
 def _printed(value: float, column: Column) -> float:
@@ -120,12 +110,17 @@ def flat_headings(table: Table) -> list[str]:
     ]
 
 
-def group_spans(table: Table) -> list[tuple[str, int]]:
-    """Neighbouring columns of one group, as (group, number of columns)."""
-    return [(group, len(list(columns))) for group, columns in groupby(table.columns, key=lambda column: column.group)]
+def group_spans(columns: Iterable[Any]) -> list[tuple[str, int]]:
+    """Neighbouring columns (or headings) of one group, as (group, number of columns)."""
+    return [(group, len(list(same))) for group, same in groupby(columns, key=lambda column: column.group)]
 
 
-def emphasised(text: str, label: str, marks: Marks, best: str, second: str) -> str:
-    """`text` inside the format `best` or `second` (`**{}**`) where the row is marked."""
-    pattern = best if label in marks.best else second if label in marks.second else "{}"
-    return pattern.replace("{}", text)
+def row_texts(table: Table, escape: Callable[[str], str], best: str, second: str) -> Iterator[tuple[str, list[str]]]:
+    """Each row's label and its cells' texts, escaped, inside the format `best` or `second` (`**{}**`) where marked."""
+    marks = marked_rows(table)
+    for label in table.rows:
+        texts = []
+        for cell, column, mark in zip(table.cells(label), table.columns, marks, strict=True):
+            pattern = best if label in mark.best else second if label in mark.second else "{}"
+            texts.append(pattern.replace("{}", escape(cell_text(cell, column))))
+        yield label, texts

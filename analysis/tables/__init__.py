@@ -2,18 +2,13 @@
 
 from dataclasses import dataclass
 
-from analysis.errors import AnalysisError
 from analysis.frame import OPENED_OFTEN, ComparableSet
-from analysis.tables.base import BLANK, MARKS, MEANS, MISSING, Cell, Column, Key, Table, mean_cell
-from analysis.tables.bias import bias_tables
-from analysis.tables.cells import label_order, metric_cells
+from analysis.tables.base import Table
 from analysis.tables.efficiency import efficiency_table
-from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown
+from analysis.tables.settings import ablation_axes, ablation_table, settings_table, shown, tuning_table
 from analysis.tables.significance import significance_table
-from analysis.tables.tasks import domain_table, few_shot_table, result_tables, target_order, task_table
-from analysis.tables.tuning import tuning_table
-from analysis.tables.weights import WEIGHTS_TABLE, weights_tables
-from harness.errors import did_you_mean
+from analysis.tables.tasks import result_tables
+from harness.errors import HarnessError, did_you_mean
 from harness.schema.metrics import ACCURACY, Metric
 
 
@@ -35,57 +30,24 @@ ALL_TABLES = TableOptions()
 
 
 def check_options(sets: list[ComparableSet], options: TableOptions) -> None:
-    """`AnalysisError` for a reference or an axis that none of the sets has."""
-    names = {name for chosen in sets for column in ("label", "method") for name in chosen.rows[column]}
+    """`HarnessError` for a reference or an axis that none of the sets has."""
+    names = {name for peers in sets for column in ("label", "method") for name in peers.rows[column]}
     plain = {name.removesuffix(f" {OPENED_OFTEN}") for name in names}
     if options.reference and options.reference.casefold() not in {name.casefold() for name in names | plain}:
-        raise AnalysisError(f"no method {options.reference!r}. {did_you_mean(options.reference, sorted(plain))}")
-    axes = {shown(axis) for chosen in sets for axis in ablation_axes(chosen)} if options.axes else set()
+        raise HarnessError(f"no method {options.reference!r}. {did_you_mean(options.reference, sorted(plain))}")
+    axes = {shown(axis) for peers in sets for axis in ablation_axes(peers)} if options.axes else set()
     for axis in options.axes or ():
         if axis not in axes:
             known = did_you_mean(axis, sorted(axes))
-            raise AnalysisError(f"no method ran with two values of {axis!r} and all else equal. {known}")
+            raise HarnessError(f"no method ran with two values of {axis!r} and all else equal. {known}")
 
 
-def all_tables(chosen: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
+def all_tables(peers: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
     """Every table that the runs of a set allow. An axis of `options` that the set lacks is passed over."""
-    chosen = chosen.by(options.metric)
-    axes = ablation_axes(chosen)
-    tuning = tuning_table(chosen)
-    tables = [*result_tables(chosen), efficiency_table(chosen), settings_table(chosen), *([tuning] if tuning else [])]
-    tables += [ablation_table(chosen, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
-    significance = significance_table(chosen, options.reference)
+    peers = peers.by(options.metric)
+    axes = ablation_axes(peers)
+    tuning = tuning_table(peers)
+    tables = [*result_tables(peers), efficiency_table(peers), settings_table(peers), *([tuning] if tuning else [])]
+    tables += [ablation_table(peers, axis) for axis in axes if options.axes is None or shown(axis) in options.axes]
+    significance = significance_table(peers, options.reference)
     return [*tables, significance] if significance else tables
-
-
-__all__ = [
-    "ALL_TABLES",
-    "BLANK",
-    "MARKS",
-    "MEANS",
-    "MISSING",
-    "WEIGHTS_TABLE",
-    "Cell",
-    "Column",
-    "Key",
-    "Table",
-    "TableOptions",
-    "ablation_axes",
-    "ablation_table",
-    "all_tables",
-    "bias_tables",
-    "check_options",
-    "domain_table",
-    "efficiency_table",
-    "few_shot_table",
-    "label_order",
-    "mean_cell",
-    "metric_cells",
-    "result_tables",
-    "settings_table",
-    "significance_table",
-    "target_order",
-    "task_table",
-    "tuning_table",
-    "weights_tables",
-]

@@ -24,10 +24,10 @@ def seed_count(rows: pd.DataFrame) -> int:
     return len(rows[REPLICATE_KEYS].drop_duplicates())
 
 
-def metric_cells(chosen: ComparableSet) -> dict[str, dict[Key, Cell]]:
+def metric_cells(peers: ComparableSet) -> dict[str, dict[Key, Cell]]:
     """Label to (task, shots) to the metric's mean over split seeds and seeds, with the standard deviation (ddof=1)."""
-    rows, seeds = chosen.rows, seed_count(chosen.rows)
-    complete = rows[chosen.metric.name].where(rows["status"] == "complete")
+    rows, seeds = peers.rows, seed_count(peers.rows)
+    complete = rows[peers.metric.name].where(rows["status"] == "complete")
     grouped = complete.groupby([rows["label"], *(rows[key] for key in CELL_KEYS)])
     cells: dict[str, dict[Key, Cell]] = {label: {} for label in label_order(rows)}
     for values in grouped.agg(["mean", "std", "count"]).reset_index().itertuples(index=False):
@@ -42,6 +42,12 @@ def label_order(rows: pd.DataFrame) -> list[str]:
     """Row labels by number of trained parameters, then by name."""
     first = rows.groupby("label")["parameters"].max().astype(float).fillna(np.inf)
     return sorted(first.index, key=lambda label: (first[label], label))
+
+
+def by_label(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Runs of each label, in the order of `label_order`."""
+    groups = dict(list(rows.groupby("label")))
+    return [(label, groups[label]) for label in label_order(rows)]
 
 
 def incomplete(cells: dict[Key, Cell], keys: Iterable[Key]) -> str:
@@ -85,35 +91,28 @@ def spread_caption(rows: pd.DataFrame) -> str:
     return f"mean ± standard deviation (ddof=1) over {over}"
 
 
-def devices_caption(rows: pd.DataFrame) -> str:
-    """All devices in use."""
-    return " and ".join(sorted(rows["device"].dropna().unique())) or "not recorded"
-
-
-def set_caption(chosen: ComparableSet) -> str:
+def set_caption(peers: ComparableSet) -> str:
     """Protocol, backbone, preprocessing, precision, devices and what was left out: the end of every caption."""
-    key = chosen.key
+    key = peers.key
+    budget = f"; {key['trials']} trials, or all there are where a method has fewer" if key["trials"] else ""
+    devices = " and ".join(sorted(peers.rows["device"].dropna().unique())) or "not recorded"
     caption = (
-        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{_budget(key['trials'])}. "
+        f"Protocol {key['protocol']}: {protocol_caption(key['protocol'], key['suite'])}{budget}. "
         f"Backbone {key['backbone']} ({key['weights']} weights) at {key['image_size']} px, preprocessing "
-        f"{key['preprocessing']}, precision {key['precision']}. Device: {devices_caption(chosen.rows)}."
+        f"{key['preprocessing']}, precision {key['precision']}. Device: {devices}."
     )
-    if other := taken_in_part(chosen.rows):
+    if other := taken_in_part(peers.rows):
         caption += f" Not the suite's own data, so not comparable with published numbers: {other}."
-    if chosen.notes:
-        caption += f" Not the same in all records: {'; '.join(chosen.notes)}."
-    if chosen.left_out:
-        caption += f" Left out, for they differ from the others: {left_out_text(chosen.left_out)}; each in {LEFT_OUT}."
+    if peers.notes:
+        caption += f" Not the same in all records: {'; '.join(peers.notes)}."
+    if peers.left_out:
+        caption += f" Left out, for they differ from the others: {left_out_text(peers.left_out)}; each in {LEFT_OUT}."
     return caption
 
 
-def _budget(trials: int) -> str:
-    return f"; {trials} trials, or all there are where a method has fewer" if trials else ""
-
-
-def set_title(chosen: ComparableSet, what: str = "") -> str:
-    """`demo, protocol fixed, demo_vit (pretrained)`, with what tells the set apart and the kind of table behind it."""
-    key = chosen.key
+def set_title(peers: ComparableSet, what: str = "") -> str:
+    """`demo, protocol fixed, demo_vit (pretrained)`, with what tells the set apart and the kind of table after it."""
+    key = peers.key
     title = f"{key['suite']}, protocol {key['protocol']}, {key['backbone']} ({key['weights']})"
-    title += f", {chosen.apart}" if chosen.apart else ""
+    title += f", {peers.apart}" if peers.apart else ""
     return f"{title}: {what}" if what else title

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.frame import ComparableSet, averaged, suite_cells
 from analysis.tables.base import MISSING, Cell, Column, Table, number_cell
-from analysis.tables.cells import cost_cells, label_order, seed_count, set_caption, set_title
+from analysis.tables.cells import by_label, cost_cells, seed_count, set_caption, set_title
 
 MEANS_OF_RUNS = {
     "parameters_method": Column(name="params added", group="by role", kind="count"),
@@ -37,21 +37,9 @@ TUNING = {
 }
 """Further columns of a set that was tuned: a cell's trials serve all of its seeds."""
 
-TIMED = (
-    "memory",
-    "resident_memory",
-    "images_per_second",
-    "step_seconds",
-    "selection_seconds",
-    "train_seconds",
-    "evaluate_seconds",
-    "tuning_seconds",
-    "latency_1",
-    "latency_64",
-    "merged_latency_1",
-    "merged_latency_64",
-)
-"""Measurements that depend on the device."""
+NOT_TIMED = {name for name, column in MEANS_OF_RUNS.items() if column.kind in ("count", "flops")}
+NOT_TIMED |= {"stored_bytes", "tuning_trials"}
+"""What does not depend on the device, unlike the other columns."""
 
 OF_STEPS = ("images_per_second", "step_seconds")
 """Measurements of training steps, which are short where the head alone runs in them."""
@@ -73,7 +61,7 @@ CAPTION = (
 
 def _marked(cell: Cell, runs: pd.DataFrame, column: str) -> Cell:
     """The mean of a column, marked where it rests on several kinds of device or on steps that leave something out."""
-    mixed = column in TIMED and runs["device"].nunique() > 1
+    mixed = column not in NOT_TIMED and runs["device"].nunique() > 1
     shorter = column in OF_STEPS and bool(runs["cached_features"].fillna("").ne("").any())
     note = "‡" if mixed else "§" if shorter else ""
     return Cell(value=cell.value, note=note) if cell.is_number and note else cell
@@ -87,20 +75,18 @@ def _hours(runs: pd.DataFrame, device_type: str) -> Cell:
     return number_cell(float(np.nansum(seconds)) / 3600, "*" if runs["seconds"].isna().any() else "")
 
 
-def efficiency_table(chosen: ComparableSet) -> Table:
+def efficiency_table(peers: ComparableSet) -> Table:
     """A row per method, every cost that records hold; what a record lacks is shown as missing."""
-    means = MEANS_OF_RUNS | (TUNING if chosen.rows["tuning_trials"].notna().any() else {})
+    means = MEANS_OF_RUNS | (TUNING if peers.rows["tuning_trials"].notna().any() else {})
     table = Table(
         name="efficiency",
-        title=set_title(chosen, "efficiency"),
-        caption=f"{CAPTION} {set_caption(chosen)}",
+        title=set_title(peers, "efficiency"),
+        caption=f"{CAPTION} {set_caption(peers)}",
         columns=[*means.values(), *HOURS.values()],
     )
-    keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    seeds = seed_count(chosen.rows)
-    groups = dict(list(chosen.rows.groupby("label")))
-    for label in label_order(chosen.rows):
-        runs = groups[label]
+    keys = list(averaged(suite_cells(peers.key["suite"], peers.rows)))
+    seeds = seed_count(peers.rows)
+    for label, runs in by_label(peers.rows):
         costs = cost_cells(runs, list(means), keys, seeds)
         row = {means[name].key: _marked(cell, runs, name) for name, cell in costs.items()}
         table.rows[label] = row | {column.key: _hours(runs, kind) for kind, column in HOURS.items()}

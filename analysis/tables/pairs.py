@@ -35,13 +35,13 @@ class Pairs:
     def cells(self, first: str = "first", second: str = "second") -> dict[str, dict[Key, Cell]]:
         """Mean difference by label and cell, over the pairs that there are; the note says how many of the seeds."""
         gained = self.runs[first] - self.runs[second]
-        found: dict[str, dict[Key, Cell]] = {}
+        cells: dict[str, dict[Key, Cell]] = {}
         for values in gained.groupby([self.runs[k] for k in ("label", *CELL_KEYS)]).agg(["mean", "count"]).itertuples():
             (label, task, shots), mean, count = values
             note = "" if count == self.seeds else f"{count}/{self.seeds}"
             if count:
-                found.setdefault(label, {})[task, int(shots)] = Cell(value=mean, note=note)
-        return found
+                cells.setdefault(label, {})[task, int(shots)] = Cell(value=mean, note=note)
+        return cells
 
 
 def pair_runs(first: ComparableSet, second: ComparableSet, names: tuple[str, str]) -> Pairs:

@@ -1,4 +1,4 @@
-"""Chosen hyper-parameters per method and task, and ablations over one of them."""
+"""Hyper-parameters per method and task: those of the runs, what tuning chose, and ablations over one of them."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ import pandas as pd
 
 from analysis.columns import parsed
 from analysis.frame import ComparableSet, cell_name, differing_keys, suite_cells
-from analysis.tables.base import Cell, Column, Key, Table
-from analysis.tables.cells import label_order, set_caption, set_title
+from analysis.tables.base import Cell, Column, Key, Row, Table, named_row, number_cell
+from analysis.tables.cells import by_label, set_caption, set_title
 from analysis.tables.tasks import task_table
 
 RECIPE = "recipe."
 OWN = Column(name="method's own", kind="text")
 
 
-def _settings_rows(chosen: ComparableSet) -> list[tuple[str, Key | None, dict[str, Any]]]:
+def _settings_rows(peers: ComparableSet) -> list[tuple[str, Key | None, dict[str, Any]]]:
     """Label, cell and settings: one row for a method that has the same on all tasks (no cell), else one per cell."""
-    found: list[tuple[str, Key | None, dict[str, Any]]] = []
-    order = list(suite_cells(chosen.key["suite"], chosen.rows))
-    groups = dict(list(chosen.rows.groupby("label")))
-    for label in label_order(chosen.rows):
-        texts = groups[label].groupby(["task", "shots"])["settings"].unique()
+    rows: list[tuple[str, Key | None, dict[str, Any]]] = []
+    order = list(suite_cells(peers.key["suite"], peers.rows))
+    for label, runs in by_label(peers.rows):
+        texts = runs.groupby(["task", "shots"])["settings"].unique()
         if len({tuple(one) for one in texts}) == 1:
-            found += [(label, None, parsed(text)) for text in texts.iloc[0]]
+            rows += [(label, None, parsed(text)) for text in texts.iloc[0]]
             continue
         for key in (key for key in order if key in texts.index):
-            found += [(label, key, parsed(text)) for text in texts[key]]
-    return found
+            rows += [(label, key, parsed(text)) for text in texts[key]]
+    return rows
 
 
-def settings_table(chosen: ComparableSet) -> Table:
+def settings_table(peers: ComparableSet) -> Table:
     """Recipe and method configuration that produced the results, so that a cell can be run again."""
-    rows = _settings_rows(chosen)
+    rows = _settings_rows(peers)
     recipe = list(dict.fromkeys(key for _, _, settings in rows for key in settings if key.startswith(RECIPE)))
     columns = {key: Column(name=key.removeprefix(RECIPE), group="recipe", kind="text") for key in recipe}
     columns[OWN.name] = OWN
     table = Table(
         name="settings",
-        title=set_title(chosen, "hyper-parameters"),
-        caption=f"One row per method, or per method and task where they differ. {set_caption(chosen)}",
+        title=set_title(peers, "hyper-parameters"),
+        caption=f"One row per method, or per method and task where they differ. {set_caption(peers)}",
         columns=list(columns.values()),
     )
     for label, cell, settings in rows:
@@ -56,18 +55,18 @@ def settings_table(chosen: ComparableSet) -> Table:
     return table
 
 
-def ablation_axes(chosen: ComparableSet) -> list[str]:
+def ablation_axes(peers: ComparableSet) -> list[str]:
     """Settings in which variants (labels) of one method differ: what an ablation can be shown over."""
-    found: dict[str, None] = {}
-    for _, runs in chosen.rows.groupby("title"):
+    axes: dict[str, None] = {}
+    for _, runs in peers.rows.groupby("title"):
         if runs["label"].nunique() > 1:
-            found |= dict.fromkeys(differing_keys(runs["settings"].unique()))
-    return [axis for axis in found if len(_ablation_rows(chosen, axis))]
+            axes |= dict.fromkeys(differing_keys(runs["settings"].unique()))
+    return [axis for axis in axes if len(_ablation_rows(peers, axis))]
 
 
-def _ablation_rows(chosen: ComparableSet, axis: str) -> pd.DataFrame:
+def _ablation_rows(peers: ComparableSet, axis: str) -> pd.DataFrame:
     """Runs of the methods that have the setting and occur with several values of it, all else equal; None counts."""
-    rows = chosen.rows[chosen.rows["settings"].map(lambda text: axis in parsed(text)).astype(bool)]
+    rows = peers.rows[peers.rows["settings"].map(lambda text: axis in parsed(text)).astype(bool)]
     values = [parsed(text)[axis] for text in rows["settings"]]
     rows = rows.assign(axis=pd.Series(values, index=rows.index, dtype=object))
     others = rows["settings"].map(lambda text: repr({k: v for k, v in parsed(text).items() if k != axis}))
@@ -77,24 +76,17 @@ def _ablation_rows(chosen: ComparableSet, axis: str) -> pd.DataFrame:
     return rows[several]
 
 
-def ablation_table(chosen: ComparableSet, axis: str) -> Table:
-    """The per-task table of the methods that ran with several values of `axis`, in the order of the values.
-
-    `axis` is a field of a method's configuration (`channels`) or of the recipe (`lr` or `recipe.lr`). Methods are
-    compared with themselves: all other settings are equal. `KeyError` if no method has two values of it.
-    """
-    names = [axis, RECIPE + axis]
-    axis = next((name for name in names if chosen.rows["settings"].map(lambda t, n=name: n in parsed(t)).any()), axis)
-    kept = _ablation_rows(chosen, axis)
-    if kept.empty:
-        raise KeyError(f"no method ran with two values of {axis!r} and all else equal")
-    table = task_table(dataclasses.replace(chosen, rows=kept.drop(columns="axis")))
+def ablation_table(peers: ComparableSet, axis: str) -> Table:
+    """The per-task table of the methods that ran with several values of `axis`, one of `ablation_axes`, in the order of
+    the values. Methods are compared with themselves: all other settings are equal."""
+    kept = _ablation_rows(peers, axis)
+    table = task_table(dataclasses.replace(peers, rows=kept.drop(columns="axis")))
     first = kept.drop_duplicates("label").set_index("label")
     order = sorted(table.rows, key=lambda label: (first["title"][label], *_sortable(first["axis"][label]), label))
     return dataclasses.replace(
         table,
         name=f"ablation_{shown(axis)}",
-        title=set_title(chosen, f"ablation over {shown(axis)}"),
+        title=set_title(peers, f"ablation over {shown(axis)}"),
         rows={label: table.rows[label] for label in order},
     )
 
@@ -107,3 +99,51 @@ def shown(axis: str) -> str:
 def _sortable(value: Any) -> tuple[bool, float, str]:
     number = isinstance(value, Real) and not isinstance(value, bool)
     return not number, float(value) if number else 0.0, str(value)
+
+
+TUNING_COLUMNS = [
+    Column(name="chosen", kind="text"),
+    Column(name="val"),
+    Column(name="trials", kind="integer"),
+    Column(name="failed", kind="integer"),
+    Column(name="hours", kind="hours"),
+]
+
+TUNING_CAPTION = (
+    "The settings that won on val, of those that were searched; accuracy of the winner there, so not a result; trials "
+    "that were done, those that failed, and device hours of all of them together."
+)
+
+
+def tuning_table(peers: ComparableSet) -> Table | None:
+    """A row per method, task and draw of the training list; None where nothing was tuned."""
+    tuned = peers.rows[peers.rows["tuning_trials"].notna()]
+    if tuned.empty:
+        return None
+    table = Table(
+        name="tuning",
+        title=set_title(peers, "chosen settings"),
+        caption=f"{TUNING_CAPTION} {set_caption(peers)}",
+        columns=TUNING_COLUMNS,
+    )
+    for label, runs in by_label(tuned):
+        own = runs.drop_duplicates(["task", "shots", "split_seed"])
+        for task, shots in suite_cells(peers.key["suite"], tuned):
+            for _, run in own[(own["task"] == task) & (own["shots"] == shots)].sort_values("split_seed").iterrows():
+                draw = f", draw {run['split_seed']}" if run["split_seed"] >= 0 else ""
+                table.rows[f"{label}, {cell_name(task, shots)}{draw}"] = _tuning_row(run)
+    return table
+
+
+def _tuning_row(run: pd.Series) -> Row:
+    text = ", ".join(f"{key.removeprefix('recipe.')}={value}" for key, value in parsed(run["chosen"]).items())
+    if run["tuning_failed"] == run["tuning_trials"]:
+        text = "none: all trials failed"
+    return named_row(
+        TUNING_COLUMNS,
+        chosen=Cell(text=text or "nothing searched"),
+        val=number_cell(run["tuning_accuracy"]),
+        trials=number_cell(run["tuning_trials"]),
+        failed=number_cell(run["tuning_failed"]),
+        hours=number_cell(run["tuning_seconds"] / 3600),
+    )

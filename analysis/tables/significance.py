@@ -62,10 +62,7 @@ def _seed_columns(metric: Metric) -> list[Column]:
 
 
 def find_reference(labels: pd.Series, wanted: str | None) -> str | None:
-    """The one label of that label, title or name; None if there is none or several.
-
-    `labels` maps labels (index) to the method's own name; titles are the labels' beginnings.
-    """
+    """The one label of that label or name; None if there is none or several. `labels`: label (index) to name."""
     if wanted is None:
         return None
     text = wanted.casefold()
@@ -115,7 +112,7 @@ def tests_caption(values: pd.DataFrame, reference: str, equal: float) -> str:
     )
     whole = friedman(values)
     if whole:
-        text += f"Friedman chi-squared({methods - 1}) = {whole.statistic:.2f}, p = {whole.p:.2g}. "
+        text += f"Friedman chi-squared({methods - 1}) = {whole[0]:.2f}, p = {whole[1]:.2g}. "
         text += f"Nemenyi: average ranks differ at 0.05 if {nemenyi_difference(methods, tasks):.2f} apart. "
     return text
 
@@ -138,32 +135,32 @@ def significance_of(
     return Table(name=name, title=title, caption=caption, columns=columns, rows=rows)
 
 
-def significance_table(chosen: ComparableSet, reference: str | None = None) -> Table | None:
+def significance_table(peers: ComparableSet, reference: str | None = None) -> Table | None:
     """The table, sorted by average rank; None where fewer than two methods have all tasks, or there is one task.
 
     A task's value is its mean over numbers of shots, where there are several: they are no tasks of their own.
     `reference`: label, title or name of a method of the set; else `linear`, else the method with the best mean.
     """
-    keys = list(averaged(suite_cells(chosen.key["suite"], chosen.rows)))
-    cells = metric_cells(chosen)
+    keys = list(averaged(suite_cells(peers.key["suite"], peers.rows)))
+    cells = metric_cells(peers)
     values = _matrix(cells, keys)
     whole = values.dropna()
     if len(whole) < 2 or values.shape[1] < 2:
         return None
-    everything = chosen.rows.drop_duplicates("label").set_index("label")["method"]
+    everything = peers.rows.drop_duplicates("label").set_index("label")["method"]
     names, means = everything.loc[whole.index], whole.mean(axis=1)
-    best = means.idxmax() if chosen.metric.higher_is_better else means.idxmin()
+    best = means.idxmax() if peers.metric.higher_is_better else means.idxmin()
     base = str(find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or best)
     table = significance_of(
         values,
         base,
-        chosen.metric,
+        peers.metric,
         name="significance",
-        title=set_title(chosen, f"significance against {base}"),
+        title=set_title(peers, f"significance against {base}"),
         caption=_unused(reference, everything, names),
     )
     mean, rank, *_ = table.columns
-    seed_columns, intervals = _seed_columns(chosen.metric), _seed_intervals(chosen, keys)
+    seed_columns, intervals = _seed_columns(peers.metric), _seed_intervals(peers, keys)
     for label, row in table.rows.items():
         note = incomplete(cells[label], keys)
         row |= {key: dataclasses.replace(row[key], note=note) for key in (mean.key, rank.key) if row[key].is_number}
@@ -171,7 +168,7 @@ def significance_table(chosen: ComparableSet, reference: str | None = None) -> T
         row |= {column.key: number_cell(end) for column, end in ends}
     return dataclasses.replace(
         table,
-        caption=f"{table.caption}{SEED_CAPTION} {set_caption(chosen)}",
+        caption=f"{table.caption}{SEED_CAPTION} {set_caption(peers)}",
         columns=[mean, *seed_columns, *table.columns[1:]],
     )
 
@@ -180,10 +177,10 @@ def _unused(reference: str | None, names: pd.Series, tested: pd.Series) -> str:
     """Why the reference that was asked for is not the one; empty if it is."""
     if reference is None or find_reference(tested, reference):
         return ""
-    found = find_reference(names, reference)
+    label = find_reference(names, reference)
     same = [str(label) for label, name in names.items() if str(name).casefold() == reference.casefold()]
     several = f"it stands for {', '.join(same)}" if same else "no method here has that name"
-    return f"Not against {reference!r}: {f'{found} lacks a task' if found else several}. "
+    return f"Not against {reference!r}: {f'{label} lacks a task' if label else several}. "
 
 
 def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
@@ -201,13 +198,13 @@ SEED_CAPTION = (
 ).replace("%", " %")
 
 
-def _seed_intervals(chosen: ComparableSet, keys: list[Key]) -> dict[str, Interval]:
+def _seed_intervals(peers: ComparableSet, keys: list[Key]) -> dict[str, Interval]:
     """The interval of each label's mean; unknown where a task has not two seeds."""
     shots = {task: sorted(s for name, s in keys if name == task) for task, _ in keys}
-    intervals = dict.fromkeys(map(str, chosen.rows["label"].unique()), NO_INTERVAL)
-    for label, runs in chosen.rows[chosen.rows["status"] == "complete"].groupby("label"):
+    intervals = dict.fromkeys(map(str, peers.rows["label"].unique()), NO_INTERVAL)
+    for label, runs in peers.rows[peers.rows["status"] == "complete"].groupby("label"):
         tasks = {task: same for task, same in runs.groupby("task") if task in shots}
-        values = [_task_seeds(same, shots[str(task)], chosen.metric) for task, same in tasks.items()]
+        values = [_task_seeds(same, shots[str(task)], peers.metric) for task, same in tasks.items()]
         intervals[str(label)] = seeds_interval(values if len(values) == len(shots) else [])
     return intervals
 

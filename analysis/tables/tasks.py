@@ -8,12 +8,12 @@ from collections.abc import Iterable
 import pandas as pd
 
 from analysis.columns import parsed, target_values
-from analysis.frame import OTHER, ComparableSet, averaged, cell_name, suite_cells, suite_tasks, tasks_text
+from analysis.frame import OTHER, ComparableSet, averaged, cell_name, known_tasks, suite_cells, suite_tasks, tasks_text
 from analysis.metric_text import in_words, sentence
 from analysis.tables.base import MEANS, MISSING, Cell, Column, Key, Row, Table, mean_cell, value_column
 from analysis.tables.cells import (
+    by_label,
     cost_cells,
-    label_order,
     metric_cells,
     rank_cells,
     seed_count,
@@ -22,7 +22,6 @@ from analysis.tables.cells import (
     spread_caption,
 )
 from harness.schema.metrics import Metric
-from suites import SUITES
 
 RANK = Column(name="rank", kind="rank", best="min")
 COSTS = {
@@ -37,58 +36,58 @@ COST_CAPTION = "params: trained parameters without head; params+head: with it; s
 COST_CAPTION += "the complete runs of a column, then over the columns that the averages are over."
 
 
-def _caption(chosen: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
+def _caption(peers: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
     """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have."""
-    what = sentence(in_words(chosen.metric))
-    text = f"{what}; {spread_caption(chosen.rows)}. {set_caption(chosen)} {rank}{COST_CAPTION}"
+    what = sentence(in_words(peers.metric))
+    text = f"{what}; {spread_caption(peers.rows)}. {set_caption(peers)} {rank}{COST_CAPTION}"
     return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
-def task_table(chosen: ComparableSet) -> Table:
+def task_table(peers: ComparableSet) -> Table:
     """VTAB-style table: a row per method, a column per task, group means, both averages, rank, parameters, seconds.
 
     `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
     NOAH); the literature prints either.
     """
-    keys = suite_cells(chosen.key["suite"], chosen.rows)
+    keys = suite_cells(peers.key["suite"], peers.rows)
     over = averaged(keys)
-    single = [value_column(chosen.metric, cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
-    by_group = _group_columns(chosen, over)
-    means = [*by_group, _mean_column(chosen, tasks_text(chosen.key["suite"], len({task for task, _ in over})), over)]
-    means += [_mean_column(chosen, "groups", over, plain=False)] if by_group else []
+    single = [value_column(peers.metric, cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
+    by_group = _group_columns(peers, over)
+    means = [*by_group, _mean_column(peers, tasks_text(peers.key["suite"], len({task for task, _ in over})), over)]
+    means += [_mean_column(peers, "groups", over, plain=False)] if by_group else []
     table = Table(
         name="tasks",
-        title=set_title(chosen),
-        caption=_caption(chosen, others=len(over) < len(keys)),
+        title=set_title(peers),
+        caption=_caption(peers, others=len(over) < len(keys)),
         columns=[*single, *means, RANK, *COSTS.values()],
     )
-    _fill(table, chosen, list(over))
+    _fill(table, peers, list(over))
     for row in table.rows.values() if by_group else ():
         row[means[-1].key] = mean_cell(row[column.key] for column in by_group)
     return table
 
 
 def _mean_column(
-    chosen: ComparableSet, name: str, over: Iterable[Key], group: str = MEANS, plain: bool = True
+    peers: ComparableSet, name: str, over: Iterable[Key], group: str = MEANS, plain: bool = True
 ) -> Column:
-    return value_column(chosen.metric, name, group=group, over=tuple(over), plain=plain)
+    return value_column(peers.metric, name, group=group, over=tuple(over), plain=plain)
 
 
-def _group_columns(chosen: ComparableSet, over: dict[Key, str]) -> list[Column]:
+def _group_columns(peers: ComparableSet, over: dict[Key, str]) -> list[Column]:
     """Means per group of tasks, where there are several groups."""
     names = list(dict.fromkeys(over.values()))
-    columns = [_mean_column(chosen, name, (key for key in over if over[key] == name)) for name in names]
+    columns = [_mean_column(peers, name, (key for key in over if over[key] == name)) for name in names]
     return columns if len(columns) > 1 else []
 
 
-def _fill(table: Table, chosen: ComparableSet, keys: list[Key]) -> None:
+def _fill(table: Table, peers: ComparableSet, keys: list[Key]) -> None:
     """Add a row per method to a table whose columns say what they are over; ranks and costs are over `keys`."""
-    cells, seeds = metric_cells(chosen), seed_count(chosen.rows)
-    ranks, groups = rank_cells(cells, keys, chosen.metric), dict(list(chosen.rows.groupby("label")))
-    for label in label_order(chosen.rows):
+    cells, seeds = metric_cells(peers), seed_count(peers.rows)
+    ranks = rank_cells(cells, keys, peers.metric)
+    for label, runs in by_label(peers.rows):
         row = {c.key: _value(c, cells[label]) for c in table.columns if c.over and c.plain}
         row |= {c.key: ranks[label] for c in table.columns if c.kind == "rank"}
-        table.rows[label] = row | _cost_row(groups[label], keys, seeds)
+        table.rows[label] = row | _cost_row(runs, keys, seeds)
 
 
 def _value(column: Column, cells: dict[Key, Cell]) -> Cell:
@@ -100,26 +99,26 @@ def _cost_row(runs: pd.DataFrame, keys: list[Key], seeds: int) -> Row:
     return {COSTS[name].key: cell for name, cell in cost_cells(runs, list(COSTS), keys, seeds).items()}
 
 
-def few_shot_table(chosen: ComparableSet) -> Table:
+def few_shot_table(peers: ComparableSet) -> Table:
     """A row per method, shots per data set, and the mean over data sets per number of shots."""
-    tasks = list(averaged(suite_tasks(chosen.key["suite"], chosen.rows)))
-    shots = sorted(int(s) for s in chosen.rows["shots"].unique())
+    tasks = list(averaged(suite_tasks(peers.key["suite"], peers.rows)))
+    shots = sorted(int(s) for s in peers.rows["shots"].unique())
     keys: list[Key] = [(task, s) for task in tasks for s in shots]
-    whole = f"{MEANS} {tasks_text(chosen.key['suite'], len(tasks)).replace('tasks', 'data sets')}"
+    whole = f"{MEANS} {tasks_text(peers.key['suite'], len(tasks)).replace('tasks', 'data sets')}"
     table = Table(
         name="few_shot",
-        title=set_title(chosen, "few-shot"),
+        title=set_title(peers, "few-shot"),
         caption="Columns are training images per class. "
-        + _caption(chosen, RANK_CAPTION.replace(":", " over columns:", 1)),
+        + _caption(peers, RANK_CAPTION.replace(":", " over columns:", 1)),
         columns=[
-            *(value_column(chosen.metric, str(s), group=task, over=((task, s),)) for task, s in keys),
-            *(_mean_column(chosen, str(s), ((task, s) for task in tasks), whole) for s in shots),
-            _mean_column(chosen, "all", keys),
+            *(value_column(peers.metric, str(s), group=task, over=((task, s),)) for task, s in keys),
+            *(_mean_column(peers, str(s), ((task, s) for task in tasks), whole) for s in shots),
+            _mean_column(peers, "all", keys),
             dataclasses.replace(RANK, name="rank over columns"),
             *COSTS.values(),
         ],
     )
-    _fill(table, chosen, keys)
+    _fill(table, peers, keys)
     return table
 
 
@@ -142,25 +141,25 @@ def _target_cells(runs: pd.DataFrame, targets: list[str], metric: Metric, seeds:
     return cells
 
 
-def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
+def domain_table(peers: ComparableSet, task: str, shots: int) -> Table:
     """Result on the source and on each target set: over all classes, and masked to the set's own where stored.
 
     ImageNet-A and -R hold 200 of 1000 classes. Papers print either number without saying which, so both have columns
     and both have a mean over the targets.
     """
-    rows = chosen.rows[(chosen.rows["task"] == task) & (chosen.rows["shots"] == shots)]
+    rows = peers.rows[(peers.rows["task"] == task) & (peers.rows["shots"] == shots)]
     known = {name for text in rows["targets"].unique() for name in parsed(text)}
-    ordered = [name for name in target_order(chosen.key["suite"], task) if name in known]
+    ordered = [name for name in target_order(peers.key["suite"], task) if name in known]
     ordered += sorted(known - set(ordered))
     whole = [name for name in ordered if not name.endswith("/masked")]
     averages = {
-        _ways(chosen.key["suite"], task): whole,
+        _ways(peers.key["suite"], task): whole,
         "masked": [f"{name}/masked" if f"{name}/masked" in known else name for name in whole],
     }
     ways, over = next(iter(averages)), ((task, shots),)
     targets = {
         name: value_column(
-            chosen.metric,
+            peers.metric,
             name.removesuffix("/masked"),
             group="targets, masked" if name.endswith("/masked") else f"targets, {ways}",
             target=name,
@@ -168,20 +167,19 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
         )
         for name in sorted(ordered, key=lambda name: name.endswith("/masked"))
     }
-    source = value_column(chosen.metric, task, group="source", over=over)
-    means = {name: _mean_column(chosen, name, over, f"{MEANS} targets", plain=False) for name in averages}
+    source = value_column(peers.metric, task, group="source", over=over)
+    means = {name: _mean_column(peers, name, over, f"{MEANS} targets", plain=False) for name in averages}
     costs = [dataclasses.replace(column, over=over) for column in COSTS.values()]
     table = Table(
         name="domains",
-        title=set_title(chosen, f"domain generalisation from {cell_name(task, shots)}"),
+        title=set_title(peers, f"domain generalisation from {cell_name(task, shots)}"),
         caption=f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target "
-        f"alone. The masked mean takes the masked value where there is one. {_caption(chosen, rank='')}",
+        f"alone. The masked mean takes the masked value where there is one. {_caption(peers, rank='')}",
         columns=[source, *targets.values(), *means.values(), *costs],
     )
     seeds = seed_count(rows)
-    for label in label_order(rows):
-        runs = rows[rows["label"] == label]
-        cells = _target_cells(runs, list(targets), chosen.metric, seeds)
+    for label, runs in by_label(rows):
+        cells = _target_cells(runs, list(targets), peers.metric, seeds)
         row = {source.key: cells[""]} | {column.key: cells[name] for name, column in targets.items()}
         row |= {column.key: mean_cell(cells[target] for target in averages[name]) for name, column in means.items()}
         table.rows[label] = row | _cost_row(runs, list(over), seeds)
@@ -190,24 +188,24 @@ def domain_table(chosen: ComparableSet, task: str, shots: int) -> Table:
 
 def target_order(suite: str, task: str) -> list[str]:
     """Targets of a task in the suite's order, over all classes, then masked."""
-    known = {t.name: t for t in SUITES[suite].tasks} if suite in SUITES else {}
+    known = known_tasks(suite)
     names = [target.name for target in known[task].targets] if task in known else []
     return [*names, *(f"{name}/masked" for name in names)]
 
 
 def _ways(suite: str, task: str) -> str:
-    classes = {t.name: t.num_classes for t in SUITES[suite].tasks} if suite in SUITES else {}
-    return f"{classes[task]}-way" if task in classes else "all classes"
+    known = known_tasks(suite)
+    return f"{known[task].num_classes}-way" if task in known else "all classes"
 
 
-def result_tables(chosen: ComparableSet) -> list[Table]:
+def result_tables(peers: ComparableSet) -> list[Table]:
     """The tables of results that fit the set, the most telling first: by target, by number of shots, or by task."""
-    rows = chosen.rows
+    rows = peers.rows
     shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
-    tables = [domain_table(chosen, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
+    tables = [domain_table(peers, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
     if len(tables) > 1:
         cells = [cell_name(task, shots).replace(" ", "_") for task, shots in shifted.itertuples(index=False)]
         tables = [dataclasses.replace(t, name=f"{t.name}_{cell}") for t, cell in zip(tables, cells, strict=True)]
     if not tables and rows["shots"].nunique() > 1:
-        return [few_shot_table(chosen)]
-    return tables if len(tables) == 1 and rows["task"].nunique() == 1 else [*tables, task_table(chosen)]
+        return [few_shot_table(peers)]
+    return tables if len(tables) == 1 and rows["task"].nunique() == 1 else [*tables, task_table(peers)]

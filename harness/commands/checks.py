@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,7 +55,7 @@ def bias(
     from analysis.commands import bias as tables_of
     from analysis.commands import show
 
-    show(lambda: tables_of(out, suite, errors), console, errors)
+    show(tables_of(out, suite, errors), console)
 
 
 @checks_app.command()
@@ -70,15 +70,10 @@ def verify(
     from analysis.commands import show, verified
     from analysis.verify import as_rows, summary
 
-    parts: list[Any] = []
-
-    def tables() -> list[Any]:
-        parts.extend(verified(source, out, suite, protocol, errors))
-        return [] if as_json else [part.table for part in parts]
-
-    show(tables, console, errors)
+    parts = verified(source, out, suite, protocol, errors)
     if as_json:
         print_rows(as_rows(parts), True)
         return
+    show([part.table for part in parts], console)
     for part in parts:
         console.print(summary(part), highlight=False)

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from analysis.errors import AnalysisError
 from harness.commands.bench import bench
 from harness.commands.checks import checks_app
 from harness.commands.data import data_app
@@ -85,7 +84,7 @@ def compare(
     from analysis.commands import compare as tables_of
     from analysis.commands import show
 
-    show(lambda: tables_of(first, second, out, suite, protocol, margin, errors), console, errors)
+    show(tables_of(first, second, out, suite, protocol, margin, errors), console)
 
 
 @app.command()
@@ -100,7 +99,7 @@ def published(
     if source is None:
         print_rows(published_rows(), as_json)
     else:
-        show(lambda: published_tables(source, reference), console, errors)
+        show(published_tables(source, reference), console)
 
 
 @app.command("methods")
@@ -158,7 +157,7 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "agg"  # a notebook passes on its own, which only its own installation knows
     try:
         app()
-    except (*USER_ERRORS, AnalysisError) as error:
+    except USER_ERRORS as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True)
         raise SystemExit(2) from None
     except OSError as error:

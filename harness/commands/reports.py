@@ -22,12 +22,13 @@ def write(
 ) -> list[Path]:
     """Write tables and figures of the records below `out`, and return the files, the page first.
 
-    `HarnessError` for an unknown metric; `AnalysisError` if there is no record, or if the suite, the reference or a
-    setting to tabulate is in none.
+    `HarnessError` for an unknown metric, if there is no record, or if the suite, the reference or a setting to tabulate
+    is in none.
     """
-    from analysis.commands import report
-    from analysis.errors import AnalysisError
+    from analysis.commands import check_suite, load
+    from analysis.report import write_report  # it imports matplotlib, which takes long
     from analysis.tables import TableOptions
+    from harness.errors import HarnessError
     from harness.plans.experiment import find_suite
     from methods.registry import all_methods
 
@@ -36,7 +37,9 @@ def write(
     options = TableOptions(reference, None if axes is None else tuple(axes), metrics.get(metric))
     about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
     console = Console(quiet=True) if quiet else terminal.console
-    paths = report(out, to or out / "report", name, options, about, console, terminal.errors)
+    runs = load(out, terminal.errors)
+    check_suite(name, runs)
+    paths = write_report(runs, to or out / "report", console, name, options, about=about)
     if quiet and not paths:
-        raise AnalysisError(f"{out}: no records" + (f" of suite {name!r}" if name else ""))
+        raise HarnessError(f"{out}: no records" + (f" of suite {name!r}" if name else ""))
     return paths

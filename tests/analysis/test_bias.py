@@ -6,10 +6,10 @@ import pytest
 from rich.console import Console
 
 from analysis import commands
-from analysis.errors import AnalysisError
 from analysis.frame import comparable_sets
-from analysis.render import to_markdown
-from analysis.tables import bias_tables
+from analysis.render.markdown import to_markdown
+from analysis.tables.differences import bias_tables
+from harness.errors import HarnessError
 from harness.records.store import Store
 from harness.schema.record import Fingerprint
 from tests.examples import make_metrics, make_record
@@ -63,7 +63,7 @@ def test_runs_on_other_pixels_are_no_pair_and_records_that_know_none_are():
     for pixels in ("p", ""):
         (table,) = bias_tables(comparable_sets(fixed + on(oracle("lora", (51,) * 5, (50,) * 5), pixels)))
         assert list(table.rows) == ["LORA"]
-    with pytest.raises(AnalysisError, match=r"oracle: LORA † \(5 runs, on other data\)"):
+    with pytest.raises(HarnessError, match=r"oracle: LORA † \(5 runs, on other data\)"):
         bias_tables(comparable_sets(fixed + on(oracle("lora", (51,) * 5, (50,) * 5), "q")))
 
 
@@ -77,13 +77,13 @@ def test_runs_are_paired_by_settings_seed_and_data_and_the_others_are_named():
     assert {cell.note for cell in table.cells("SCT (channels=48)")[:6]} == {"1/2", "*"}
     assert "settings differ: rank 8 against 4" in table.caption
     elsewhere = [dataclasses.replace(r, data=make_record(data="x").data) for r in sct]
-    with pytest.raises(AnalysisError, match=r"oracle: SCT † \(5 runs, on other data\)"):
+    with pytest.raises(HarnessError, match=r"oracle: SCT † \(5 runs, on other data\)"):
         bias_tables(comparable_sets(records("sct") + elsewhere))
 
 
 def test_sets_that_differ_in_more_than_the_protocol_are_not_compared():
     other = oracle("sct", (52,) * 5, (51,) * 5, preprocessing="other")
-    with pytest.raises(AnalysisError, match="both protocols"):
+    with pytest.raises(HarnessError, match="both protocols"):
         bias_tables(comparable_sets(records("sct") + other))
 
 
@@ -93,5 +93,5 @@ def test_the_command_reads_a_folder(tmp_path):
         store.write(record)
     (table,) = commands.bias(tmp_path, "demo", Console(quiet=True))
     assert len(table.rows) == 2
-    with pytest.raises(AnalysisError):
+    with pytest.raises(HarnessError):
         commands.bias(tmp_path, "vtab1k", Console(quiet=True))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from analysis.frame import comparable_sets
-from analysis.tables import task_table
+from analysis.tables.tasks import task_table
 from harness.schema.record import Fingerprint, Trial, Tuning
 from tests.examples import make_record, make_spec
 from tests.table_records import only_set, records

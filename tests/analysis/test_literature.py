@@ -7,9 +7,13 @@ from rich.console import Console
 from analysis import literature
 from analysis.figures.reproduction import reproduction_scatter
 from analysis.frame import comparable_sets
-from analysis.render import to_latex, to_markdown, to_terminal
+from analysis.render.latex import to_latex
+from analysis.render.markdown import to_markdown
+from analysis.render.terminal import to_terminal
 from analysis.statistics import average_ranks, nemenyi_difference
-from analysis.tables import MEANS, task_table
+from analysis.tables.base import MEANS
+from analysis.tables.tasks import task_table
+from harness.errors import HarnessError
 from tests.examples import make_record, make_spec
 
 COLUMNS = [
@@ -130,11 +134,11 @@ def test_all_tables_of_all_sources_render():
 
 
 def test_unknown_names_are_answered_with_what_there_is(vpetl, tmp_path):
-    with pytest.raises(literature.PublishedError, match="vpetl"):
+    with pytest.raises(HarnessError, match="vpetl"):
         literature.source("petl")
-    with pytest.raises(literature.PublishedError, match="LoRA"):
+    with pytest.raises(HarnessError, match="LoRA"):
         literature.significance(vpetl, "nonesuch")
-    with pytest.raises(literature.PublishedError, match="no published numbers"):
+    with pytest.raises(HarnessError, match="no published numbers"):
         literature.load(tmp_path)
 
 

@@ -8,14 +8,18 @@ from typer.testing import CliRunner
 
 from analysis.columns import frame_of
 from analysis.comparison import compare_in_sets
-from analysis.figures import drawings
+from analysis.figures.gallery import drawings
 from analysis.figures.tradeoff import pareto_front
 from analysis.frame import comparable_sets
 from analysis.page_tables import make_page_table
-from analysis.render import marked_rows, to_markdown
+from analysis.render.markdown import to_markdown
+from analysis.render.text import marked_rows
 from analysis.report import write_report
 from analysis.statistics import Interval, verdict
-from analysis.tables import TableOptions, all_tables, bias_tables, significance_table, task_table, weights_tables
+from analysis.tables import TableOptions, all_tables
+from analysis.tables.differences import bias_tables, weights_tables
+from analysis.tables.significance import significance_table
+from analysis.tables.tasks import task_table
 from harness.commands.main import app
 from harness.records.store import Store
 from harness.schema.metrics import LOSS, METRICS, Metric

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from analysis.page import MethodFacts
 from analysis.report import write_report
-from analysis.tables import task_table
+from analysis.tables.tasks import task_table
 from tests.page_records import records, write_everything
 from tests.table_records import from_records
 

@@ -13,7 +13,7 @@ from analysis.frame import comparable_sets
 from analysis.page import Section, to_html
 from analysis.page_tables import make_page_table
 from analysis.report import write_report
-from analysis.tables import task_table
+from analysis.tables.tasks import task_table
 from suites import SUITES
 from tests.examples import make_record, make_spec
 from tests.page_records import EVIL, records, write_everything
@@ -220,7 +220,7 @@ def page_of(chosen, given, folder):
     """The page of one set without figures, for these have tests of their own."""
     table = task_table(chosen)
     page_table = make_page_table(chosen, table, "../runs")
-    section = Section(name="x", title="x", key=chosen.key, page_tables=[page_table], tables=[table])
+    section = Section(name="x", title="x", key=chosen.key, page_tables=[page_table])
     path = folder / "index.html"
     path.write_text(to_html([section], chosen.rows, set_aside=[], about={}, base="../runs", folder=folder))
     return path

@@ -4,7 +4,8 @@ import dataclasses
 
 from analysis.frame import comparable_sets
 from analysis.page_tables import make_page_table, record_href
-from analysis.tables import all_tables, task_table
+from analysis.tables import all_tables
+from analysis.tables.tasks import task_table
 from tests.examples import make_record, make_spec
 from tests.page_records import records
 from tests.table_records import TASKS, domain, few_shot, recipe
@@ -36,7 +37,7 @@ def test_every_cell_of_every_table_leads_to_its_records():
     per_task = [r for i, lr in enumerate((1e-3, 1e-2)) for r in tuned_record(TASKS[i], lr)]
     for given in (records(), shots, [domain(), domain("lora")], per_task):
         for board in page_tables_of(given).values():
-            assert all(cell.href for row in board.rows for cell in row.cells), board.name
+            assert all(cell.href for row in board.rows for cell in row.cells), board.table.name
 
 
 def tuned_record(task, lr):

@@ -12,10 +12,15 @@ import pytest
 from rich.console import Console
 
 from analysis import literature
-from analysis.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_terminal, write_table
-from analysis.render.latex import escape
+from analysis.render import FORMATS, write_table
+from analysis.render.html import to_html
+from analysis.render.latex import escape, to_latex
+from analysis.render.markdown import to_csv, to_markdown
+from analysis.render.terminal import to_terminal
 from analysis.render.text import marked_rows, scaled_text
-from analysis.tables import Cell, Column, Table, all_tables, task_table
+from analysis.tables import all_tables
+from analysis.tables.base import Cell, Column, Table
+from analysis.tables.tasks import task_table
 from tests.table_records import few_shot, only_set, records, with_holes
 
 GOLDEN = Path(__file__).parent / "golden"

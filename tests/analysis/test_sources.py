@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 from analysis.comparison import compare_folders
-from analysis.errors import AnalysisError
 from analysis.figures.ablation import ablation_points
 from analysis.figures.data import run_frame
 from analysis.frame import comparable_sets
 from analysis.report import write_report
-from analysis.tables import all_tables, bias_tables, task_table
+from analysis.tables import all_tables
+from analysis.tables.differences import bias_tables
+from analysis.tables.tasks import task_table
+from harness.errors import HarnessError
 from tests.table_records import TASKS, from_records, only_set, records
 
 OLD, NEW = "1" * 64, "2" * 64
@@ -81,7 +83,7 @@ def test_an_ablation_joins_no_two_methods_of_one_title():
 
 def test_pairs_of_two_protocols_are_of_one_source():
     sets = comparable_sets([*sourced(OLD), *sourced(NEW, "sct", (60,) * 5, protocol="oracle")])
-    with pytest.raises(AnalysisError, match="another source of the method: 11111111 against 22222222"):
+    with pytest.raises(HarnessError, match="another source of the method: 11111111 against 22222222"):
         bias_tables(sets)
 
 
@@ -91,7 +93,7 @@ def test_two_folders_may_be_of_two_sources_but_one_side_is_of_one():
 
     (table,) = both(sourced(OLD), sourced(NEW, "sct", (60,) * 5))
     assert "sources of methods" in table.full_caption
-    with pytest.raises(AnalysisError, match="from 2 sources of the method in after"):
+    with pytest.raises(HarnessError, match="from 2 sources of the method in after"):
         both(sourced(OLD), [*sourced(OLD, seed=3), *sourced(NEW)])
 
 

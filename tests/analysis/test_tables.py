@@ -6,8 +6,11 @@ import pytest
 from rich.console import Console
 
 from analysis.frame import comparable_sets
-from analysis.render import count_text, to_csv, to_markdown, to_terminal
-from analysis.tables import task_table, weights_tables
+from analysis.render.markdown import to_csv, to_markdown
+from analysis.render.terminal import to_terminal
+from analysis.render.text import count_text
+from analysis.tables.differences import weights_tables
+from analysis.tables.tasks import task_table
 from harness.schema.record import RunRecord
 from tests.examples import make_record, make_spec
 from tests.table_records import cells, only_set, recipe, records

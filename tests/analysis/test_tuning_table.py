@@ -2,8 +2,10 @@
 
 import dataclasses
 
-from analysis.tables import all_tables, task_table, tuning_table
+from analysis.tables import all_tables
 from analysis.tables.efficiency import efficiency_table
+from analysis.tables.settings import tuning_table
+from analysis.tables.tasks import task_table
 from harness.schema.record import RunRecord, Trial, Tuning
 from tests.examples import make_record, make_spec
 from tests.table_records import TASKS, cells, only_set, recipe, records

@@ -10,11 +10,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from analysis import commands, literature
-from analysis.errors import AnalysisError
-from analysis.render import to_markdown
+from analysis.render.markdown import to_markdown
 from analysis.verify import as_rows, conditions, own_name, summary, verify, within_spread
 from harness.commands.main import app
 from harness.data.lists import Roots
+from harness.errors import HarnessError
 from harness.plans.experiment import select
 from harness.plans.plan import expand
 from harness.records.store import Store
@@ -191,7 +191,7 @@ def test_failed_and_validation_runs_are_no_numbers_to_verify(tmp_path):
     store = Store(tmp_path)
     for record in measured({"kitti": [80.0, 81.0]}, protocol="validation"):
         store.write(record)
-    with pytest.raises(AnalysisError, match="no source has a method and task of these records"):
+    with pytest.raises(HarnessError, match="no source has a method and task of these records"):
         commands.verified(None, tmp_path, None, None, Console(quiet=True))
     failed = dataclasses.replace(measured({"kitti": [80.0]})[0], status="failed", metrics={})
     for record in [failed, *measured({"cifar100": [70.0, 71.0]})]:

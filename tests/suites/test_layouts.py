@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis.frame import comparable_sets
-from analysis.tables import result_tables
+from analysis.tables.tasks import result_tables
 from harness.data.check import check
 from harness.data.lists import Roots, folders_taken, locate
 from harness.data.splits import TaskData

@@ -4,7 +4,8 @@ import pytest
 
 from analysis.figures.ablation import ablation_points, varied_fields
 from analysis.figures.data import run_frame
-from analysis.tables import ablation_table, settings_table, task_table
+from analysis.tables.settings import ablation_table, settings_table
+from analysis.tables.tasks import task_table
 from harness.errors import USER_ERRORS
 from harness.plans import plan
 from harness.plans.experiment import select

@@ -18,8 +18,8 @@ import pytest
 
 from analysis import index
 from analysis.frame import comparable_sets
-from analysis.render import to_markdown
-from analysis.tables import task_table
+from analysis.render.markdown import to_markdown
+from analysis.tables.tasks import task_table
 from harness.records.store import read_record
 from harness.schema.record import SCHEMA, BadRecord, RunRecord
 from harness.schema.spec import digest

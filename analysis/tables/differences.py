@@ -1,4 +1,4 @@
-"""What choosing the epoch by the test split gains: runs of `oracle` minus those of `fixed`."""
+"""Differences of paired runs: what choosing the epoch by the test split gains, what pretrained weights are worth."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparability import CELL_KEYS
-from analysis.errors import AnalysisError
 from analysis.frame import ComparableSet, cell_name, suite_cells
 from analysis.metric_text import difference, sentence
 from analysis.statistics import DECIMALS
 from analysis.tables.base import MEANS, MISSING, Table, difference_column, mean_cell
 from analysis.tables.cells import label_order, set_title
 from analysis.tables.pairs import Pairs, pair_runs
+from harness.errors import HarnessError
 from harness.schema.metrics import Metric
 
 CAPTION = (
@@ -23,6 +23,8 @@ CAPTION = (
 
 ALL = "over tasks"
 """Header above what sums the tasks up otherwise than by their mean."""
+
+WEIGHTS_TABLE = "pretrained_minus_random"
 
 
 def bias_table(oracle: ComparableSet, fixed: ComparableSet) -> Table:
@@ -65,21 +67,46 @@ def _ranks(pairs: Pairs, tasks: int, metric: Metric) -> str:
 
 
 def bias_tables(sets: list[ComparableSet]) -> list[Table]:
-    """A table for each pair of sets that differ in nothing but the protocol. `AnalysisError` if there is none."""
-
-    def rest(one: ComparableSet) -> dict[str, object]:
-        return {key: value for key, value in one.key.items() if key != "protocol"}
-
+    """A table for each pair of sets that differ in nothing but the protocol. `HarnessError` if there is none."""
     pairs = [
         bias_table(oracle, fixed)
         for oracle in sets
         for fixed in sets
-        if (oracle.key["protocol"], fixed.key["protocol"]) == ("oracle", "fixed") and rest(oracle) == rest(fixed)
+        if (oracle.key["protocol"], fixed.key["protocol"]) == ("oracle", "fixed")
+        and oracle.rest_of_key("protocol") == fixed.rest_of_key("protocol")
     ]
-    found = [table for table in pairs if table.rows]
-    if not found:
-        raise AnalysisError(
+    tables = [table for table in pairs if table.rows]
+    if not tables:
+        raise HarnessError(
             "no run has a partner under both protocols: do the same `sctbench run` once with --protocol fixed and once "
             f"with --protocol oracle. {' '.join(table.caption.partition(CAPTION)[2] for table in pairs)}".strip()
         )
-    return found
+    return tables
+
+
+def weights_tables(pretrained: ComparableSet, randoms: list[ComparableSet]) -> list[Table]:
+    """A table for each set of the same model at random, with its checkpoint in the name where there are several."""
+    names = [f"_{random.key['weights_digest'][:8]}" if len(randoms) > 1 else "" for random in randoms]
+    return [_weights_table(pretrained, random, name) for random, name in zip(randoms, names, strict=True)]
+
+
+def _weights_table(pretrained: ComparableSet, random: ComparableSet, suffix: str) -> Table:
+    keys = suite_cells(pretrained.key["suite"], pretrained.rows)
+    pairs = pair_runs(pretrained, random, ("pretrained", "random"))
+    cells = pairs.cells()
+    columns = {k: difference_column(pretrained.metric, cell_name(*k), group=group) for k, group in keys.items()}
+    which = f" {suffix[1:]}" if suffix else ""
+    metric, sign = pretrained.metric, "positive" if pretrained.metric.higher_is_better else "negative"
+    caption = f"Difference in {difference(metric)}, mean over pairs of runs with the same method, settings, task, "
+    caption += f"seeds and data; {sign} means that the pretrained weights are better."
+    return Table(
+        name=WEIGHTS_TABLE + suffix,
+        title=set_title(pretrained, f"pretrained minus random weights{which}"),
+        caption=f"{caption} {pairs.alone}".strip(),
+        columns=list(columns.values()),
+        rows={
+            label: {column.key: cells[label].get(key, MISSING) for key, column in columns.items()}
+            for label in label_order(pretrained.rows)
+            if label in cells
+        },
+    )
