@@ -195,11 +195,12 @@ def kernel_tests() -> None:
             *(("-m", "gpu") if CUDA else ()),
             str(ROOT / "tests/methods/test_sct_kernels.py"),
             str(ROOT / "tests/methods/test_sct_selection_kernels.py"),
+            *([str(ROOT / "tests/harness/training/test_step_graphs.py")] if CUDA else ()),
         ],
         "pytest.txt",
-        120,
+        150,
     )
-    say("tests", "kernels", text.strip().splitlines()[-1] if text.strip() else "no output")
+    say("tests", "kernels and step graphs", text.strip().splitlines()[-1] if text.strip() else "no output")
 
 
 def ceilings() -> None:
@@ -442,7 +443,7 @@ def trainer() -> None:
                 Attachment(),
                 data,
                 small.preprocessing,
-                recipe(small, epochs=2, batch_size=BATCH, augmentation="flip" if flip else "none"),
+                recipe(small, epochs=4, batch_size=BATCH, augmentation="flip" if flip else "none"),
                 seed=0,
             )
             start = time.perf_counter()
@@ -450,10 +451,11 @@ def trainer() -> None:
             curves.append([e.train_loss for e in t.curve])
         say(
             "trainer",
-            f"flip={flip}: two epochs of {len(data)}",
+            f"flip={flip}: four epochs of {len(data)}",
             time.perf_counter() - start,
             "s",
-            note=f"start {t.plan.start!r}; bits twice the same: {curves[0] == curves[1]}; step {t.step_seconds}",
+            note=f"start {t.plan.start!r}; bits twice the same: {curves[0] == curves[1]}; "
+            f"step {1e3 * t.step_seconds:.2f} ms; {t.step_mode}",
         )
     if CUDA:
         t = Trainer(
@@ -603,7 +605,7 @@ def bench(part: str, **sizes: int) -> None:
 STAGES = {  # in order; seconds that each needs, or it is skipped
     "env": (environment, 1),
     "correctness": (correctness, 20),
-    "tests": (kernel_tests, 60),
+    "tests": (kernel_tests, 100),
     "ceilings": (ceilings, 5),
     "kernels": (kernels, 25),
     "steps": (steps, 40),
@@ -612,7 +614,7 @@ STAGES = {  # in order; seconds that each needs, or it is skipped
     "methods": (every_method, 30),
     "module": (lambda: bench("module", rounds=10), 20),
     "selection": (lambda: bench("selection", images=250, rounds=4), 40),
-    "whole": (lambda: bench("whole", test_images=1000, epochs=2), 90),
+    "whole": (lambda: bench("whole", test_images=2000, epochs=6), 60),
     "compile": (compiler_apart, 100),
 }
 if "compile_here" in options.only:
