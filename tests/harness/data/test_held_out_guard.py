@@ -64,7 +64,7 @@ def cheat(roots, monkeypatch):
                 later = look(context)
                 return Attachment(after_step=(lambda step: later()) if later else None)
 
-        monkeypatch.setitem(registry._external, "cheat", ("", Cheat))
+        monkeypatch.setitem(registry._external, "cheat", Cheat)
         return run(RunContext(spec=spec_of(protocol=protocol), device=CPU, roots=roots))
 
     return _cheat

@@ -128,12 +128,12 @@ def record_of(folder) -> RunRecord:
 def test_what_belongs_to_a_methods_source(tmp_path, monkeypatch):
     assert registry.source_digest("lora") != registry.source_digest("lora_qv")
     monkeypatch.syspath_prepend(tmp_path)
-    package = tmp_path / "my_package"
+    package = tmp_path / "stale_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "shift.py").write_text(SHIFT.format(factor=1.0))
     (package / "unused.py").write_text("")
-    text = METHOD.format(helper="from my_package.shift import Shift")
+    text = METHOD.format(helper="from stale_package.shift import Shift")
     (tmp_path / "other.py").write_text(text)
     cls = registry._load_file(tmp_path / "other.py").Mine
     first = digest_of([cls])
