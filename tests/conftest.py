@@ -44,6 +44,11 @@ def forgotten_afterwards():
         yield
 
 
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores: some tests wait for jobs, browsers and installations."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 TESTS_APART = ("test_conformance.py", "test_every_option.py", "test_fast_path.py")
 """Files of many tests that share nothing."""
 
