@@ -56,14 +56,15 @@ LONGEST = ("test_main_job.py", "test_wheel.py", "test_door.py", "test_local.py")
 """Files whose tests take tens of seconds."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """A file's tests stay in one process, so that what they share is made once; the longest come first, and what can be
     split comes last, so that no process has a long file to itself in the end."""
     items.sort(key=lambda item: (item.path.name in TESTS_APART, item.path.name not in LONGEST))
     for item in items:
         if item.path.name not in TESTS_APART:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    return (yield)
 
 
 def pytest_collection_finish():
