@@ -43,7 +43,7 @@ snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into resul
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
 
 test: .venv/ready  ## on all cores, see tests/conftest.py
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder --durations 20 -m "not slurm and not slurm_demo"
+	$(BIN)/python -m pytest -n auto --no-loadscope-reorder --durations 20 -m "not slurm and not slurm_demo"
 
 test-slurm: .venv/ready  ## on a real SLURM cluster of this machine's own; as root, it installs Debian packages
 	$(BIN)/python -m pytest -n 0 -m slurm tests/slurm

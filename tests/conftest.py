@@ -44,6 +44,7 @@ def forgotten_afterwards():
         yield
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One process more than there are cores: some tests wait for jobs, browsers and installations."""
     return len(os.sched_getaffinity(0)) + 1
@@ -56,15 +57,22 @@ LONGEST = ("test_main_job.py", "test_wheel.py", "test_door.py", "test_local.py")
 """Files whose tests take tens of seconds."""
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """A file's tests stay in one process, so that what they share is made once; the longest come first, and what can be
-    split comes last, so that no process has a long file to itself in the end."""
+    """The longest come first, and what can be split comes last: no process has a long file to itself in the end."""
     items.sort(key=lambda item: (item.path.name in TESTS_APART, item.path.name not in LONGEST))
-    for item in items:
-        if item.path.name not in TESTS_APART:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-    return (yield)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process, so that what they share is made once, but for `TESTS_APART`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return nodeid if file.endswith(TESTS_APART) else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_finish():
