@@ -1,6 +1,6 @@
 """What adapters share: modules of one make in every block, and the bottleneck of two projections."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,16 +96,16 @@ class SequentialBottleneck(Bottleneck):
         return x + super().forward(x)
 
 
-class ComputedLinear(nn.Module):
+class ComputedLinear(nn.Module, ABC):
     """x W + b, where W follows from other parameters; x: [..., in], W: [in, out], b: [out]."""
 
     stateless = True
 
     bias: nn.Parameter
 
+    @abstractmethod
     def weight(self) -> Tensor:
         """W."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight() + self.bias

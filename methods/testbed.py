@@ -101,12 +101,12 @@ def batch(size: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def make_context(images: Tensor | None = None, labels: Tensor | None = None, seed: int = 0, steps: int = 10) -> Context:
-    """A context whose calibration data are the given images (random ones if not given)."""
+    """A context whose calibration data are the given images (random ones if not given), on their device."""
     if images is None or labels is None:
         images, labels = batch()
     return Context(
         num_classes=CLASSES,
-        device=torch.device("cpu"),
+        device=images.device,
         generator=torch.Generator().manual_seed(seed),
         total_steps=steps,
         calibration=lambda size: zip(images.split(size), labels.split(size), strict=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from harness import device as devices
 from harness.models import backbones
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec
+from harness.training.cost import seconds
 
 BATCH = 64
 CLASSES = 10
@@ -128,16 +128,6 @@ class Measurement:
             "target": target,
             "reached": {None: "", True: "yes", False: "NO"}[self.reached],
         }
-
-
-def seconds(action: Callable[[], Any], device: torch.device, repeat: int = 1) -> float:
-    """Time of one action, the device's part included; of several in a row, the mean."""
-    devices.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeat):
-        action()
-    devices.synchronize(device)
-    return (time.perf_counter() - start) / repeat
 
 
 def side_by_side(

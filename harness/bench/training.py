@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import device as devices
-from harness.bench.base import BATCH, CLASSES, Measurement, Setting, seconds, side_by_side, trained
+from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
 from harness.bench.module import STEPS, add_ours
 from harness.data.splits import Split
 from harness.schema.spec import Recipe
 from harness.training import fast_path
 from harness.training.callbacks import ProgressReporter
-from harness.training.cost import counted
+from harness.training.cost import counted, seconds
 from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
 from methods.base import Attachment

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from harness import device as devices
 from harness.bench import released
-from harness.bench.base import BATCH, CLASSES, Measurement, Setting, seconds, side_by_side, trained
+from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
 from harness.bench.training import recipe
 from harness.data.arrays import ImageArray
 from harness.data.lists import Entry, ImageList, ListFile
 from harness.data.splits import Split
 from harness.schema.spec import BackboneSpec
 from harness.training import evaluation
+from harness.training.cost import seconds
 from harness.training.trainer import Trainer
 from methods.base import Context
 from methods.registry import get

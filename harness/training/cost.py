@@ -115,12 +115,14 @@ class PeakMemory:
         return int(line.split()[1]) * 1024
 
 
-def _timed(action: Callable[[], Any], device: torch.device) -> float:
+def seconds(action: Callable[[], Any], device: torch.device, repeat: int = 1) -> float:
+    """Time of one action, the device's part included; of several in a row, the mean."""
     devices.synchronize(device)
     start = time.perf_counter()
-    action()
+    for _ in range(repeat):
+        action()
     devices.synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / repeat
 
 
 def typical_seconds(action: Callable[[], Any], device: torch.device) -> float:
@@ -128,12 +130,12 @@ def typical_seconds(action: Callable[[], Any], device: torch.device) -> float:
 
     On a CPU an action that takes longer is timed once: it would gain little from a warm-up.
     """
-    first = _timed(action, device)
+    first = seconds(action, device)
     if first > LATENCY_SECONDS and device.type == "cpu":
         return first
-    taken = [_timed(action, device)]
+    taken = [seconds(action, device)]
     while sum(taken) < LATENCY_SECONDS and len(taken) < LATENCY_PASSES:
-        taken.append(_timed(action, device))
+        taken.append(seconds(action, device))
     return median(taken)
 
 

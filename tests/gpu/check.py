@@ -484,7 +484,6 @@ def every_method() -> None:
     """Each registered method attaches on the device, takes three steps there under autocast, and its logits in float32
     are those of the same model on a CPU."""
     from methods import registry, testbed
-    from methods.base import Context
 
     images, labels = (t.to(DEVICE) for t in testbed.batch(16))
     wrong = []
@@ -492,14 +491,7 @@ def every_method() -> None:
         for kind in sorted(registry.get(name).serves):
             try:
                 method, model = registry.get(name), testbed.small_model(kind).to(DEVICE)
-                context = Context(
-                    num_classes=testbed.CLASSES,
-                    device=DEVICE,
-                    generator=torch.Generator().manual_seed(0),
-                    total_steps=10,
-                    calibration=lambda size: zip(images.split(size), labels.split(size), strict=True),
-                )
-                attachment = method.configure({}).attach(model, context)
+                attachment = method.configure({}).attach(model, testbed.make_context(images, labels))
                 where = {p.device.type for p in [*model.parameters(), *model.buffers()]}
                 model.get_classifier().requires_grad_(True)
                 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)

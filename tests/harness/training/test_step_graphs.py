@@ -13,8 +13,8 @@ from harness.training.callbacks import Callback
 from harness.training.step_graphs import StepGraphs, can_replay
 from harness.training.trainer import Trainer
 from methods import registry
-from methods.base import Attachment, Context
-from methods.testbed import CLASSES, attach, kind_of, small, small_vit
+from methods.base import Attachment
+from methods.testbed import CLASSES, attach, kind_of, make_context, small, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 GPU = torch.device("cuda")
@@ -35,14 +35,7 @@ def make_trainer(method, **recipe):
     kind = kind_of(registry.get(method))
     model = small(kind, drop_path_rate=0.1, **({"depth": 3} if kind == "vit" else {})).to(GPU)
     data = split()
-    images, labels = HALF.normalise(data.images), data.labels
-    context = Context(
-        num_classes=CLASSES,
-        device=GPU,
-        generator=torch.Generator().manual_seed(0),
-        total_steps=24,
-        calibration=lambda size: zip(images.split(size), labels.split(size), strict=True),
-    )
+    context = make_context(HALF.normalise(data.images), data.labels, steps=24)
     attachment = registry.get(method)().attach(model, context)
     model.get_classifier().requires_grad_(True)
     values = {"epochs": 6, "warmup_epochs": 1, "batch_size": 12, "lr": 1e-2, "augmentation": "flip"} | recipe
