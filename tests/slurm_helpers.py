@@ -75,11 +75,13 @@ def job_ids(array):
 
 
 def wait(until, timeout=300):
-    """Wait until a condition holds; returns its value."""
-    end = time.monotonic() + timeout
+    """Wait until a condition holds; returns its value. The longer it takes, the rarer it is asked: each question to a
+    cluster starts two processes, and the runs need the cores."""
+    start = time.monotonic()
     while not (value := until()):
-        assert time.monotonic() < end, f"waited {timeout} s\n{cluster_now()}"
-        time.sleep(0.1)
+        waited = time.monotonic() - start
+        assert waited < timeout, f"waited {timeout} s\n{cluster_now()}"
+        time.sleep(min(0.1 + waited / 20, 2))
     return value
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from harness import terminal
 from harness.schema import metrics
+
+if TYPE_CHECKING:
+    from analysis.index import Runs
 
 
 def write(
@@ -29,17 +33,27 @@ def write(
     from analysis.report import write_report  # it imports matplotlib, which takes long
     from analysis.tables import TableOptions
     from harness.errors import HarnessError
-    from harness.plans.experiment import find_suite
-    from methods.registry import all_methods
 
-    name = find_suite(suite).name if suite and suite.endswith((".yaml", ".yml")) else suite
+    name = suite
+    if suite and suite.endswith((".yaml", ".yml")):
+        from harness.plans.experiment import find_suite  # it imports torch, which a report does without
+
+        name = find_suite(suite).name
     axes = terminal.split_csv(ablation) if isinstance(ablation, str) else ablation
     options = TableOptions(reference, None if axes is None else tuple(axes), metrics.get(metric))
-    about = {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}
     console = Console(quiet=True) if quiet else terminal.console
     runs = load(out, terminal.errors)
     check_suite(name, runs)
-    paths = write_report(runs, to or out / "report", console, name, options, about=about)
+    paths = write_report(runs, to or out / "report", console, name, options, about=_about(runs))
     if quiet and not paths:
         raise HarnessError(f"{out}: no records" + (f" of suite {name!r}" if name else ""))
     return paths
+
+
+def _about(runs: Runs) -> dict[str, dict[str, str]]:
+    """Title, family and paper of the registered methods, if some record does not say what its method is."""
+    if not len(runs.rows) or (runs.rows["family"] != "").all():
+        return {}
+    from methods.registry import all_methods
+
+    return {m.name: {"title": m.title, "family": m.family, "paper": m.paper} for m in all_methods().values()}

@@ -14,7 +14,7 @@ from methods.base import Method
 from methods.conformance_tools import on_every_kind, relative_gap, require
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-EPOCHS, BATCH = 4, 8
+EPOCHS, BATCH = 2, 8
 
 
 @on_every_kind

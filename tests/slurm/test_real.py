@@ -90,7 +90,9 @@ def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_contr
     wait(lambda: int(restarts(timed_out.id)) > 0)
     run_slurm("scontrol", "update", f"JobId={timed_out.id}", "TimeLimit=30")  # or it would time out for ever
     power_cut(slurm, cut.node)
-    restart_controller(slurm)  # which also boots the node again
+    wait(lambda: all(int(restarts(job.id)) > 0 for job in (preempted, cut, timed_out)))
+    wait(lambda: not {"PENDING", "COMPLETING"} & job_states(jobs.values()))
+    restart_controller(slurm)  # which also boots the node again; a start that it forgot would hold the run's lease
     wait(lambda: ended(setup.root))
     assert by_key(setup.root)[specs[3].run_id].state == "cancelled"
 
@@ -108,6 +110,10 @@ def test_nothing_is_lost_nor_done_twice_whatever_happens_to_jobs_nodes_and_contr
     told = [Store(setup.root).complete(spec).environment for spec in specs]
     assert all(each["resumed_at_steps"] for each in told[:4])
     assert [each["slurm"]["restarts"] > 0 for each in told[1:4]] == [True, True, False]
+
+
+def job_states(jobs):
+    return set(run_slurm("squeue", "-h", "-o", "%T", "-j", ",".join(job.id for job in jobs)).split())
 
 
 def restarts(job):
