@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -103,23 +104,42 @@ def check_deterministic(method: type[Method]) -> None:
     require(not changed, f"two attaches with the same seed differ in {some(changed)}")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Training:
+    """Three steps of training, and what they did."""
+
+    attached: Attached
+    """To be looked at, and not changed: it serves several checks."""
+
+    dead: set[str]
+    """Names of trained tensors that got no gradient."""
+
+    changed: list[str]
+    """Names of tensors that are not trained and changed all the same."""
+
+
+@functools.lru_cache(maxsize=2)  # a method's kinds, from check to check
+def _training(method: type[Method], kind: str) -> _Training:
+    attached = attach(method, kind)
+    trained = attached.trained()
+    frozen = {n: p for n, p in attached.model.named_parameters() if n not in trained}
+    frozen |= {n: b for n, b in attached.model.named_buffers() if n in attached.plain_buffers}
+    before = copies(frozen)
+    dead = set(trained) - train(attached)
+    return _Training(attached, dead, changed_names(before, all_tensors(attached.model)))
+
+
 @on_every_kind
 def check_gradients(method: type[Method], kind: str) -> None:
     """Every trained tensor gets a non-zero gradient within three steps."""
-    attached = attach(method, kind)
-    dead = set(attached.trained()) - train(attached)
+    dead = _training(method, kind).dead
     require(not dead, f"no gradient within three steps for {some(dead)}")
 
 
 @on_every_kind
 def check_frozen(method: type[Method], kind: str) -> None:
     """What is not trained stays bit-identical during training."""
-    attached = attach(method, kind)
-    frozen = {n: p for n, p in attached.model.named_parameters() if n not in attached.trained()}
-    frozen |= {n: b for n, b in attached.model.named_buffers() if n in attached.plain_buffers}
-    before = copies(frozen)
-    train(attached)
-    changed = changed_names(before, all_tensors(attached.model))
+    changed = _training(method, kind).changed
     require(not changed, f"frozen tensors change during training: {some(changed)}")
 
 
@@ -149,8 +169,7 @@ def check_alone(method: type[Method]) -> None:
 
 def check_state(method: type[Method]) -> None:
     """Trained parameters and added buffers restore the function on a freshly attached model of the same seed."""
-    attached = attach(method)
-    train(attached)
+    attached = _training(method, kind_of(method)).attached
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
     fresh = attach(method)
     targets = all_tensors(fresh.model)

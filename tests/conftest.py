@@ -51,7 +51,7 @@ def pytest_xdist_auto_num_workers():
 
 
 TESTS_APART = ("test_conformance.py", "test_every_option.py", "test_fast_path.py")
-"""Files of many tests that share nothing."""
+"""Files of many tests that share nothing but what those of one method do, which differ after the last hyphen."""
 
 LONGEST = ("test_main_job.py", "test_wheel.py", "test_door.py", "test_local.py")
 """Files whose tests take tens of seconds."""
@@ -70,7 +70,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return nodeid if file.endswith(TESTS_APART) else file
+            return file if not file.endswith(TESTS_APART) else nodeid.rpartition("-")[0] or nodeid
 
     return ByFile(config, log)
 
