@@ -47,8 +47,8 @@ def write_report(
     has.
     """
     facts = _facts(runs.rows, about or {})
-    families = runs.rows["method"].map({name: facts[name].family for name in facts}) if len(runs.rows) else ()
-    rows = runs.rows.assign(family=families).fillna({"family": ""})
+    methods = runs.rows["method"] if len(runs.rows) else ()
+    rows = runs.rows.assign(family=[facts[name].family if name in facts else "" for name in methods])
     sets = [s.by(options.metric) for s in comparable_sets(rows) if suite in (None, s.key["suite"])]
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")

@@ -1,6 +1,5 @@
 """What a run ran on, for its record."""
 
-import hashlib
 import os
 import platform
 import socket
@@ -8,22 +7,16 @@ import subprocess
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness import device as devices
-from harness.errors import HarnessError
+from harness.sources import source_digest
 
 PACKAGES = ("torch", "torchvision", "timm", "peft", "numpy", "pillow", "triton")
 
-
-ROOMS = ("harness", "methods", "suites")
-"""Packages whose code and YAML files decide results."""
-
-ALL_ROOMS = (*ROOMS, "analysis", "slurm")
 
 _SLURM = {
     "job": "SLURM_JOB_ID",
@@ -35,34 +28,6 @@ _SLURM = {
 }
 
 _submitted: dict[str, Any] = {}
-
-
-def _folders(room: str) -> list[Path]:
-    """Where this process imports a room from: another folder of that name may come first on the path."""
-    spec = find_spec(room)
-    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
-
-
-@cache
-def source_digest(rooms: tuple[str, ...] = ROOMS) -> str:
-    """Digest of the code that decides results, as this process imports it; the same on every machine, with git or
-    without."""
-    sha = hashlib.sha256()
-    for folder in (folder for room in rooms for folder in _folders(room)):
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")):
-            sha.update(path.read_bytes())
-    return sha.hexdigest()[:12]
-
-
-def check_sources(expected: str, rooms: tuple[str, ...] = ROOMS) -> None:
-    """`HarnessError` unless this process imports the very sources that the one which started it had imported."""
-    if source_digest(rooms) != expected:
-        where = ", ".join(f"{room} from {folder}" for room in rooms for folder in _folders(room))
-        raise HarnessError(
-            f"other sources ({source_digest(rooms)}: {where}) than those of the command that started this process "
-            f"({expected}): they were changed since, or other ones come first on its path (PYTHONPATH?). "
-            "Give the command again"
-        )
 
 
 @cache
@@ -107,9 +72,6 @@ def _submission() -> dict[str, Any]:
     if not _submitted:
         return {}
     return {"code_at_submission": dict(_submitted), "code_changed": _submitted != code_state()}
-
-
-source_digest()  # now, while they are imported: what lies there later may be other code than what this process runs
 
 
 def describe(device: torch.device, precision: str) -> dict[str, Any]:

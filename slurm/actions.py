@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.located import refuse_unusable
-from harness.environment import source_digest
 from harness.errors import HarnessError
 from harness.execution.preparations import Tell
 from harness.plans.tuning import TunedRun
 from harness.schema.spec import RunSpec
+from harness.sources import source_digest
 from harness.terminal import tell as tell_in_terminal
 from slurm import schedulers
 from slurm.job_runner import RunsJob

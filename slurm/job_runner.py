@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from submitit.core.job_environment import JobEnvironment
 
 from harness import environment, lease
-from harness.children import SAFE
 from harness.errors import Interrupted
 from harness.execution import worker
 from harness.execution.progress import describe
@@ -32,6 +28,7 @@ from harness.records.store import Store
 from harness.schema.failures import CLASSES, FailureClass
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
+from slurm.report_job import wait_for
 
 GRACE_SECONDS = 20
 """Time that a run has to reach its next step boundary before the job queues up again without it."""
@@ -126,7 +123,7 @@ class RunsJob:
         try:
             worker.stop_on_signals()
             requeue.listen()
-            wait_for(self.after_processes)
+            wait_for(self.after_processes, worker.STOP.check)
             worker.init_worker(self.setup)
             problems = self._work(requeue)
         except Interrupted as stop:
@@ -201,38 +198,3 @@ def _failed_here(record: RunRecord) -> bool:
 def say(text: str) -> None:
     """A line in the job's log."""
     print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
-
-
-def wait_for(processes: tuple[int, ...]) -> None:
-    """Wait until processes of this machine have ended."""
-    while any(_lives(pid) for pid in processes):
-        worker.STOP.check()
-        time.sleep(1)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
-    except OSError:
-        return False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportJob:
-    """Writes tables and figures from whatever records there are."""
-
-    root: Path
-    """Folder of the results."""
-
-    suite: str
-    after_processes: tuple[int, ...] = ()
-    sources: str = field(default_factory=lambda: environment.source_digest(environment.ALL_ROOMS))
-    """Of the process that submits."""
-
-    def __call__(self) -> None:
-        """Run `sctbench report` in a process of its own. Raises `CalledProcessError` if it fails."""
-        wait_for(self.after_processes)
-        environment.check_sources(self.sources, environment.ALL_ROOMS)
-        command = "from harness.commands.main import main; main()"
-        arguments = ["report", "--out", str(self.root), "--suite", self.suite]
-        subprocess.run([sys.executable, SAFE, "-c", command, *arguments], check=True)

@@ -25,9 +25,10 @@ from harness.schema.record import ReadRecord, RunRecord
 from harness.schema.spec import RunSpec
 from harness.terminal import tell as tell_in_terminal
 from slurm import planning, schedulers
-from slurm.job_runner import ReportJob, RunsJob
+from slurm.job_runner import RunsJob
 from slurm.planning import Array, key_of
 from slurm.profile import Profile
+from slurm.report_job import ReportJob
 from slurm.schedulers.base import USUAL_LIMIT, ClusterError, Scheduler
 from slurm.submissions import ArrayEntry, Log, RunEntry, Submission, by_scheduler, new_id
 

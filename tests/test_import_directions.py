@@ -29,7 +29,7 @@ ANALYSIS_MAY_USE = {
 FLOORS = {
     "harness": [
         {"errors"},
-        {"paths", "tensor_files", "schema"},
+        {"paths", "sources", "tensor_files", "schema"},
         {"children", "device", "lease", "terminal"},
         {"environment", "models", "records"},
         {"plans"},
@@ -49,7 +49,7 @@ FLOORS = {
         {"commands"},
     ],
     "slurm": [
-        {"job_payload", "profile", "submissions"},
+        {"job_payload", "profile", "report_job", "submissions"},
         {"planning", "job_runner"},
         {"schedulers"},
         {"profile_file", "status", "submit"},

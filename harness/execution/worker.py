@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 
 from harness import device as devices
-from harness import environment, lease
+from harness import lease, sources
 from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.models import backbones
@@ -67,8 +67,8 @@ class Setup:
     save_every: float = SAVE_EVERY_SECONDS
     """Seconds between two training states, see `harness.training.checkpointing`; 0: one after every step."""
 
-    sources: str = field(default_factory=environment.source_digest)
-    """Digest of the sources that the process which makes the setup has imported, see `environment.check_sources`."""
+    sources: str = field(default_factory=sources.source_digest)
+    """Digest of the sources that the process which makes the setup has imported, see `harness.sources`."""
 
 
 def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Setup:
@@ -110,7 +110,7 @@ def init_worker(setup: Setup) -> None:
 
     `HarnessError` if its sources are not those of the process that made the setup.
     """
-    environment.check_sources(setup.sources)
+    sources.check_sources(setup.sources)
     warnings.simplefilter("ignore", PluginWarning)  # the command that started this process has said so
     registry.all_methods()  # imported now: what is edited later must not run under the digest of what was there
     backbones.remember_files(setup.weight_files)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness import device as devices
-from harness import environment
+from harness import environment, sources
 from harness.data.held_out_guard import allowed
 from harness.data.lists import Roots
 from harness.data.splits import Split, TaskData
@@ -170,7 +170,7 @@ def identity(ctx: RunContext, data: Fingerprint) -> dict[str, Any]:
     return {
         "run_id": ctx.spec.run_id,
         "device": ctx.device.type,
-        "code": environment.source_digest(),
+        "code": sources.source_digest(),
         "method_source": registry.source_digest(ctx.spec.method),  # the user's own lie outside of our sources
         "data": asdict(data),
         "trained_on": ctx.trained_on,

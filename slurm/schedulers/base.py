@@ -22,8 +22,9 @@ from slurm.profile import Profile
 from slurm.submissions import ArrayEntry
 
 if TYPE_CHECKING:  # torch takes seconds, and `sctbench status` needs none of it
-    from slurm.job_runner import ReportJob, RunsJob
+    from slurm.job_runner import RunsJob
     from slurm.planning import Array
+    from slurm.report_job import ReportJob
 
     Work = RunsJob | ReportJob
 

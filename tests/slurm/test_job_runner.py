@@ -9,7 +9,7 @@ import pytest
 from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission, JobPaths, UncompletedJobError
 
-from harness import environment, lease
+from harness import environment, lease, sources
 from harness.errors import HarnessError, Interrupted
 from harness.execution import worker
 from harness.plans.tuning import TunedRun
@@ -109,7 +109,7 @@ def test_a_job_does_its_runs_and_the_record_tells_where(setup, job):
 
 def test_a_job_that_has_imported_other_sources_than_were_submitted_does_nothing(setup, job, monkeypatch):
     (spec,) = tiny.specs(["linear"])
-    monkeypatch.setattr(environment, "source_digest", lambda *_: "0ther")
+    monkeypatch.setattr(sources, "source_digest", lambda *_: "0ther")
     with pytest.raises(HarnessError, match="other sources"):
         job(spec)
     assert record(setup, spec) is None

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import environment
+from harness import sources
 from harness.errors import HarnessError
 from harness.execution import local, worker
-from slurm.job_runner import ReportJob
+from slurm.report_job import ReportJob
 from tests import tiny
 from tests.examples import stored
 
-ROOT = Path(environment.__file__).resolve().parents[1]
+ROOT = Path(sources.__file__).resolve().parents[1]
 
 
 def fork_of_methods(folder):
@@ -99,9 +99,9 @@ def test_the_job_for_the_tables_compares_sources_first(tmp_path):
 
 
 def test_the_digest_is_of_what_is_imported_and_of_files_of_settings(tmp_path, monkeypatch):
-    digest = environment.source_digest.__wrapped__
+    digest = sources.source_digest.__wrapped__
     before = digest()
-    assert before == environment.source_digest() != digest(environment.ALL_ROOMS)
+    assert before == sources.source_digest() != digest(sources.ALL_ROOMS)
     shutil.copytree(ROOT / "suites", tmp_path / "suites", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(sys.modules["suites"].__spec__, "submodule_search_locations", [str(tmp_path / "suites")])
     assert digest() == before

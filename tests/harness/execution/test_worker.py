@@ -119,7 +119,7 @@ def test_a_state_made_on_other_data_or_with_other_code_is_not_gone_on_from(setup
         more = dataclasses.replace(tiny.SUITE.tasks[0], num_classes=4)
         monkeypatch.setitem(SUITES, "tiny", dataclasses.replace(tiny.SUITE, tasks=(more,)))
     if change == "the code":
-        monkeypatch.setattr(run.environment, "source_digest", lambda: "other")
+        monkeypatch.setattr(run.sources, "source_digest", lambda: "other")
     record = execute_run(spec, setup)
     assert record.environment["resumed_at_steps"] == []
     assert "not used, made with other " + ("code\n" if change == "the code" else "data\n") in capfd.readouterr().err
