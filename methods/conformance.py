@@ -119,7 +119,8 @@ class _Training:
 
 
 @functools.lru_cache(maxsize=2)  # a method's kinds, from check to check
-def _training(method: type[Method], kind: str) -> _Training:
+def three_steps(method: type[Method], kind: str) -> _Training:
+    """A training of the method on the small model of that kind, done once for all checks that look at one."""
     attached = attach(method, kind)
     trained = attached.trained()
     frozen = {n: p for n, p in attached.model.named_parameters() if n not in trained}
@@ -132,14 +133,14 @@ def _training(method: type[Method], kind: str) -> _Training:
 @on_every_kind
 def check_gradients(method: type[Method], kind: str) -> None:
     """Every trained tensor gets a non-zero gradient within three steps."""
-    dead = _training(method, kind).dead
+    dead = three_steps(method, kind).dead
     require(not dead, f"no gradient within three steps for {some(dead)}")
 
 
 @on_every_kind
 def check_frozen(method: type[Method], kind: str) -> None:
     """What is not trained stays bit-identical during training."""
-    changed = _training(method, kind).changed
+    changed = three_steps(method, kind).changed
     require(not changed, f"frozen tensors change during training: {some(changed)}")
 
 
@@ -169,7 +170,7 @@ def check_alone(method: type[Method]) -> None:
 
 def check_state(method: type[Method]) -> None:
     """Trained parameters and added buffers restore the function on a freshly attached model of the same seed."""
-    attached = _training(method, kind_of(method)).attached
+    attached = three_steps(method, kind_of(method)).attached
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
     fresh = attach(method)
     targets = all_tensors(fresh.model)

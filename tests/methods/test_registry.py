@@ -11,9 +11,11 @@ from harness.commands.main import app
 from harness.errors import USER_ERRORS
 from harness.models.backbones import skeleton
 from harness.plans.experiment import select
+from harness.records.store import Store
 from methods import registry
 from methods.base import MethodError, PluginWarning
 from methods.testbed import small_swin, small_vit
+from tests.examples import make_record
 
 DEMO = {"suite": "demo", "tasks": ["digits"]}
 
@@ -173,9 +175,10 @@ def test_of_two_packages_with_one_method_name_neither_is_taken(installed):
         registry.get("twin")
 
 
-def test_commands_go_on_and_say_which_package_is_broken(installed):
+def test_commands_go_on_and_say_which_package_is_broken(installed, tmp_path):
+    Store(tmp_path).write(make_record(method_family=""))  # the report asks the registry what the method is
     installed("import no_such_thing")
-    for command in (["methods"], ["check", "linear"]):
+    for command in (["methods"], ["check", "linear"], ["report", "--out", str(tmp_path)]):
         registry.all_methods.cache_clear()
         with warnings.catch_warnings():  # pytest shows warnings in a way of its own
             warnings.resetwarnings()

@@ -132,7 +132,7 @@ class Liar(nn.Module):
 
     def forward(self, x):
         self.calls += self.training
-        return x + self.gain * x + (x.mean(dim=1, keepdim=True) if self.calls > 8 else 0.0)
+        return x + self.gain * x + (x.mean(dim=1, keepdim=True) if self.calls > 12 else 0.0)
 
 
 def test_the_conformance_check_finds_who_declares_what_is_not_true():
