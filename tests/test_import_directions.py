@@ -22,6 +22,7 @@ ANALYSIS_MAY_USE = {
     "harness.schema.spec",
     "harness.schema.record",
     "harness.records.index",
+    "harness.records.predictions",
     "harness.records.store",
 }
 """Records, and what describes them."""

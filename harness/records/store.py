@@ -9,11 +9,13 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
 from harness.paths import write_atomically
-from harness.schema.record import BadRecord, RunRecord
+from harness.schema.record import BadRecord, RunRecord, StoredFile
 from harness.schema.spec import RunSpec
 
 RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
+PREDICTIONS_NAME = "predictions.safetensors"
+WEIGHTS_NAME = "weights.safetensors"
 
 CORRUPT, SUPERSEDED = "corrupt", "superseded"
 """Folders beside `runs`: of files that are no records, and of results that were replaced by others."""
@@ -36,6 +38,24 @@ def read_record(path: Path, spec: RunSpec | None = None) -> RunRecord:
     if spec is not None and record.spec.run_id != spec.run_id:
         raise BadRecord(f"of another run ({record.spec.run_id})")
     return record
+
+
+def read_stored(folder: Path, record: RunRecord, name: str, why_not: str = "") -> bytes:
+    """The content of a file that the record of the run in `folder` names, compared with its digest.
+
+    `HarnessError` if the record names no such file (`why_not`: what to do), or it is gone, cannot be read, or was
+    changed.
+    """
+    path, stored = folder / name, record.files.get(name)
+    if stored is None:
+        raise HarnessError(f"{folder}: the run kept no {name}. {why_not}".rstrip(" ."))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise HarnessError(f"{path}: the record names it, but it cannot be read ({error.strerror})") from None
+    if StoredFile.of(content) != stored:
+        raise HarnessError(f"{path}: altered: its digest is not that in the record")
+    return content
 
 
 class Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from harness.schema.metrics import ACCURACY, LOSS
 from harness.schema.spec import RunSpec, digest
 from harness.schema.upgrades import UPGRADES, upgraded
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the record's layout. Records of the versions in `UPGRADES` are read too."""
 
 
@@ -239,6 +240,19 @@ class Tuning:
     """Device seconds of all trials."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file that lies beside the record, as it was written."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """The facts of a file with this content."""
+        return cls(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 _PARTS = {"parameters": Parameters, "cost": Cost, "data": Fingerprint, "failure": Failure}
 
 
@@ -290,6 +304,10 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     """Package versions, code state, device, precision in use, time."""
 
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    """What else the run left in its folder, by name: predictions, tuned weights. They were whole when the record was
+    written; a file that is deleted later takes nothing from the record."""
+
     def to_json(self) -> str:
         """The document, with its schema, run id and own digest."""
         body = {"schema": SCHEMA, "run_id": self.spec.run_id, **dataclasses.asdict(self)}
@@ -339,6 +357,7 @@ def _parts(body: dict[str, Any]) -> dict[str, Any]:
     parts["curve"] = [Epoch(**e) for e in body["curve"]]
     for name, kind in _PARTS.items():
         parts[name] = kind(**body[name]) if body.get(name) else None
+    parts["files"] = {name: StoredFile(**file) for name, file in body["files"].items()}
     if body.get("tuning"):
         trials = [Trial(**trial) for trial in body["tuning"]["trials"]]
         parts["tuning"] = Tuning(**(body["tuning"] | {"trials": trials}))

@@ -36,7 +36,12 @@ def upgrade_3_to_4(document: Document) -> Document:
     return document | scores | {"cost": cost}
 
 
-UPGRADES: dict[int, Callable[[Document], Document]] = {2: upgrade_2_to_3, 3: upgrade_3_to_4}
+def upgrade_4_to_5(document: Document) -> Document:
+    """A run left its record and nothing else."""
+    return document | {"files": {}}
+
+
+UPGRADES: dict[int, Callable[[Document], Document]] = {2: upgrade_2_to_3, 3: upgrade_3_to_4, 4: upgrade_4_to_5}
 """The next schema's document out of that of the schema that is the key."""
 
 

@@ -38,16 +38,18 @@ def test_an_old_record_is_read_with_its_numbers(path):
     assert record.spec.run_id == document["run_id"]
     assert (record.status, record.reason) == (document["status"], document["reason"])
     for split, metrics in document["metrics"].items():
-        assert (record.metrics[split].accuracy, record.metrics[split].loss) == (metrics["accuracy"], metrics["loss"])
+        values = metrics if document["schema"] < 4 else metrics["values"]
+        assert (record.metrics[split].accuracy, record.metrics[split].loss) == (values["accuracy"], values["loss"])
         assert record.metrics[split].correct_per_class == metrics["correct_per_class"]
     if cost := document["cost"]:
-        assert record.cost.cached_features == cost["computed_once"]
+        assert record.cost.cached_features == cost["computed_once" if document["schema"] < 4 else "cached_features"]
         assert record.cost.seconds == cost["attach_seconds"] + cost["train_seconds"] + cost["evaluate_seconds"]
     if document["tuning"]:
         assert [trial.accuracy for trial in record.tuning.trials] == [15.0, 15.0]
     if document["schema"] == 2:
         assert record.method_source == ""
         assert record.data is None or record.data.pixels == ""
+    assert record.files == {}
     assert RunRecord.from_json(record.to_json()) == record
 
 
