@@ -244,13 +244,15 @@ class Tuning:
 class StoredFile:
     """A file that lies beside the record, as it was written."""
 
-    bytes: int
+    size: int
+    """In bytes."""
+
     sha256: str
 
     @classmethod
     def of(cls, content: bytes) -> Self:
         """The facts of a file with this content."""
-        return cls(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        return cls(size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 _PARTS = {"parameters": Parameters, "cost": Cost, "data": Fingerprint, "failure": Failure}
