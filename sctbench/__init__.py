@@ -30,7 +30,19 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Error", "__version__", "check", "frame", "plan", "report", "run", "submit", "table"]
+__all__ = [
+    "Error",
+    "__version__",
+    "check",
+    "frame",
+    "load",
+    "plan",
+    "predictions",
+    "report",
+    "run",
+    "submit",
+    "table",
+]
 
 
 @_guards.one_class_of_errors()
@@ -74,6 +86,8 @@ def run(
     device: str = "auto",
     jobs: int | Literal["all"] | None = None,
     curve: bool = False,
+    keep_weights: str = "auto",
+    keep_logits: bool = False,
     redo: str | None = None,
     quiet: bool = False,
 ) -> list[RunRecord]:
@@ -83,8 +97,10 @@ def run(
     "all" in one per GPU or CPU core. The numbers are the same; neither a main guard nor a script is needed.
 
     `out`: folder of the results. `root`, `lists`: folders of the images and of the lists, where you bring them.
-    `device`: auto, cpu, cuda or cuda:N. `curve`: score val after every epoch where it is not trained on. `redo`:
-    "stale" runs complete ones again whose method's source has changed since. `quiet`: print nothing.
+    `device`: auto, cpu, cuda or cuda:N. `curve`: score val after every epoch where it is not trained on.
+    `keep_weights`: "auto" keeps those of final trainings up to 32 MiB, "all" those of every run, "none" none.
+    `keep_logits`: keep the logits of every scored image with the predictions. `redo`: "stale" runs complete ones again
+    whose method's source has changed since. `quiet`: print nothing.
 
     `Error`, before anything starts, if something does not fit or the data are not there. An interrupt lets the run
     under way save its state and raises `KeyboardInterrupt`; the same call goes on from there.
@@ -103,6 +119,8 @@ def submit(
     profile: str | Path | None = None,
     root: str | Path | None = None,
     lists: str | Path | None = None,
+    keep_weights: str = "auto",
+    keep_logits: bool = False,
     redo: str | None = None,
     dry_run: bool = False,
     **settings: Any,
@@ -115,6 +133,7 @@ def submit(
     """
     from harness.execution import runs
     from harness.records.stale import check_redo
+    from harness.schema.keeping import Keeping
     from slurm import submit as submission
     from slurm.profile_file import make_profile, read_file
 
@@ -123,12 +142,63 @@ def submit(
         profile=make_profile(settings, read_file(runs.as_path("profile", profile)) if profile is not None else None),
         out=runs.as_path("out", out),
         roots=runs.as_roots(root, lists),
+        keeping=Keeping(weights=keep_weights, logits=keep_logits),
         redo_stale=check_redo(redo),
     )
     if dry_run:
         submission.rehearse(order)
         return None
     return submission.submit(order)
+
+
+@_guards.one_class_of_errors()
+def load(
+    record: RunRecord | str | Path,
+    out: str | Path = "results",
+    *,
+    weights: str | Path | None = None,
+    method: str | None = None,
+    device: str = "cpu",
+) -> Any:
+    """The timm model of a run with its method attached and its tuned weights in place, in eval mode.
+
+    It maps normalised images float32 [B, 3, H, W] to logits [B, classes]; `timm.data.resolve_model_data_config(model)`
+    tells size and statistics. A run of the protocol `oracle` gives the model of its last epoch.
+
+    `record`: a record of the results folder `out`, as `run` returns it; or the path of a record or of a run's folder,
+    also of one that `sctbench export --form trained` wrote. `weights`, `method`: the backbone's checkpoint and the
+    method's `file.py:Class`, where the run had files of yours. `device`: auto, cpu, cuda or cuda:N. `Error` if the run
+    kept no weights, if they are gone or altered, or if the backbone is another one.
+    """
+    from harness.records.place import Place
+    from harness.training.weights import load as load_weights
+
+    return load_weights(Place.of(record, Path(out)), Path(weights) if weights else None, method, device).model
+
+
+@_guards.one_class_of_errors()
+def predictions(
+    record: RunRecord | str | Path,
+    out: str | Path = "results",
+    *,
+    root: str | Path | None = None,
+    lists: str | Path | None = None,
+    suite: str | None = None,
+) -> pd.DataFrame:
+    """What a run's model said of every image that it was scored on: a row for each, in the order of the lists.
+
+    Columns: split; image, its name in the list; label; predicted; probability, of the predicted class;
+    label_probability; and one for each class's logit, `logit_0` and so on, where they were kept.
+
+    `record`, `out`: as for `load`. `root`, `lists`: folders of the images and of the lists, where you bring them.
+    `suite`: the suite's YAML file, if it is one of your own. `Error` if the run kept no predictions, if they are gone
+    or altered, or if the lists are not those of the run.
+    """
+    from harness.data.named_predictions import frame as frame_of
+    from harness.execution import runs
+    from harness.records.place import Place
+
+    return frame_of(Place.of(record, Path(out)), runs.as_roots(root, lists), suite)
 
 
 @_guards.one_class_of_errors()

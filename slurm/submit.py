@@ -21,6 +21,7 @@ from harness.plans.tuning import INCONCLUSIVE, TunedRun, WorkItem, representativ
 from harness.records import stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
+from harness.schema.keeping import Keeping
 from harness.schema.record import ReadRecord, RunRecord
 from harness.schema.spec import RunSpec
 from harness.terminal import tell as tell_in_terminal
@@ -45,6 +46,7 @@ class Order:
     roots: Roots = field(default_factory=Roots)
     """Folders of the user's data."""
 
+    keeping: Keeping = field(default_factory=Keeping)
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since."""
 
@@ -137,7 +139,7 @@ def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
             return None
         plan = plan_selection(order, missing, order.scheduler.limit(), tell)
         setup = setup_for(order.selection, order.out, order.roots, order.profile.device)
-        return send(plan, dataclasses.replace(setup, redo_stale=order.redo_stale), log, tell)
+        return send(plan, dataclasses.replace(setup, keeping=order.keeping, redo_stale=order.redo_stale), log, tell)
 
 
 def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:

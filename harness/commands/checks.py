@@ -26,7 +26,8 @@ def rerun(
     device: DeviceName = "auto",
 ) -> None:
     """Do one run again from its record alone, and compare. Nothing is written; the exit status is 1 if it differs."""
-    from harness.training.rerun import again, compare, read, summary
+    from harness.records.place import read
+    from harness.training.rerun import again, compare, summary
 
     before = read(record)
     now = again(before, folders.roots(), weights, method, suite, device)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from harness.commands.bench import bench
 from harness.commands.checks import checks_app
 from harness.commands.data import data_app
+from harness.commands.models import models_app
 from harness.commands.options import OutFolder
 from harness.commands.runs import runs_app
 from harness.commands.slurm import slurm_app
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(runs_app)
 app.add_typer(slurm_app)
 app.add_typer(checks_app)
+app.add_typer(models_app)
 app.add_typer(status_app)
 app.add_typer(data_app, name="data")
 app.command()(bench)

@@ -67,6 +67,22 @@ class DataFolders:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What runs keep beside their records."""
+
+    keep_weights: Annotated[
+        str, typer.Option(help="Tuned weights to keep: auto (of final trainings, up to 32 MiB), all or none.")
+    ] = "auto"
+    keep_logits: Annotated[bool, typer.Option("--keep-logits", help="Keep the logits of every scored image.")] = False
+
+    def keeping(self) -> Any:
+        """The same as `harness.schema.keeping.Keeping`."""
+        from harness.schema.keeping import Keeping
+
+        return Keeping(weights=self.keep_weights, logits=self.keep_logits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What to run."""
 

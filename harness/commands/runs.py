@@ -20,6 +20,7 @@ runs_app = typer.Typer()
 def run(
     asked: options.Asked,
     folders: options.DataFolders,
+    kept: options.Kept,
     out: options.OutFolder = Path("results"),
     device: options.DeviceName = "auto",
     jobs: Annotated[
@@ -41,6 +42,7 @@ def run(
         device=device,
         jobs=jobs or "all",
         curve=curve,
+        keeping=kept.keeping(),
         redo_stale=check_redo(redo),
     )
     try:

@@ -56,6 +56,7 @@ def submit(
     asked: options.Asked,
     profile: ProfileOptions,
     folders: options.DataFolders,
+    kept: options.Kept,
     out: options.OutFolder = Path("results"),
     redo: options.Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
@@ -71,6 +72,7 @@ def submit(
         profile=make_profile(*profile.read()),
         out=out,
         roots=folders.roots(),
+        keeping=kept.keeping(),
         redo_stale=check_redo(redo),
     )
     if dry_run:

@@ -131,6 +131,9 @@ class TaskData:
         """`looks`: how often the test split may be opened."""
         self.suite, self.task, self.preprocessing = suite, task, preprocessing
         self.test_looks = 0
+        self.list_digests: dict[str, str] = {}
+        """sha256 over names and labels of each list, once a fingerprint was taken."""
+
         self._looks, self._shots = looks, shots
         roots = build_if_bundled(suite, task, roots or Roots())
         self._list_files = locate_all(suite, task, roots, shots, split_seed)
@@ -173,7 +176,8 @@ class TaskData:
         files = hashlib.sha256()
         for split in self._list_files:
             images = self._images(split)
-            lists.update(f"{split}:{arrays.list_digest(images.entries)}\n".encode())
+            self.list_digests[split] = arrays.list_digest(images.entries)
+            lists.update(f"{split}:{self.list_digests[split]}\n".encode())
             files.update(f"{split}:{arrays.sample_digest(images)}\n".encode())
         decoded = self._pixels(advance) if pixels else ""
         return replace(self.origin(), lists=lists.hexdigest(), files=files.hexdigest(), pixels=decoded)

@@ -32,6 +32,7 @@ from harness.plans.stages import Stages, stage
 from harness.records.stale import check_redo, without_stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
+from harness.schema.keeping import Keeping
 from harness.schema.record import ReadRecord, RunRecord
 
 Jobs = int | Literal["all"] | None
@@ -109,6 +110,7 @@ class RunOptions:
     curve: bool = False
     """Whether val is scored after every epoch where it is not trained on."""
 
+    keeping: Keeping = field(default_factory=Keeping)
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since."""
 
@@ -165,7 +167,7 @@ def _execute(
 
     def setup(worker: str) -> Setup:
         told = setup_for(selection, options.out, options.roots, worker)
-        return replace(told, curve=options.curve, redo_stale=options.redo_stale)
+        return replace(told, curve=options.curve, keeping=options.keeping, redo_stale=options.redo_stale)
 
     if options.jobs is None:
         return in_process.execute(stages.ready, setup(str(device)), display, stages.blocked)
@@ -182,6 +184,8 @@ def run_here(
     device: str,
     jobs: Any,
     curve: bool,
+    keep_weights: str,
+    keep_logits: bool,
     redo: str | None,
     quiet: bool,
 ) -> list[RunRecord]:
@@ -194,6 +198,7 @@ def run_here(
         device=device,
         jobs=jobs,
         curve=curve,
+        keeping=Keeping(weights=keep_weights, logits=keep_logits),
         redo_stale=check_redo(redo),
     )
     result = run(as_plan(plan), options, quiet)

@@ -28,11 +28,12 @@ from harness.records.stale import is_stale
 from harness.records.store import PROGRESS_NAME, Store
 from harness.schema import failures
 from harness.schema.failures import CLASSES, Failure
+from harness.schema.keeping import Keeping
 from harness.schema.record import RunRecord, Tuning
 from harness.schema.spec import RunSpec
 from harness.training.callbacks import Progress, Report
 from harness.training.checkpointing import SAVE_EVERY_SECONDS, Checkpointer, CheckpointStore, StopRequest
-from harness.training.run import RunContext, attempt, failed_record
+from harness.training.run import Finished, RunContext, attempt, failed_record
 from methods import registry
 from methods.base import PluginWarning
 from suites import SUITES
@@ -60,6 +61,8 @@ class Setup:
 
     curve: bool = False
     """Whether val is scored after every epoch, where it is not trained on."""
+
+    keeping: Keeping = field(default_factory=Keeping)
 
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since, see `harness.records.stale`."""
@@ -191,6 +194,7 @@ def _do_alone(
         checkpointer=Checkpointer(states, STOP, held.check, setup.save_every),
         tuning=tuning,
         curve=setup.curve,
+        keeping=setup.keeping,
     )
     record = _write(store, held, attempt(ctx))
     kind = CLASSES[record.failure.kind] if record.failure else None
@@ -227,14 +231,15 @@ def record_killed(spec: RunSpec, setup: Setup, reason: str) -> RunRecord | Busy:
     store = Store(setup.root)
     try:
         with lease.acquire(store.folder(spec)) as held:
-            return settled(spec, setup) or _write(store, held, failed_record(spec, reason, Failure(kind="killed")))
+            killed = Finished(record=failed_record(spec, reason, Failure(kind="killed")))
+            return settled(spec, setup) or _write(store, held, killed)
     except lease.Taken as other:
         return Busy(spec, str(other))
     except OSError as error:
         return failed_record(spec, *failures.describe(error))
 
 
-def _write(store: Store, held: lease.Lease, record: RunRecord) -> RunRecord:
+def _write(store: Store, held: lease.Lease, done: Finished) -> RunRecord:
     held.check()
-    store.write(record)
-    return record
+    store.write(done.record, done.files)
+    return done.record

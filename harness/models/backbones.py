@@ -53,9 +53,14 @@ def _timm_name(name: str) -> str:
     return EMBEDDED[name].architecture if name in EMBEDDED else name
 
 
+def timm_call(name: str, image_size: int) -> tuple[str, dict[str, Any]]:
+    """Name and arguments for which `timm.create_model` gives the model, without its weights."""
+    return _timm_name(name), {"img_size": image_size, **(EMBEDDED[name].arguments if name in EMBEDDED else {})}
+
+
 def _create(name: str, image_size: int, **further: Any) -> Any:
-    arguments = EMBEDDED[name].arguments if name in EMBEDDED else {}
-    return timm.create_model(_timm_name(name), img_size=image_size, **arguments, **further)
+    timm_name, arguments = timm_call(name, image_size)
+    return timm.create_model(timm_name, **arguments, **further)
 
 
 def _hub_file(name: str) -> Path:

@@ -17,7 +17,7 @@ from harness.plans import plan, tuning
 from harness.plans.expectations import EXPECT, Expectations, take_expectations
 from harness.schema import protocol
 from harness.schema.preprocessing import STATISTICS, Preprocessing
-from harness.schema.spec import BackboneSpec
+from harness.schema.spec import BackboneSpec, RunSpec
 from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods.architectures import kind
 from methods.base import did_you_mean, typed
@@ -91,6 +91,15 @@ def find_suite(name: str) -> Suite:
     if name not in SUITES:
         raise HarnessError(f"unknown suite {name!r}. {did_you_mean(name, list(SUITES))}")
     return SUITES[name]
+
+
+def suite_of_run(spec: RunSpec, file: str | None) -> Suite:
+    """The suite of a run, which is in `file` where it is one of the user's own. `HarnessError` if it is not that."""
+    if file is not None and (name := find_suite(file).name) != spec.suite:
+        raise HarnessError(f"--suite {file} is {name!r}, and the run's suite is {spec.suite!r}")
+    if spec.suite not in SUITES:
+        raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
+    return SUITES[spec.suite]
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from harness import lease
 from harness.lease import LEASE_NAME
 from harness.records import index
-from harness.records.store import PROGRESS_NAME, RECORD_NAME
+from harness.records.index import IndexEntry
+from harness.records.store import KEPT_FILES, PROGRESS_NAME, RECORD_NAME
 from harness.terminal import Advance
 
 
@@ -24,24 +25,27 @@ class Litter:
 
 
 def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> list[Litter]:
-    """What `remove` may delete: stale leases, temporary files, states and progress of runs that are complete, and with
-    `failed` also failed records, their states with them. Folders that a process works on and `corrupt` are left
-    out."""
+    """What `remove` may delete: stale leases, temporary files, kept files that no record names, states and progress of
+    runs that are complete, and with `failed` also failed records, their states with them. Folders that a process works
+    on and `corrupt` are left out."""
     items: list[Litter] = []
     for path, record in index.scan(root, advance).items():
         held = lease.read(Path(path))
         if held is None or lease.is_stale(held):
-            items += _litter(Path(path), record.state, failed)
+            items += _litter(Path(path), record, failed)
     return items
 
 
-def _litter(folder: Path, state: str, failed: bool) -> Iterator[Litter]:
+def _litter(folder: Path, record: IndexEntry, failed: bool) -> Iterator[Litter]:
+    state = record.state
     forget = state == "complete" or (failed and state == "failed")
     for path in sorted(folder.iterdir()):
         if path.name == LEASE_NAME:
             yield Litter(path, "stale lease", path.stat().st_size)
         elif path.name.endswith(".tmp"):
             yield Litter(path, "temporary file", path.stat().st_size)
+        elif path.name in KEPT_FILES and state != "bad" and path.name not in record.files:
+            yield Litter(path, "file of no record", path.stat().st_size)
         elif path.name in ("state", PROGRESS_NAME) and forget:
             yield Litter(path, f"training state of a {state} run", _size(path))
         elif path.name == RECORD_NAME and state == "failed" and failed:
@@ -63,8 +67,8 @@ def remove(unneeded: list[Litter]) -> list[Litter]:
     for folder, items in folders.items():
         try:
             with lease.acquire(folder):  # takes over a stale one, and leaves none
-                state = index.scan_folder(folder).state
-                now = {(item.path, item.what) for item in _litter(folder, state, failed=True)}
+                record = index.scan_folder(folder)
+                now = {(item.path, item.what) for item in _litter(folder, record, failed=True)}
                 gone = [item for item in items if item.path.name == LEASE_NAME or (item.path, item.what) in now]
                 for item in gone:
                     if item.path.name != LEASE_NAME:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 INDEX_NAME = ".runs.json"
 
-VERSION = f"{SCHEMA}/3"
+VERSION = f"{SCHEMA}/4"
 """Version of the records and of `IndexEntry`."""
 
 UNREAD = "cannot be read now"
@@ -138,6 +138,9 @@ class IndexEntry:
     source: str = ""
     """Digest of the method's source."""
 
+    files: list[str] = field(default_factory=list)
+    """Names of the files that it has beside it."""
+
     @classmethod
     def of(cls, record: RunRecord) -> Self:
         """The entry of a valid record."""
@@ -148,6 +151,7 @@ class IndexEntry:
             protocol=record.spec.protocol,
             seed=record.spec.seed,
             source=record.method_source,
+            files=list(record.files),
         )
 
 

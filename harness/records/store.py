@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import methodcaller
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -16,6 +19,9 @@ RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
 PREDICTIONS_NAME = "predictions.safetensors"
 WEIGHTS_NAME = "weights.safetensors"
+
+KEPT_FILES = (PREDICTIONS_NAME, WEIGHTS_NAME)
+"""What may lie beside a record and be named in it."""
 
 CORRUPT, SUPERSEDED = "corrupt", "superseded"
 """Folders beside `runs`: of files that are no records, and of results that were replaced by others."""
@@ -67,14 +73,33 @@ class Store:
     def folder(self, spec: RunSpec) -> Path:
         return self.root / "runs" / spec.suite / spec.task / f"{spec.method}-{spec.run_id}"
 
-    def write(self, record: RunRecord) -> Path:
-        """Put the record in its place, whole or not at all. A result that stood there is kept below `superseded`."""
-        path = self.folder(record.spec) / RECORD_NAME
-        if (old := self.complete(record.spec)) and old != record:
-            text = path.read_bytes()
-            write_atomically(self._aside(path, SUPERSEDED), lambda file: file.write(text))
-        write_atomically(path, lambda file: file.write(record.to_json().encode()))
+    def write(self, record: RunRecord, files: Mapping[str, bytes] | None = None) -> Path:
+        """Put the files that the record names and then the record in their place, each whole or not at all. A result
+        that stood there is kept below `superseded` with its files.
+
+        `files`: content by name. At no time does a record in its place name a file that is not the one it was written
+        with: the old record goes before the first of its files does.
+        """
+        path, files = self.folder(record.spec) / RECORD_NAME, files or {}
+        old = self.complete(record.spec)
+        if old and old != record:
+            self._keep_superseded(path.parent, old)
+        if old and old.files:
+            path.unlink()
+        for name in KEPT_FILES:
+            if name in files:
+                write_atomically(path.with_name(name), methodcaller("write", files[name]))
+            else:
+                path.with_name(name).unlink(missing_ok=True)
+        write_atomically(path, methodcaller("write", record.to_json().encode()))
         return path
+
+    def _keep_superseded(self, folder: Path, old: RunRecord) -> None:
+        """Copies of a run's record and of its files below `superseded`, the record last."""
+        when = _now()
+        for name in (*old.files, RECORD_NAME):
+            with suppress(FileNotFoundError):  # a file that the user deleted
+                _copy(folder / name, self._aside(folder / name, SUPERSEDED, when))
 
     def read(self, spec: RunSpec) -> RunRecord | None:
         """The run's record, or None if there is no valid one. `OSError` if there is one that cannot be read."""
@@ -106,13 +131,27 @@ class Store:
         except BadRecord as error:
             if error.whole:
                 raise HarnessError(f"{path}: {error}. It is left alone: use that version, or another --out") from None
-            to, note = self._aside(path, CORRUPT), f"{path.relative_to(self.root)}: {error}\n"
+            to, note = self._aside(path, CORRUPT, _now()), f"{path.relative_to(self.root)}: {error}\n"
             write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
             path.replace(to)
 
-    def _aside(self, path: Path, folder: str) -> Path:
+    def _aside(self, path: Path, folder: str, when: str) -> Path:
         """A place in a folder beside `runs`, under a name that says where the file was and when it was put there."""
-        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         to = self.root / folder / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
         to.parent.mkdir(exist_ok=True)
         return to
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+
+
+def _copy(path: Path, to: Path) -> None:
+    """A second name for a file that will be replaced, not written to; a copy where there can be no second name."""
+    try:
+        to.hardlink_to(path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        content = path.read_bytes()
+        write_atomically(to, methodcaller("write", content))

@@ -94,12 +94,17 @@ class Preprocessing:
         except (ValueError, StopIteration):
             raise HarnessError(f"{text!r} does not name a preprocessing") from None
 
+    @property
+    def resized(self) -> int:
+        """Side in pixels that an image is resized to before it is cropped."""
+        return self.image_size if self.fit == "squash" else round(self.image_size * 256 / 224)
+
     def square(self, image: Image.Image) -> Image.Image:
         """The image resized and cropped to the model's input."""
         filter_, size = INTERPOLATIONS[self.interpolation], self.image_size
         if self.fit == "squash":
             return image.resize((size, size), filter_)
-        larger = round(size * 256 / 224)
+        larger = self.resized
         width, height = (side * larger // min(image.size) for side in image.size)
         image = image.resize((larger, larger) if self.fit == "squash-crop" else (width, height), filter_)
         left, top = round((image.width - size) / 2), round((image.height - size) / 2)

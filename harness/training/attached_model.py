@@ -1,27 +1,30 @@
 """A backbone with its method attached: built from a spec, or put back as a stopped run left it."""
 
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness import device as devices
-from harness.data.splits import Split
 from harness.models import backbones
-from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import RunSpec
 from harness.training.callbacks import Callback
 from harness.training.cost import count_parameters, trained_state
-from harness.training.trainer import derived_seed, total_steps
+from harness.training.trainer import derived_seed
 from methods import registry
 from methods.base import Attachment, Context
+
+Calibration = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""See `methods.base.Context.calibration`."""
 
 
 class AttachedModel(Callback):
     """A model with its method attached, ready to train; as a callback its state is kept with the training's.
 
-    `memory`: what the method computed from the data in an earlier process, see `methods.base.Context.memory`.
+    `total_steps`, `calibration`, `memory`: see `methods.base.Context`; `memory` is what the method computed from the
+    data in an earlier process.
     """
 
     name = "model"
@@ -29,12 +32,14 @@ class AttachedModel(Callback):
     def __init__(
         self,
         spec: RunSpec,
-        data: Split,
         num_classes: int,
-        preprocessing: Preprocessing,
+        *,
+        device: torch.device,
+        total_steps: int,
+        calibration: Calibration,
         memory: dict[str, Any] | None = None,
     ) -> None:
-        device = data.labels.device
+        self.spec, self.num_classes, self.total_steps = spec, num_classes, total_steps
         torch.manual_seed(derived_seed(spec.seed, "model"))
         self.model: Any = backbones.build(spec.backbone, num_classes, spec.recipe.drop_path).to(device)
         head = self.model.get_classifier()
@@ -47,8 +52,8 @@ class AttachedModel(Callback):
             num_classes=num_classes,
             device=device,
             generator=torch.Generator().manual_seed(derived_seed(spec.seed, "method")),
-            total_steps=total_steps(len(data), spec.recipe),
-            calibration=lambda size: ((preprocessing.normalise(x), y) for x, y in data.batches(size, device)),
+            total_steps=total_steps,
+            calibration=calibration,
             memory=self.memory,
         )
         start = time.perf_counter()
@@ -69,27 +74,27 @@ class AttachedModel(Callback):
         """What must be stored beside the pretrained checkpoint."""
         return trained_state(self.model, self._buffers)
 
-    def state_dict(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         """All that the pretrained checkpoint and `attach` would not give again: trained parameters, what the method
         added or changed among the frozen ones, and what it computed from the data."""
-        own = self.attachment
-        return {
-            "tensors": self._own,
-            "memory": self.memory,
-            "info": own.info,
-            "attach_seconds": self.attach_seconds,
-            "attachment": own.state() if own.state else None,
-        }
+        state = self.attachment.state
+        return {"tensors": self._own, "memory": self.memory, "attachment": state() if state else None}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; its `memory` is given to the constructor."""
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Put back what `kept` gave; its `memory` is given to the constructor."""
         tensors = _tensors(self.model)
-        for name, tensor in state["tensors"].items():
+        for name, tensor in kept["tensors"].items():
             tensors[name].copy_(tensor)
-        self.attachment.info, self.attach_seconds = state["info"], state["attach_seconds"]
         if self.attachment.load_state:
-            self.attachment.load_state(state["attachment"])
+            self.attachment.load_state(kept["attachment"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.kept(), "info": self.attachment.info, "attach_seconds": self.attach_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.restore(state)
+        self.attachment.info, self.attach_seconds = state["info"], state["attach_seconds"]
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:

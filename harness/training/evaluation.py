@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness import device as devices
 from harness.data.splits import Split
+from harness.records import predictions as predictions_file
+from harness.records.predictions import Predictions
 from harness.schema.metrics import METRICS
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Metrics
@@ -34,20 +37,52 @@ def predict(model: nn.Module, data: Split, preprocessing: Preprocessing, precisi
     return torch.cat(outputs)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a model did on held-out splits, by their names; of a masked target also among its own classes alone, as
+    `<name>/masked`."""
+
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+
+
 def evaluate(
-    model: nn.Module, splits: dict[str, Split], task: Task, preprocessing: Preprocessing, precision: str
-) -> dict[str, Metrics]:
-    """Metrics of each split; of a masked target also those among its own classes alone, as `<name>/masked`."""
+    model: nn.Module,
+    splits: dict[str, Split],
+    task: Task,
+    preprocessing: Preprocessing,
+    precision: str,
+    keep_logits: bool = False,
+) -> Evaluation:
+    """Metrics and predictions of each split; with `keep_logits` the predictions hold all logits."""
     masked = {target.name for target in task.targets if target.masked}
-    metrics = {}
+    outcome = Evaluation()
     for name, split in splits.items():
         logits = predict(model, split, preprocessing, precision).cpu()
-        metrics[name] = score(logits, split.labels)
-        if name in masked:
-            absent = torch.ones(logits.shape[1], dtype=torch.bool)
-            absent[split.labels.unique()] = False
-            metrics[f"{name}/masked"] = score(logits.masked_fill(absent, float("-inf")), split.labels)
-    return metrics
+        views = {name: logits} | ({f"{name}/masked": _masked(logits, split.labels)} if name in masked else {})
+        for view, seen in views.items():
+            outcome.metrics[view] = score(seen, split.labels)
+            outcome.predictions[view] = predictions_of(seen, split.labels, keep_logits)
+    return outcome
+
+
+def _masked(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [N, C] that are -inf for classes without an image."""
+    absent = torch.ones(logits.shape[1], dtype=torch.bool)
+    absent[labels.unique()] = False
+    return logits.masked_fill(absent, float("-inf"))
+
+
+def predictions_of(logits: Tensor, labels: Tensor, keep_logits: bool = False) -> Predictions:
+    """What logits float32 [N, C] on the CPU say of images with labels [N]."""
+    predicted, probabilities = logits.argmax(dim=1), logits.softmax(dim=1)
+    return Predictions(
+        labels=labels.numpy().astype(np.uint16),
+        predicted=predicted.numpy().astype(np.uint16),
+        probability=probabilities.gather(1, predicted[:, None])[:, 0].numpy(),
+        label_probability=probabilities.gather(1, labels[:, None])[:, 0].numpy(),
+        logits=logits.half().numpy() if keep_logits else None,
+    )
 
 
 def score(logits: Tensor, labels: Tensor) -> Metrics:
@@ -70,12 +105,12 @@ class EpochEvaluator(Callback):
 
     name = "evaluator"
 
-    def __init__(self, splits: Callable[[], dict[str, Split]], task: Task) -> None:
-        self.splits, self.task = splits, task
+    def __init__(self, splits: Callable[[], dict[str, Split]], task: Task, keep_logits: bool = False) -> None:
+        self.splits, self.task, self.keep_logits = splits, task, keep_logits
         """What is scored; the split that the protocol reports comes first."""
 
         self.epochs = 0
-        self.best: dict[str, Metrics] = {}
+        self.best = Evaluation()
         """Of the epoch with the best accuracy on the first split, the earliest of equals."""
 
         self.last: dict[str, Metrics] = {}
@@ -84,25 +119,33 @@ class EpochEvaluator(Callback):
     def on_epoch_end(self, trainer: Trainer) -> None:
         start = time.perf_counter()
         with trainer.evaluating():
-            self.last = evaluate(trainer.model, self.splits(), self.task, trainer.preprocessing, trainer.precision)
-        scores = {split: metrics.accuracy for split, metrics in self.last.items()}
+            now = evaluate(
+                trainer.model, self.splits(), self.task, trainer.preprocessing, trainer.precision, self.keep_logits
+            )
+        self.last = now.metrics
+        scores = {split: metrics.accuracy for split, metrics in now.metrics.items()}
         trainer.curve[-1] = replace(trainer.curve[-1], scores=scores)
         self.epochs += 1
-        if not self.best or _first(self.last) > _first(self.best):
-            self.best = self.last
+        if not self.best.metrics or _first(now.metrics) > _first(self.best.metrics):
+            self.best = now
         self.seconds += time.perf_counter() - start
 
     def state_dict(self) -> dict[str, Any]:
+        content = bytearray(predictions_file.encode(self.best.predictions))
         return {
             "epochs": self.epochs,
             "seconds": self.seconds,
-            "best": {split: asdict(metrics) for split, metrics in self.best.items()},
+            "best": {split: asdict(metrics) for split, metrics in self.best.metrics.items()},
+            "predictions": torch.frombuffer(content, dtype=torch.uint8),
             "last": {split: asdict(metrics) for split, metrics in self.last.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.seconds = state["epochs"], state["seconds"]
-        self.best = {split: Metrics(**metrics) for split, metrics in state["best"].items()}
+        self.best = Evaluation(
+            metrics={split: Metrics(**metrics) for split, metrics in state["best"].items()},
+            predictions=predictions_file.decode(state["predictions"].numpy().tobytes()),
+        )
         self.last = {split: Metrics(**metrics) for split, metrics in state["last"].items()}
 
 

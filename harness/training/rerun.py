@@ -9,14 +9,11 @@ import torch
 from harness import device as devices
 from harness.data.lists import Roots
 from harness.errors import HarnessError
-from harness.models import backbones
-from harness.plans.experiment import find_suite
-from harness.records.store import RECORD_NAME, read_record
-from harness.schema.record import BadRecord, RunRecord
-from harness.schema.spec import RunSpec
+from harness.plans.experiment import suite_of_run
+from harness.schema.keeping import Keeping
+from harness.schema.record import RunRecord
+from harness.training.recorded import find_backbone, find_method
 from harness.training.run import RunContext, attempt
-from methods import registry
-from suites import SUITES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +44,6 @@ class Comparison:
         return all(fact.same for fact in self.results)
 
 
-def read(path: Path) -> RunRecord:
-    """The record in a file, or in a run's folder. `HarnessError` if there is no valid one."""
-    file = path / RECORD_NAME if path.is_dir() else path
-    try:
-        return read_record(file)
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read ({error.strerror})") from None
-    except BadRecord as error:
-        raise HarnessError(f"{file}: no valid record: {error}") from None
-
-
 def again(
     record: RunRecord,
     roots: Roots,
@@ -72,8 +58,9 @@ def again(
     differs from what the run had.
     """
     spec, where = record.spec, devices.choose(device)
-    _add_files(spec, method, suite)
-    _check_backbone(spec, weights)
+    suite_of_run(spec, str(suite) if suite else None)
+    find_method(spec, method)
+    find_backbone(spec, weights)
     precision = record.environment.get("precision")
     if precision and not devices.can(precision, where):
         raise HarnessError(
@@ -82,31 +69,10 @@ def again(
     devices.use(where)
     if where.type == "cpu":
         torch.set_num_threads(1)  # as every worker
-    return attempt(RunContext(spec=spec, device=where, roots=roots, tuning=record.tuning, precision=precision))
-
-
-def _add_files(spec: RunSpec, method: str | None, suite: Path | None) -> None:
-    """Make the user's own method and suite known. `HarnessError` if they are not the run's."""
-    if method is not None and (name := registry.add_file(method).name) != spec.method:
-        raise HarnessError(f"--method {method} is {name!r}, and the run's method is {spec.method!r}")
-    if suite is not None and (name := find_suite(str(suite)).name) != spec.suite:
-        raise HarnessError(f"--suite {suite} is {name!r}, and the run's suite is {spec.suite!r}")
-    if spec.suite not in SUITES:
-        raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
-    registry.get(spec.method)
-
-
-def _check_backbone(spec: RunSpec, weights: Path | None) -> None:
-    """`HarnessError` if the checkpoint is not the run's, or was a file that the user must name."""
-    if weights is None and spec.backbone.weights not in ("pretrained", "random"):
-        raise HarnessError(f"the run had its checkpoint from a file {spec.backbone.weights!r}: give it with --weights")
-    source = str(weights or spec.backbone.weights)
-    backbone = backbones.resolve(spec.backbone.name, source, spec.backbone.image_size)
-    if backbone.digest != spec.backbone.digest:
-        raise HarnessError(
-            f"the run had a checkpoint {spec.backbone.weights!r} with sha256 {spec.backbone.digest[:12]}..., "
-            f"not {backbone.digest[:12]}...: give the file with --weights"
-        )
+    ctx = RunContext(
+        spec=spec, device=where, roots=roots, tuning=record.tuning, precision=precision, keeping=Keeping(weights="none")
+    )
+    return attempt(ctx).record
 
 
 def compare(before: RunRecord, now: RunRecord) -> Comparison:

@@ -3,10 +3,12 @@
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness import device as devices
 from harness import environment, sources
@@ -14,17 +16,21 @@ from harness.data.held_out_guard import allowed
 from harness.data.lists import Roots
 from harness.data.splits import Split, TaskData
 from harness.errors import DataError, HarnessError, Interrupted
+from harness.records import predictions as predictions_file
+from harness.records.store import PREDICTIONS_NAME, WEIGHTS_NAME
 from harness.schema import failures, protocol
 from harness.schema.failures import Diverged, Failure
+from harness.schema.keeping import Keeping
 from harness.schema.preprocessing import Preprocessing
-from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, Tuning, same_data
+from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, StoredFile, Tuning, same_data
 from harness.schema.spec import RunSpec
-from harness.training import evaluation
+from harness.training import evaluation, weights
 from harness.training.attached_model import AttachedModel
 from harness.training.callbacks import Callback, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
 from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
-from harness.training.trainer import Trainer
+from harness.training.evaluation import Evaluation
+from harness.training.trainer import Trainer, total_steps
 from methods import registry
 from suites import SUITES
 from suites.base import Suite, Task
@@ -53,6 +59,8 @@ class RunContext:
 
     precision: str | None = None
     """What to compute in instead of what the recipe's `auto` means on this device."""
+
+    keeping: Keeping = field(default_factory=Keeping)
 
     @property
     def suite(self) -> Suite:
@@ -100,16 +108,25 @@ class RunData:
 class Scores:
     """What a trained model scores."""
 
-    metrics: dict[str, Metrics]
+    outcome: Evaluation
     last_epoch: dict[str, Metrics]
-    """Of the last epoch, where `metrics` are those of the best."""
+    """Metrics of the last epoch, where `outcome` is that of the best."""
 
     seconds: float
     looks: int
     """How often the test split was opened."""
 
 
-def run(ctx: RunContext) -> RunRecord:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A run's record, and what else is to be kept of it."""
+
+    record: RunRecord
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Content of each file that the record names."""
+
+
+def run(ctx: RunContext) -> Finished:
     """Do one run, from its saved state if it has one. Errors propagate; `attempt` turns them into failed records."""
     _check_tuning(ctx)
     data = load(ctx)
@@ -122,8 +139,11 @@ def run(ctx: RunContext) -> RunRecord:
     tensors = [p for p in model.model.parameters() if p.requires_grad]
     _check_finite(trainer, "a trained tensor", all(bool(tensor.isfinite().all()) for tensor in tensors))
     scores = score(ctx, data, trainer, evaluator)
-    resident, weights = memory.resident(), state_digest(model.trained_state())  # before `measure` merges the model
-    return record(ctx, data, model, trainer, scores, weights, measure(model, trainer, scores, peak, resident))
+    files, digest = kept_files(ctx, data, model, scores), state_digest(model.trained_state())
+    cost = measure(model, trainer, scores, peak, memory.resident())  # merges the model
+    done = record(ctx, data, model, trainer, scores, digest, cost)
+    stored = {name: StoredFile.of(content) for name, content in files.items()}
+    return Finished(record=replace(done, files=stored), files=files)
 
 
 def load(ctx: RunContext) -> RunData:
@@ -186,13 +206,25 @@ def epoch_evaluator(ctx: RunContext, data: RunData) -> evaluation.EpochEvaluator
         with allowed():
             return {"val": data.splits.train("val")} if data.scores_val else data.splits.open_test()
 
-    return evaluation.EpochEvaluator(held_out, ctx.task)
+    return evaluation.EpochEvaluator(held_out, ctx.task, ctx.keeping.logits)
 
 
 def attach(ctx: RunContext, data: RunData) -> AttachedModel:
     """The backbone with its method attached."""
     memory = data.saved["callbacks"][AttachedModel.name]["memory"] if data.saved else None
-    return AttachedModel(ctx.spec, data.train, ctx.task.num_classes, ctx.preprocessing, memory)
+
+    def calibration(size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = data.train.batches(size, ctx.device)
+        return ((ctx.preprocessing.normalise(images), labels) for images, labels in batches)
+
+    return AttachedModel(
+        ctx.spec,
+        ctx.task.num_classes,
+        device=ctx.device,
+        total_steps=total_steps(len(data.train), ctx.spec.recipe),
+        calibration=calibration,
+        memory=memory,
+    )
 
 
 def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: evaluation.EpochEvaluator | None) -> Trainer:
@@ -212,18 +244,34 @@ def score(ctx: RunContext, data: RunData, trainer: Trainer, evaluator: evaluatio
     """The result by the protocol's rule: of the last epoch, or of the best of those looked at."""
     if ctx.protocol.every_epoch and evaluator:
         best, last = evaluator.best, evaluator.last
-        return Scores(metrics=best, last_epoch=last, seconds=evaluator.seconds, looks=evaluator.epochs)
+        return Scores(outcome=best, last_epoch=last, seconds=evaluator.seconds, looks=evaluator.epochs)
     start = time.perf_counter()
     held_out = data.splits.open_test() if ctx.protocol.report_split == "test" else {"val": data.splits.train("val")}
-    metrics = evaluation.evaluate(trainer.model, held_out, ctx.task, ctx.preprocessing, trainer.precision)
-    _check_finite(trainer, "the loss on held-out data", all(math.isfinite(one.loss) for one in metrics.values()))
-    return Scores(metrics=metrics, last_epoch={}, seconds=time.perf_counter() - start, looks=data.splits.test_looks)
+    outcome = evaluation.evaluate(
+        trainer.model, held_out, ctx.task, ctx.preprocessing, trainer.precision, ctx.keeping.logits
+    )
+    losses = [metrics.loss for metrics in outcome.metrics.values()]
+    _check_finite(trainer, "the loss on held-out data", all(map(math.isfinite, losses)))
+    return Scores(outcome=outcome, last_epoch={}, seconds=time.perf_counter() - start, looks=data.splits.test_looks)
 
 
 def _check_finite(trainer: Trainer, what: str, finite: bool) -> None:
     """Raise `Diverged` if something is not finite after the last update, which no training loss has seen."""
     if not finite:
         raise Diverged(trainer.step, trainer.recipe.epochs, what)
+
+
+def kept_files(ctx: RunContext, data: RunData, model: AttachedModel, scores: Scores) -> dict[str, bytes]:
+    """Content of the files that lie beside the record. The weights are those of the last epoch."""
+    digests = data.splits.list_digests
+    predictions = {
+        name: replace(one, list_digest=digests[name.removesuffix("/masked")])
+        for name, one in scores.outcome.predictions.items()
+    }
+    files = {PREDICTIONS_NAME: predictions_file.encode(predictions)}
+    if content := weights.content(model, ctx.keeping):
+        files[WEIGHTS_NAME] = content
+    return files
 
 
 def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | None, resident: int | None) -> Cost:
@@ -248,20 +296,20 @@ def record(
     model: AttachedModel,
     trainer: Trainer,
     scores: Scores,
-    weights: str,
+    digest: str,
     cost: Cost,
 ) -> RunRecord:
-    """The record of a complete run. `weights`: digest of what was trained."""
+    """The record of a complete run. `digest`: of what was trained."""
     resumed = ctx.checkpointer.resumed_at if ctx.checkpointer else []
     steps = {"training_steps": trainer.step_mode} if ctx.device.type == "cuda" else {}
     return RunRecord(
         spec=ctx.spec,
         **of_method(ctx.spec.method),
         status="complete",
-        metrics=scores.metrics,
+        metrics=scores.outcome.metrics,
         last_epoch=scores.last_epoch,
         curve=trainer.curve,
-        weights=weights,
+        weights=digest,
         parameters=model.parameters,
         cost=cost,
         data=data.fingerprint,
@@ -294,11 +342,11 @@ def _check_trials(tuning: Tuning | None, data: Fingerprint) -> None:
         )
 
 
-def attempt(ctx: RunContext) -> RunRecord:
+def attempt(ctx: RunContext) -> Finished:
     """`run`, where whatever goes wrong becomes a failed record with reason and class. `Interrupted` passes through."""
     try:
         done = run(ctx)
-        done.to_json()  # a number that JSON does not have is this run's failure and not its process's end
+        done.record.to_json()  # a number that JSON does not have is this run's failure and not its process's end
         return done
     except Interrupted:
         raise
@@ -307,7 +355,7 @@ def attempt(ctx: RunContext) -> RunRecord:
         if failure.kind == "memory" and devices.is_shared(ctx.device):
             failure = replace(failure, kind="memory_shared")
     where = environment.describe(ctx.device, ctx.precision_in_use)
-    return replace(failed_record(ctx.spec, reason, failure, where), tuning=ctx.tuning)
+    return Finished(record=replace(failed_record(ctx.spec, reason, failure, where), tuning=ctx.tuning))
 
 
 def failed_record(spec: RunSpec, reason: str, failure: Failure, environment: dict[str, Any] | None = None) -> RunRecord:
