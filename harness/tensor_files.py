@@ -25,11 +25,12 @@ class BadTensorFile(ValueError):
 
 
 def encode(value: Any) -> bytes:
-    """The file's content. Dicts (keys: text or numbers), lists, tuples, plain values and tensors may nest; `TypeError`
-    for anything else."""
+    """The file's content, the same bytes for the same value. Dicts (keys: text or numbers), lists, tuples, plain values
+    and tensors may nest; `TypeError` for anything else."""
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_flatten(value, "", tensors))
-    return save(tensors, {"tree": tree, "digest": _digest(tree, tensors)})
+    facts = json.dumps({"digest": _digest(tree, tensors), "tree": tree})
+    return save(tensors, {"content": facts})  # one entry: the order of several is not the same in every process
 
 
 def decode(path: Path, device: torch.device) -> Any:
@@ -41,7 +42,8 @@ def decode(path: Path, device: torch.device) -> Any:
     content = path.read_bytes()
     try:
         tensors = load(content)
-        facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = json.loads(header["__metadata__"]["content"])
         if facts["digest"] != _digest(facts["tree"], tensors):
             raise BadTensorFile("altered: its digest does not fit its content")
         tree = json.loads(facts["tree"])

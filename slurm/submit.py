@@ -185,6 +185,8 @@ def _missing(order: Order, log: Log, tell: Tell) -> Todo:
         f"{missing.complete + missing.held + failed + new} runs: {missing.complete} complete, {missing.held} submitted "
         f"already, {new} to submit. Records: {order.out / 'runs'}"
     )
+    if new:
+        tell(f"Kept beside each record: {order.keeping}")
     if failed:
         tell(
             f"warning: {failed} are left out: they failed in a way that they would fail again, or wait "

@@ -143,6 +143,8 @@ def run(plan: Plan, options: RunOptions, quiet: bool = False) -> Result:
     stages = stage(selection, without_stale(read) if options.redo_stale else read)
     to_do = [*stages.ready, *stages.blocked]
     tell(f"{stages.total} runs, {len(stages.settled)} complete already. Records: {options.out / 'runs'}")
+    if to_do:
+        tell(f"Kept beside each record: {options.keeping}")
     for note in _other_precisions(selection, read):
         tell(f"note: {note}")
     settled = [record for spec in stages.settled if (record := read(spec))]

@@ -81,6 +81,8 @@ class Store:
         with: the old record goes before the first of its files does.
         """
         path, files = self.folder(record.spec) / RECORD_NAME, files or {}
+        if record.files.keys() != files.keys():
+            raise ValueError(f"the record names the files {list(record.files)}, and given are {list(files)}")
         old = self.complete(record.spec)
         if old and old != record:
             self._keep_superseded(path.parent, old)
@@ -95,11 +97,12 @@ class Store:
         return path
 
     def _keep_superseded(self, folder: Path, old: RunRecord) -> None:
-        """Copies of a run's record and of its files below `superseded`, the record last."""
-        when = _now()
+        """Copies of a run's record and of its files in a folder below `superseded`, the record last."""
+        to = self._aside(folder, SUPERSEDED)
+        to.mkdir()
         for name in (*old.files, RECORD_NAME):
             with suppress(FileNotFoundError):  # a file that the user deleted
-                _copy(folder / name, self._aside(folder / name, SUPERSEDED, when))
+                _copy(folder / name, to / name)
 
     def read(self, spec: RunSpec) -> RunRecord | None:
         """The run's record, or None if there is no valid one. `OSError` if there is one that cannot be read."""
@@ -131,19 +134,16 @@ class Store:
         except BadRecord as error:
             if error.whole:
                 raise HarnessError(f"{path}: {error}. It is left alone: use that version, or another --out") from None
-            to, note = self._aside(path, CORRUPT, _now()), f"{path.relative_to(self.root)}: {error}\n"
-            write_atomically(to.with_suffix(".reason.txt"), lambda file: file.write(note.encode()))
-            path.replace(to)
+            to, note = self._aside(folder, CORRUPT), f"{path.relative_to(self.root)}: {error}\n"
+            write_atomically(to.with_name(f"{to.name}-record.reason.txt"), methodcaller("write", note.encode()))
+            path.replace(to.with_name(f"{to.name}-{RECORD_NAME}"))
 
-    def _aside(self, path: Path, folder: str, when: str) -> Path:
-        """A place in a folder beside `runs`, under a name that says where the file was and when it was put there."""
-        to = self.root / folder / "-".join([*path.relative_to(self.root / "runs").parent.parts, when, path.name])
+    def _aside(self, run: Path, folder: str) -> Path:
+        """A place in a folder beside `runs`, under a name that says which run was put there and when."""
+        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        to = self.root / folder / "-".join([*run.relative_to(self.root / "runs").parts, when])
         to.parent.mkdir(exist_ok=True)
         return to
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
 
 
 def _copy(path: Path, to: Path) -> None:

@@ -19,6 +19,11 @@ class Keeping:
     logits: bool = False
     """Whether the predictions, which every run keeps, hold all logits."""
 
+    def __str__(self) -> str:
+        kept = ["predictions with logits" if self.logits else "predictions"]
+        words = {"auto": "tuned weights of final trainings up to 32 MiB", "all": "tuned weights"}
+        return " and ".join([*kept, words[self.weights]] if self.weights in words else kept)
+
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
             raise HarnessError(f"--keep-weights {self.weights!r}: {did_you_mean(str(self.weights), list(WEIGHTS))}")

@@ -42,6 +42,12 @@ class Source:
         name, arguments = backbones.timm_call(backbone.name, backbone.image_size)
         return name, {**arguments, "num_classes": self.model.num_classes}
 
+    @property
+    def has_weights_of_timm(self) -> bool:
+        """Whether the backbone's weights are those that timm has under its name."""
+        backbone = self.place.record.spec.backbone
+        return backbone.weights == "pretrained" and backbone.name == self.timm_call[0]
+
 
 def export(
     place: Place, to: Path, form: str, weights_file: Path | None = None, method: str | None = None
@@ -59,7 +65,7 @@ def export(
     write = FORMS[form](source)
     to.mkdir(parents=True, exist_ok=True)
     write(to)
-    (to / "README.md").write_text(model_card.text(place.record, form, source.timm_call))
+    (to / "README.md").write_text(model_card.text(place.record, form, source.timm_call, source.has_weights_of_timm))
     return sorted(path for path in to.iterdir())
 
 
@@ -96,26 +102,35 @@ def _plain_timm_model(source: Source) -> Any:
     What comes out is compared with the attached model on random images.
     """
     model, spec = source.model, source.place.record.spec
-    if model.attachment.merge is None:
-        raise HarnessError(
-            f"method {spec.method!r} cannot be folded into the backbone's weights: take --form trained, "
-            "which sctbench.load reads"
-        )
     preprocessing = Preprocessing.from_id(spec.preprocessing)
-    size = (4, preprocessing.image_size, preprocessing.image_size, 3)
-    pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = preprocessing.normalise(pixels)
+    images = _noise(preprocessing)
     name, arguments = source.timm_call
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = model.model(images)
-        model.attachment.merge()
+        if model.attachment.merge is not None:
+            model.attachment.merge()
         plain: Any = timm.create_model(name, **arguments).eval()
-        plain.load_state_dict(model.model.state_dict(), strict=True)
+        state = model.model.state_dict()
+        if state.keys() != plain.state_dict().keys():
+            raise HarnessError(
+                f"method {spec.method!r} cannot be folded into the backbone's weights: take --form trained, "
+                "which sctbench.load reads"
+            )
+        plain.load_state_dict(state)
         gap = float((plain(images) - expected).abs().max() / expected.abs().max())
     if not gap <= TOLERANCE:
         raise HarnessError(f"method {spec.method!r}: the merged model's logits differ by {gap:.1e} of the largest")
     plain.pretrained_cfg = {**plain.pretrained_cfg, **weights.timm_config(preprocessing)}
+    if not source.has_weights_of_timm:
+        plain.pretrained_cfg |= {"tag": "", "license": None}
     return plain
+
+
+def _noise(preprocessing: Preprocessing) -> torch.Tensor:
+    """Random images, normalised, [4, 3, H, W]."""
+    size = (4, preprocessing.image_size, preprocessing.image_size, 3)
+    pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return preprocessing.normalise(pixels)
 
 
 FORMS: dict[str, Callable[[Source], Writer]] = {"trained": _trained, "merged": _merged, "timm": _timm}

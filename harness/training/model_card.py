@@ -31,10 +31,14 @@ model = PeftModel.from_pretrained(base, "FOLDER").eval()""",
 """Code that loads an exported model, by form; FOLDER is where the card lies."""
 
 
-def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]]) -> str:
-    """The card of a run's model that was written in `form`, see `harness.training.export.FORMS`. `timm_call`: name and
-    arguments with which timm makes a model of the same form."""
-    front = yaml.safe_dump(_front(record, form, timm_call[0]), sort_keys=False, allow_unicode=True)
+def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]], from_timm: bool) -> str:
+    """The card of a run's model that was written in `form`, see `harness.training.export.FORMS`.
+
+    `timm_call`: name and arguments with which timm makes a model of the same shape. `from_timm`: whether timm also has
+    the weights that the backbone began with.
+    """
+    base = timm.get_pretrained_cfg(timm_call[0]) if from_timm else None
+    front = yaml.safe_dump(_front(record, form, base.hf_hub_id if base else None), sort_keys=False, allow_unicode=True)
     spec, settings = record.spec, dict(record.spec.config)
     parameters = record.parameters
     facts = {
@@ -62,7 +66,7 @@ def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]]) ->
         "",
         "## Use",
         "",
-        f"```python\n{_usage(record, form, *timm_call)}\n```",
+        f"```python\n{_usage(record, form, timm_call, from_timm)}\n```",
     ]
     return f"---\n{front}---\n\n" + "\n".join(lines) + "\n"
 
@@ -78,9 +82,9 @@ def _draw(record: RunRecord) -> str:
     return shots + (f", split seed {spec.split_seed}" if spec.split_seed is not None else "")
 
 
-def _front(record: RunRecord, form: str, timm_name: str) -> dict[str, Any]:
+def _front(record: RunRecord, form: str, base_model: str | None) -> dict[str, Any]:
     """What the hub reads."""
-    config, spec = timm.get_pretrained_cfg(timm_name), record.spec
+    spec = record.spec
     suite = SUITES[spec.suite].title if spec.suite in SUITES else spec.suite
     results = [
         {
@@ -90,11 +94,10 @@ def _front(record: RunRecord, form: str, timm_name: str) -> dict[str, Any]:
         }
         for split, one in record.metrics.items()
     ]
-    base = {"base_model": config.hf_hub_id} if config and config.hf_hub_id else {}
     return {
         "library_name": {"peft": "peft", "trained": "sctbench"}.get(form, "timm"),
         "pipeline_tag": "image-classification",
-        **base,
+        **({"base_model": base_model} if base_model else {}),
         "tags": ["image-classification", "parameter-efficient-fine-tuning", spec.method],
         "model-index": [{"name": f"{spec.method}-{spec.run_id}", "results": results}],
     }
@@ -114,15 +117,14 @@ def _results(record: RunRecord) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in table]
 
 
-def _usage(record: RunRecord, form: str, name: str, arguments: dict[str, Any]) -> str:
+def _usage(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]], from_timm: bool) -> str:
     """Code that loads what was written in that form."""
-    backbone, preprocessing = record.spec.backbone, Preprocessing.from_id(record.spec.preprocessing)
-    known = form == "peft" and backbone.weights == "pretrained" and backbone.name == name
-    given = {"pretrained": True, **arguments} if known else arguments
+    (name, arguments), preprocessing = timm_call, Preprocessing.from_id(record.spec.preprocessing)
+    given = {"pretrained": True, **arguments} if from_timm and form == "peft" else arguments
     replacements = {
         "NAME": name,
         "ARGUMENTS": ", ".join(f"{key}={value!r}" for key, value in given.items()),
-        "  # BASE": "" if known else "  # then load the weights that are named above",
+        "  # BASE": "" if from_timm else "  # then load the weights that are named above",
     }
     code = USAGE[form]
     for word, replacement in replacements.items():

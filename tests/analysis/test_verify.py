@@ -211,7 +211,8 @@ def test_runs_on_a_miniature_of_the_suite_are_verified_by_the_command(tmp_path, 
     flags = {"suite": "vtab1k", "tasks": ["oxford_iiit_pet"], "methods": ["linear", "sct"], "seeds": 2, **tiny_model}
     for spec in expand(select(flags)):
         ctx = RunContext(spec=spec, device=torch.device("cpu"), roots=Roots(data=tmp_path / "data"))
-        Store(tmp_path / "out").write(run(ctx))
+        done = run(ctx)
+        Store(tmp_path / "out").write(done.record, done.files)
     shown = CliRunner().invoke(app, ["verify", "--source", "vpetl", "--out", str(tmp_path / "out")]).stdout
     assert "SCT (printed: SCT [ViT-B/16 in21k]), oxford_iiit_pet" in shown
     assert "backbone published: ViT-B/16 in21k, here: test_vit (random weights)" in " ".join(shown.split())

@@ -20,9 +20,10 @@ import peft.tuners  # noqa: F401  (in every process, once for all)
 import torch
 
 from harness import environment
+from harness.errors import HarnessError
 from harness.execution import worker
 from harness.execution.worker import Busy
-from harness.records.store import Store, read_record
+from harness.records.store import Store, read_record, read_stored
 from harness.schema.record import BadRecord
 from harness.training import callbacks, cost
 from tests import tiny
@@ -130,7 +131,7 @@ class Campaign:
 
     def disturb(self, root, spec):
         """One process on one run, with one fault. Returns whether it was killed."""
-        place = self.random.choices(("any moment", *PLACES), weights=(4, 4, 3, 1))[0]
+        place = self.random.choices(("any moment", *PLACES), weights=(4, 4, 3, 3, 1))[0]
         if place == "any moment":
             pid = self.start(root, [spec])
             time.sleep(self.random.uniform(0, self.seconds[spec.run_id]))
@@ -138,10 +139,21 @@ class Campaign:
         else:
             number = self.random.randint(1, self.moments[spec.run_id][place])
             pid = self.start(root, [spec], Moments(place, number))
-        if wait(pid) != "killed":
+        ended = wait(pid)
+        self.look_at_files(root, spec)
+        if ended != "killed":
             return False
         self.tally.killed["at any moment" if place == "any moment" else f"inside writes of the {place}"] += 1
         return True
+
+    def look_at_files(self, root, spec):
+        """A record in its place must never name a file that is not whole."""
+        place, record = Store(root).folder(spec), Store(root).complete(spec)
+        for name in record.files if record else ():
+            try:
+                read_stored(place, record, name)
+            except HarnessError as error:
+                self.tally.wrong.append(str(error))
 
     def damage(self, path):
         """Cut a file off, or flip one of its bits."""
@@ -193,7 +205,8 @@ class Campaign:
             record = Store(root).complete(spec)
             if record is None:
                 self.tally.lost.append(f"{root}: {spec.method}")
-            elif tiny.lasting(record) != self.expected[spec.run_id]:
+            self.look_at_files(root, spec)
+            if record is not None and tiny.lasting(record) != self.expected[spec.run_id]:
                 self.tally.wrong.append(f"{root}: {spec.method}")
             again = before[spec.run_id] is not None and before[spec.run_id] != self._bytes(root, spec)
             if trained[spec.run_id] > 1 or again:

@@ -10,20 +10,23 @@ from harness import paths
 from harness.records import store
 from harness.training import checkpointing
 
-PLACES = ("state", "record", "lease")
+PLACES = ("state", "record", "kept files", "lease")
 """Kinds of files by which a moment is named."""
 
 
 def place_of(path):
     """The kind of file that a path, also a temporary one, belongs to."""
     name = pathlib.Path(path).name
+    if any(kept in name for kept in store.KEPT_FILES):
+        return "kept files"
     if "safetensors" in name:
         return "state"
     return next((place for place in ("record", "lease") if f"{place}.json" in name), "other")
 
 
 class Moments:
-    """Counts the moments before, in and after each operation on a file; at the chosen one the process is no more."""
+    """Counts the moments before, in and after each operation on a file; at the chosen one of a place, or of all, the
+    process is no more."""
 
     def __init__(self, place="", number=0):
         self.place, self.number = place, number
@@ -31,8 +34,8 @@ class Moments:
 
     def tick(self, path):
         place = place_of(path)
-        self.passed[place] += 1
-        if place == self.place and self.passed[place] == self.number:
+        self.passed.update((place, "any"))
+        if self.place in (place, "any") and self.passed[self.place] == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, owner, name):

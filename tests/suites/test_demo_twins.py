@@ -113,7 +113,7 @@ def test_a_run_scores_every_test_set(root, tmp_path, monkeypatch, suite, task, m
     monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path))
     flags = {"suite": suite, "tasks": [task], "methods": [method], "recipe": {"epochs": 1}, "shots": [16]}
     flags |= {"backbone": "test_vit", "weights": "random", "image_size": 32}
-    record = run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu")))
+    record = run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu"))).record
     assert set(record.metrics) == metrics
     assert record.test_looks == 1
     known = {"test": SUITES[suite].task(task).sizes["test"]}

@@ -46,7 +46,7 @@ def run_once(monkeypatch, suite, roots, method, shots=()):
     monkeypatch.setitem(SUITES, suite.name, suite)
     flags = {"suite": suite.name, "methods": [method], "recipe": {"epochs": 1}, "shots": list(shots)}
     flags |= {"backbone": "test_vit", "weights": "random", "image_size": 32}
-    return run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu"), roots=roots))
+    return run(RunContext(spec=expand(select(flags))[0], device=torch.device("cpu"), roots=roots)).record
 
 
 @pytest.mark.parametrize(("name", "folder"), VTAB_FOLDERS, ids="-".join)

@@ -65,7 +65,7 @@ def cheat(roots, monkeypatch):
                 return Attachment(after_step=(lambda step: later()) if later else None)
 
         monkeypatch.setitem(registry._external, "cheat", Cheat)
-        return run(RunContext(spec=spec_of(protocol=protocol), device=CPU, roots=roots))
+        return run(RunContext(spec=spec_of(protocol=protocol), device=CPU, roots=roots)).record
 
     return _cheat
 
@@ -234,7 +234,7 @@ def test_training_splits_are_asked_for_by_name_and_test_is_none(roots, split):
 def test_reaching_for_test_is_a_failed_record_with_the_reason(cheat, roots):
     with pytest.raises(HarnessError):
         cheat(lambda context: from_frames(TaskData).open_test() and None)
-    record = attempt(RunContext(spec=spec_of(), device=CPU, roots=roots))
+    record = attempt(RunContext(spec=spec_of(), device=CPU, roots=roots)).record
     assert record.status == "failed"
     assert "stay closed" in record.reason
 

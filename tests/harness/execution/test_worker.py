@@ -33,12 +33,12 @@ def stop_at(step):
     return report
 
 
-def test_a_run_leaves_its_record_and_nothing_else(setup):
+def test_a_run_leaves_its_record_and_what_it_names(setup):
     (spec,) = tiny.specs()
     record = execute_run(spec, setup)
     assert record.status == "complete", record.reason
     assert tiny.lasting(Store(setup.root).read(spec)) == tiny.lasting(record)
-    assert files(setup, spec) == ["record.json"]
+    assert files(setup, spec) == ["predictions.safetensors", "record.json", "weights.safetensors"]
 
 
 def test_a_complete_run_is_not_done_again(setup):
@@ -80,7 +80,7 @@ def test_a_stop_leaves_a_state_from_which_the_run_ends_as_if_undisturbed(setup, 
     record = execute_run(spec, setup)
     assert record.environment["resumed_at_steps"] == [step]
     assert tiny.lasting(record) == tiny.lasting(undisturbed)
-    assert files(setup, spec) == ["record.json"]
+    assert files(setup, spec) == ["predictions.safetensors", "record.json", "weights.safetensors"]
 
 
 def test_a_missing_test_image_shows_before_the_training_and_costs_no_state(setup, tmp_path):

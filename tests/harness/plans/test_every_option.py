@@ -12,7 +12,8 @@ from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.plans.experiment import KEYS, Experiment, read_file, select
 from harness.plans.plan import check_curve, expand, finals
-from harness.training.rerun import again, read
+from harness.records.place import read
+from harness.training.rerun import again
 from tests import layouts
 from tests.command import sctbench
 from tests.examples import make_record
@@ -172,13 +173,17 @@ def record(place, *flags, out="results"):
 
 def test_each_option_of_run_beside_its_selection_counts(place):
     own = inspect.signature(runs.run).parameters.keys() - CHANGES.keys() - {"context"}
-    assert own == {"root", "lists", "out", "device", "jobs", "curve", "redo"}
+    assert own == {"root", "lists", "out", "device", "jobs", "curve", "redo"} | {"keep_weights", "keep_logits"}
     usual = record(place, "--root", "data")
     other = record(place, "--root", "data", "--lists", "lists", out="other")
     assert (usual.data.sizes["test"], other.data.sizes["test"]) == (6, 5)
     curved = record(place, "--root", "data", "--protocol", "validation", "--curve", out="curved")
     assert list(curved.curve[0].scores) == ["val"]
+    kept = record(place, "--root", "data", "--keep-weights", "none", "--keep-logits", out="kept")
+    assert "weights.safetensors" in usual.files and "weights.safetensors" not in kept.files
+    assert kept.files["predictions.safetensors"].size > usual.files["predictions.safetensors"].size
     for flags, words in (
+        (["--root", "data", "--keep-weights", "al"], "--keep-weights 'al': Did you mean 'all'"),
         (["--root", "data", "--curve"], "--curve: under protocol 'fixed' on suite 'own' val is trained on"),
         (["--root", "nowhere"], "--root nowhere: no such folder"),
         (["--root", "data", "--lists", "nowhere"], "--lists nowhere: no such folder"),
@@ -244,6 +249,8 @@ SUBMIT = {
     "lists": ["nowhere"],
     "out": ["elsewhere"],
     "redo": ["nothing"],
+    "keep_weights": ["none"],
+    "keep_logits": [],
     "dry_run": [],
 }
 

@@ -7,7 +7,7 @@ import pytest
 from harness.execution.worker import execute_run
 from harness.plans import stages
 from harness.records import stale
-from harness.records.store import Store, read_record
+from harness.records.store import Store, read_record, read_stored
 from harness.schema.record import RunRecord
 from methods import registry
 from methods.sources import digest_of
@@ -88,8 +88,12 @@ def test_an_edited_file_makes_its_runs_stale_and_only_when_told_they_are_done_ag
     again = execute_run(spec, dataclasses.replace(setup, redo_stale=True))
     assert again.metrics != first.metrics and again.method_source != first.method_source
     assert store.read(spec) == again and not stale.is_stale(again)
-    (kept,) = (setup.root / "superseded").glob("*.json")
+    (kept,) = (setup.root / "superseded").glob("*/record.json")
     assert read_record(kept, spec) == first
+    assert list(first.files) == ["predictions.safetensors", "weights.safetensors"] == list(again.files)
+    for name in first.files:  # those of each, under its own record
+        read_stored(kept.parent, first, name)
+        read_stored(store.folder(spec), again, name)
     assert execute_run(spec, dataclasses.replace(setup, redo_stale=True)) == again  # once
 
 

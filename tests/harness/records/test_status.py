@@ -12,7 +12,7 @@ from harness.commands.main import app
 from harness.records import clean, index, status
 from harness.records.store import Store
 from harness.schema.failures import Failure
-from harness.schema.record import RunRecord
+from harness.schema.record import RunRecord, StoredFile
 from tests.examples import make_record, make_spec
 
 COMPLETE = make_spec(seed=0)
@@ -109,17 +109,26 @@ def test_a_damaged_index_is_made_again(store, damage):
 def test_clean_deletes_what_nobody_needs_and_nothing_else(store):
     (store.folder(COMPLETE) / "state").mkdir()
     (store.folder(COMPLETE) / ".record.json.77.tmp").write_bytes(b"half")
+    files = {"predictions.safetensors": b"kept"}
+    named = make_record(spec=make_spec(seed=9), files={name: StoredFile.of(files[name]) for name in files})
+    store.write(named, files)
+    (store.folder(named.spec) / "weights.safetensors").write_bytes(b"of a process that was killed")
     before = {path for path in store.root.rglob("*") if path.is_file()}
     found = clean.litter(store.root)
     assert {path for path in store.root.rglob("*") if path.is_file()} - {store.root / index.INDEX_NAME} == before
     assert sorted(item.what for item in found) == [
+        "file of no record",
         "stale lease",
         "temporary file",
         "training state of a complete run",
     ]
     assert clean.remove(found) == found
     gone = before - {path for path in store.root.rglob("*") if path.is_file()}
-    assert gone == {store.folder(DEAD) / "lease.json", store.folder(COMPLETE) / ".record.json.77.tmp"}
+    assert gone == {
+        store.folder(DEAD) / "lease.json",
+        store.folder(COMPLETE) / ".record.json.77.tmp",
+        store.folder(named.spec) / "weights.safetensors",
+    }
     assert store.complete(COMPLETE)
     assert clean.litter(store.root) == []
 

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from harness.records.store import Store
-from harness.schema.record import BadRecord, Parameters, RunRecord
+from harness.errors import HarnessError
+from harness.records.place import Place
+from harness.records.store import Store, read_stored
+from harness.schema.record import BadRecord, Parameters, RunRecord, StoredFile
 from harness.schema.spec import digest
 from tests.examples import make_record, make_spec, stored
 
@@ -28,6 +30,57 @@ def test_written_record_is_read_back_and_complete(tmp_path):
     assert store.read(record.spec) == record
     assert store.complete(record.spec)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def with_files(accuracy, **contents):
+    """A record that names files of this content, and their content."""
+    files = {f"{name}.safetensors": content for name, content in contents.items()}
+    stored_files = {name: StoredFile.of(content) for name, content in files.items()}
+    return make_record(accuracy, files=stored_files), files
+
+
+def test_a_record_comes_with_the_files_that_it_names(tmp_path):
+    store, (record, files) = Store(tmp_path), with_files(50, predictions=b"p", weights=b"w" * 5)
+    folder = store.write(record, files).parent
+    assert store.read(record.spec) == record
+    assert {name: read_stored(folder, record, name) for name in files} == files
+    for given in ({}, files | {"more": b""}):
+        with pytest.raises(ValueError, match="the record names the files"):
+            store.write(record, given)
+
+
+def test_files_that_are_not_as_they_were_are_refused(tmp_path):
+    store, (record, files) = Store(tmp_path), with_files(50, predictions=b"p")
+    path = store.write(record, files).with_name("predictions.safetensors")
+    with pytest.raises(HarnessError, match=r"kept no weights.safetensors\. Ask for them$"):
+        read_stored(path.parent, record, "weights.safetensors", "Ask for them")
+    path.write_bytes(b"q")
+    with pytest.raises(HarnessError, match="altered"):
+        read_stored(path.parent, record, path.name)
+    path.unlink()
+    with pytest.raises(HarnessError, match="cannot be read"):
+        read_stored(path.parent, record, path.name)
+
+
+def test_a_result_that_is_replaced_is_kept_with_its_files(tmp_path):
+    store, (old, old_files) = Store(tmp_path), with_files(50, predictions=b"old", weights=b"old weights")
+    new, new_files = with_files(60, predictions=b"new")
+    folder = store.write(old, old_files).parent
+    store.write(new, new_files)
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.safetensors", "record.json"]
+    assert read_stored(folder, new, "predictions.safetensors") == b"new"
+    (kept,) = (tmp_path / "superseded").iterdir()
+    place = Place.of(kept, tmp_path)
+    assert place.record == old
+    assert {name: read_stored(kept, old, name) for name in old_files} == old_files
+
+
+def test_a_failure_takes_no_files_over(tmp_path):
+    store, (old, files) = Store(tmp_path), with_files(50, predictions=b"old")
+    store.write(old, files)
+    folder = store.write(make_record(status="failed")).parent
+    assert [path.name for path in folder.iterdir()] == ["record.json"]
+    assert len(list((tmp_path / "superseded").iterdir())) == 1
 
 
 def test_a_run_with_tuples_in_its_settings_is_complete_too(tmp_path):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("setup")
 
 def done(data, method="sct", curve=False, **choices):
     (spec,) = tiny.specs([method], **choices)
-    return run(RunContext(spec=spec, device=CPU, roots=data, curve=curve))
+    return run(RunContext(spec=spec, device=CPU, roots=data, curve=curve)).record
 
 
 @pytest.mark.parametrize("method", ["sct", "lora", "vpt_deep", "linear", "adalora"])
@@ -40,7 +40,7 @@ def test_the_best_epoch_is_reported_and_every_look_counted(data):
 
 def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, setup):
     (spec,) = tiny.specs(["lora"], protocol="oracle", lr=0.1)
-    undisturbed = run(RunContext(spec=spec, device=CPU, roots=data))
+    undisturbed = run(RunContext(spec=spec, device=CPU, roots=data)).record
 
     def stop(progress):
         if progress.epoch == 2:

@@ -9,6 +9,7 @@ from harness.commands.main import app
 from harness.errors import USER_ERRORS, HarnessError
 from harness.execution import worker
 from harness.plans import plan
+from harness.records import place
 from harness.records.store import Store
 from harness.training import rerun
 from tests import tiny
@@ -98,10 +99,10 @@ def test_what_the_run_needs_and_is_not_there_is_named(setup, change, message):
 
 def test_a_file_that_is_no_record_is_named(tmp_path):
     with pytest.raises(HarnessError, match="cannot be read"):
-        rerun.read(tmp_path)
+        place.read(tmp_path)
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(HarnessError, match="no valid record: torn"):
-        rerun.read(tmp_path)
+        place.read(tmp_path)
 
 
 def test_two_runs_are_not_compared(setup):
