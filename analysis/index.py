@@ -19,8 +19,9 @@ from analysis import columns as columns_module
 from analysis.columns import row, typed
 from analysis.paired import ReadPredictions, none_kept
 from harness.errors import HarnessError
-from harness.records import predictions
 from harness.records.index import UNREAD, read_cache, read_changed, record_stamps, write_cache
+from harness.records.predictions import Predictions
+from harness.records.predictions import read as predictions_of
 from harness.records.store import Rejected, read_record
 from harness.schema.metrics import METRICS
 from harness.schema.record import SCHEMA, BadRecord, RunRecord
@@ -115,9 +116,9 @@ def from_folder(root: Path) -> Runs:
                 records.append(read_record(root / path))
         return records
 
-    def read_predictions(rows: pd.DataFrame) -> list[dict[str, predictions.Predictions]]:
+    def read_predictions(rows: pd.DataFrame) -> list[dict[str, Predictions]]:
         try:
-            return [predictions.read((root / path).parent, read_record(root / path)) for path in rows["path"]]
+            return [predictions_of((root / path).parent, read_record(root / path)) for path in rows["path"]]
         except (OSError, BadRecord) as error:
             raise HarnessError(f"a record that was there is not readable any more: {error}") from None
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from analysis.statistics import ALPHA, CONFIDENCE, Interval, holm
 from harness.errors import HarnessError
@@ -86,7 +86,7 @@ class Paired:
 
 def mcnemar(first_only: int, second_only: int) -> float:
     """Two-sided p of the exact test; 1 where no image tells the two apart."""
-    return min(1.0, 2 * float(special.bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
+    return min(1.0, 2 * float(stats.binom.cdf(min(first_only, second_only), first_only + second_only, 0.5)))
 
 
 def bootstrap(first_only: int, second_only: int, images: int) -> Interval:
