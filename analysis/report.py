@@ -26,7 +26,7 @@ from analysis.tables import ALL_TABLES, TableOptions, all_tables, check_options
 from analysis.tables.base import Table
 from analysis.tables.cells import LEFT_OUT, set_title
 from analysis.tables.differences import WEIGHTS_TABLE, weights_tables
-from analysis.tables.images import images_table
+from analysis.tables.images import IMAGES_TABLE, images_table
 from analysis.tables.significance import DEFAULT_REFERENCE
 from analysis.tables.tasks import result_tables
 
@@ -109,9 +109,10 @@ class _Writer:
     options: TableOptions
 
     def write(self, peers: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
-        """One set, in a folder of that name. The tables of results and what pretraining is worth are printed."""
+        """One set, in a folder of that name. The tables of results, which differences are real, and what pretraining is
+        worth are printed."""
         folder = self.folder / name
-        printed = {table.name for table in result_tables(peers)}
+        printed = {IMAGES_TABLE, *(table.name for table in result_tables(peers))}
         paths = []
         for table in tables:
             if table.name in printed or table.name.startswith(WEIGHTS_TABLE):

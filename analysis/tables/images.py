@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,8 @@ from analysis.tables.significance import choose_reference, matrix
 from harness.errors import HarnessError
 from harness.schema.metrics import ACCURACY
 
+IMAGES_TABLE = "images"
+
 NOT_KEPT = "no predictions kept, as by runs of before schema 5"
 
 READ_BY = [*CELL_KEYS, *REPLICATE_KEYS, "split", "predictions", "path"]
@@ -50,6 +53,7 @@ READ_BY = [*CELL_KEYS, *REPLICATE_KEYS, "split", "predictions", "path"]
 POINTS = f"points, {CONFIDENCE:.0%} interval".replace("%", " %")
 ALONE = "right by one alone"
 TOGETHER = "both together, in per cent"
+HOLM, READS = Column(name="Holm p", group="two-sided test", kind="p"), Column(name="reads", kind="text")
 
 ABOUT = (
     "agreement: images to which both give the same class; oracle: images that at least one has right; average: top-1 "
@@ -103,18 +107,22 @@ def _named(names: list[str], of: int) -> str:
     return ", ".join(names) if len(names) <= MOST_NOTED else f"{len(names)} of {of}"
 
 
-def _share_columns(pairs: Iterable[Paired]) -> list[Column]:
-    """The average only where some runs kept logits."""
-    names = ["agreement", "oracle", *(["average"] if any(not np.isnan(pair.averaged) for pair in pairs) else [])]
-    return [Column(name=name, group=TOGETHER, digits=2, plain=False) for name in names]
+Read = Callable[[Paired], float]
 
 
-def _shares(pair: Paired, columns: Iterable[Column]) -> Row:
-    values = {"agreement": pair.agreement, "oracle": pair.oracle, "average": pair.averaged}
-    return {column.key: number_cell(values[column.name]) for column in columns}
+def _share_columns(pairs: Iterable[Paired]) -> dict[Column, Read]:
+    """What two methods are worth together; the average only where some runs kept logits."""
+    names = {"agreement": "agreement", "oracle": "oracle"}
+    if any(not np.isnan(pair.averaged) for pair in pairs):
+        names["average"] = "averaged"
+    return {Column(name=k, group=TOGETHER, digits=2, plain=False): attrgetter(v) for k, v in names.items()}
 
 
-def _caption(pairs: Collection[Paired], columns: list[Column]) -> str:
+def _cells(pair: Paired, columns: Mapping[Column, Read]) -> Row:
+    return {column.key: number_cell(read(pair)) for column, read in columns.items()}
+
+
+def _caption(pairs: Iterable[Paired], columns: Iterable[Column]) -> str:
     """What the tests and columns mean."""
     one_seed = ONE_SEED if any(pair.trainings == 1 for pair in pairs) else ""
     return f"{ABOUT}{'' if any(column.name == 'average' for column in columns) else NO_LOGITS}.{one_seed}"
@@ -141,44 +149,41 @@ def with_images(
     return [table, _pair_table(pairs, names, peers, remark)]
 
 
+def _pair_columns(names: tuple[str, str], pairs: Iterable[Paired]) -> dict[Column, Read]:
+    """Columns of numbers before those of the test; a number of images has a fraction where it is a mean over seeds."""
+    digits = int(any(pair.first_only % 1 or pair.second_only % 1 for pair in pairs))
+    sides = (("first", names[0]), ("second", names[1]))
+    points = {"difference": "difference", "low": "interval.low", "high": "interval.high"}
+    return {
+        Column(name="images", kind="integer"): attrgetter("images"),
+        **{dataclasses.replace(value_column(ACCURACY, name, 1), best=""): attrgetter(side) for side, name in sides},
+        **{difference_column(ACCURACY, name, 1, group=POINTS): attrgetter(of) for name, of in points.items()},
+        **{Column(name=name, group=ALONE, digits=digits): attrgetter(f"{side}_only") for side, name in sides},
+        Column(name="p", group=HOLM.group, kind="p"): attrgetter("p"),
+    }
+
+
 def _pair_table(pairs: dict[str, Paired], names: tuple[str, str], peers: ComparableSet, remark: str) -> Table:
     """A row per task, and the means."""
-    accuracy = [dataclasses.replace(value_column(ACCURACY, name, 1), best="") for name in names]
-    points = [difference_column(ACCURACY, name, 1, group=POINTS) for name in ("difference", "low", "high")]
-    alone = [Column(name=name, group=ALONE, digits=int(_fractions(pairs.values()))) for name in names]
-    tests = [Column(name=name, group="two-sided test", kind="p") for name in ("p", "Holm p")]
-    shares, images, reads = _share_columns(pairs.values()), Column(name="images", kind="integer"), READS
-    columns = [images, *accuracy, *points, *alone, *tests, reads, *shares]
-    found = outcomes(pairs)
-    rows: dict[str, Row] = {}
-    for name, pair in pairs.items():
-        numbers = (
-            *(pair.images, pair.first, pair.second, pair.difference, pair.interval.low, pair.interval.high),
-            *(pair.first_only, pair.second_only, pair.p, found[name].p),
-        )
-        cells = {column.key: number_cell(value) for column, value in zip(columns, numbers, strict=False)}
-        rows[name] = cells | {reads.key: Cell(text=found[name].reading)} | _shares(pair, shares)
-    averaged = [*accuracy, points[0], *shares]
-    rows[f"mean of {len(pairs)} tasks"] = {
-        column.key: mean_cell([row[column.key] for row in rows.values()]) for column in averaged
+    numbers, shares, found = _pair_columns(names, pairs.values()), _share_columns(pairs.values()), outcomes(pairs)
+    rows = {
+        task: _cells(pair, numbers | shares)
+        | {HOLM.key: number_cell(found[task].p), READS.key: Cell(text=found[task].reading)}
+        for task, pair in pairs.items()
     }
+    _, first, second, difference, *_ = numbers
+    averaged = (first, second, difference, *shares)
+    means = {column.key: mean_cell([row[column.key] for row in rows.values()]) for column in averaged}
     return Table(
-        name="comparison_images",
+        name=f"comparison_{IMAGES_TABLE}",
         title=set_title(peers, f"{names[0]} against {names[1]}, image by image"),
         caption=f"{sentence(*names, pairs)} Top-1 accuracy on the same images. {ALONE}: images that only this one has "
-        f"right, mean over seeds; low, high: by {interval_text(pairs.values())}; {_caption(pairs.values(), columns)}"
+        f"right, mean over seeds; low, high: by {interval_text(pairs.values())}; {_caption(pairs.values(), shares)}"
         f"{remark}",
-        columns=columns,
-        rows=rows,
+        columns=[*numbers, HOLM, READS, *shares],
+        rows=rows | {f"mean of {len(pairs)} tasks": means},
         corner="task",
     )
-
-
-READS = Column(name="reads", kind="text")
-
-
-def _fractions(pairs: Iterable[Paired]) -> bool:
-    return any(not count.is_integer() for pair in pairs for count in (pair.first_only, pair.second_only))
 
 
 def images_table(peers: ComparableSet, reference: str | None, read: ReadPredictions) -> Table | None:
@@ -205,7 +210,7 @@ def images_table(peers: ComparableSet, reference: str | None, read: ReadPredicti
     ]
     all_of_them = {f"{label} on {cell_name(*key)}": pair for label, by in found.items() for key, pair in by.items()}
     return Table(
-        name="images",
+        name=IMAGES_TABLE,
         title=set_title(peers, f"which differences on the same images are real, against {base}"),
         caption=f"{unused}Points of top-1 accuracy above or below {base}, with ≈ where "
         f"{test_text(flat)}, two-sided, leaves open whether they differ at 5 % (Holm's correction over the tasks of a "
@@ -234,7 +239,7 @@ def _against(
     return found
 
 
-def _row(pairs: dict[str, Paired], counts: list[Column], shares: list[Column], tasks: list[Column]) -> Row:
+def _row(pairs: dict[str, Paired], counts: list[Column], shares: dict[Column, Read], tasks: list[Column]) -> Row:
     found = outcomes(pairs)
     readings = Counter(COUNTED[outcome.reading] for outcome in found.values())
     row = {column.key: Cell(value=float(readings[column.name])) for column in counts}
@@ -242,5 +247,5 @@ def _row(pairs: dict[str, Paired], counts: list[Column], shares: list[Column], t
         pair = pairs.get(column.name)
         open_one = pair is not None and found[column.name].reading == "undecided"
         row[column.key] = Cell(value=pair.difference, note="≈" if open_one else "") if pair else MISSING
-    whole = [_shares(pair, shares) for pair in pairs.values()] + [{}] * (len(pairs) < len(tasks))
+    whole = [_cells(pair, shares) for pair in pairs.values()] + [{}] * (len(pairs) < len(tasks))
     return row | {column.key: mean_cell(cells.get(column.key, MISSING) for cells in whole) for column in shares}
