@@ -39,7 +39,7 @@ demo-bias: demo  ## the demo once more, looking at test after every epoch, and w
 
 snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
 	mkdir -p results/demo
-	cd results/report/demo-fixed-demo_vit-pretrained-56px && cp tasks.* significance.md pretrained_minus_random.md \
+	cd results/report/demo-fixed-demo_vit-pretrained-56px && cp tasks.* significance.md images.md pretrained_minus_random.md \
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
 
 test: .venv/ready  ## on all cores, see tests/conftest.py

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from harness.records.store import PREDICTIONS_NAME
 from harness.schema.metrics import METRICS, Metric
 from harness.schema.record import Metrics, RunRecord
 from harness.schema.spec import canonical_json
@@ -144,6 +145,7 @@ RESULT_COLUMNS = (
     Column("code", object, _code),
     *(Column(name, object, _version(name)) for name in PACKAGES),
     Column("choice", object, _choice),
+    Column("predictions", bool, lambda r: PREDICTIONS_NAME in r.files),
     Column("device", object, lambda r: r.environment.get("device")),
     Column("device_type", object, lambda r: r.environment.get("device_type")),
     Column("precision", object, _precision),

@@ -43,7 +43,11 @@ def check_suite(suite: str | None, runs: Runs) -> None:
 
 
 def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:
-    sets = comparable_sets(load(root, errors).rows)
+    return _chosen(load(root, errors), suite, protocol)
+
+
+def _chosen(runs: Runs, suite: str | None, protocol: str | None) -> list[ComparableSet]:
+    sets = comparable_sets(runs.rows)
     return [s for s in sets if suite in (None, s.key["suite"]) and protocol in (None, s.key["protocol"])]
 
 
@@ -53,9 +57,12 @@ def compare(
     """Tables of two methods of the records below `root`, or of two results folders."""
     folders = [Path(name) for name in (first, second)]
     if all((folder / "runs").is_dir() for folder in folders):
-        sides = [_sets(folder, suite, protocol, errors) for folder in folders]
-        return compare_folders(sides[0], sides[1], (first, second), margin)
-    return compare_in_sets(_sets(root, suite, protocol, errors), first, second, margin)
+        here, there = (load(folder, errors) for folder in folders)
+        sides = [_chosen(runs, suite, protocol) for runs in (here, there)]
+        read = here.predictions, there.predictions
+        return compare_folders(sides[0], sides[1], (first, second), margin, read)
+    runs = load(root, errors)
+    return compare_in_sets(_chosen(runs, suite, protocol), first, second, margin, runs.predictions)
 
 
 def bias(root: Path, suite: str | None, errors: Console) -> list[Table]:

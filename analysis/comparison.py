@@ -11,10 +11,13 @@ import pandas as pd
 from analysis.comparability import CELL_KEYS, LeftOut, notes
 from analysis.frame import IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
 from analysis.metric_text import MARGIN, PER_CENT
+from analysis.paired import ReadPredictions, none_kept
 from analysis.statistics import (
+    ALPHA,
     Interval,
     independent,
     seeds_interval,
+    smallest_wilcoxon,
     tasks_interval,
     verdict,
     wilcoxon,
@@ -33,6 +36,7 @@ from analysis.tables.base import (
     value_column,
 )
 from analysis.tables.cells import seed_count, set_caption, set_title
+from analysis.tables.images import with_images
 from analysis.tables.pairs import settings_difference
 from analysis.tables.significance import find_reference
 from harness.errors import HarnessError
@@ -137,11 +141,15 @@ def overall(comparison: MethodComparison, margin: float = MARGIN) -> str:
         "undecided": f"undecided at a margin of ±{margin:g} points",
         "unknown": "one task says nothing of others",
     }[verdict(interval, p, margin, higher_is_better=better)]
+    smallest = smallest_wilcoxon(len(differences))
+    never = (
+        f" (over {len(differences)} tasks never below {smallest:.3g}, so it cannot decide)" if smallest > ALPHA else ""
+    )
     between = f" (95 % interval {interval.low:+.2f} to {interval.high:+.2f})" if interval.known else ""
     return (
         f"{comparison.first} beats {comparison.second} on {counts.wins} of {len(differences)} tasks, ties on "
-        f"{counts.ties}, loses on {counts.losses}. Mean difference {mean:+.2f} points{between}; Wilcoxon p = {p:.3g}; "
-        f"{reading}."
+        f"{counts.ties}, loses on {counts.losses}. Mean difference {mean:+.2f} points{between}; Wilcoxon p = "
+        f"{p:.3g}{never}; {reading}."
     )
 
 
@@ -197,23 +205,34 @@ def _pair_row(pair: TaskPair, columns: list[Column], seeds: int) -> Row:
     )
 
 
-def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:
+def compare_in_sets(
+    sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN, read: ReadPredictions = none_kept
+) -> list[Table]:
     """Tables for every set that holds both methods. `CompareError` with the reasons if none does."""
-    tables, reasons = [], []
+    tables: list[Table] = []
+    reasons = []
     for peers in sets:
         try:
-            tables.append(comparison_table(compare_methods(peers, first, second), peers, margin))
+            comparison = compare_methods(peers, first, second)
         except CompareError as error:
             reasons.append(str(error))
+            continue
+        names = comparison.first, comparison.second
+        a, b = (peers.rows[peers.rows["label"] == name] for name in names)
+        tables += with_images(comparison_table(comparison, peers, margin), peers, (a, b), names, (read, read))
     if not tables:
         raise CompareError("; ".join(reasons) or "there are no records to compare")
     return tables
 
 
 def compare_folders(
-    first: list[ComparableSet], second: list[ComparableSet], names: tuple[str, str], margin: float = MARGIN
+    first: list[ComparableSet],
+    second: list[ComparableSet],
+    names: tuple[str, str],
+    margin: float = MARGIN,
+    read: tuple[ReadPredictions, ReadPredictions] = (none_kept, none_kept),
 ) -> list[Table]:
-    """One table per method that both folders hold with the same settings under the same conditions, which are never
+    """Tables per method that both folders hold with the same settings under the same conditions, which are never
     mixed; what was not compared is said below the last one."""
     others = {tuple(other.key.values()): other for other in second}
     tables: list[Table] = []
@@ -223,7 +242,7 @@ def compare_folders(
         if other is None:
             reasons.append(f"{set_title(peers)}: only in {names[0]}{_other_conditions(peers, second)}")
             continue
-        for made in _compare_sets(peers, other, names, margin):
+        for made in _compare_sets(peers, other, names, margin, read):
             if isinstance(made, Table):
                 tables.append(made)
             else:
@@ -250,9 +269,13 @@ def _other_conditions(peers: ComparableSet, others: list[ComparableSet]) -> str:
 
 
 def _compare_sets(
-    peers: ComparableSet, other: ComparableSet, names: tuple[str, str], margin: float
+    peers: ComparableSet,
+    other: ComparableSet,
+    names: tuple[str, str],
+    margin: float,
+    read: tuple[ReadPredictions, ReadPredictions],
 ) -> Iterator[Table | str]:
-    """A table for each method and its settings, or the reason why there is none."""
+    """Tables of each method and its settings, or the reason why there is none."""
     rows, rest = peers.rows, other.rows
     for label, runs in rows.groupby("label", sort=False):
         theirs = rest[rest["method"] == runs["method"].iloc[0]]
@@ -266,7 +289,8 @@ def _compare_sets(
             yield f"{label}: settings differ, {differ}"
         else:
             left_out = [*_named(peers, names[0]), *_named(other, names[1])]
-            yield _folder_table(peers, (runs, same), left_out, [f"{label} in {name}" for name in names], margin)
+            titles = f"{label} in {names[0]}", f"{label} in {names[1]}"
+            yield from _folder_tables(peers, (runs, same), left_out, titles, margin, read)
     alone = rest[~rest["method"].isin(rows["method"])]
     yield from (f"{label}: only in {names[1]}" for label in alone["label"].unique())
 
@@ -275,18 +299,20 @@ def _named(peers: ComparableSet, folder: str) -> list[LeftOut]:
     return [run._replace(method=f"{run.method} in {folder}") for run in peers.left_out]
 
 
-def _folder_table(
+def _folder_tables(
     peers: ComparableSet,
     sides: tuple[pd.DataFrame, pd.DataFrame],
     left_out: list[LeftOut],
-    titles: list[str],
+    titles: tuple[str, str],
     margin: float,
-) -> Table | str:
+    read: tuple[ReadPredictions, ReadPredictions],
+) -> list[Table] | list[str]:
     together = pd.concat(sides)
     if together.groupby([*CELL_KEYS, "split_seed"])[["data", "pixels"]].nunique().gt(1).any(axis=None):
-        return f"{titles[0]} and in the other folder: on different data (fingerprints differ)"
+        return [f"{titles[0]} and in the other folder: on different data (fingerprints differ)"]
     both = dataclasses.replace(peers, rows=together, left_out=left_out, notes=notes(together))
     try:
-        return comparison_table(compare_runs(sides, (titles[0], titles[1]), both), both, margin)
+        table = comparison_table(compare_runs(sides, titles, both), both, margin)
     except CompareError as error:
-        return str(error)
+        return [str(error)]
+    return with_images(table, both, sides, titles, read)

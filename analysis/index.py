@@ -17,7 +17,11 @@ import pandas as pd
 
 from analysis import columns as columns_module
 from analysis.columns import row, typed
+from analysis.paired import ReadPredictions, none_kept
+from harness.errors import HarnessError
 from harness.records.index import UNREAD, read_cache, read_changed, record_stamps, write_cache
+from harness.records.predictions import Predictions
+from harness.records.predictions import read as predictions_of
 from harness.records.store import Rejected, read_record
 from harness.schema.metrics import METRICS
 from harness.schema.record import SCHEMA, BadRecord, RunRecord
@@ -98,6 +102,9 @@ class Runs:
     rejected: list[Rejected] = field(default_factory=list)
     """Files that are no valid records."""
 
+    predictions: ReadPredictions = none_kept
+    """Reads what runs of `rows` said of every image."""
+
 
 def from_folder(root: Path) -> Runs:
     """Runs of a results folder, by its index; a record is read when a figure asks for it."""
@@ -109,5 +116,11 @@ def from_folder(root: Path) -> Runs:
                 records.append(read_record(root / path))
         return records
 
+    def read_predictions(rows: pd.DataFrame) -> list[dict[str, Predictions]]:
+        try:
+            return [predictions_of((root / path).parent, read_record(root / path)) for path in rows["path"]]
+        except (OSError, BadRecord) as error:
+            raise HarnessError(f"a record that was there is not readable any more: {error}") from None
+
     rows, rejected = load(root)
-    return Runs(rows, read, rejected)
+    return Runs(rows, read, rejected, read_predictions)

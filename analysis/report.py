@@ -19,12 +19,14 @@ from analysis.index import ReadRecords, Runs
 from analysis.literature import measured_beside
 from analysis.page import MethodFacts, Section, to_html
 from analysis.page_tables import make_page_table
+from analysis.paired import ReadPredictions
 from analysis.render import write_table
 from analysis.render.terminal import to_terminal
 from analysis.tables import ALL_TABLES, TableOptions, all_tables, check_options
 from analysis.tables.base import Table
 from analysis.tables.cells import LEFT_OUT, set_title
 from analysis.tables.differences import WEIGHTS_TABLE, weights_tables
+from analysis.tables.images import IMAGES_TABLE, images_table
 from analysis.tables.significance import DEFAULT_REFERENCE
 from analysis.tables.tasks import result_tables
 
@@ -58,7 +60,7 @@ def write_report(
     writer = _Writer(folder=folder, base=base, read=runs.read, console=console, options=options)
     sections, paths = [], []
     for peers, name in zip(sets, _names(sets), strict=True):
-        section, written = writer.write(peers, tables_of(peers, sets, options), name)
+        section, written = writer.write(peers, tables_of(peers, sets, options, runs.predictions), name)
         sections.append(section)
         paths += written
     page = folder / PAGE
@@ -78,12 +80,16 @@ def _facts(rows: pd.DataFrame, about: Mapping[str, Mapping[str, Any]]) -> dict[s
     return given | {method: MethodFacts(title=t, family=family, paper=paper) for method, t, family, paper in facts}
 
 
-def tables_of(peers: ComparableSet, sets: list[ComparableSet], options: TableOptions) -> list[Table]:
+def tables_of(
+    peers: ComparableSet, sets: list[ComparableSet], options: TableOptions, read: ReadPredictions
+) -> list[Table]:
     """Tables of a set: the one place that says which there are; the first is the page's leaderboard.
 
     `ValueError` if two have one name, for the files of one would overwrite those of the other.
     """
-    tables = [*all_tables(peers, options), *weights_tables(peers, _at_random(peers, sets))]
+    images = images_table(peers, options.reference, read)
+    tables = [*all_tables(peers, options), *([images] if images else [])]
+    tables += weights_tables(peers, _at_random(peers, sets))
     twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
     if twice:
         raise ValueError(f"several tables of {set_title(peers)} are named {', '.join(twice)}")
@@ -103,9 +109,10 @@ class _Writer:
     options: TableOptions
 
     def write(self, peers: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
-        """One set, in a folder of that name. The tables of results and what pretraining is worth are printed."""
+        """One set, in a folder of that name. The tables of results, which differences are real, and what pretraining is
+        worth are printed."""
         folder = self.folder / name
-        printed = {table.name for table in result_tables(peers)}
+        printed = {IMAGES_TABLE, *(table.name for table in result_tables(peers))}
         paths = []
         for table in tables:
             if table.name in printed or table.name.startswith(WEIGHTS_TABLE):

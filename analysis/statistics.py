@@ -122,6 +122,11 @@ def wilcoxon(differences: Sequence[float]) -> float:
     return float(stats.wilcoxon(array).pvalue) if array.any() else 1.0
 
 
+def smallest_wilcoxon(tasks: int) -> float:
+    """The smallest two-sided p that Wilcoxon's signed-rank test can give: that of one sign on all tasks."""
+    return float(min(1.0, 2 * 0.5**tasks))
+
+
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction (Holm 1979): running maximum of (m - i) p over ascending p, at most 1."""
     ascending = pd.Series(p, dtype=float).sort_values()

@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import numpy as np
+
 from analysis.columns import frame_of
 from analysis.frame import comparable_sets
 from analysis.index import Runs
-from harness.schema.record import Cost, Parameters, RunRecord
+from harness.records.predictions import Predictions, encode
+from harness.records.store import PREDICTIONS_NAME, Store
+from harness.schema.record import Cost, Parameters, RunRecord, StoredFile
 from harness.schema.spec import Recipe
 from tests.examples import make_metrics, make_record, make_spec
 
@@ -88,3 +92,28 @@ def domain(method="sct", accuracies=(70, 60, 30, 10, 12, 25, 29), **changes):
 
 def recipe(**changes):
     return Recipe(**{"epochs": 2, "warmup_epochs": 0, **changes})
+
+
+def predictions(predicted, of="list", logits=None):
+    """Of images of class 0, on the list of that name."""
+    classes = np.asarray(predicted, np.uint16)
+    unknown = np.full(len(classes), 0.5, np.float32)
+    kept = None if logits is None else np.asarray(logits, np.float16)
+    return Predictions(
+        labels=np.zeros_like(classes),
+        predicted=classes,
+        probability=unknown,
+        label_probability=unknown,
+        logits=kept,
+        list_digest=of,
+    )
+
+
+def write_with_predictions(root, record, kept):
+    """The record, with the predictions' accuracy, and they beside it; returns their file."""
+    content = encode({"test": kept})
+    changes = {"metrics": {"test": make_metrics(100 * kept.correct.mean())}}
+    changes["files"] = {PREDICTIONS_NAME: StoredFile.of(content)}
+    file = Store(root).write(dataclasses.replace(record, **changes)).parent / PREDICTIONS_NAME
+    file.write_bytes(content)
+    return file

@@ -41,7 +41,7 @@ FLOORS = {
     ],
     "analysis": [
         {"columns", "comparability", "metric_text", "statistics"},
-        {"frame"},
+        {"frame", "paired"},
         {"tables", "index"},
         {"comparison", "literature", "render"},
         {"figures", "page_tables", "verify"},

@@ -11,7 +11,7 @@ import numpy as np
 from analysis.tables.base import BLANK, MEANS, Cell, Column, Table
 
 NO_VALUE = {"missing": "–", "failed": "failed"}
-SUFFIXES = ("*", "≠", "‡", "§")
+SUFFIXES = ("*", "≠", "‡", "§", "≈")
 """Notes that follow a value directly, without brackets."""
 
 

@@ -28,6 +28,7 @@ MARKS = {
     "≠": "≠: no seed in common, so the means are over each side's own",
     "‡": "‡: runs on several kinds of device, not comparable",
     "§": "§: blocks before the first trained one give the same output in every step and were computed once",
+    "≈": "≈: undecided, the difference may be chance",
     "†": "†: the test split was looked at more than once or chose the result",
 }
 """What a cell's note or a row's mark means, for captions."""

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.frame import REPLICATE_KEYS, ComparableSet, averaged, suite_cells
 from analysis.metric_text import margin
 from analysis.statistics import (
+    ALPHA,
     CONFIDENCE,
     NO_INTERVAL,
     Interval,
@@ -18,6 +19,7 @@ from analysis.statistics import (
     independent,
     nemenyi_difference,
     seeds_interval,
+    smallest_wilcoxon,
     tasks_interval,
     verdict,
     wilcoxon,
@@ -101,6 +103,15 @@ def _against(values: pd.DataFrame, reference: str, metric: Metric) -> dict[str, 
     return rows
 
 
+def cannot_decide(comparisons: int, tasks: int) -> str:
+    """A sentence where no numbers could make Wilcoxon's test significant after Holm's correction; else empty."""
+    smallest = smallest_wilcoxon(tasks)
+    if comparisons * smallest <= ALPHA:
+        return ""
+    times = f" (times {comparisons}, corrected)" if comparisons > 1 else ""
+    return f"Over {tasks} tasks its p is never below {smallest:.3g}{times}: whatever the numbers, it cannot decide. "
+
+
 def tests_caption(values: pd.DataFrame, reference: str, equal: float) -> str:
     """What was tested, over what, and the tests of all methods together."""
     methods, tasks = values.shape
@@ -110,6 +121,7 @@ def tests_caption(values: pd.DataFrame, reference: str, equal: float) -> str:
         f"over tasks; {f'equal: that interval lies within ±{equal:g} points; ' if equal else ''}better or worse: it "
         "excludes 0 and Holm p is at most 0.05. "
     )
+    text += cannot_decide(methods - 1, tasks)
     whole = friedman(values)
     if whole:
         text += f"Friedman chi-squared({methods - 1}) = {whole[0]:.2f}, p = {whole[1]:.2g}. "
@@ -143,21 +155,18 @@ def significance_table(peers: ComparableSet, reference: str | None = None) -> Ta
     """
     keys = list(averaged(suite_cells(peers.key["suite"], peers.rows)))
     cells = metric_cells(peers)
-    values = _matrix(cells, keys)
+    values = matrix(cells, keys)
     whole = values.dropna()
     if len(whole) < 2 or values.shape[1] < 2:
         return None
-    everything = peers.rows.drop_duplicates("label").set_index("label")["method"]
-    names, means = everything.loc[whole.index], whole.mean(axis=1)
-    best = means.idxmax() if peers.metric.higher_is_better else means.idxmin()
-    base = str(find_reference(names, reference) or find_reference(names, DEFAULT_REFERENCE) or best)
+    base, unused = choose_reference(peers, whole, reference)
     table = significance_of(
         values,
         base,
         peers.metric,
         name="significance",
         title=set_title(peers, f"significance against {base}"),
-        caption=_unused(reference, everything, names),
+        caption=unused,
     )
     mean, rank, *_ = table.columns
     seed_columns, intervals = _seed_columns(peers.metric), _seed_intervals(peers, keys)
@@ -168,13 +177,23 @@ def significance_table(peers: ComparableSet, reference: str | None = None) -> Ta
         row |= {column.key: number_cell(end) for column, end in ends}
     return dataclasses.replace(
         table,
-        caption=f"{table.caption}{SEED_CAPTION} {set_caption(peers)}",
+        caption=f"{table.caption}{BY_IMAGES if cannot_decide(len(whole) - 1, len(whole.T)) else ''}{SEED_CAPTION} "
+        f"{set_caption(peers)}",
         columns=[mean, *seed_columns, *table.columns[1:]],
     )
 
 
+def choose_reference(peers: ComparableSet, whole: pd.DataFrame, wanted: str | None) -> tuple[str, str]:
+    """The row of `whole` (labels x tasks, `matrix`) that the others are tested against, and why it is not the one that
+    was asked for; empty if it is."""
+    everything = peers.rows.drop_duplicates("label").set_index("label")["method"]
+    names, means = everything.loc[whole.index], whole.mean(axis=1)
+    best = means.idxmax() if peers.metric.higher_is_better else means.idxmin()
+    base = find_reference(names, wanted) or find_reference(names, DEFAULT_REFERENCE) or best
+    return str(base), _unused(wanted, everything, names)
+
+
 def _unused(reference: str | None, names: pd.Series, tested: pd.Series) -> str:
-    """Why the reference that was asked for is not the one; empty if it is."""
     if reference is None or find_reference(tested, reference):
         return ""
     label = find_reference(names, reference)
@@ -183,7 +202,7 @@ def _unused(reference: str | None, names: pd.Series, tested: pd.Series) -> str:
     return f"Not against {reference!r}: {f'{label} lacks a task' if label else several}. "
 
 
-def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
+def matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
     """Labels x tasks, means over numbers of shots where there are several; NaN where one of these is missing."""
     columns = pd.MultiIndex.from_tuples(keys)
     given = {label: [row.get(key, MISSING).value for key in keys] for label, row in cells.items()}
@@ -191,6 +210,7 @@ def _matrix(cells: dict[str, dict[Key, Cell]], keys: list[Key]) -> pd.DataFrame:
     return by_task.mean().where(by_task.count().eq(by_task.size(), axis=0)).T
 
 
+BY_IMAGES = "A table of its own tests differences on the same images, of runs that kept their predictions. "
 SEED_CAPTION = (
     f"from, to: {CONFIDENCE:.0%} interval of the mean over seeds (over draws of the training list, where there are "
     "several), Student's t with the variances of the tasks' seeds added up; missing where a task has one seed, or not "

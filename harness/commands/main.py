@@ -82,7 +82,7 @@ def compare(
     protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
     margin: Annotated[float, typer.Option(min=0, help="Points that count as practically equal.")] = 1.0,
 ) -> None:
-    """Compare two methods, or two results folders, task by task: differences, intervals, Wilcoxon, wins."""
+    """Compare two methods, or two results folders, task by task and image by image: differences, intervals, tests."""
     from analysis.commands import compare as tables_of
     from analysis.commands import show
 
