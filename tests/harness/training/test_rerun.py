@@ -21,8 +21,9 @@ def done(setup, method="sct", **choices):
 
 
 def invoke(setup, record):
-    """The command as the user gives it, on a record that is put into the store first."""
-    path = Store(setup.root).write(record).parent
+    """The command as the user gives it, on a record that is put in its place first."""
+    path = Store(setup.root).folder(record.spec)
+    (path / "record.json").write_text(record.to_json())
     result = CliRunner().invoke(app, ["rerun", str(path), "--root", str(setup.data.data), "--device", "cpu"])
     return result.exit_code, result.stdout
 
