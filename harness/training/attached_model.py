@@ -16,6 +16,7 @@ from harness.training.cost import count_parameters, trained_state
 from harness.training.trainer import derived_seed, total_steps
 from methods import registry
 from methods.base import Attachment, Context
+from methods.kept import all_tensors, checksums, kept_tensors
 
 
 class AttachedModel(Callback):
@@ -41,7 +42,7 @@ class AttachedModel(Callback):
         self._head = {id(p) for p in head.parameters()}
         self._pretrained = {id(p) for p in self.model.parameters()} - self._head
         self._buffers = {name for name, _ in self.model.named_buffers()}
-        untouched = _checksums(self.model)
+        untouched = checksums(self.model)
         self.memory: dict[str, Any] = {} if memory is None else memory
         context = Context(
             num_classes=num_classes,
@@ -58,20 +59,15 @@ class AttachedModel(Callback):
         self.attach_seconds = time.perf_counter() - start
         head.requires_grad_(True)
         self.parameters = count_parameters(self.model, self._pretrained, self._head)
-        checksums = _checksums(self.model)
-        self._own = {
-            name: tensor
-            for name, tensor in _tensors(self.model).items()
-            if tensor.requires_grad or untouched.get(id(tensor)) != checksums[id(tensor)]
-        }
+        self._own = kept_tensors(self.model, untouched, self.attachment)
 
     def trained_state(self) -> dict[str, Tensor]:
         """What must be stored beside the pretrained checkpoint."""
         return trained_state(self.model, self._buffers)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the pretrained checkpoint and `attach` would not give again: trained parameters, what the method
-        added or changed among the frozen ones, and what it computed from the data."""
+        """All that the pretrained checkpoint and `attach` would not give again, whatever the seed: trained parameters,
+        what the method added or changed among the frozen ones, and what it remembers."""
         own = self.attachment
         return {
             "tensors": self._own,
@@ -84,25 +80,9 @@ class AttachedModel(Callback):
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave; its `memory` is given to the constructor."""
-        tensors = _tensors(self.model)
+        tensors = all_tensors(self.model)
         for name, tensor in state["tensors"].items():
             tensors[name].copy_(tensor)
         self.attachment.info, self.attach_seconds = state["info"], state["attach_seconds"]
         if self.attachment.load_state:
             self.attachment.load_state(state["attachment"])
-
-
-def _tensors(model: Any) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def _checksums(model: Any) -> dict[int, int]:
-    """Sum of the bits of every parameter and buffer, by its id: it tells which frozen ones `attach` changed without a
-    copy of the backbone, with one transfer from the device."""
-    tensors = list(_tensors(model).values())
-    return dict(zip(map(id, tensors), torch.stack([_bits(t.detach()) for t in tensors]).tolist(), strict=True))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    flat = tensor.contiguous().view(-1)
-    return flat.view(torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8).sum(dtype=torch.int64)

@@ -54,6 +54,7 @@ class BOFT(PeftMethod):
     paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
     peft_class = "BOFTConfig"
     arguments = {"boft_block_size": "block"}
+    recomputed = (".boft_P",)
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
