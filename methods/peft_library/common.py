@@ -144,6 +144,9 @@ class PeftMethod(Method):
     recomputed: ClassVar[tuple[str, ...]] = ()
     """Endings of the names of the frozen tensors that `inject` computes again: `Attachment.recomputed`."""
 
+    not_loadable: ClassVar[str] = ""
+    """Why peft's own loader cannot give the trained model again, as the end of a sentence; empty where it can."""
+
     def options(self, backbone: nn.Module) -> dict[str, Any]:
         """Arguments of the peft config, seed aside. peft takes the layers to tune as a regular expression."""
         settings = {argument: getattr(self.config, setting) for argument, setting in self.arguments.items()}
@@ -196,6 +199,7 @@ class PeftMethod(Method):
         require_served(self, backbone)
         self.expected_parameters(backbone)  # refuses settings that do not fit
         seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
+        context.remember("seed", lambda: seed)  # for `adapter`; what is drawn from it is kept itself
         try:
             with seeded(seed, context.device), quiet():
                 tuner = self.inject(backbone, self.peft_config(backbone, seed), context)
@@ -205,6 +209,16 @@ class PeftMethod(Method):
             raise MethodError(f"method {self.name!r} cannot serve this backbone: {error}") from None
         backbone.train(backbone.training)  # peft's new dropout is in training mode, whatever the backbone is in
         return self.attachment(backbone, tuner, context)
+
+    def adapter(
+        self, plain: nn.Module, state: dict[str, Tensor], memory: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The trained update in peft's own form: the peft config, and the tensors by their names in the backbone, which
+        give the trained function beside the weights of `plain`, the untouched timm model.
+
+        `state`: the trained backbone's `state_dict()`. `memory`: what the method remembered.
+        """
+        return self.peft_config(plain, memory["seed"]), state
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
         """What the harness is given; methods with a penalty or a schedule override this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -112,6 +113,18 @@ class ResidualStart(LoraTuner):
                 layer.lora_A[ADAPTER].weight.copy_(down)
                 layer.get_base_layer().weight.copy_(weights[name] - layer.scaling[ADAPTER] * up @ down)
         return tuner
+
+    def adapter(
+        self, plain: nn.Module, state: dict[str, Tensor], memory: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """As plain LoRA of twice the rank: W - s B0 A0 + s B A is W + s [B, B0] [A; -A0]."""
+        config, state = super().adapter(plain, state, memory)
+        config.init_lora_weights, config.lora_ga_config = True, None
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha  # s = alpha / r stays
+        for name, (up, down) in memory["start"].items():
+            b, a = (f"{name}.{factor}.{ADAPTER}.weight" for factor in ("lora_B", "lora_A"))
+            state |= {b: torch.cat([state[b], up], dim=1), a: torch.cat([state[a], -down])}
+        return config, state
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor]:

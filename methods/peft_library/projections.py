@@ -198,6 +198,7 @@ class AdaMSS(PeftMethod):
     title = "AdaMSS"
     paper = "AdaMSS: Adaptive Multi-Subspace Approach, NeurIPS 2025, as implemented by peft without its rank schedule"
     peft_class = "AdamssConfig"
+    not_loadable = "peft stores no clusters, and those that it finds anew may differ"
     arguments = {"r": "rank", "num_subspaces": "clusters"}
     seed_argument = "random_seed"
     recipe = {"lr": 1e-2}

@@ -93,6 +93,7 @@ class PSOFT(PeftMethod):
     title = "PSOFT"
     paper = "PSOFT, openreview FSHrinMArK"
     peft_class = "PsoftConfig"
+    not_loadable = "peft stores no principal subspace, and the signs of those that it finds anew may differ"
     arguments = {"r": "rank", "psoft_alpha": "rank"}
     recipe = {"lr": 5e-3}
 
