@@ -62,13 +62,15 @@ class Context:
     images [B, 3, H, W] float32 normalised on `device`, labels [B] int64."""
 
     memory: dict[str, Any] = field(default_factory=dict)
-    """What `remember` holds. A resumed run starts with what it held when the run was stopped."""
+    """What `remember` holds. A resumed run, and a model that is loaded, start with what it held before."""
 
     def remember(self, key: str, compute: Callable[[], Value]) -> Value:
-        """What `compute()` gives, the first time; in a resumed run what it gave then, without looking at the data.
+        """What `compute()` gives, the first time; in a run that is resumed or loaded what it gave then, without looking
+        at the data.
 
-        Every choice made by looking at `calibration` goes through here, under a key of its own: tensors, numbers and
-        texts, also in lists, tuples and dicts.
+        Every choice made by looking at `calibration` goes through here, under a key of its own, and every random one
+        that no parameter or buffer holds: tensors, numbers and texts, also in lists, tuples and dicts. All of it is
+        stored with a run.
         """
         if key not in self.memory:
             self.memory[key] = compute()
@@ -97,6 +99,12 @@ class Attachment:
 
     load_state: Callable[[Any], None] | None = None
     """Takes back what `state` gave. Tensors lie on the device they came from."""
+
+    recomputed: tuple[Tensor, ...] = ()
+    """Frozen tensors of the model that `attach` computes from the pretrained weights, the config and what `remember`
+    holds by sums, products, solving and indexing alone, so that they come out the same in another process: a run does
+    not store them. What an SVD, a random draw or the data chose is kept, as a tensor of the model or through
+    `remember`."""
 
 
 @dataclass(frozen=True, kw_only=True)

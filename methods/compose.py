@@ -116,4 +116,5 @@ class Compose(Method):
             after_step=one_after_the_other([a.after_step for a in attachments if a.after_step is not None]),
             state=(lambda: [a.state() if a.state is not None else None for a in attachments]) if stateful else None,
             load_state=partial(load_states, attachments) if stateful else None,
+            recomputed=tuple(tensor for a in attachments for tensor in a.recomputed),
         )

@@ -26,7 +26,6 @@ from methods.conformance_runs import RUN_CHECKS
 from methods.conformance_settings import SETTING_CHECKS, check_declared
 from methods.conformance_tools import (
     NotConforming,
-    all_tensors,
     changed_names,
     copies,
     moved_by_merging,
@@ -34,7 +33,9 @@ from methods.conformance_tools import (
     relative_gap,
     require,
     some,
+    without_data,
 )
+from methods.kept import all_tensors
 from methods.testbed import Attached, attach, kind_of, small_model, train
 
 
@@ -169,19 +170,22 @@ def check_alone(method: type[Method]) -> None:
 
 
 def check_state(method: type[Method]) -> None:
-    """Trained parameters and added buffers restore the function on a freshly attached model of the same seed."""
+    """The kept tensors and what is remembered restore the function, bit for bit, on a model that is attached with
+    another seed and without the data: nothing but `Attachment.recomputed` follows from anything else."""
     attached = three_steps(method, kind_of(method)).attached
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
-    fresh = attach(method)
+    fresh = attach(method, context=without_data(attached.memory, seed=1))
     targets = all_tensors(fresh.model)
     with torch.no_grad():
         for name, tensor in safetensors.torch.load(stored).items():
-            require(name in targets, f"{name} is in the trained state, but not in a freshly attached model")
-            require(targets[name].shape == tensor.shape, f"{name} has another shape in a freshly attached model")
+            require(name in targets, f"{name} is in the kept state, but not in a freshly attached model")
+            require(targets[name].shape == tensor.shape, f"{name} has another shape in a model of another seed")
             targets[name].copy_(tensor)
     gap = relative_gap(fresh.logits(), attached.logits())
     require(
-        gap == 0, f"the restored model's logits differ by {gap:.1e}: something trained is neither parameter nor buffer"
+        gap == 0,
+        f"the logits of a model restored under another seed differ by {gap:.1e}: what is trained, drawn or chosen must "
+        "be a parameter or a buffer, or go through `context.remember`",
     )
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from methods import testbed
 from methods.base import Method
 from methods.conformance_tools import (
-    NotConforming,
-    all_tensors,
     changed_names,
     copies,
     on_every_kind,
     require,
     some,
+    without_data,
 )
+from methods.kept import all_tensors
 from methods.testbed import Attached, attach, small_model
 
 STOP, STEPS = 4, 8
@@ -69,16 +69,10 @@ def check_remember(method: type[Method]) -> None:
         looks += 1
         return given(size)
 
-    def closed(size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotConforming(
-            "a resumed run's attach looks at the calibration data again: choose inside of `context.remember`"
-        )
-
     attach(method, context=dataclasses.replace(context, calibration=seen))
     require(_can_be_stored(context.memory), "`context.memory` holds more than tensors, numbers, texts, lists and dicts")
     if looks:
-        memory = copy.deepcopy(context.memory)
-        attach(method, context=dataclasses.replace(testbed.make_context(), calibration=closed, memory=memory))
+        attach(method, context=without_data(context.memory))
 
 
 def _can_be_stored(value: Any) -> bool:

@@ -20,7 +20,6 @@ import torch
 from methods.architectures import KINDS
 from methods.base import Attachment, Method, MethodError
 from methods.conformance_tools import (
-    all_tensors,
     changed_names,
     copies,
     moved_by_merging,
@@ -29,6 +28,7 @@ from methods.conformance_tools import (
     require,
     some,
 )
+from methods.kept import all_tensors
 from methods.testbed import Attached, attach, kind_of, small_model
 
 FAMILIES = ("full", "head", "prompt", "adapter", "reparameterisation", "selective")

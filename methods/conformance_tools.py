@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods import testbed
-from methods.base import Method
+from methods.base import Context, Method
 from methods.testbed import Attached
 
 
@@ -37,6 +40,17 @@ def on_every_kind(check: Callable[[type[Method], str], None]) -> Callable[[type[
     return on_all
 
 
+def without_data(memory: Mapping[str, Any], seed: int = 0) -> Context:
+    """The context of a model that is built again: with a copy of what was remembered, and no look at the data."""
+
+    def closed(size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotConforming(
+            "a resumed run's attach looks at the calibration data again: choose inside of `context.remember`"
+        )
+
+    return dataclasses.replace(testbed.make_context(seed=seed), calibration=closed, memory=copy.deepcopy(dict(memory)))
+
+
 def relative_gap(actual: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected magnitude."""
     return float((actual.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
@@ -55,11 +69,6 @@ def moved_by_merging(attached: Attached, dtype: torch.dtype) -> float:
 def changed_names(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Names whose tensors are not bit-equal any more."""
     return [n for n, t in before.items() if n not in after or not torch.equal(t, after[n])]
-
-
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

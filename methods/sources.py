@@ -21,7 +21,9 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-CONTRACT = {f"methods.{name}" for name in ("architectures", "base", "blocks", "registry", "settings", "sources")}
+CONTRACT = {
+    f"methods.{name}" for name in ("architectures", "base", "blocks", "kept", "registry", "settings", "sources")
+}
 """Modules, and folders of modules, that all methods share, and that are none's own."""
 
 OURS = frozenset(("harness", "suites", "analysis", "slurm"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.architectures import KINDS
 from methods.base import Attachment, Context, Method
+from methods.kept import checksums, kept_tensors
 
 CLASSES = 4
 
@@ -129,14 +131,20 @@ class Attached:
     """Names of the parameters that were the classifier's before: the harness's own. What a method plugs into the
     classifier is the method's, here as in a run."""
 
+    untouched: Mapping[int, int] = field(default_factory=dict)
+    """Checksums of the model before."""
+
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the method remembers."""
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name, head excluded."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and n not in self.head}
 
     def state(self) -> dict[str, Tensor]:
-        """What a task stores: trained parameters, and buffers that the method added."""
-        buffers = {n: b for n, b in self.model.named_buffers() if n not in self.plain_buffers}
-        return {n: p.detach() for n, p in self.trained().items()} | buffers
+        """What a run keeps beside `memory`, head excluded."""
+        kept = kept_tensors(self.model, self.untouched, self.attachment)
+        return {n: t.detach() for n, t in kept.items() if n not in self.head}
 
     def logits(self) -> Tensor:
         """Logits of fixed random images in eval mode."""
@@ -164,9 +172,11 @@ def attach(
     model = small_model(kind or kind_of(method)) if model is None else model
     buffers = frozenset(n for n, _ in model.named_buffers())
     head = {id(p) for p in model.get_classifier().parameters()}
-    attachment = method(config).attach(model, context or make_context(seed=seed))
+    untouched, context = checksums(model), context or make_context(seed=seed)
+    attachment = method(config).attach(model, context)
     names = frozenset(n for n, p in model.named_parameters() if id(p) in head)
-    return Attached(model, attachment, float(method.recipe.get("lr", 1e-3)), buffers, names)
+    lr = float(method.recipe.get("lr", 1e-3))
+    return Attached(model, attachment, lr, buffers, names, untouched, context.memory)
 
 
 def separable(size: int = 16) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,25 @@ import torch
 from torch import Tensor
 
 from harness import device as devices
+from harness.errors import HarnessError
 from harness.models import backbones
 from harness.schema.spec import RunSpec
 from harness.training.callbacks import Callback
-from harness.training.cost import count_parameters, trained_state
+from harness.training.cost import count_parameters, state_digest, trained_state
 from harness.training.trainer import derived_seed
 from methods import registry
 from methods.base import Attachment, Context
+from methods.kept import all_tensors, checksums, kept_tensors
 
 Calibration = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """See `methods.base.Context.calibration`."""
+
+
+def untouched(spec: RunSpec, num_classes: int) -> Any:
+    """A run's backbone with its fresh head, and its random weights if it has those, before the method is attached. Sets
+    torch's seed."""
+    torch.manual_seed(derived_seed(spec.seed, "model"))
+    return backbones.build(spec.backbone, num_classes, spec.recipe.drop_path)
 
 
 class AttachedModel(Callback):
@@ -40,13 +49,12 @@ class AttachedModel(Callback):
         memory: dict[str, Any] | None = None,
     ) -> None:
         self.spec, self.num_classes, self.total_steps = spec, num_classes, total_steps
-        torch.manual_seed(derived_seed(spec.seed, "model"))
-        self.model: Any = backbones.build(spec.backbone, num_classes, spec.recipe.drop_path).to(device)
+        self.model: Any = untouched(spec, num_classes).to(device)
         head = self.model.get_classifier()
         self._head = {id(p) for p in head.parameters()}
         self._pretrained = {id(p) for p in self.model.parameters()} - self._head
         self._buffers = {name for name, _ in self.model.named_buffers()}
-        untouched = _checksums(self.model)
+        before = checksums(self.model)
         self.memory: dict[str, Any] = {} if memory is None else memory
         context = Context(
             num_classes=num_classes,
@@ -63,28 +71,33 @@ class AttachedModel(Callback):
         self.attach_seconds = time.perf_counter() - start
         head.requires_grad_(True)
         self.parameters = count_parameters(self.model, self._pretrained, self._head)
-        checksums = _checksums(self.model)
-        self._own = {
-            name: tensor
-            for name, tensor in _tensors(self.model).items()
-            if tensor.requires_grad or untouched.get(id(tensor)) != checksums[id(tensor)]
-        }
+        self._own = kept_tensors(self.model, before, self.attachment)
 
     def trained_state(self) -> dict[str, Tensor]:
         """What must be stored beside the pretrained checkpoint."""
         return trained_state(self.model, self._buffers)
 
+    def frozen_digest(self) -> str:
+        """sha256 over what `kept` leaves to the backbone's checkpoint."""
+        recomputed = set(map(id, self.attachment.recomputed))
+        rest = {name: tensor for name, tensor in all_tensors(self.model).items() if name not in self._own}
+        return state_digest({name: tensor for name, tensor in rest.items() if id(tensor) not in recomputed})
+
     def kept(self) -> dict[str, Any]:
-        """All that the pretrained checkpoint and `attach` would not give again: trained parameters, what the method
-        added or changed among the frozen ones, and what it computed from the data."""
+        """All that the pretrained checkpoint and `attach` would not give again, whatever the seed: trained parameters,
+        what the method added or changed among the frozen ones, and what it remembers."""
         state = self.attachment.state
         return {"tensors": self._own, "memory": self.memory, "attachment": state() if state else None}
 
     @torch.no_grad()
     def restore(self, kept: dict[str, Any]) -> None:
-        """Put back what `kept` gave; its `memory` is given to the constructor."""
-        tensors = _tensors(self.model)
-        for name, tensor in kept["tensors"].items():
+        """Put back what `kept` gave; its `memory` is given to the constructor. `HarnessError` if names or shapes are
+        not those of this model."""
+        tensors, given = all_tensors(self.model), kept["tensors"]
+        wrong = [name for name in given if name not in tensors or tensors[name].shape != given[name].shape]
+        if wrong := [*wrong, *(self._own.keys() - given.keys())]:
+            raise HarnessError(f"kept tensors are not those of the model: {', '.join(sorted(wrong))}")
+        for name, tensor in given.items():
             tensors[name].copy_(tensor)
         if self.attachment.load_state:
             self.attachment.load_state(kept["attachment"])
@@ -95,19 +108,3 @@ class AttachedModel(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.restore(state)
         self.attachment.info, self.attach_seconds = state["info"], state["attach_seconds"]
-
-
-def _tensors(model: Any) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def _checksums(model: Any) -> dict[int, int]:
-    """Sum of the bits of every parameter and buffer, by its id: it tells which frozen ones `attach` changed without a
-    copy of the backbone, with one transfer from the device."""
-    tensors = list(_tensors(model).values())
-    return dict(zip(map(id, tensors), torch.stack([_bits(t.detach()) for t in tensors]).tolist(), strict=True))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    flat = tensor.contiguous().view(-1)
-    return flat.view(torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8).sum(dtype=torch.int64)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -19,7 +20,9 @@ from harness.records.place import Place
 from harness.records.store import RECORD_NAME, WEIGHTS_NAME
 from harness.schema.preprocessing import Preprocessing
 from harness.training import model_card, weights
-from harness.training.attached_model import AttachedModel
+from harness.training.attached_model import AttachedModel, untouched
+from methods import registry
+from methods.peft_library.adapters import ADAPTER_FILES, save_adapter
 
 CHECKPOINT = "model.safetensors"
 """timm's and Hugging Face's name of a checkpoint."""
@@ -133,5 +136,27 @@ def _noise(preprocessing: Preprocessing) -> torch.Tensor:
     return preprocessing.normalise(pixels)
 
 
-FORMS: dict[str, Callable[[Source], Writer]] = {"trained": _trained, "merged": _merged, "timm": _timm}
+def _peft(source: Source) -> Writer:
+    """An adapter folder of the peft package."""
+    spec = source.place.record.spec
+    (name, _), images = source.timm_call, _noise(Preprocessing.from_id(spec.preprocessing))
+    plain = untouched(spec, source.model.num_classes)
+    method = registry.get(spec.method).of_run(spec.config)
+    base = timm.get_pretrained_cfg(name) if source.has_weights_of_timm else None
+    base_name = base.hf_hub_id if base and base.hf_hub_id else spec.backbone.name
+    with TemporaryDirectory() as folder:
+        save_adapter(
+            source.model.model,
+            method,
+            Path(folder),
+            base_name,
+            plain=plain,
+            memory=source.model.memory,
+            images=images,
+        )
+        contents = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name in ADAPTER_FILES}
+    return lambda to: [(to / name).write_bytes(content) for name, content in contents.items()]
+
+
+FORMS: dict[str, Callable[[Source], Writer]] = {"trained": _trained, "merged": _merged, "timm": _timm, "peft": _peft}
 """How a model is written: each prepares everything that may fail, and returns what writes it."""

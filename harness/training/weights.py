@@ -39,8 +39,13 @@ def content(model: AttachedModel, keeping: Keeping) -> bytes | None:
     small = protocol.get(model.spec.protocol).final and _bytes(kept) <= MOST
     if keeping.weights == "none" or (keeping.weights == "auto" and not small):
         return None
-    facts = {"format": FORMAT, "run_id": model.spec.run_id}
+    facts = {"format": FORMAT, "run_id": model.spec.run_id, "random_backbone": _random_backbone(model)}
     return tensor_files.encode({**facts, "num_classes": model.num_classes, "total_steps": model.total_steps, **kept})
+
+
+def _random_backbone(model: AttachedModel) -> str:
+    """Digest of frozen random weights, which no checkpoint holds: they are drawn again from the run's seed."""
+    return "" if model.spec.backbone.digest else model.frozen_digest()
 
 
 def _bytes(value: Any) -> int:
@@ -72,6 +77,8 @@ def load(place: Place, weights: Path | None = None, method: str | None = None, d
         memory=state["memory"],
     )
     model.restore(state)
+    if _random_backbone(model) != state["random_backbone"]:
+        raise HarnessError(f"{place.folder}: the backbone's random weights are not drawn here as they were in the run")
     if state_digest(model.trained_state()) != record.weights:
         raise HarnessError(f"{place.folder}: the model rebuilt from {WEIGHTS_NAME} is not the one in the record")
     model.model.pretrained_cfg = {

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from methods.architectures.base import LINEARS
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, require_served
+from methods.kept import all_tensors
 from methods.layers import block_linears
 from methods.settings import Count, Limit, Positive, Settings, at_least
 
@@ -100,6 +101,22 @@ def merge_into_base(backbone: nn.Module) -> None:
             backbone.set_submodule(name, module.get_base_layer())
 
 
+def keep_choices(layers: Mapping[str, nn.Module], context: Context) -> None:
+    """Remember the tensors that peft's layers hold as plain attributes, or put back the remembered ones: places that
+    were drawn at random or found by a decomposition, which no parameter or buffer holds."""
+    found = {name: {key: v for key, v in vars(layer).items() if _is_choice(key, v)} for name, layer in layers.items()}
+    if any(found.values()):
+        for name, values in context.remember("choices", lambda: {n: held for n, held in found.items() if held}).items():
+            vars(layers[name]).update(values)
+
+
+def _is_choice(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is a plain tensor, or a dict (by adapter, by cluster) of some."""
+    if isinstance(value, dict):
+        return name not in ("_parameters", "_buffers", "_modules") and any(_is_choice("", v) for v in value.values())
+    return isinstance(value, Tensor)
+
+
 class PeftMethod(Method):
     """Common part: turn the method's config into a peft config and inject it.
 
@@ -123,6 +140,12 @@ class PeftMethod(Method):
 
     seed_argument: ClassVar[str | None] = None
     """Argument of the peft config, if any, that takes a seed; it is drawn from the run's generator."""
+
+    recomputed: ClassVar[tuple[str, ...]] = ()
+    """Endings of the names of the frozen tensors that `inject` computes again: `Attachment.recomputed`."""
+
+    not_loadable: ClassVar[str] = ""
+    """Why peft's own loader cannot give the trained model again, as the end of a sentence; empty where it can."""
 
     def options(self, backbone: nn.Module) -> dict[str, Any]:
         """Arguments of the peft config, seed aside. peft takes the layers to tune as a regular expression."""
@@ -166,15 +189,17 @@ class PeftMethod(Method):
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](backbone, config, ADAPTER)
         del backbone.peft_config  # the tuner's note to itself; the backbone stays a plain timm model
         backbone.to(next(backbone.parameters()).device)  # some tuners leave buffers on the CPU
-        layers: list[Any] = [m for m in backbone.modules() if type(m).__module__.startswith("peft.")]
-        for layer in layers:
+        layers: dict[str, Any] = {n: m for n, m in backbone.named_modules() if type(m).__module__.startswith("peft.")}
+        for layer in layers.values():
             layer.stateless = True  # an update of a linear layer's weight
+        keep_choices(layers, context)
         return tuner
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         require_served(self, backbone)
         self.expected_parameters(backbone)  # refuses settings that do not fit
         seed = int(torch.randint(2**31 - 1, (), generator=context.generator))
+        context.remember("seed", lambda: seed)  # for `adapter`; what is drawn from it is kept itself
         try:
             with seeded(seed, context.device), quiet():
                 tuner = self.inject(backbone, self.peft_config(backbone, seed), context)
@@ -185,6 +210,19 @@ class PeftMethod(Method):
         backbone.train(backbone.training)  # peft's new dropout is in training mode, whatever the backbone is in
         return self.attachment(backbone, tuner, context)
 
+    def adapter(
+        self, plain: nn.Module, state: dict[str, Tensor], memory: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The trained update in peft's own form: the peft config, and the tensors by their names in the backbone, which
+        give the trained function beside the weights of `plain`, the untouched timm model.
+
+        `state`: the trained backbone's `state_dict()`. `memory`: what the method remembered.
+        """
+        return self.peft_config(plain, memory["seed"]), state
+
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
         """What the harness is given; methods with a penalty or a schedule override this."""
-        return Attachment(merge=(lambda: merge_into_base(backbone)) if self.mergeable else None)
+        return Attachment(
+            merge=(lambda: merge_into_base(backbone)) if self.mergeable else None,
+            recomputed=tuple(t for name, t in all_tensors(backbone).items() if name.endswith(self.recomputed)),
+        )

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.base import Context, check
 from methods.peft_library.common import ADAPTER
-from methods.peft_library.lora import LoraTuner, lora_layers
+from methods.peft_library.lora import LoraTuner, ResidualStart, lora_layers
 
 BATCH = 32
 """Images per calibration batch."""
@@ -69,7 +69,7 @@ class EVA(LoraTuner):
         return tuner
 
 
-class LoRAGA(LoraTuner):
+class LoRAGA(ResidualStart):
     """LoRA started at singular vectors of the loss gradient on training images, which the frozen weight loses: same
     function. The gradient is that of the cross-entropy under the fresh head."""
 
@@ -90,21 +90,16 @@ class LoRAGA(LoraTuner):
         return {**super().options(backbone), "lora_ga_config": LoraGAConfig()}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
-        from peft.tuners.lora.loraga import get_target_modules, preprocess_loraga
+        from peft.tuners.lora.loraga import preprocess_loraga
 
         def train_step() -> None:
             with torch.enable_grad():
                 for images, labels in random_batches(context):
                     cross_entropy(backbone(images), labels).backward()
 
-        def gradients() -> dict[str, Tensor]:
-            preprocess_loraga(backbone, config, train_step)
-            return {name: module._peft_loraga_grad for name, module in get_target_modules(backbone, config)}
-
         training = backbone.training
-        known = context.remember("gradients", gradients)
-        for name, module in get_target_modules(backbone, config):
-            module._peft_loraga_grad = known[name]
+        if "start" not in context.memory:
+            preprocess_loraga(backbone, config, train_step)
         tuner = super().inject(backbone, config, context)
         backbone.train(training)
         return tuner

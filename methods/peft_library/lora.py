@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from methods.base import Attachment, Context, check
 from methods.peft_library.common import (
+    ADAPTER,
     EvenCount,
     NotNegative,
     PeftMethod,
@@ -90,7 +93,48 @@ class DoRA(LoraTuner):
         return super().per_layer(layer) + layer.out_features
 
 
-class PiSSA(LoraTuner):
+class ResidualStart(LoraTuner):
+    """LoRA that starts at factors B0 and A0, which the frozen weight loses: W - alpha/r * B0 A0 is frozen, and the
+    function stays the same. The factors are remembered; the frozen weight is computed from them."""
+
+    recomputed = (".base_layer.weight",)
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        weights = {name: layer.weight.clone() for name, layer in self.named_layers(backbone).items()}
+        if "start" in context.memory:
+            config.init_lora_weights = True  # any start will do: the remembered one takes its place
+        tuner = super().inject(backbone, config, context)
+        layers = lora_layers(backbone)
+        start = context.remember("start", lambda: {name: factors(layer) for name, layer in layers.items()})
+        with torch.no_grad():
+            for name, layer in layers.items():
+                up, down = start[name]
+                layer.lora_B[ADAPTER].weight.copy_(up)
+                layer.lora_A[ADAPTER].weight.copy_(down)
+                layer.get_base_layer().weight.copy_(weights[name] - layer.scaling[ADAPTER] * up @ down)
+        return tuner
+
+    def adapter(
+        self, plain: nn.Module, state: dict[str, Tensor], memory: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """As plain LoRA of twice the rank: W - s B0 A0 + s B A is W + s [B, B0] [A; -A0]."""
+        config, state = super().adapter(plain, state, memory)
+        config.init_lora_weights, config.lora_ga_config = True, None
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha  # s = alpha / r stays
+        for name, (up, down) in memory["start"].items():
+            b, a = (f"{name}.{factor}.{ADAPTER}.weight" for factor in ("lora_B", "lora_A"))
+            state |= {b: torch.cat([state[b], up], dim=1), a: torch.cat([state[a], -down])}
+        return config, state
+
+
+def factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """Copies of B [out, r] and A [r, in] of a LoRA layer, as a file gives them back: a product's last bit may depend on
+    the order of the factors in memory."""
+    up, down = layer.lora_B[ADAPTER].weight.detach(), layer.lora_A[ADAPTER].weight.detach()
+    return up.clone(memory_format=torch.contiguous_format), down.clone(memory_format=torch.contiguous_format)
+
+
+class PiSSA(ResidualStart):
     """LoRA started at the r largest singular triplets, which the frozen weight loses: the function stays the same."""
 
     name = "pissa"
@@ -101,7 +145,7 @@ class PiSSA(LoraTuner):
     recipe = {"lr": 2e-3}
 
 
-class OLoRA(LoraTuner):
+class OLoRA(ResidualStart):
     """LoRA started at r columns of the weight's QR factors, which the frozen weight loses: same function."""
 
     name = "olora"
@@ -222,6 +266,7 @@ class KaSA(LoraTuner):
     paper = "Wang et al., KaSA, ICLR 2025, arXiv 2412.06071"
     composition_order = 40
     identity_at_start = False
+    recomputed = (".base_layer.weight",)
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LoraTuner.Config):
@@ -242,8 +287,25 @@ class KaSA(LoraTuner):
         check(self.config.rank <= most, "rank", self.config.rank, f"below the smaller side of a layer: at most {most}")
         return super().per_layer(layer) + int(self.config.rank)
 
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        weights = {name: layer.weight.clone() for name, layer in self.named_layers(backbone).items()}
+        rank = self.config.rank
+        lost = context.remember("lost", lambda: {name: smallest_part(w, rank) for name, w in weights.items()})
+        tuner = super().inject(backbone, config, context)
+        with torch.no_grad():
+            for name, layer in lora_layers(backbone).items():
+                up, down = lost[name]
+                layer.get_base_layer().weight.copy_(weights[name] - up @ down)
+        return tuner
+
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
         return replace(super().attachment(backbone, tuner, context), penalty=tuner._get_kasa_loss)
+
+
+def smallest_part(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors [out, r] and [r, in] of the part of a weight that its r smallest singular values make up, in float32."""
+    left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+    return (left[:, -rank:] * values[-rank:]).contiguous(), right[-rank:].contiguous()
 
 
 def lora_layers(backbone: nn.Module) -> dict[str, Any]:

@@ -222,6 +222,7 @@ class Lily(PeftMethod):
     peft_class = "LilyConfig"
     arguments = {"r": "rank", "num_B": "experts"}
     mergeable = False
+    not_loadable = "peft routes a whole batch as one, where every image has a mixture of its own here"
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)

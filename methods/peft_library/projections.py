@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from methods.base import HIGH_RATES, check
+from methods.base import HIGH_RATES, Context, check
 from methods.peft_library.common import (
+    ADAPTER,
     LayersConfig,
     PeftMethod,
     RankConfig,
@@ -197,6 +198,7 @@ class AdaMSS(PeftMethod):
     title = "AdaMSS"
     paper = "AdaMSS: Adaptive Multi-Subspace Approach, NeurIPS 2025, as implemented by peft without its rank schedule"
     peft_class = "AdamssConfig"
+    not_loadable = "peft stores no clusters, and those that it finds anew may differ"
     arguments = {"r": "rank", "num_subspaces": "clusters"}
     seed_argument = "random_seed"
     recipe = {"lr": 1e-2}
@@ -215,6 +217,17 @@ class AdaMSS(PeftMethod):
         check(k <= out, "clusters", k, f"at most the output width of the tuned layers, {out}")
         return int(k * self.config.rank + out)
 
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        from peft.tuners.adamss.layer import AdamssLayer
+
+        tuner = super().inject(backbone, config, context)
+        layers: list[Any] = [module for module in backbone.modules() if isinstance(module, AdamssLayer)]
+        for layer in layers:
+            updates = layer.adamss_B[ADAPTER]
+            for cluster, places in layer.seg_result[ADAPTER].items():  # remembered ones may be of other sizes
+                updates[cluster] = nn.Parameter(updates[cluster].new_zeros(len(places), 1))
+        return tuner
+
 
 class FRoD(PeftMethod):
     """All layers of one name share a basis from their joint decomposition; each trains the diagonal in it and a share s
@@ -228,6 +241,7 @@ class FRoD(PeftMethod):
     arguments = {"sparse_rate": "sparsity"}
     fixed = {"progressbar": False}
     seed_argument = "projection_prng_key"
+    recomputed = (f".frod_U.{ADAPTER}",)
     recipe = {"lr": 5e-3}
     serves = frozenset({"vit"})
 
@@ -238,6 +252,20 @@ class FRoD(PeftMethod):
 
     def per_layer(self, layer: nn.Linear) -> int:
         return layer.in_features + max(1, int(layer.in_features**2 * self.config.sparsity))
+
+    def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
+        from peft.tuners.frod.layer import FrodLayer
+
+        tuner = super().inject(backbone, config, context)
+        shared = [basis for kind in (tuner.frod_V, tuner.frod_s_indices) for basis in kind.values()]
+        known = context.remember("shared", lambda: [basis[ADAPTER] for basis in shared])
+        for basis, tensor in zip(shared, known, strict=True):
+            basis[ADAPTER] = tensor
+        layers: list[Any] = [module for module in backbone.modules() if isinstance(module, FrodLayer)]
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            layer.frod_U[ADAPTER].copy_(layer._calculate_frod_u_and_lambda(layer.frod_V[ADAPTER], weight)[0])
+        return tuner
 
 
 class FourierFT(PeftMethod):

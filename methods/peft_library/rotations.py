@@ -54,6 +54,7 @@ class BOFT(PeftMethod):
     paper = "Liu et al., BOFT, ICLR 2024, arXiv 2311.06243"
     peft_class = "BOFTConfig"
     arguments = {"boft_block_size": "block"}
+    recomputed = (".boft_P",)
     recipe = {"lr": 1e-2}
 
     @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class PSOFT(PeftMethod):
     title = "PSOFT"
     paper = "PSOFT, openreview FSHrinMArK"
     peft_class = "PsoftConfig"
+    not_loadable = "peft stores no principal subspace, and the signs of those that it finds anew may differ"
     arguments = {"r": "rank", "psoft_alpha": "rank"}
     recipe = {"lr": 5e-3}
 

@@ -164,6 +164,24 @@ class Offset(nn.Module):
         return x + self.offset
 
 
+class ForgetsWhatItDrew(Good):
+    """Shuffles channels in an order that depends on the seed, and is stored nowhere."""
+
+    def attach(self, backbone, context):
+        block = blocks(backbone)[0]
+        plug(block, "output", Shuffle(torch.randperm(width(block), generator=context.generator).tolist()))
+        return super().attach(backbone, context)
+
+
+class Shuffle(nn.Module):
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        return x[..., self.order]
+
+
 class LooksTwice(Good):
     """Chooses by the calibration data, and would again in a resumed run."""
 
@@ -321,6 +339,7 @@ CASES = {
     (CountsInSilence, "resume"): "in `state` and `load_state`",
     (RemembersInAModule, "resume"): "stopped and resumed it trains differently",
     (PlainTensor, "moves"): "register it as a buffer",
+    (ForgetsWhatItDrew, "state"): "restored under another seed",
     (LooksTwice, "remember"): "inside of `context.remember`",
     (RemembersWhatCannotBeStored, "remember"): "more than tensors, numbers, texts",
     (UncountedInTheHead, "parameters"): "expected_parameters says",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import timm
 import torch
 from timm.layers import SwiGLU
 from typer.testing import CliRunner
@@ -11,11 +12,12 @@ from typer.testing import CliRunner
 from harness.commands.main import app
 from harness.models.backbones import skeleton
 from methods.base import MethodError
+from methods.conformance_tools import without_data
 from methods.peft_library.adalora import AdaLoRA
 from methods.peft_library.common import PeftMethod
 from methods.peft_library.data_driven import random_batches
 from methods.registry import all_methods, get
-from methods.testbed import Attached, attach, batch, make_context, separable, small_model, small_vit, train
+from methods.testbed import CLASSES, Attached, attach, batch, make_context, separable, small_model, small_vit, train
 
 PEFT = {name: method for name, method in all_methods().items() if issubclass(method, PeftMethod)}
 
@@ -184,6 +186,39 @@ def test_residual_starts_change_the_weight_and_keep_the_function(name):
     assert not torch.equal(plain.blocks[0].attn.qkv.weight, attached.model.blocks[0].attn.qkv.base_layer.weight)
     with torch.no_grad():
         assert torch.allclose(plain(batch()[0]), attached.logits(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["boft", "frod", "kasa", "lora_ga", "olora", "pissa"])
+def test_layers_that_a_tuner_changes_are_not_kept(name):
+    block = timm.create_model("vit_base_patch16_224", depth=1, img_size=32, num_classes=CLASSES).requires_grad_(False)
+    attached = attach(PEFT[name], model=block.eval())
+    kept = [*attached.state().values(), *tensors_in(attached.memory)]
+    assert 12 * sum(t.numel() * t.element_size() for t in kept) < 32 * 2**20  # ViT-B has twelve blocks
+
+
+def test_nor_are_they_in_a_composition():
+    compose = get("compose").configure({"parts": ("bitfit", "pissa")})
+    attached = attach(get("compose"), config=compose.config)
+    again = attach(get("compose"), config=compose.config, context=without_data(attached.memory, seed=1))
+    weights = {n: t for n, t in attached.model.named_parameters() if n.endswith(".base_layer.weight")}
+    assert len(weights) == 3 and not set(weights) & set(attached.state())
+    assert all(torch.equal(again.model.get_parameter(n), t) for n, t in weights.items())
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]
+
+
+def test_kasa_takes_the_smallest_singular_directions_away():
+    plain, attached = small_vit(), attach(PEFT["kasa"])
+    weight, frozen = plain.blocks[0].attn.qkv.weight, attached.model.blocks[0].attn.qkv.base_layer.weight
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    rank = PEFT["kasa"].Config().rank
+    expected = left[:, :-rank] * values[:-rank] @ right[:-rank]
+    assert torch.allclose(frozen, expected, atol=1e-5)
 
 
 def test_methods_command_counts_and_shows_refusals():

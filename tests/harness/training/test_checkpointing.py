@@ -21,7 +21,8 @@ from harness.training.run import RunContext, RunData, _saved_state, attach
 from harness.training.run import train as train_model
 from harness.training.trainer import Trainer
 from methods import registry
-from methods.testbed import CLASSES, kind_of, make_context, small_model, small_vit
+from methods.kept import all_tensors
+from methods.testbed import CLASSES, batch, kind_of, small_model, small_vit
 from suites import SUITES
 from suites.base import Suite, Task
 from tests.examples import make_spec
@@ -95,7 +96,7 @@ def train(spec, keep=None, data=None, lists="lists"):
 
 
 def bits(model):
-    return {name: tensor.clone() for name, tensor in attached_model._tensors(model).items()}
+    return {name: tensor.clone() for name, tensor in all_tensors(model).items()}
 
 
 def same(first, second):
@@ -137,17 +138,24 @@ def test_a_stopped_training_ends_at_the_same_bits(method, step, tmp_path):
 
 
 @pytest.mark.parametrize("method", sorted(registry.all_methods()))
-def test_a_method_that_is_attached_again_does_not_look_at_the_data_again(method, tmp_path):
-    cls = registry.get(method)
-    tree = {}
-    for data in (None, lambda size: pytest.fail("the data were looked at again")):
-        model, context = small_model(kind_of(cls)), make_context()
-        if data:
-            context = dataclasses.replace(context, calibration=data, memory=tree["memory"])
-        cls().attach(model, context)
-        path = tmp_path / "memory.safetensors"
-        path.write_bytes(tensor_files.encode({"memory": context.memory}))
-        tree = tensor_files.decode(path, torch.device("cpu"))
+@torch.no_grad()
+def test_what_is_kept_restores_the_model_whatever_the_seed_and_without_the_data(method, tmp_path, monkeypatch):
+    spec, path = spec_of(method), tmp_path / "state.safetensors"
+    monkeypatch.setattr(attached_model.backbones, "build", lambda *_: small_model(kind_of(registry.get(method))))
+    start = RunData(
+        splits=None, train=images(), scores_val=False, fingerprint=Fingerprint(lists="", files="", sizes={}), saved=None
+    )
+    trained = attach(RunContext(spec=spec, device=CPU), start)
+    noise = torch.Generator().manual_seed(0)
+    for parameter in (p for p in trained.model.parameters() if p.requires_grad):
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+    path.write_bytes(tensor_files.encode(trained.state_dict()))
+    state = tensor_files.decode(path, CPU)
+    monkeypatch.setattr(attached_model, "derived_seed", lambda seed, name: 4321)
+    saved = {"callbacks": {"model": state}}
+    restored = attach(RunContext(spec=spec, device=CPU), dataclasses.replace(start, train=images(Once), saved=saved))
+    restored.load_state_dict(state)
+    assert torch.equal(restored.model.eval()(batch()[0]), trained.model.eval()(batch()[0]))
 
 
 def saved(folder):

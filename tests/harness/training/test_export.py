@@ -2,6 +2,7 @@
 
 import re
 
+import peft
 import pytest
 import torch
 import yaml
@@ -11,7 +12,10 @@ from harness.data import decoding
 from harness.execution.worker import execute_run
 from harness.records.place import Place
 from harness.schema.preprocessing import Preprocessing
-from harness.training import cost, export
+from harness.training import cost
+from harness.training.attached_model import untouched
+from harness.training.export import export
+from methods.peft_library.adapters import ADAPTER_FILES
 from tests import layouts, tiny
 from tests.command import sctbench
 
@@ -41,7 +45,7 @@ def by_its_card(folder):
     return names["model"], yaml.safe_load(card.split("---")[1])
 
 
-@pytest.mark.parametrize("form", export.FORMS)
+@pytest.mark.parametrize("form", ["trained", "merged", "timm"])
 @pytest.mark.parametrize("place", METHODS, indirect=True)
 def test_the_code_in_the_card_loads_the_model(place, form, tmp_path):
     attached, to = sb.load(place.folder), tmp_path / "to"
@@ -60,8 +64,26 @@ def test_the_code_in_the_card_loads_the_model(place, form, tmp_path):
     assert "base_model" not in front  # its weights are random
 
 
+@pytest.mark.parametrize("place", ["lora", "pissa"], indirect=True)
+def test_peft_loads_the_adapter_by_itself(place, tmp_path):
+    sctbench("export", place.folder, "--to", "to", "--form", "peft", cwd=tmp_path)
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["README.md", *ADAPTER_FILES]
+    base = untouched(place.record.spec, 3)
+    model = peft.PeftModel.from_pretrained(base, str(tmp_path / "to")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGES), sb.load(place.folder)(IMAGES), rtol=1e-4, atol=1e-5)
+    assert "PeftModel.from_pretrained(base" in (tmp_path / "to" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("place", ["sct"], indirect=True)
+def test_what_peft_does_not_know_is_refused(place, tmp_path):
+    refusal = sctbench("export", place.folder, "--to", "to", "--form", "peft", cwd=tmp_path, ok=False)
+    assert "method 'sct' cannot be exported as a peft adapter" in refusal
+    assert not (tmp_path / "to").exists()
+
+
 def test_the_config_for_timm_knows_size_classes_and_statistics(place, tmp_path):
-    export.export(place, tmp_path / "to", "timm")
+    export(place, tmp_path / "to", "timm")
     model, _ = by_its_card(tmp_path / "to")
     preprocessing = Preprocessing.from_id(place.record.spec.preprocessing)
     config = model.pretrained_cfg

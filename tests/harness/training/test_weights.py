@@ -141,6 +141,11 @@ class TestWhatIsRefused:
         with pytest.raises(HarnessError, match="is not the one in the record"):
             weights.load(Place(place.folder, record), device="cpu")
 
+    def test_random_weights_that_are_drawn_differently(self, place, monkeypatch):
+        monkeypatch.setattr("harness.training.attached_model.derived_seed", lambda seed, purpose: 7)
+        with pytest.raises(HarnessError, match="random weights are not drawn here as they were"):
+            sb.load(place.folder)
+
     def test_another_backbone(self, place):
         backbone = dataclasses.replace(place.record.spec.backbone, name="demo_vit", weights="pretrained", image_size=56)
         spec = dataclasses.replace(place.record.spec, backbone=backbone)
