@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness import device as devices
 from harness.data.splits import Split
-from harness.schema.metrics import METRICS
+from harness.schema.metrics import METRICS, Outputs
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Metrics
 from harness.training import fast_path
@@ -51,13 +51,13 @@ def evaluate(
 
 
 def score(logits: Tensor, labels: Tensor) -> Metrics:
-    """All `METRICS` of logits [N, classes] against labels [N]."""
-    classes = logits.shape[1]
-    right = logits.argmax(dim=1) == labels
+    """All `METRICS` that are defined, of logits [N, classes] against labels [N]."""
+    outputs = Outputs(logits, labels)
+    values = {name: metric.of(outputs) for name, metric in METRICS.items()}
     return Metrics(
-        values={name: metric.compute(logits, labels) for name, metric in METRICS.items()},
-        correct_per_class=torch.bincount(labels[right], minlength=classes).tolist(),
-        images_per_class=torch.bincount(labels, minlength=classes).tolist(),
+        values={name: value for name, value in values.items() if value is not None},
+        correct_per_class=outputs.correct.tolist(),
+        images_per_class=outputs.images.tolist(),
     )
 
 
