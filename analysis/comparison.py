@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from analysis import metric_text
 from analysis.comparability import CELL_KEYS, LeftOut, notes
 from analysis.frame import IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
-from analysis.metric_text import MARGIN, PER_CENT
 from analysis.statistics import (
     Interval,
     independent,
@@ -101,7 +102,8 @@ def compare_runs(
         interval = seeds_interval([independent(a - b)] if len(shared) else [])
         pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b)), len(shared))
     if not pairs:
-        tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
+        none = f"no complete run with a {peers.metric.title}"
+        tasks = [", ".join(sorted({task for task, _ in side})) or none for side in (ours, theirs)]
         raise CompareError(f"{names[0]} and {names[1]} share no task: {tasks[0]} against {tasks[1]}")
     lacking = [cell_name(*key) for key in order if (key in ours) != (key in theirs)]
     return MethodComparison(*names, peers.metric, pairs, lacking)
@@ -125,27 +127,31 @@ def _label(names: pd.Series, wanted: str, peers: ComparableSet) -> str:
     return label
 
 
-def overall(comparison: MethodComparison, margin: float = MARGIN) -> str:
-    """The comparison in a sentence or two."""
-    differences, better = comparison.differences, comparison.metric.higher_is_better
+def overall(comparison: MethodComparison, margin: float | None = None) -> str:
+    """The comparison in a sentence or two. `margin`: in units of the metric, the metric's own if not given."""
+    differences, metric, better = comparison.differences, comparison.metric, comparison.metric.higher_is_better
+    margin = metric_text.margin(metric) if margin is None else margin
+    within = f"{margin:g} {metric_text.units(metric)}"
     mean, interval = sum(differences) / len(differences), tasks_interval(differences)
     counts, p = win_tie_loss(differences, better), wilcoxon(differences)
     reading = {
-        "equal": f"practically equal within ±{margin:g} points",
+        "equal": f"practically equal within ±{within}",
         "better": f"{comparison.first} is better",
         "worse": f"{comparison.first} is worse",
-        "undecided": f"undecided at a margin of ±{margin:g} points",
+        "undecided": f"undecided at a margin of ±{within}" if margin else "undecided",
         "unknown": "one task says nothing of others",
     }[verdict(interval, p, margin, higher_is_better=better)]
-    between = f" (95 % interval {interval.low:+.2f} to {interval.high:+.2f})" if interval.known else ""
+    signed = f"+.{metric_text.digits(metric) + 1}f"
+    between = f" (95 % interval {interval.low:{signed}} to {interval.high:{signed}})" if interval.known else ""
+    lower = "" if better else ", of which less is better"
     return (
         f"{comparison.first} beats {comparison.second} on {counts.wins} of {len(differences)} tasks, ties on "
-        f"{counts.ties}, loses on {counts.losses}. Mean difference {mean:+.2f} points{between}; Wilcoxon p = {p:.3g}; "
-        f"{reading}."
+        f"{counts.ties}, loses on {counts.losses}. Mean difference {mean:{signed}} "
+        f"{metric_text.difference(metric)}{lower}{between}; Wilcoxon p = {p:.3g}; {reading}."
     )
 
 
-def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin: float = MARGIN) -> Table:
+def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin: float | None = None) -> Table:
     """A row per shared task, and their mean; the sentence of `overall` is in the caption."""
     columns = _columns(comparison)
     caption = (
@@ -177,7 +183,7 @@ def _columns(comparison: MethodComparison) -> list[Column]:
     first, second = (
         dataclasses.replace(value_column(metric, name, 1), best="") for name in (comparison.first, comparison.second)
     )
-    group = "difference in points" if metric.unit == PER_CENT else "difference"
+    group = f"difference in {metric_text.units(metric)}"
     mean, low, high = (difference_column(metric, name, 1, group=group) for name in ("mean", "low", "high"))
     return [first, second, mean, low, high, Column(name="seeds shared", kind="integer")]
 
@@ -197,7 +203,7 @@ def _pair_row(pair: TaskPair, columns: list[Column], seeds: int) -> Row:
     )
 
 
-def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN) -> list[Table]:
+def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: float | None = None) -> list[Table]:
     """Tables for every set that holds both methods. `CompareError` with the reasons if none does."""
     tables, reasons = [], []
     for peers in sets:
@@ -211,15 +217,15 @@ def compare_in_sets(sets: list[ComparableSet], first: str, second: str, margin: 
 
 
 def compare_folders(
-    first: list[ComparableSet], second: list[ComparableSet], names: tuple[str, str], margin: float = MARGIN
+    first: list[ComparableSet], second: list[ComparableSet], names: tuple[str, str], margin: float | None = None
 ) -> list[Table]:
     """One table per method that both folders hold with the same settings under the same conditions, which are never
     mixed; what was not compared is said below the last one."""
-    others = {tuple(other.key.values()): other for other in second}
+    others = {_conditions(other): other for other in second}
     tables: list[Table] = []
     reasons: list[str] = []
     for peers in first:
-        other = others.pop(tuple(peers.key.values()), None)
+        other = others.pop(_conditions(peers), None)
         if other is None:
             reasons.append(f"{set_title(peers)}: only in {names[0]}{_other_conditions(peers, second)}")
             continue
@@ -241,6 +247,11 @@ def compare_folders(
     return tables
 
 
+def _conditions(peers: ComparableSet) -> tuple[Any, ...]:
+    """What two sets must share for their runs to be compared."""
+    return (*peers.key.values(), peers.metric.name)
+
+
 def _other_conditions(peers: ComparableSet, others: list[ComparableSet]) -> str:
     """` (precision bf16 against float32)`, where the other folder has a set of the same title."""
     alike = next((other for other in others if all(other.key[key] == peers.key[key] for key in IN_TITLE)), peers)
@@ -250,7 +261,7 @@ def _other_conditions(peers: ComparableSet, others: list[ComparableSet]) -> str:
 
 
 def _compare_sets(
-    peers: ComparableSet, other: ComparableSet, names: tuple[str, str], margin: float
+    peers: ComparableSet, other: ComparableSet, names: tuple[str, str], margin: float | None
 ) -> Iterator[Table | str]:
     """A table for each method and its settings, or the reason why there is none."""
     rows, rest = peers.rows, other.rows
@@ -280,7 +291,7 @@ def _folder_table(
     sides: tuple[pd.DataFrame, pd.DataFrame],
     left_out: list[LeftOut],
     titles: list[str],
-    margin: float,
+    margin: float | None,
 ) -> Table | str:
     together = pd.concat(sides)
     if together.groupby([*CELL_KEYS, "split_seed"])[["data", "pixels"]].nunique().gt(1).any(axis=None):

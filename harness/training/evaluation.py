@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from harness import device as devices
 from harness.data.splits import Split
-from harness.schema.metrics import METRICS, Outputs
+from harness.errors import HarnessError
+from harness.schema.metrics import METRICS, Metric, Outputs
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Metrics
 from harness.training import fast_path
@@ -70,13 +71,16 @@ class EpochEvaluator(Callback):
 
     name = "evaluator"
 
-    def __init__(self, splits: Callable[[], dict[str, Split]], task: Task) -> None:
+    def __init__(self, splits: Callable[[], dict[str, Split]], task: Task, metric: Metric) -> None:
         self.splits, self.task = splits, task
         """What is scored; the split that the protocol reports comes first."""
 
+        self.metric = metric
+        """What chooses the best epoch."""
+
         self.epochs = 0
         self.best: dict[str, Metrics] = {}
-        """Of the epoch with the best accuracy on the first split, the earliest of equals."""
+        """Of the epoch that is the best by the metric on the first split, the earliest of equals."""
 
         self.last: dict[str, Metrics] = {}
         self.seconds = 0.0
@@ -88,7 +92,7 @@ class EpochEvaluator(Callback):
         scores = {split: metrics.accuracy for split, metrics in self.last.items()}
         trainer.curve[-1] = replace(trainer.curve[-1], scores=scores)
         self.epochs += 1
-        if not self.best or _first(self.last) > _first(self.best):
+        if not self.best or self._score(self.last) > self._score(self.best):
             self.best = self.last
         self.seconds += time.perf_counter() - start
 
@@ -105,6 +109,9 @@ class EpochEvaluator(Callback):
         self.best = {split: Metrics(**metrics) for split, metrics in state["best"].items()}
         self.last = {split: Metrics(**metrics) for split, metrics in state["last"].items()}
 
-
-def _first(scores: dict[str, Metrics]) -> float:
-    return next(iter(scores.values())).accuracy
+    def _score(self, scores: dict[str, Metrics]) -> float:
+        """What chooses, higher is better. `HarnessError` where it is not defined."""
+        split, metrics = next(iter(scores.items()))
+        if self.metric.name not in metrics.values:
+            raise HarnessError(f"{self.metric.title} cannot choose an epoch: it is not defined on {split}")
+        return self.metric.sign * metrics.values[self.metric.name]

@@ -51,7 +51,6 @@ def by_hand(logits, labels):
     guesses = [row.index(max(row)) for row in logits]
     present = sorted(set(labels))
     named = [c for c in range(width) if any(row[c] != NO_CLASS for row in logits)]
-    one_hot = [[float(c == label) for c in range(width)] for label in labels]
     recalls = sklearn.recall_score(labels, guesses, labels=present, average=None, zero_division=0)
     values = {
         "accuracy": 100 * sklearn.accuracy_score(labels, guesses),
@@ -59,10 +58,7 @@ def by_hand(logits, labels):
         "mean_class_accuracy": 100 * recalls.mean(),
         "worst_class_accuracy": 100 * recalls.min(),
         "macro_f1": 100 * sklearn.f1_score(labels, guesses, labels=present, average="macro", zero_division=0),
-        "brier": sum(
-            (p - t) ** 2 for q, r in zip(probabilities, one_hot, strict=True) for p, t in zip(q, r, strict=True)
-        )
-        / count,
+        "brier": np.square(np.array(probabilities) - np.eye(width)[labels]).sum() / count,
         "ece": 100 * calibration_error(probabilities, guesses, labels),
     }
     if len(set(labels + guesses)) > 1:
