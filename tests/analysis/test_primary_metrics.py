@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from analysis.commands import bias, compare
 from analysis.comparison import CompareError, compare_folders, compare_in_sets
@@ -15,8 +14,6 @@ from analysis.tables import TableOptions, all_tables
 from analysis.tables.differences import bias_tables
 from analysis.tables.settings import tuning_table
 from analysis.tables.tasks import domain_table, task_table
-from harness.commands.main import app
-from harness.errors import HarnessError
 from harness.records.store import Store
 from harness.schema.metrics import METRICS
 from harness.schema.record import Trial, Tuning
@@ -69,16 +66,11 @@ def test_one_primary_metric_of_all_tasks_needs_no_parts():
 
 
 def test_the_report_has_a_section_for_each_metric(tmp_path):
-    pages = write_report(from_records([*mixed(), *mixed("lora")]), tmp_path / "report", QUIET)
-    tables = sorted(path for path in pages if path.name == "tasks.csv")
-    assert [("photo_crops" in p.read_text(), "dsprites_ori" in p.read_text()) for p in tables] == [
-        (True, False),
-        (False, True),
-    ]
-    (page, *_) = write_report(
-        from_records(mixed()), tmp_path / "other", QUIET, options=TableOptions(metric=METRICS["accuracy"])
-    )
-    assert "quadratic" not in page.read_text()
+    paths = write_report(from_records(mixed()), tmp_path, QUIET)
+    tables = sorted(path for path in paths if path.name == "tasks.csv")
+    held = [tuple(name in table.read_text() for name in ("photo_crops", "dsprites_ori")) for table in tables]
+    assert held == [(True, False), (False, True)]
+    assert "by quadratic weighted kappa" in paths[0].read_text()
 
 
 def test_settings_and_epochs_that_another_metric_chose_are_left_out():
@@ -178,29 +170,6 @@ def folder(tmp_path):
     for record in (*mixed(), *mixed("lora", 0.6), *later):
         Store(tmp_path).write(record)
     return tmp_path
-
-
-@pytest.mark.parametrize("command", [["compare", "sct", "lora"], ["bias"]])
-def test_the_option_metric_of_each_command_counts(folder, command):
-    def said(*flags):
-        done = CliRunner().invoke(app, [*command, "--out", str(folder), *flags])
-        assert done.exit_code == 0, done.output
-        return done.output.casefold()
-
-    usual, kappa, loss = said(), said("--metric", "quadratic_kappa"), said("--metric", "loss")
-    assert "top-1 accuracy" in usual and "quadratic weighted kappa" in usual
-    assert "quadratic weighted kappa" in kappa and "top-1 accuracy" not in kappa
-    assert "cross-entropy" in loss
-    wrong = CliRunner().invoke(app, [*command, "--out", str(folder), "--metric", "quadratic"])
-    assert isinstance(wrong.exception, HarnessError)
-    assert "Did you mean 'quadratic_kappa'?" in str(wrong.exception)
-
-
-def test_the_report_by_a_metric_that_is_asked_for(tmp_path):
-    Store(tmp_path).write(mixed()[-1])
-    for flags, words in (([], "Quadratic weighted kappa; one seed"), (["--metric", "loss"], "Cross-entropy; one seed")):
-        done = CliRunner().invoke(app, ["report", "--out", str(tmp_path), *flags])
-        assert words in " ".join(done.output.split())
 
 
 def test_a_margin_is_in_the_metrics_unit(folder):

@@ -36,6 +36,15 @@ def test_the_same_run_gives_the_same_bits(setup, protocol):
     assert before.read_text() == text  # nothing is written
 
 
+def test_a_metric_that_an_older_record_lacks_is_no_difference(setup):
+    record = done(setup, "linear")
+    metrics = record.metrics["test"]
+    values = {name: value for name, value in metrics.values.items() if name != "brier"}
+    older = dataclasses.replace(record, metrics={"test": dataclasses.replace(metrics, values=values)})
+    assert rerun.compare(older, record).identical
+    assert not rerun.compare(record, older).identical
+
+
 def test_a_tuned_run_is_done_again_without_its_trials(setup):
     chosen = tiny.selection(["linear"], protocol="tuned", trials=2)
     for trial in plan.expand(chosen):
