@@ -62,7 +62,7 @@ def test_what_differs_is_named_and_the_exit_status_tells(setup):
     altered = dataclasses.replace(record, curve=curve, weights="0" * 64, environment=surroundings)
     code, output = invoke(setup, altered)
     assert code == 1
-    assert "not identical: 2 of 11 results differ; the curve differs since epoch 2" in output
+    assert "not identical: 2 of 17 results differ; the curve differs since epoch 2" in output
     assert "000000000000" in output and record.weights[:12] in output
     assert "packages torch" in output and "1.0" in output
     assert "packages timm" not in output

@@ -119,7 +119,7 @@ def test_a_diverged_trial_is_a_verdict_and_not_done_again(setup):
     final = execute_run(*found.ready, setup)
     assert (final.status, final.failure.kind) == ("failed", "config")
     assert final.reason == "all 3 trials failed, the first: NaN"
-    assert (final.tuning.chosen, [trial.accuracy for trial in final.tuning.trials]) == (None, [None] * 3)
+    assert (final.tuning.chosen, [trial.score for trial in final.tuning.trials]) == (None, [None] * 3)
 
 
 def test_a_final_is_refused_while_a_trial_is_missing(setup):
