@@ -12,7 +12,8 @@ import pandas as pd
 
 from harness.records.store import PREDICTIONS_NAME
 from harness.schema.metrics import METRICS, Metric
-from harness.schema.record import Metrics, RunRecord
+from harness.schema.protocol import PROTOCOLS
+from harness.schema.record import Metrics, RunRecord, Tuning
 from harness.schema.spec import canonical_json
 
 NAN = float("nan")
@@ -63,13 +64,22 @@ def _precision(record: RunRecord) -> str | None:
     return record.environment.get("precision") or (None if asked == "auto" else asked)
 
 
-def _trial_accuracies(record: RunRecord) -> list[float]:
-    trials = record.tuning.trials if record.tuning else []
-    return [trial.accuracy for trial in trials if trial.accuracy is not None]
+def _chosen_by(record: RunRecord) -> str | None:
+    """The metric that chose the settings, or the epoch; None where nothing was chosen."""
+    chooses = record.spec.protocol in PROTOCOLS and PROTOCOLS[record.spec.protocol].every_epoch
+    return record.tuning.metric if record.tuning else record.spec.chosen_by if chooses else None
 
 
 def _choice(record: RunRecord) -> str | None:
-    return canonical_json({t.run_id: t.accuracy for t in record.tuning.trials}) if record.tuning else None
+    return canonical_json({t.run_id: t.score for t in record.tuning.trials}) if record.tuning else None
+
+
+def _failed_trials(tuning: Tuning) -> int:
+    return sum(trial.score is None for trial in tuning.trials)
+
+
+def _winning_score(tuning: Tuning) -> float | None:
+    return None if tuning.chosen is None else tuning.trials[tuning.chosen].score
 
 
 def _of(attribute: str, *names: str) -> Iterator[Column]:
@@ -144,6 +154,8 @@ RESULT_COLUMNS = (
     Column("not_official", object, lambda r: (r.data and ", ".join(r.data.not_official)) or None),
     Column("code", object, _code),
     *(Column(name, object, _version(name)) for name in PACKAGES),
+    Column("primary_metric", str, lambda r: r.primary_metric),
+    Column("chosen_by", object, _chosen_by),
     Column("choice", object, _choice),
     Column("predictions", bool, lambda r: PREDICTIONS_NAME in r.files),
     Column("device", object, lambda r: r.environment.get("device")),
@@ -163,11 +175,11 @@ RESULT_COLUMNS = (
     Column("merged_latency_1", float, _latency("merged_latency_seconds", "1")),
     Column("merged_latency_64", float, _latency("merged_latency_seconds", "64")),
     Column("tuning_trials", float, lambda r: len(r.tuning.trials) if r.tuning else None),
-    Column("tuning_failed", float, lambda r: len(r.tuning.trials) - len(_trial_accuracies(r)) if r.tuning else None),
-    Column("tuning_accuracy", float, lambda r: max(_trial_accuracies(r), default=None)),
+    Column("tuning_failed", float, lambda r: _failed_trials(r.tuning) if r.tuning else None),
+    Column("tuning_score", float, lambda r: _winning_score(r.tuning) if r.tuning else None),
     Column("tuning_seconds", float, lambda r: r.tuning.seconds if r.tuning else None),
 )
-"""What came out and what it cost. Canonical JSON are `choice` (accuracies of the trials), `targets` (metrics by target)
+"""What came out and what it cost. Canonical JSON are `choice` (scores of the trials), `targets` (metrics by target)
 and `data_sizes`."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
-from analysis.frame import ComparableSet, comparable_sets
+from analysis.frame import ComparableSet, comparable_sets, judged
 from analysis.index import Runs, from_folder
 from analysis.literature import load as load_published
 from analysis.literature import significance, source, tables
@@ -18,6 +18,7 @@ from analysis.tables.base import Table
 from analysis.tables.differences import bias_tables
 from analysis.verify import Verification, verify
 from harness.errors import HarnessError, did_you_mean
+from harness.schema.metrics import get as get_metric
 from suites import SUITES
 
 
@@ -52,22 +53,30 @@ def _chosen(runs: Runs, suite: str | None, protocol: str | None) -> list[Compara
 
 
 def compare(
-    first: str, second: str, root: Path, suite: str | None, protocol: str | None, margin: float, errors: Console
+    first: str,
+    second: str,
+    root: Path,
+    suite: str | None,
+    protocol: str | None,
+    margin: float | None,
+    errors: Console,
+    metric: str | None = None,
 ) -> list[Table]:
-    """Tables of two methods of the records below `root`, or of two results folders."""
-    folders = [Path(name) for name in (first, second)]
+    """Tables of two methods of the records below `root`, or of two results folders. `margin`: in the unit of the
+    metric, its own if not given; `metric`: the tasks' primary one if not given."""
+    folders, by = [Path(name) for name in (first, second)], get_metric(metric) if metric else None
     if all((folder / "runs").is_dir() for folder in folders):
         here, there = (load(folder, errors) for folder in folders)
-        sides = [_chosen(runs, suite, protocol) for runs in (here, there)]
+        sides = [judged(_chosen(runs, suite, protocol), by) for runs in (here, there)]
         read = here.predictions, there.predictions
         return compare_folders(sides[0], sides[1], (first, second), margin, read)
     runs = load(root, errors)
-    return compare_in_sets(_chosen(runs, suite, protocol), first, second, margin, runs.predictions)
+    return compare_in_sets(judged(_chosen(runs, suite, protocol), by), first, second, margin, runs.predictions)
 
 
-def bias(root: Path, suite: str | None, errors: Console) -> list[Table]:
-    """What choosing by the test split gains, from the records below `root`."""
-    return bias_tables(_sets(root, suite, None, errors))
+def bias(root: Path, suite: str | None, errors: Console, metric: str | None = None) -> list[Table]:
+    """What choosing by the test split gains, from the records below `root`; `metric` as in `compare`."""
+    return bias_tables(judged(_sets(root, suite, None, errors), get_metric(metric) if metric else None))
 
 
 def verified(

@@ -1,12 +1,13 @@
 """Which records must not stand in one column, and what else differs among them.
 
 Refused are records of a task whose lists or images differ from those that most records have (decoded pixels, which
-records of schema 2 do not know, among those that know them), and tuned records of one cell that other trials decided
-than those behind most of its seeds: these are left out, with what differs. Another backbone, checkpoint, preprocessing,
-precision, protocol or budget makes a table of its own (`frame.SET_KEYS`). The code's state and the versions of torch,
-timm and peft are noted and not refused: most commits and releases change no number, and the runs of a cluster could
-otherwise not stand beside those of a laptop. Nor are devices, which every caption names: at one precision a GPU draws
-other random numbers than a CPU, as another seed does, and rounds otherwise.
+records of schema 2 do not know, among those that know them), records whose settings or epoch were chosen by another
+metric than most on the task, and tuned records of one cell that other trials decided than those behind most of its
+seeds: these are left out, with what differs. Another backbone, checkpoint, preprocessing, precision, protocol or budget
+makes a table of its own (`frame.SET_KEYS`). The code's state and the versions of torch, timm and peft are noted and not
+refused: most commits and releases change no number, and the runs of a cluster could otherwise not stand beside those of
+a laptop. Nor are devices, which every caption names: at one precision a GPU draws other random numbers than a CPU, as
+another seed does, and rounds otherwise.
 
 A run that was done twice, because its spec once left the precision to the device and once named it, counts once.
 """
@@ -52,6 +53,7 @@ def set_aside_unlike(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
     for keys, column, differ in (
         (LIST_KEYS, "data", _data_difference),
         (LIST_KEYS, "pixels", lambda _, __: "images differ"),
+        (CELL_KEYS, "chosen_by", lambda run, usual: f"chosen by {run['chosen_by']} instead of {usual['chosen_by']}"),
         ([*LIST_KEYS, "method", "variant", "source"], "choice", lambda _, __: "settings chosen by other trials"),
     ):
         usual = usual_values(rows, keys, column)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from analysis import metric_text
 from analysis.comparability import CELL_KEYS, LeftOut, notes
 from analysis.frame import IN_TITLE, REPLICATE_KEYS, ComparableSet, cell_name, suite_cells
-from analysis.metric_text import MARGIN, PER_CENT
 from analysis.paired import ReadPredictions, none_kept
 from analysis.statistics import (
     ALPHA,
@@ -105,7 +106,8 @@ def compare_runs(
         interval = seeds_interval([independent(a - b)] if len(shared) else [])
         pairs[key] = TaskPair(float(a.mean()), float(b.mean()), interval, (len(a), len(b)), len(shared))
     if not pairs:
-        tasks = [", ".join(sorted({task for task, _ in side})) or "none complete" for side in (ours, theirs)]
+        none = f"no complete run with a {peers.metric.title}"
+        tasks = [", ".join(sorted({task for task, _ in side})) or none for side in (ours, theirs)]
         raise CompareError(f"{names[0]} and {names[1]} share no task: {tasks[0]} against {tasks[1]}")
     lacking = [cell_name(*key) for key in order if (key in ours) != (key in theirs)]
     return MethodComparison(*names, peers.metric, pairs, lacking)
@@ -129,31 +131,35 @@ def _label(names: pd.Series, wanted: str, peers: ComparableSet) -> str:
     return label
 
 
-def overall(comparison: MethodComparison, margin: float = MARGIN) -> str:
-    """The comparison in a sentence or two."""
-    differences, better = comparison.differences, comparison.metric.higher_is_better
+def overall(comparison: MethodComparison, margin: float | None = None) -> str:
+    """The comparison in a sentence or two. `margin`: in units of the metric, the metric's own if not given."""
+    differences, metric, better = comparison.differences, comparison.metric, comparison.metric.higher_is_better
+    margin = metric_text.margin(metric) if margin is None else margin
+    within = f"{margin:g} {metric_text.units(metric)}"
     mean, interval = sum(differences) / len(differences), tasks_interval(differences)
     counts, p = win_tie_loss(differences, better), wilcoxon(differences)
     reading = {
-        "equal": f"practically equal within ±{margin:g} points",
+        "equal": f"practically equal within ±{within}",
         "better": f"{comparison.first} is better",
         "worse": f"{comparison.first} is worse",
-        "undecided": f"undecided at a margin of ±{margin:g} points",
+        "undecided": f"undecided at a margin of ±{within}" if margin else "undecided",
         "unknown": "one task says nothing of others",
     }[verdict(interval, p, margin, higher_is_better=better)]
     smallest = smallest_wilcoxon(len(differences))
     never = (
         f" (over {len(differences)} tasks never below {smallest:.3g}, so it cannot decide)" if smallest > ALPHA else ""
     )
-    between = f" (95 % interval {interval.low:+.2f} to {interval.high:+.2f})" if interval.known else ""
+    signed = f"+.{metric_text.digits(metric) + 1}f"
+    between = f" (95 % interval {interval.low:{signed}} to {interval.high:{signed}})" if interval.known else ""
+    lower = "" if better else ", of which less is better"
     return (
         f"{comparison.first} beats {comparison.second} on {counts.wins} of {len(differences)} tasks, ties on "
-        f"{counts.ties}, loses on {counts.losses}. Mean difference {mean:+.2f} points{between}; Wilcoxon p = "
-        f"{p:.3g}{never}; {reading}."
+        f"{counts.ties}, loses on {counts.losses}. Mean difference {mean:{signed}} "
+        f"{metric_text.difference(metric)}{lower}{between}; Wilcoxon p = {p:.3g}{never}; {reading}."
     )
 
 
-def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin: float = MARGIN) -> Table:
+def comparison_table(comparison: MethodComparison, peers: ComparableSet, margin: float | None = None) -> Table:
     """A row per shared task, and their mean; the sentence of `overall` is in the caption."""
     columns = _columns(comparison)
     caption = (
@@ -185,7 +191,7 @@ def _columns(comparison: MethodComparison) -> list[Column]:
     first, second = (
         dataclasses.replace(value_column(metric, name, 1), best="") for name in (comparison.first, comparison.second)
     )
-    group = "difference in points" if metric.unit == PER_CENT else "difference"
+    group = f"difference in {metric_text.units(metric)}"
     mean, low, high = (difference_column(metric, name, 1, group=group) for name in ("mean", "low", "high"))
     return [first, second, mean, low, high, Column(name="seeds shared", kind="integer")]
 
@@ -206,7 +212,7 @@ def _pair_row(pair: TaskPair, columns: list[Column], seeds: int) -> Row:
 
 
 def compare_in_sets(
-    sets: list[ComparableSet], first: str, second: str, margin: float = MARGIN, read: ReadPredictions = none_kept
+    sets: list[ComparableSet], first: str, second: str, margin: float | None = None, read: ReadPredictions = none_kept
 ) -> list[Table]:
     """Tables for every set that holds both methods. `CompareError` with the reasons if none does."""
     tables: list[Table] = []
@@ -229,16 +235,16 @@ def compare_folders(
     first: list[ComparableSet],
     second: list[ComparableSet],
     names: tuple[str, str],
-    margin: float = MARGIN,
+    margin: float | None = None,
     read: tuple[ReadPredictions, ReadPredictions] = (none_kept, none_kept),
 ) -> list[Table]:
     """Tables per method that both folders hold with the same settings under the same conditions, which are never
     mixed; what was not compared is said below the last one."""
-    others = {tuple(other.key.values()): other for other in second}
+    others = {_conditions(other): other for other in second}
     tables: list[Table] = []
     reasons: list[str] = []
     for peers in first:
-        other = others.pop(tuple(peers.key.values()), None)
+        other = others.pop(_conditions(peers), None)
         if other is None:
             reasons.append(f"{set_title(peers)}: only in {names[0]}{_other_conditions(peers, second)}")
             continue
@@ -260,6 +266,11 @@ def compare_folders(
     return tables
 
 
+def _conditions(peers: ComparableSet) -> tuple[Any, ...]:
+    """What two sets must share for their runs to be compared."""
+    return (*peers.key.values(), peers.metric.name)
+
+
 def _other_conditions(peers: ComparableSet, others: list[ComparableSet]) -> str:
     """` (precision bf16 against float32)`, where the other folder has a set of the same title."""
     alike = next((other for other in others if all(other.key[key] == peers.key[key] for key in IN_TITLE)), peers)
@@ -272,7 +283,7 @@ def _compare_sets(
     peers: ComparableSet,
     other: ComparableSet,
     names: tuple[str, str],
-    margin: float,
+    margin: float | None,
     read: tuple[ReadPredictions, ReadPredictions],
 ) -> Iterator[Table | str]:
     """Tables of each method and its settings, or the reason why there is none."""
@@ -304,7 +315,7 @@ def _folder_tables(
     sides: tuple[pd.DataFrame, pd.DataFrame],
     left_out: list[LeftOut],
     titles: tuple[str, str],
-    margin: float,
+    margin: float | None,
     read: tuple[ReadPredictions, ReadPredictions],
 ) -> list[Table] | list[str]:
     together = pd.concat(sides)

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.columns import frame_of, parsed
 from analysis.comparability import CELL_KEYS, LeftOut, notes, set_aside_unlike, usual_values
 from harness.schema.metrics import ACCURACY, Metric
+from harness.schema.metrics import get as get_metric
 from harness.schema.record import RunRecord
 from suites import SUITES
 from suites.base import Task
@@ -80,6 +81,24 @@ class ComparableSet:
     def by(self, metric: Metric) -> ComparableSet:
         """The same runs, judged by another metric."""
         return replace(self, metric=metric)
+
+    def by_primary(self) -> list[ComparableSet]:
+        """The same runs, each task by its primary metric: in parts, one for each metric, where tasks differ in it. No
+        mean, rank or test is over several metrics."""
+        primary = primary_metrics(self.key["suite"], self.rows)
+        parts = [self.by(get_metric(name)) for name in dict.fromkeys(primary.values())]
+        return [part._of_own_tasks(primary) for part in parts] if len(parts) > 1 else parts
+
+    def _of_own_tasks(self, primary: dict[str, str]) -> ComparableSet:
+        own = {task for task, name in primary.items() if name == self.metric.name}
+        rows = self.rows[self.rows["task"].isin(own)]
+        return replace(
+            self,
+            rows=rows,
+            left_out=[run for run in self.left_out if run.task in own],
+            notes=notes(rows),
+            apart=", ".join(filter(None, [self.apart, f"by {self.metric.title}"])),
+        )
 
     def rest_of_key(self, *names: str) -> dict[str, Any]:
         """The key without these names."""
@@ -180,6 +199,18 @@ def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:
 def averaged(groups: dict[K, str]) -> dict[K, str]:
     """What means, ranks and tests are over: tasks that a known suite does not have are shown beside it, but not in."""
     return {key: group for key, group in groups.items() if group != OTHER} or groups
+
+
+def primary_metrics(suite: str, rows: pd.DataFrame) -> dict[str, str]:
+    """Task to its primary metric, as most of its complete runs say, in the suite's order."""
+    complete = rows[rows["status"] == "complete"].groupby("task")["primary_metric"]
+    said = complete.agg(lambda names: names.mode().iloc[0]).to_dict()
+    return {task: said.get(task, ACCURACY.name) for task in suite_tasks(suite, rows)}
+
+
+def judged(sets: Iterable[ComparableSet], metric: Metric | None) -> list[ComparableSet]:
+    """The sets by a metric; by the primary metrics of their tasks if it is not given."""
+    return [part for one in sets for part in ([one.by(metric)] if metric else one.by_primary())]
 
 
 def tasks_text(suite: str, count: int) -> str:

@@ -25,9 +25,14 @@ def in_words(metric: Metric) -> str:
     return metric.title + unit
 
 
+def units(metric: Metric) -> str:
+    """What differences are counted in: `points`, or `units` of a plain number."""
+    return "points" if metric.unit == PER_CENT else metric.unit or "units"
+
+
 def difference(metric: Metric) -> str:
-    """`points of top-1 accuracy`, or `units of mean cross-entropy`."""
-    return f"{'points' if metric.unit == PER_CENT else metric.unit or 'units'} of {metric.title}"
+    """`points of top-1 accuracy`, or `units of cross-entropy`."""
+    return f"{units(metric)} of {metric.title}"
 
 
 def with_unit(text: str, metric: Metric) -> str:

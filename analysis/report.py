@@ -14,7 +14,7 @@ from rich.console import Console
 
 from analysis.figures.gallery import Drawing, drawings
 from analysis.figures.style import save
-from analysis.frame import ComparableSet, comparable_sets
+from analysis.frame import ComparableSet, comparable_sets, judged
 from analysis.index import ReadRecords, Runs
 from analysis.literature import measured_beside
 from analysis.page import MethodFacts, Section, to_html
@@ -51,7 +51,7 @@ def write_report(
     facts = _facts(runs.rows, about or {})
     methods = runs.rows["method"] if len(runs.rows) else ()
     rows = runs.rows.assign(family=[facts[name].family if name in facts else "" for name in methods])
-    sets = [s.by(options.metric) for s in comparable_sets(rows) if suite in (None, s.key["suite"])]
+    sets = judged((s for s in comparable_sets(rows) if suite in (None, s.key["suite"])), options.metric)
     if not sets:
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
@@ -149,7 +149,8 @@ class _Writer:
 
 
 def _names(sets: list[ComparableSet]) -> list[str]:
-    """Folder names; sets that differ only in preprocessing, precision or the checkpoint's bytes are numbered."""
+    """Folder names; sets that differ only in preprocessing, precision, the checkpoint's bytes or the metric are
+    numbered."""
     names: list[str] = []
     counts: dict[str, int] = {}
     for peers in sets:
@@ -166,5 +167,6 @@ def _at_random(peers: ComparableSet, sets: list[ComparableSet]) -> list[Comparab
     """Sets that differ from this one in nothing but random instead of pretrained weights."""
     if peers.key["weights"] == "random":
         return []
-    at_random, names = [other for other in sets if other.key["weights"] == "random"], ("weights", "weights_digest")
+    names = ("weights", "weights_digest")
+    at_random = [other for other in sets if other.key["weights"] == "random" and other.metric == peers.metric]
     return [other for other in at_random if other.rest_of_key(*names) == peers.rest_of_key(*names)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis.frame import SET_KEYS, comparable_sets
+from analysis.frame import SET_KEYS, comparable_sets, judged
 from analysis.index import from_folder
 from analysis.render.html import to_html
 from analysis.render.terminal import to_terminal
@@ -45,9 +45,13 @@ def frame_of_folder(root: Path) -> pd.DataFrame:
 
 
 def tables_of_frame(frame: pd.DataFrame) -> Tables:
-    """The result tables of each comparable set. `HarnessError` for a frame without rows or of another kind."""
-    missing = [key for key in (*SET_KEYS, "task", "method", "accuracy") if key not in getattr(frame, "columns", ())]
+    """The result tables of each comparable set, by the tasks' primary metrics.
+
+    `HarnessError` for a frame without rows or of another kind.
+    """
+    needed, there = (*SET_KEYS, "task", "method", "primary_metric"), getattr(frame, "columns", ())
+    missing = [key for key in needed if key not in there]
     if missing or frame.empty:
         what = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
         raise HarnessError(f"a table is made of rows of a frame of records; this one {what}")
-    return Tables(table for peers in comparable_sets(frame) for table in result_tables(peers))
+    return Tables(table for peers in judged(comparable_sets(frame), None) for table in result_tables(peers))

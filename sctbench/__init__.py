@@ -215,8 +215,8 @@ def frame(out: str | Path = "results") -> pd.DataFrame:
 
 @_guards.one_class_of_errors()
 def table(frame: pd.DataFrame) -> Tables:
-    """The accuracy tables of a frame, or of some of its rows: one for each set of runs whose numbers may stand side by
-    side. They show themselves as text, and as HTML in a notebook."""
+    """The tables of results of a frame, or of some of its rows: one for each set of runs whose numbers may stand side
+    by side, each task by its primary metric. They show themselves as text, and as HTML in a notebook."""
     from analysis.shown import tables_of_frame
 
     return tables_of_frame(frame)
@@ -230,13 +230,13 @@ def report(
     reference: str | None = None,
     ablation: str | Sequence[str] | None = None,
     to: str | Path | None = None,
-    metric: str = "accuracy",
+    metric: str | None = None,
 ) -> Path:
     """Write all tables and figures of a results folder, and return the page that shows them, `to`/index.html.
 
     `suite`: only that one; a file of your own: with its groups. `reference`: method to test the others against; linear,
     or the best, if not given. `ablation`: settings to tabulate. `to`: `out`/report if not given. `metric`: what
-    they show, a name of `harness.schema.metrics`.
+    they show, a name of `harness.schema.metrics`; each task's primary one if not given.
     """
     from harness.commands.reports import write
 

@@ -79,6 +79,10 @@ class Task:
     """List file of each split; `{shots}` and `{split_seed}` in it are filled in."""
 
     targets: tuple[Target, ...] = ()
+    metric: str = "accuracy"
+    """Name of its primary metric (`harness.schema.metrics`): what tables show it by, and what settings and epochs are
+    chosen by under the protocols that choose."""
+
     build: Callable[[Path], None] | None = None
     """Writes the task's folder out of installed packages; None where the user brings the data."""
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -155,7 +156,7 @@ def _task(
     known = {"train": layout.shots[0] * classes} if len(layout.shots) == 1 else {}
     key = f"{name}-{layout.key}"
 
-    def below(folder: str) -> dict[str, tuple[str, ...]]:
+    def below(folder: str) -> dict[str, Any]:
         return {"folders": (f"{folder}/images",), "list_folders": (f"{folder}/annotations",)}
 
     return Task(

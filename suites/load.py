@@ -2,7 +2,7 @@
 
 A file has the fields of `suites.base.Suite`; `tasks` are mappings with the fields of `suites.base.Task`, where `test`,
 `val` and `train` may stand for `sizes`, and `images` for a folder below each of `folders`. `defaults` holds task fields
-that all tasks share. Lists of a task's `targets` default to `val_meta.list`.
+that all tasks share, `metric` for one. Lists of a task's `targets` default to `val_meta.list`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from suites.base import Suite, SuiteError, Target, Task
-from suites.yaml_lines import YamlFile
+from suites.yaml_lines import YamlFile, did_you_mean
 
 SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite)))
 SPLITS = ("train", "val", "test")
@@ -49,7 +49,7 @@ def _by_split(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_name, "a text of letters, digits, `_`, `-` and `.`"),
-    **dict.fromkeys(("title", "about", "group", "images", "list_file"), (_is(str), "a text")),
+    **dict.fromkeys(("title", "about", "group", "images", "list_file", "metric"), (_is(str), "a text")),
     **dict.fromkeys(("folders", "list_folders", "subfolders"), (_are(_is(str)), "a list of different texts")),
     **dict.fromkeys(("num_classes", "version", "size", *SPLITS), (_is_count, "a positive whole number")),
     **dict.fromkeys(("tasks", "targets"), (_is(list), "a list")),
@@ -122,8 +122,20 @@ def _check_lists(task: Task, shots: bool, split_seeds: bool) -> None:
             raise SuiteError(f"task {task.name!r}: no list is named by {{{name}}}, of which the suite has some")
 
 
-def load_suite(path: Path) -> Suite:
-    """The suite in a YAML file. `SuiteError` names file, line and key of what is wrong."""
+def _check_metric(fields: Mapping[str, Any], metrics: Mapping[str, range]) -> None:
+    """The primary metric, where it is given, must be known and defined for the number of classes."""
+    name, count = fields.get("metric"), fields.get("num_classes")
+    if name is not None and name not in metrics:
+        raise SuiteError(f"metric={name!r} is no metric. {did_you_mean(name, list(metrics))}")
+    if name is not None and count is not None and count not in metrics[name]:
+        raise SuiteError(f"metric={name!r} is not defined for num_classes={count}")
+
+
+def load_suite(path: Path, metrics: Mapping[str, range] | None = None) -> Suite:
+    """The suite in a YAML file. `SuiteError` names file, line and key of what is wrong.
+
+    `metrics`: all there are, with the numbers of classes that they are defined for; not checked if not given.
+    """
     file = YamlFile(path, SUITE_KEYS, "a suite")
     values = {"name": path.stem, "title": path.stem, "about": "", **file.values}
     for key, value in values.items():
@@ -132,10 +144,14 @@ def load_suite(path: Path) -> Suite:
     defaults = values.pop("defaults", {})
     with file.blamed("defaults"):
         _check_keys(defaults, TASK_KEYS, set(), "defaults")
+        if metrics is not None:
+            _check_metric(defaults, metrics)
     tasks = []
     for index, task in enumerate(values.get("tasks", [])):
         with file.blamed("tasks", index):
             tasks.append(_task(task, defaults))
+            if metrics is not None:
+                _check_metric({**defaults, **task}, metrics)
             _check_lists(tasks[-1], bool(values.get("shots")), bool(values.get("split_seeds")))
     if not tasks:
         raise SuiteError(f"{file.where('tasks')}: a suite needs a list of tasks")

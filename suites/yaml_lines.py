@@ -81,6 +81,12 @@ def scalar(text: str) -> Any:
         raise SuiteError(f"{text!r} is not valid YAML: {getattr(error, 'problem', error)}") from None
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A sentence that names the closest of `known`, or lists them all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+
+
 class YamlFile:
     """A YAML mapping, its values, and their lines."""
 
@@ -113,9 +119,7 @@ class YamlFile:
         self._nodes = {key.value: (key, value) for key, value in node.value}
         for key in self.values:
             if key not in keys:
-                close = difflib.get_close_matches(str(key), keys, n=1, cutoff=0.5)
-                hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(keys)}."
-                raise SuiteError(f"{self.where(str(key))}: unknown key {key!r}. {hint}")
+                raise SuiteError(f"{self.where(str(key))}: unknown key {key!r}. {did_you_mean(str(key), keys)}")
 
     def _check(self, node: yaml.MappingNode, texts: Sequence[str]) -> None:
         """`SuiteError` for a value that is not read as it looks."""

@@ -26,7 +26,7 @@ def _cell(cell: Cell, column: Column, label: str, marks: Marks) -> str:
         return f'<td class="best"><strong>{text}</strong></td>'
     if label in marks.second:
         return f'<td class="second"><u>{text}</u></td>'
-    kind = f' class="{cell.note}"' if cell.note in ("missing", "failed") else ""
+    kind = f' class="{cell.note}"' if cell.note in ("missing", "failed", "unknown") else ""
     return f"<td{kind}>{text}</td>"
 
 

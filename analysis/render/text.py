@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.tables.base import BLANK, MEANS, Cell, Column, Table
 
-NO_VALUE = {"missing": "–", "failed": "failed"}
+NO_VALUE = {"missing": "–", "failed": "failed", "unknown": "?"}
 SUFFIXES = ("*", "≠", "‡", "§", "≈")
 """Notes that follow a value directly, without brackets."""
 

@@ -9,7 +9,7 @@ from analysis.tables.settings import ablation_axes, ablation_table, settings_tab
 from analysis.tables.significance import significance_table
 from analysis.tables.tasks import result_tables
 from harness.errors import HarnessError, did_you_mean
-from harness.schema.metrics import ACCURACY, Metric
+from harness.schema.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class TableOptions:
     axes: tuple[str, ...] | None = None
     """Settings to show ablations over; all that differ if not given."""
 
-    metric: Metric = ACCURACY
-    """What the tables show, and by which they rank, mark and test."""
+    metric: Metric | None = None
+    """What the tables show, and by which they rank, mark and test; the set's if not given."""
 
 
 ALL_TABLES = TableOptions()
@@ -44,7 +44,7 @@ def check_options(sets: list[ComparableSet], options: TableOptions) -> None:
 
 def all_tables(peers: ComparableSet, options: TableOptions = ALL_TABLES) -> list[Table]:
     """Every table that the runs of a set allow. An axis of `options` that the set lacks is passed over."""
-    peers = peers.by(options.metric)
+    peers = peers.by(options.metric) if options.metric else peers
     axes = ablation_axes(peers)
     tuning = tuning_table(peers)
     tables = [*result_tables(peers), efficiency_table(peers), settings_table(peers), *([tuning] if tuning else [])]

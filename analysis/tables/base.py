@@ -24,6 +24,7 @@ MEANS = "mean of"
 MARKS = {
     "missing": "–: missing, no run, or a part of a mean is missing",
     "failed": "failed: no run of the cell succeeded",
+    "unknown": "?: not known, because the metric is not defined there or the records are older than it",
     "*": "*: with a part that rests on fewer seeds or runs than others, or, of a cost, on none",
     "≠": "≠: no seed in common, so the means are over each side's own",
     "‡": "‡: runs on several kinds of device, not comparable",
@@ -55,6 +56,7 @@ class Cell:
 
 
 MISSING = Cell(note="missing")
+UNKNOWN = Cell(note="unknown")
 BLANK = Cell()
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.comparability import CELL_KEYS, left_out_text, taken_in_part
 from analysis.frame import REPLICATE_KEYS, ComparableSet
 from analysis.statistics import average_ranks
-from analysis.tables.base import MISSING, Cell, Key, number_cell
+from analysis.tables.base import MISSING, UNKNOWN, Cell, Key, number_cell
 from harness.schema.metrics import Metric
 from harness.schema.protocol import PROTOCOLS
 from suites import SUITES
@@ -27,13 +27,13 @@ def seed_count(rows: pd.DataFrame) -> int:
 def metric_cells(peers: ComparableSet) -> dict[str, dict[Key, Cell]]:
     """Label to (task, shots) to the metric's mean over split seeds and seeds, with the standard deviation (ddof=1)."""
     rows, seeds = peers.rows, seed_count(peers.rows)
-    complete = rows[peers.metric.name].where(rows["status"] == "complete")
-    grouped = complete.groupby([rows["label"], *(rows[key] for key in CELL_KEYS)])
+    complete, keys = rows["status"] == "complete", [rows["label"], *(rows[key] for key in CELL_KEYS)]
+    values = rows[peers.metric.name].where(complete).groupby(keys).agg(["mean", "std", "count"])
     cells: dict[str, dict[Key, Cell]] = {label: {} for label in label_order(rows)}
-    for values in grouped.agg(["mean", "std", "count"]).reset_index().itertuples(index=False):
-        label, task, shots, mean, spread, count = values
+    for one in values.assign(done=complete.groupby(keys).any()).reset_index().itertuples(index=False):
+        label, task, shots, mean, spread, count, done = one
         note = "" if count == seeds else f"{count}/{seeds}"
-        cell = Cell(value=mean, spread=spread, note=note) if count else Cell(note="failed")
+        cell = Cell(value=mean, spread=spread, note=note) if count else UNKNOWN if done else Cell(note="failed")
         cells[label][task, int(shots)] = cell
     return cells
 

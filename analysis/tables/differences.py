@@ -74,6 +74,7 @@ def bias_tables(sets: list[ComparableSet]) -> list[Table]:
         for fixed in sets
         if (oracle.key["protocol"], fixed.key["protocol"]) == ("oracle", "fixed")
         and oracle.rest_of_key("protocol") == fixed.rest_of_key("protocol")
+        and oracle.metric == fixed.metric
     ]
     tables = [table for table in pairs if table.rows]
     if not tables:

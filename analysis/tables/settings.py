@@ -10,9 +10,12 @@ import pandas as pd
 
 from analysis.columns import parsed
 from analysis.frame import ComparableSet, cell_name, differing_keys, suite_cells
+from analysis.metric_text import digits, in_words
 from analysis.tables.base import Cell, Column, Key, Row, Table, named_row, number_cell
 from analysis.tables.cells import by_label, set_caption, set_title
 from analysis.tables.tasks import task_table
+from harness.schema.metrics import Metric
+from harness.schema.metrics import get as get_metric
 
 RECIPE = "recipe."
 OWN = Column(name="method's own", kind="text")
@@ -101,16 +104,18 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
     return not number, float(value) if number else 0.0, str(value)
 
 
-TUNING_COLUMNS = [
-    Column(name="chosen", kind="text"),
-    Column(name="val"),
-    Column(name="trials", kind="integer"),
-    Column(name="failed", kind="integer"),
-    Column(name="hours", kind="hours"),
-]
+def _tuning_columns(metrics: list[Metric]) -> list[Column]:
+    return [
+        Column(name="chosen", kind="text"),
+        Column(name="val", digits=max(map(digits, metrics))),
+        Column(name="trials", kind="integer"),
+        Column(name="failed", kind="integer"),
+        Column(name="hours", kind="hours"),
+    ]
+
 
 TUNING_CAPTION = (
-    "The settings that won on val, of those that were searched; accuracy of the winner there, so not a result; trials "
+    "The settings that won on val, of those that were searched; {} of the winner there, so not a result; trials "
     "that were done, those that failed, and device hours of all of them together."
 )
 
@@ -120,29 +125,32 @@ def tuning_table(peers: ComparableSet) -> Table | None:
     tuned = peers.rows[peers.rows["tuning_trials"].notna()]
     if tuned.empty:
         return None
+    by = tuned.drop_duplicates("task").groupby("chosen_by", sort=False)["task"].agg(", ".join)
+    metrics = {get_metric(str(name)): tasks for name, tasks in by.items()}
+    named = [in_words(metric) + (f" ({tasks})" if len(by) > 1 else "") for metric, tasks in metrics.items()]
     table = Table(
         name="tuning",
         title=set_title(peers, "chosen settings"),
-        caption=f"{TUNING_CAPTION} {set_caption(peers)}",
-        columns=TUNING_COLUMNS,
+        caption=f"{TUNING_CAPTION.format(', '.join(named))} {set_caption(peers)}",
+        columns=_tuning_columns(list(metrics)),
     )
     for label, runs in by_label(tuned):
         own = runs.drop_duplicates(["task", "shots", "split_seed"])
         for task, shots in suite_cells(peers.key["suite"], tuned):
             for _, run in own[(own["task"] == task) & (own["shots"] == shots)].sort_values("split_seed").iterrows():
                 draw = f", draw {run['split_seed']}" if run["split_seed"] >= 0 else ""
-                table.rows[f"{label}, {cell_name(task, shots)}{draw}"] = _tuning_row(run)
+                table.rows[f"{label}, {cell_name(task, shots)}{draw}"] = _tuning_row(run, table.columns)
     return table
 
 
-def _tuning_row(run: pd.Series) -> Row:
+def _tuning_row(run: pd.Series, columns: list[Column]) -> Row:
     text = ", ".join(f"{key.removeprefix('recipe.')}={value}" for key, value in parsed(run["chosen"]).items())
     if run["tuning_failed"] == run["tuning_trials"]:
         text = "none: all trials failed"
     return named_row(
-        TUNING_COLUMNS,
+        columns,
         chosen=Cell(text=text or "nothing searched"),
-        val=number_cell(run["tuning_accuracy"]),
+        val=number_cell(run["tuning_score"]),
         trials=number_cell(run["tuning_trials"]),
         failed=number_cell(run["tuning_failed"]),
         hours=number_cell(run["tuning_seconds"] / 3600),

@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 
 from analysis.frame import REPLICATE_KEYS, ComparableSet, averaged, suite_cells
-from analysis.metric_text import margin
+from analysis.metric_text import margin, units
 from analysis.statistics import (
     ALPHA,
     CONFIDENCE,
@@ -51,7 +51,7 @@ def _columns(metric: Metric) -> list[Column]:
         value_column(metric, "mean", 1),
         Column(name="rank", kind="rank", best="min"),
         *(Column(name=name, group=against, kind="integer") for name in ("wins", "ties", "losses")),
-        *(difference_column(metric, name, 1, group=INTERVAL_GROUP) for name in ("points", "low", "high")),
+        *(difference_column(metric, name, 1, group=INTERVAL_GROUP) for name in (units(metric), "low", "high")),
         *(Column(name=name, group=tests, kind="p") for name in ("p", "Holm p")),
         Column(name="reads", kind="text"),
     ]
@@ -93,7 +93,7 @@ def _against(values: pd.DataFrame, reference: str, metric: Metric) -> dict[str, 
             wins=Cell(value=float(counts.wins)),
             ties=Cell(value=float(counts.ties)),
             losses=Cell(value=float(counts.losses)),
-            points=number_cell(float(difference.mean())),
+            **{units(metric): number_cell(float(difference.mean()))},
             low=number_cell(interval.low),
             high=number_cell(interval.high),
             p=number_cell(p[label]),

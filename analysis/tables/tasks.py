@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.columns import parsed, target_values
 from analysis.frame import OTHER, ComparableSet, averaged, cell_name, known_tasks, suite_cells, suite_tasks, tasks_text
 from analysis.metric_text import in_words, sentence
-from analysis.tables.base import MEANS, MISSING, Cell, Column, Key, Row, Table, mean_cell, value_column
+from analysis.tables.base import MEANS, MISSING, UNKNOWN, Cell, Column, Key, Row, Table, mean_cell, value_column
 from analysis.tables.cells import (
     by_label,
     cost_cells,
@@ -132,12 +132,14 @@ def _target_cells(runs: pd.DataFrame, targets: list[str], metric: Metric, seeds:
         ],
         columns=["", *targets],
     )
+    scored = {"", *(name for text in complete["targets"] for name in parsed(text))} if len(complete) else set()
     empty = Cell(note="failed" if len(runs) and complete.empty else "missing")
     cells = {}
-    for name in values:
+    for name in map(str, values):
         known = values[name].dropna()
         note = "" if len(known) == seeds else f"{len(known)}/{seeds}"
-        cells[str(name)] = Cell(value=known.mean(), spread=known.std(ddof=1), note=note) if len(known) else empty
+        none = UNKNOWN if name in scored else empty
+        cells[name] = Cell(value=known.mean(), spread=known.std(ddof=1), note=note) if len(known) else none
     return cells
 
 

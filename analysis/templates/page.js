@@ -45,7 +45,7 @@
     const keyed = [...body.rows].map((row) => {
       const label = row.cells[0].firstChild.textContent, cell = row.cells[column];
       const text = column ? cell.textContent.trim() : label, number = Number((column && cell.dataset.v) || text);
-      const place = ["", "–", "failed"].includes(text) ? 2 : Number.isNaN(number) || !column ? 1 : 0;
+      const place = ["", "–", "?", "failed"].includes(text) ? 2 : Number.isNaN(number) || !column ? 1 : 0;
       return { row, label, text, number, place };
     });
     keyed.sort((a, b) => a.place - b.place || sign * (a.place ? a.text.localeCompare(b.text) : a.number - b.number) || a.label.localeCompare(b.label));
@@ -96,9 +96,10 @@
     return { board, row, tasks, name: board.names[column], target: board.targets[column], plain: board.plain[column] };
   }
   const seedText = (run) => (run[1] === null ? "" : `split ${run[1]}, `) + `seed ${run[0]}`;
+  const noValue = (run) => (run[4] ? "failed" : "not known");
   function valueText(board, run, target) {
     const value = target && run[2] !== null ? run[5][target] : run[2];
-    return value === null ? "failed" : value === undefined ? "not scored" : value.toFixed(board.digits);
+    return value === null ? noValue(run) : value === undefined ? "not scored" : value.toFixed(board.digits);
   }
   function tipText(link) {
     const { board, row, tasks, name, target, plain } = behind(link);
@@ -110,7 +111,7 @@
     const lines = seeds.slice(0, 12).map((seed) => {
       const values = tasks.map((t) => t.runs.find((r) => seedText(r) === seed && r[2] !== null)).filter(Boolean).map((r) => r[2]);
       const mean = values.reduce((a, b) => a + b, 0) / values.length;
-      return `${seed}: ` + (values.length ? `${board.metric} ${mean.toFixed(board.digits)}, mean of ${values.length} task${values.length > 1 ? "s" : ""}` : "failed");
+      return `${seed}: ` + (values.length ? `${board.metric} ${mean.toFixed(board.digits)}, mean of ${values.length} task${values.length > 1 ? "s" : ""}` : noValue(runs.find((r) => seedText(r) === seed)));
     });
     return head + lines.join("\n");
   }

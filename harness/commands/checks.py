@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.options import DataFolders, DeviceName, OutFolder, grouped
+from harness.commands.options import DataFolders, DeviceName, MetricName, OutFolder, grouped
 from harness.terminal import JsonFlag, console, errors, print_rows
 
 checks_app = typer.Typer()
@@ -51,12 +51,13 @@ def rerun(
 def bias(
     out: OutFolder = Path("results"),
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
+    metric: MetricName = None,
 ) -> None:
     """Show what reporting the best test epoch gains: oracle minus fixed, of the runs that are there."""
     from analysis.commands import bias as tables_of
     from analysis.commands import show
 
-    show(tables_of(out, suite, errors), console)
+    show(tables_of(out, suite, errors, metric), console)
 
 
 @checks_app.command()

@@ -14,7 +14,7 @@ from harness.commands.bench import bench
 from harness.commands.checks import checks_app
 from harness.commands.data import data_app
 from harness.commands.models import models_app
-from harness.commands.options import OutFolder
+from harness.commands.options import MetricName, OutFolder
 from harness.commands.runs import runs_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
@@ -61,7 +61,7 @@ def report(
         str | None, typer.Option(help="Method to test the others against; linear, or the best, if not given.")
     ] = None,
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
-    metric: Annotated[str, typer.Option(help="What the tables and figures show, e.g. accuracy or loss.")] = "accuracy",
+    metric: MetricName = None,
     to: Annotated[Path | None, typer.Option(help="Folder for tables and figures; OUT/report if not given.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
@@ -80,13 +80,17 @@ def compare(
     out: OutFolder = Path("results"),
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
-    margin: Annotated[float, typer.Option(min=0, help="Points that count as practically equal.")] = 1.0,
+    metric: MetricName = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(min=0, help="What counts as practically equal, in the metric's unit; 1 point, or else 0."),
+    ] = None,
 ) -> None:
     """Compare two methods, or two results folders, task by task and image by image: differences, intervals, tests."""
     from analysis.commands import compare as tables_of
     from analysis.commands import show
 
-    show(tables_of(first, second, out, suite, protocol, margin, errors), console)
+    show(tables_of(first, second, out, suite, protocol, margin, errors, metric), console)
 
 
 @app.command()

@@ -15,6 +15,9 @@ from harness.terminal import split_csv, split_shots, split_tasks
 
 OutFolder = Annotated[Path, typer.Option(file_okay=False, help="Folder of the results.")]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+MetricName = Annotated[
+    str | None, typer.Option(help="What is shown, e.g. macro_f1 or loss; each task's primary metric if not given.")
+]
 Redo = Annotated[
     str | None, typer.Option(help="`stale`: run complete ones again whose method's source has changed since.")
 ]

@@ -21,7 +21,7 @@ def write(
     reference: str | None,
     ablation: str | Sequence[str] | None,
     to: Path | None,
-    metric: str,
+    metric: str | None,
     quiet: bool = False,
 ) -> list[Path]:
     """Write tables and figures of the records below `out`, and return the files, the page first.
@@ -40,7 +40,8 @@ def write(
 
         name = find_suite(suite).name
     axes = terminal.split_csv(ablation) if isinstance(ablation, str) else ablation
-    options = TableOptions(reference, None if axes is None else tuple(axes), metrics.get(metric))
+    by = metrics.get(metric) if metric else None
+    options = TableOptions(reference, None if axes is None else tuple(axes), by)
     console = Console(quiet=True) if quiet else terminal.console
     runs = load(out, terminal.errors)
     check_suite(name, runs)

@@ -16,6 +16,7 @@ from harness.models.names import check_name
 from harness.plans import plan, tuning
 from harness.plans.expectations import EXPECT, Expectations, take_expectations
 from harness.schema import protocol
+from harness.schema.metrics import METRICS
 from harness.schema.preprocessing import STATISTICS, Preprocessing
 from harness.schema.spec import BackboneSpec, RunSpec
 from harness.schema.tasks import chosen_shots, chosen_tasks
@@ -81,7 +82,7 @@ def _read(path: Path) -> tuple[YamlFile, Expectations]:
 def find_suite(name: str) -> Suite:
     """The suite of that name, or in the YAML file of that name; `HarnessError` if there is none."""
     if name.endswith((".yaml", ".yml")):
-        suite = load_suite(Path(name).expanduser())
+        suite = load_suite(Path(name).expanduser(), {metric.name: metric.classes for metric in METRICS.values()})
         with _prefixed(f"{name}: "):
             plan.make_recipe(suite.recipe)
         SUITES.setdefault(suite.name, suite)

@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.models import backbones
 from harness.plans import tuning
 from harness.schema import protocol as protocols
+from harness.schema.metrics import ACCURACY
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import RECIPE_KEYS, BackboneSpec, Recipe, RunSpec, canonical_json
 from harness.schema.tasks import chosen_shots, chosen_tasks
@@ -191,6 +192,7 @@ def _cells(selection: Selection) -> list[_Cell]:
 
 def _spec(selection: Selection, cell: _Cell, protocol: str, seed: int) -> RunSpec:
     config, recipe = _settings(selection, cell.choice, cell.task)
+    chooses = protocols.get(protocol).every_epoch
     return RunSpec(
         method=cell.choice.method.name,
         config=config,
@@ -203,6 +205,7 @@ def _spec(selection: Selection, cell: _Cell, protocol: str, seed: int) -> RunSpe
         recipe=recipe,
         preprocessing=selection.preprocessing.id,
         seed=seed,
+        chosen_by=selection.suite.task(cell.task).metric if chooses else ACCURACY.name,
     )
 
 

@@ -6,9 +6,9 @@ smaller than the budget tries all of it, and the record holds the true number. T
 grid and `SEED`, and a larger budget goes on where a smaller one ended.
 
 A trial is an ordinary run of the protocol `validation`: trained on train, scored on val after the last epoch, with
-training seed 0. The best accuracy wins; among equals the smallest learning rate (as VPT chooses), then the earliest
-drawn. A failed trial counts as the worst, unless its failure says nothing about the setting: then it is repeated before
-anything is chosen.
+training seed 0. The best by the task's primary metric wins; among equals the smallest learning rate (as VPT chooses),
+then the earliest drawn. A failed trial counts as the worst, unless its failure says nothing about the setting: then it
+is repeated before anything is chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.schema import metrics
 from harness.schema.failures import CLASSES
+from harness.schema.metrics import Metric
 from harness.schema.record import ReadRecord, RunRecord, Trial, Tuning
 from harness.schema.spec import RunSpec, digest
 from methods.base import added_values
@@ -82,12 +84,15 @@ class TunedRun:
         records = [record for spec in self.trials if (record := read(spec)) and not _is_open(record)]
         if len(records) < len(self.trials):
             return None
-        trials = [_trial(record, tuple(self.space)) for record in records]
+        complete = (record.primary_metric for record in records if record.status == "complete")
+        metric = metrics.get(next(complete, metrics.ACCURACY.name))
+        trials = [_trial(record, tuple(self.space), metric) for record in records]
         return Tuning(
+            metric=metric.name,
             budget=self.budget,
             space={key: list(values) for key, values in self.space.items()},
             trials=trials,
-            chosen=_best(trials, self.trials),
+            chosen=_best(trials, self.trials, metric),
             seconds=sum(trial.seconds for trial in trials),
         )
 
@@ -132,23 +137,24 @@ def _is_open(record: RunRecord) -> bool:
     return record.failure is not None and record.failure.kind in INCONCLUSIVE
 
 
-def _trial(record: RunRecord, keys: tuple[str, ...]) -> Trial:
+def _trial(record: RunRecord, keys: tuple[str, ...], metric: Metric) -> Trial:
     complete, cost = record.status == "complete", record.cost
+    score = record.metrics["val"].values.get(metric.name) if complete else None
     return Trial(
         run_id=record.spec.run_id,
         setting=setting(record.spec, keys),
-        accuracy=record.metrics["val"].accuracy if complete else None,
+        score=score,
         seconds=cost.seconds if cost else 0.0,
-        reason=record.reason,
+        reason=f"no {metric.title} on val" if complete and score is None else record.reason,
         data=record.data.digest if record.data else "",
     )
 
 
-def _best(trials: Sequence[Trial], specs: Sequence[RunSpec]) -> int | None:
-    """Number of the winning trial; None if all failed."""
+def _best(trials: Sequence[Trial], specs: Sequence[RunSpec], metric: Metric) -> int | None:
+    """Number of the winning trial; None if none has a score."""
     ranked = [
-        (-trial.accuracy, spec.recipe.lr, number)
+        (-metric.sign * trial.score, spec.recipe.lr, number)
         for number, (trial, spec) in enumerate(zip(trials, specs, strict=True))
-        if trial.accuracy is not None
+        if trial.score is not None
     ]
     return min(ranked)[2] if ranked else None

@@ -17,7 +17,7 @@ class Protocol:
     """Whether this is a final training, on the suite's `final_split` (train + val for VTAB); else on train alone."""
 
     report_split: str = "test"
-    """Split whose accuracy at the last epoch is the result."""
+    """Split whose metrics at the last epoch are the result."""
 
     published: bool = False
     """Whether config and recipe of every run come from the table of published ones, and from nowhere else."""
@@ -26,7 +26,8 @@ class Protocol:
     """Whether each method's settings are chosen by trials first, see `harness.plans.tuning`."""
 
     every_epoch: bool = False
-    """Whether `report_split` is looked at after every epoch, and the best epoch's accuracy is the result."""
+    """Whether `report_split` is looked at after every epoch, and the best epoch by the task's primary metric is the
+    result."""
 
     caption: str
     """How tables describe it."""
@@ -53,7 +54,7 @@ _ALL = (
         name="validation",
         final=False,
         report_split="val",
-        caption="trained on train, accuracy on val after the last epoch; test never opened",
+        caption="trained on train, scored on val after the last epoch; test never opened",
     ),
     Protocol(
         name="published",

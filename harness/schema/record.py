@@ -32,7 +32,7 @@ class Metrics:
     """Result on one split."""
 
     values: dict[str, float]
-    """Of every metric of `harness.schema.metrics.METRICS`, by name."""
+    """Of every metric of `harness.schema.metrics.METRICS` that is defined here, by name; earlier records have fewer."""
 
     correct_per_class: list[int]
     images_per_class: list[int]
@@ -65,7 +65,7 @@ class Epoch:
     """Learning rate of the epoch's last step."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    """Top-1 after the epoch, per cent, of the splits that were looked at."""
+    """Top-1 after the epoch, per cent, of the splits that were looked at, whatever the task's primary metric is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,14 +207,14 @@ class Trial:
     setting: dict[str, Any]
     """Values of what was searched."""
 
-    accuracy: float | None
-    """Top-1 on val after the last epoch, per cent; None for a failed trial."""
+    score: float | None
+    """By `Tuning.metric`, on val after the last epoch; None for a failed trial, and where it is not defined."""
 
     seconds: float
     """Device seconds: attaching, training and evaluating; 0 for a failed trial, whose time is not known."""
 
     reason: str = ""
-    """Why it failed."""
+    """Why it has no score."""
 
     data: str = ""
     """Digests of the data it was tried on, `Fingerprint.digest`; empty where they are not known."""
@@ -223,6 +223,9 @@ class Trial:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """How the settings of a final run were chosen."""
+
+    metric: str = ACCURACY.name
+    """What the trials were judged by: the task's primary metric then."""
 
     budget: int
     """Trials that every method was allowed."""
@@ -280,6 +283,9 @@ class RunRecord:
 
     failure: Failure | None = None
     """What kind of failure it was, and where."""
+
+    primary_metric: str = ACCURACY.name
+    """That of the task, which tables show; of a failed run it is not recorded."""
 
     metrics: dict[str, Metrics] = field(default_factory=dict)
     """Result by split, for the split that the protocol reports."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 from harness.errors import HarnessError
 from harness.schema.optimizers import OPTIMIZERS
 from harness.schema.schedules import SCHEDULES
-from methods.base import added_values, did_you_mean, identifying
+from methods.base import added_values, added_with, did_you_mean, identifying
 
 
 def canonical_json(value: Any) -> str:
@@ -164,6 +164,9 @@ class RunSpec:
 
     searched: tuple[str, ...] = ()
     """Settings that these trials chose, sorted: recipe fields and the method's own knobs."""
+
+    chosen_by: str = field(default="accuracy", metadata=added_with("accuracy"))
+    """Metric that the best epoch is chosen by, in a protocol that looks at every epoch."""
 
     def __hash__(self) -> int:
         return hash(self.run_id)

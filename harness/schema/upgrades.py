@@ -37,8 +37,15 @@ def upgrade_3_to_4(document: Document) -> Document:
 
 
 def upgrade_4_to_5(document: Document) -> Document:
-    """A run left its record and nothing else."""
-    return document | {"files": {}}
+    """A run left its record and nothing else; everything was chosen by top-1 accuracy."""
+    tuning = document["tuning"] and dict(document["tuning"])
+    if tuning:
+        tuning["metric"], tuning["trials"] = "accuracy", [_by_score(trial) for trial in tuning["trials"]]
+    return document | {"files": {}, "primary_metric": "accuracy", "tuning": tuning}
+
+
+def _by_score(trial: Document) -> Document:
+    return {"score" if key == "accuracy" else key: value for key, value in trial.items()}
 
 
 UPGRADES: dict[int, Callable[[Document], Document]] = {2: upgrade_2_to_3, 3: upgrade_3_to_4, 4: upgrade_4_to_5}

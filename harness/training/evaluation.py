@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from harness import device as devices
 from harness.data.splits import Split
+from harness.errors import HarnessError
 from harness.records import predictions as predictions_file
 from harness.records.predictions import Predictions
-from harness.schema.metrics import METRICS
+from harness.schema.metrics import METRICS, Metric, Outputs
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Metrics
 from harness.training import fast_path
@@ -86,13 +87,13 @@ def predictions_of(logits: Tensor, labels: Tensor, keep_logits: bool = False) ->
 
 
 def score(logits: Tensor, labels: Tensor) -> Metrics:
-    """All `METRICS` of logits [N, classes] against labels [N]."""
-    classes = logits.shape[1]
-    right = logits.argmax(dim=1) == labels
+    """All `METRICS` that are defined, of logits [N, classes] against labels [N]."""
+    outputs = Outputs(logits, labels)
+    values = {name: metric.of(outputs) for name, metric in METRICS.items()}
     return Metrics(
-        values={name: metric.compute(logits, labels) for name, metric in METRICS.items()},
-        correct_per_class=torch.bincount(labels[right], minlength=classes).tolist(),
-        images_per_class=torch.bincount(labels, minlength=classes).tolist(),
+        values={name: value for name, value in values.items() if value is not None},
+        correct_per_class=outputs.correct.tolist(),
+        images_per_class=outputs.images.tolist(),
     )
 
 
@@ -105,13 +106,18 @@ class EpochEvaluator(Callback):
 
     name = "evaluator"
 
-    def __init__(self, splits: Callable[[], dict[str, Split]], task: Task, keep_logits: bool = False) -> None:
+    def __init__(
+        self, splits: Callable[[], dict[str, Split]], task: Task, metric: Metric, keep_logits: bool = False
+    ) -> None:
         self.splits, self.task, self.keep_logits = splits, task, keep_logits
         """What is scored; the split that the protocol reports comes first."""
 
+        self.metric = metric
+        """What chooses the best epoch."""
+
         self.epochs = 0
         self.best = Evaluation()
-        """Of the epoch with the best accuracy on the first split, the earliest of equals."""
+        """Of the epoch that is the best by the metric on the first split, the earliest of equals."""
 
         self.last: dict[str, Metrics] = {}
         self.seconds = 0.0
@@ -126,7 +132,7 @@ class EpochEvaluator(Callback):
         scores = {split: metrics.accuracy for split, metrics in now.metrics.items()}
         trainer.curve[-1] = replace(trainer.curve[-1], scores=scores)
         self.epochs += 1
-        if not self.best.metrics or _first(now.metrics) > _first(self.best.metrics):
+        if not self.best.metrics or self._score(now.metrics) > self._score(self.best.metrics):
             self.best = now
         self.seconds += time.perf_counter() - start
 
@@ -148,6 +154,9 @@ class EpochEvaluator(Callback):
         )
         self.last = {split: Metrics(**metrics) for split, metrics in state["last"].items()}
 
-
-def _first(scores: dict[str, Metrics]) -> float:
-    return next(iter(scores.values())).accuracy
+    def _score(self, scores: dict[str, Metrics]) -> float:
+        """What chooses, higher is better. `HarnessError` where it is not defined."""
+        split, metrics = next(iter(scores.items()))
+        if self.metric.name not in metrics.values:
+            raise HarnessError(f"{self.metric.title} cannot choose an epoch: it is not defined on {split}")
+        return self.metric.sign * metrics.values[self.metric.name]

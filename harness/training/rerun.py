@@ -11,6 +11,7 @@ from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.plans.experiment import suite_of_run
 from harness.schema.keeping import Keeping
+from harness.schema.metrics import METRICS
 from harness.schema.record import RunRecord
 from harness.training.recorded import find_backbone, find_method
 from harness.training.run import RunContext, attempt
@@ -79,13 +80,12 @@ def compare(before: RunRecord, now: RunRecord) -> Comparison:
     """Compare two records of one run. `HarnessError` if they are of different runs."""
     if before.spec.run_id != now.spec.run_id:
         raise HarnessError(f"runs {before.spec.run_id} and {now.spec.run_id} are not the same run")
-    results = _results(now)
-    if before.data and not before.data.pixels:  # an old record, which does not know them
-        results.pop("decoded pixels", None)
+    old, results = _results(before), _results(now)
+    unknown = {f"{split} {name}" for split in before.metrics for name in METRICS} | {"decoded pixels"}
+    for name in unknown - old.keys():  # an old record does not know them
+        results.pop(name, None)
     surroundings = _facts(_surroundings(before), _surroundings(now))
-    return Comparison(
-        results=_facts(_results(before), results), surroundings=[fact for fact in surroundings if not fact.same]
-    )
+    return Comparison(results=_facts(old, results), surroundings=[fact for fact in surroundings if not fact.same])
 
 
 def _facts(before: dict[str, str], now: dict[str, str]) -> list[Fact]:

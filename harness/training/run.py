@@ -21,6 +21,7 @@ from harness.records.store import PREDICTIONS_NAME, WEIGHTS_NAME
 from harness.schema import failures, protocol
 from harness.schema.failures import Diverged, Failure
 from harness.schema.keeping import Keeping
+from harness.schema.metrics import get as get_metric
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, StoredFile, Tuning, same_data
 from harness.schema.spec import RunSpec
@@ -206,7 +207,7 @@ def epoch_evaluator(ctx: RunContext, data: RunData) -> evaluation.EpochEvaluator
         with allowed():
             return {"val": data.splits.train("val")} if data.scores_val else data.splits.open_test()
 
-    return evaluation.EpochEvaluator(held_out, ctx.task, ctx.keeping.logits)
+    return evaluation.EpochEvaluator(held_out, ctx.task, get_metric(ctx.spec.chosen_by), ctx.keeping.logits)
 
 
 def attach(ctx: RunContext, data: RunData) -> AttachedModel:
@@ -306,6 +307,7 @@ def record(
         spec=ctx.spec,
         **of_method(ctx.spec.method),
         status="complete",
+        primary_metric=ctx.task.metric,
         metrics=scores.outcome.metrics,
         last_epoch=scores.last_epoch,
         curve=trainer.curve,
@@ -321,7 +323,7 @@ def record(
 
 
 def _check_tuning(ctx: RunContext) -> None:
-    """`HarnessError` for a tuned run without trials, or whose trials all failed."""
+    """`HarnessError` for a tuned run without trials, or whose trials all failed or were judged by another metric."""
     if not ctx.protocol.tunes:
         return
     if ctx.tuning is None:
@@ -329,6 +331,11 @@ def _check_tuning(ctx: RunContext) -> None:
     if ctx.tuning.chosen is None:
         trials = ctx.tuning.trials
         raise HarnessError(f"all {len(trials)} trials failed, the first: {trials[0].reason}")
+    if ctx.tuning.metric != ctx.task.metric:
+        raise DataError(
+            f"the trials were judged by {ctx.tuning.metric}, and the metric of task {ctx.task.name!r} is now "
+            f"{ctx.task.metric}: take another --out, or delete the trials' folders"
+        )
 
 
 def _check_trials(tuning: Tuning | None, data: Fingerprint) -> None:

@@ -124,7 +124,7 @@ def test_the_same_code_and_many_codes_are_not_spelt_out():
 
 
 def tuned(accuracy, seed):
-    trial = Trial(run_id="a1", setting={"lr": 1e-3}, accuracy=accuracy, seconds=2.0)
+    trial = Trial(run_id="a1", setting={"lr": 1e-3}, score=accuracy, seconds=2.0)
     tuning = Tuning(budget=8, space={"lr": [1e-3]}, trials=[trial], chosen=0, seconds=2.0)
     spec = make_spec(protocol="tuned", trials=8, searched=("lr",), seed=seed)
     return make_record(spec=spec, tuning=tuning)

@@ -77,7 +77,7 @@ def test_where_lower_is_better_bold_ranks_and_tests_go_down():
     assert list(significance.rows) == ["SCT", "LORA", "LINEAR"]
     sct = cells(significance, "SCT")
     assert [sct["against the reference", name].value for name in ("wins", "ties", "losses")] == [5, 0, 0]
-    assert sct["mean difference, 95 % interval", "points"].value == pytest.approx(-0.2)
+    assert sct["mean difference, 95 % interval", "units"].value == pytest.approx(-0.2)
     assert "points" not in significance.caption  # nothing counts as practically equal by default
 
 

@@ -15,7 +15,7 @@ SPACE = {"lr": [1e-3, 1e-2], "channels": [24, 48]}
 
 def tuning(accuracies, seconds=1800.0):
     trials = [
-        Trial(run_id=f"t{i}", setting={"lr": 1e-3, "channels": 24}, accuracy=a, seconds=seconds / len(accuracies))
+        Trial(run_id=f"t{i}", setting={"lr": 1e-3, "channels": 24}, score=a, seconds=seconds / len(accuracies))
         for i, a in enumerate(accuracies)
     ]
     known = [a for a in accuracies if a is not None]

@@ -104,7 +104,7 @@ def test_a_trial_that_meets_one_passing_error_decides_as_an_undisturbed_one(setu
     (final,) = plan.finals(chosen)
     record = Store(setup.root).read(final.spec(Store(setup.root).read))
     assert (record.status, outcome.not_started) == ("complete", 0)
-    assert all(trial.accuracy is not None for trial in record.tuning.trials)
+    assert all(trial.score is not None for trial in record.tuning.trials)
 
 
 def test_one_that_stays_is_no_verdict_and_the_final_waits(setup, tmp_path):

@@ -1,5 +1,6 @@
 """No option is ignored in silence: each changes the plan, the record or what is printed, or is refused."""
 
+import dataclasses
 import inspect
 import json
 from itertools import product
@@ -13,10 +14,11 @@ from harness.errors import HarnessError
 from harness.plans.experiment import KEYS, Experiment, read_file, select
 from harness.plans.plan import check_curve, expand, finals
 from harness.records.place import read
+from harness.records.store import Store
 from harness.training.rerun import again
 from tests import layouts
 from tests.command import sctbench
-from tests.examples import make_record
+from tests.examples import make_record, make_spec
 
 BASE = {"suite": "demo", "methods": "linear,lora", "tasks": "digits,animals"}
 
@@ -229,6 +231,18 @@ def test_a_method_or_suite_that_the_run_did_not_have_is_no_help_to_rerun(place):
         again(done, Roots(), method=f"{place}/mine.py:Mine")
     with pytest.raises(HarnessError, match=r"own\.yaml is 'own', and the run's suite is"):
         again(done, Roots(), suite=place / "own.yaml")
+
+
+@pytest.mark.parametrize("command", [["report"], ["compare", "linear", "lora"], ["bias"]])
+def test_a_metric_that_is_asked_for_is_what_is_shown(command, tmp_path):
+    for method, protocol in (("linear", "fixed"), ("lora", "fixed"), ("linear", "oracle")):
+        record = make_record(spec=make_spec(method=method, protocol=protocol, config={}))
+        last = record.metrics if protocol == "oracle" else {}
+        Store(tmp_path / "results").write(dataclasses.replace(record, last_epoch=last))
+    usual, by_loss = sctbench(*command, cwd=tmp_path), sctbench(*command, "--metric", "loss", cwd=tmp_path)
+    assert "op-1 accuracy" in usual and "ross-entropy" not in usual
+    assert "ross-entropy" in by_loss and "op-1 accuracy" not in by_loss
+    assert "unknown metric 'los'. Did you mean 'loss'?" in sctbench(*command, "--metric", "los", cwd=tmp_path, ok=False)
 
 
 SUBMIT = {

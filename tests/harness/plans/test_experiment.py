@@ -8,7 +8,7 @@ from harness.errors import USER_ERRORS
 from harness.plans import experiment
 from harness.plans.experiment import parse_method, read_file, select
 from harness.plans.plan import expand, make_recipe
-from suites import load_suite
+from suites import SUITES, load_suite
 from tests.command import sctbench
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "suites" / "experiments").glob("*.yaml"))
@@ -164,6 +164,50 @@ def test_mistakes_in_a_suite_are_answered_with_file_and_line(write, text, line, 
         load_suite(path)
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (with_task("3, metric: macrof1", "3"), 2, "metric='macrof1' is no metric. Did you mean 'macro_f1'?"),
+        (with_task("3, metric: [ece]", "3"), 2, "metric=['ece'] must be a text"),
+        (with_task("3, metric: auroc", "3"), 2, "metric='auroc' is not defined for num_classes=3"),
+        (with_task("3, metric: top5_accuracy", "3"), 2, "metric='top5_accuracy' is not defined for num_classes=3"),
+        (with_task() + "defaults: {metric: macro}\n", 3, "metric='macro' is no metric. Did you mean 'macro_f1'?"),
+        (with_task() + "defaults: {metric: auroc}\n", 2, "metric='auroc' is not defined for num_classes=3"),
+    ],
+)
+def test_a_primary_metric_must_be_known_and_defined(write, text, line, message):
+    path = write(text)
+    with pytest.raises(USER_ERRORS) as caught:
+        select({"suite": str(path), "methods": ["linear"]})
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert message in str(caught.value)
+
+
+def test_a_suite_may_give_all_its_tasks_one_primary_metric(write, monkeypatch):
+    monkeypatch.setattr(experiment, "SUITES", {})
+    other = TASK.replace("name: t,", "name: two, metric: ece,")
+    path = write(f"name: mine\ndefaults: {{metric: macro_f1}}\ntasks: [{TASK}, {other}]\n")
+    suite = experiment.find_suite(str(path))
+    assert [task.metric for task in suite.tasks] == ["macro_f1", "ece"]
+
+
+def test_the_suites_of_the_field_are_judged_by_top_1():
+    assert {task.metric for suite in SUITES.values() for task in suite.tasks} == {"accuracy"}
+
+
+def test_only_where_a_metric_chooses_the_epoch_is_it_part_of_a_runs_identity(write, monkeypatch):
+    monkeypatch.setattr(experiment, "SUITES", {})
+
+    def ids(metric, protocol):
+        path = write(f"name: mine\ndefaults: {{metric: {metric}}}\ntasks: [{{name: t, group: g, num_classes: 3}}]\n")
+        experiment.SUITES.clear()
+        return [spec.run_id for spec in plan({"suite": str(path), "methods": ["linear"], "protocol": protocol})]
+
+    assert ids("accuracy", "oracle") != ids("macro_f1", "oracle")
+    for protocol in ("fixed", "validation"):
+        assert ids("accuracy", protocol) == ids("macro_f1", protocol)
 
 
 @pytest.mark.parametrize(

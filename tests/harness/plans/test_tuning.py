@@ -12,7 +12,7 @@ from harness.schema.spec import RunSpec
 from methods.registry import all_methods
 from suites import SUITES
 from suites.base import Suite, Task
-from tests.examples import make_record
+from tests.examples import make_metrics, make_record
 
 SPACE = {"lr": (1e-3, 1e-2), "rank": (2, 4, 8)}
 DEFAULT = {"lr": 1e-3, "rank": 4}
@@ -28,8 +28,8 @@ class Records:
     def read(self, spec: RunSpec):
         return self.all.get(spec.run_id)
 
-    def finish(self, spec, accuracy=50.0, status="complete"):
-        record = make_record(accuracy, spec=spec)
+    def finish(self, spec, accuracy=50.0, status="complete", **changes):
+        record = make_record(accuracy, spec=spec, **changes)
         metrics = {"val" if spec.protocol == "validation" else "test": record.metrics["test"]}
         complete = dataclasses.replace(record, metrics=metrics)
         failed = RunRecord(spec=spec, method_title="LoRA", status="failed", reason="diverged")
@@ -106,13 +106,31 @@ def test_the_record_gets_what_was_tried(records):
         records.finish(spec, 50.0 + number, status="failed" if number == 2 else "complete")
     found = final.tuning(records.read)
     assert (found.budget, found.chosen, found.seconds) == (3, 1, 8.0)
-    assert [trial.accuracy for trial in found.trials] == [50.0, 51.0, None]
+    assert [trial.score for trial in found.trials] == [50.0, 51.0, None]
     assert found.trials[2].reason == "diverged"
     assert [trial.run_id for trial in found.trials] == [spec.run_id for spec in final.trials]
     record = make_record(spec=final.spec(records.read), tuning=found)
     again = RunRecord.from_json(record.to_json())
     assert again.tuning == found
     assert (again.spec.run_id, again.spec.searched) == (record.spec.run_id, ("lr", "weight_decay"))
+
+
+def test_the_primary_metric_ranks_in_its_direction(records):
+    (final,) = plan.finals(selected(trials=3))
+    for spec, accuracy, loss in zip(final.trials, (70.0, 60.0, 50.0), (1.5, 0.5, 1.0), strict=True):
+        scored = make_metrics(accuracy)
+        metrics = {"test": dataclasses.replace(scored, values=scored.values | {"loss": loss})}
+        records.finish(spec, primary_metric="loss", metrics=metrics)
+    found = final.tuning(records.read)
+    assert (found.metric, found.chosen, [trial.score for trial in found.trials]) == ("loss", 1, [1.5, 0.5, 1.0])
+
+
+def test_a_trial_without_a_value_of_the_metric_is_none_and_says_so(records):
+    (final,) = plan.finals(selected(trials=2))
+    for spec in final.trials:
+        records.finish(spec, primary_metric="auroc")
+    found = final.tuning(records.read)
+    assert (found.chosen, {trial.reason for trial in found.trials}) == (None, {"no AUROC on val"})
 
 
 def test_where_all_trials_failed_nothing_is_chosen(records):

@@ -45,7 +45,8 @@ def test_an_old_record_is_read_with_its_numbers(path):
         assert record.cost.cached_features == cost["computed_once" if document["schema"] < 4 else "cached_features"]
         assert record.cost.seconds == cost["attach_seconds"] + cost["train_seconds"] + cost["evaluate_seconds"]
     if document["tuning"]:
-        assert [trial.accuracy for trial in record.tuning.trials] == [15.0, 15.0]
+        assert (record.primary_metric, record.tuning.metric) == ("accuracy", "accuracy")
+        assert [trial.score for trial in record.tuning.trials] == [15.0, 15.0]
     if document["schema"] == 2:
         assert record.method_source == ""
         assert record.data is None or record.data.pixels == ""

@@ -1,12 +1,18 @@
 """The protocol that looks at test after every epoch, and learning curves on val: looking changes nothing of a run."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from harness.errors import Interrupted
+from harness.errors import HarnessError, Interrupted
 from harness.execution import worker
+from harness.plans import plan
 from harness.records.store import Store
+from harness.schema.metrics import METRICS
+from harness.training import evaluation
 from harness.training.run import RunContext, run
+from suites import SUITES
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -36,6 +42,28 @@ def test_the_best_epoch_is_reported_and_every_look_counted(data):
     assert oracle.test_looks == len(scores) == 3
     assert oracle.metrics["test"].accuracy == max(scores)
     assert oracle.last_epoch["test"].accuracy == scores[-1]
+
+
+def test_the_best_epoch_is_that_of_the_primary_metric_in_its_direction(data, monkeypatch):
+    task = dataclasses.replace(tiny.SUITE.task("first"), metric="loss")
+    suite = dataclasses.replace(tiny.SUITE, tasks=(task,))
+    monkeypatch.setitem(SUITES, "tiny", suite)
+    (spec,) = plan.expand(dataclasses.replace(tiny.selection(["sct"], protocol="oracle", lr=0.1), suite=suite))
+    seen = []
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: seen.append(real(*args)) or seen[-1])
+    oracle = run(RunContext(spec=spec, device=CPU, roots=data))
+    losses = [metrics["test"].loss for metrics in seen]
+    assert (len(losses), oracle.primary_metric) == (3, "loss")
+    assert oracle.metrics["test"].loss == min(losses) != max(losses)
+    assert oracle.last_epoch["test"].loss == losses[-1]
+
+
+def test_a_metric_that_the_test_split_leaves_undefined_chooses_no_epoch(data, monkeypatch):
+    monkeypatch.setitem(METRICS, "loss", dataclasses.replace(METRICS["loss"], compute=lambda outputs: None))
+    (spec,) = tiny.specs(["linear"], protocol="oracle")
+    with pytest.raises(HarnessError, match="cross-entropy cannot choose an epoch: it is not defined on test"):
+        run(RunContext(spec=dataclasses.replace(spec, chosen_by="loss"), device=CPU, roots=data))
 
 
 def test_a_stopped_oracle_run_ends_as_an_undisturbed_one(data, setup):

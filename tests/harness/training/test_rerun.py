@@ -38,6 +38,15 @@ def test_the_same_run_gives_the_same_bits(setup, protocol):
     assert before.read_text() == text  # nothing is written
 
 
+def test_a_metric_that_an_older_record_lacks_is_no_difference(setup):
+    record = done(setup, "linear")
+    metrics = record.metrics["test"]
+    values = {name: value for name, value in metrics.values.items() if name != "brier"}
+    older = dataclasses.replace(record, metrics={"test": dataclasses.replace(metrics, values=values)})
+    assert rerun.compare(older, record).identical
+    assert not rerun.compare(record, older).identical
+
+
 def test_a_tuned_run_is_done_again_without_its_trials(setup):
     chosen = tiny.selection(["linear"], protocol="tuned", trials=2)
     for trial in plan.expand(chosen):
@@ -55,7 +64,7 @@ def test_what_differs_is_named_and_the_exit_status_tells(setup):
     altered = dataclasses.replace(record, curve=curve, weights="0" * 64, environment=surroundings)
     code, output = invoke(setup, altered)
     assert code == 1
-    assert "not identical: 2 of 11 results differ; the curve differs since epoch 2" in output
+    assert "not identical: 2 of 17 results differ; the curve differs since epoch 2" in output
     assert "000000000000" in output and record.weights[:12] in output
     assert "packages torch" in output and "1.0" in output
     assert "packages timm" not in output

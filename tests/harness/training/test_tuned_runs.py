@@ -16,6 +16,7 @@ from harness.schema.failures import Failure
 from harness.schema.record import Fingerprint, RunRecord, Trial, Tuning
 from harness.schema.spec import RunSpec
 from harness.training import run
+from suites import SUITES
 from tests import tiny
 
 
@@ -49,11 +50,21 @@ def test_trials_choose_and_finals_follow_in_one_go(setup):
         trials = [store.read(spec) for spec in plan.expand(selection()) if spec.method == record.spec.method]
         assert [trial.run_id for trial in record.tuning.trials] == [trial.spec.run_id for trial in trials]
         best = max(trial.metrics["val"].accuracy for trial in trials)
-        assert record.tuning.trials[record.tuning.chosen].accuracy == best
+        assert record.tuning.trials[record.tuning.chosen].score == best
         assert all((trial.test_looks, set(trial.metrics)) == (0, {"val"}) for trial in trials)
         spent = [trial.cost.seconds for trial in trials]
         assert record.tuning.seconds == pytest.approx(sum(spent))
     assert stages.stage(selection(), store.read).ready == []
+
+
+def test_trials_judged_by_another_metric_than_the_task_has_now_are_refused(setup, monkeypatch):
+    chosen = selection(methods=["linear"], trials=1, seeds=1)
+    for trial in plan.expand(chosen):
+        execute_run(trial, setup)
+    task = dataclasses.replace(tiny.SUITE.task("first"), metric="macro_f1")
+    monkeypatch.setitem(SUITES, "tiny", dataclasses.replace(tiny.SUITE, tasks=(task,)))
+    record = execute_run(*plan.finals(chosen), setup)
+    assert "the trials were judged by accuracy, and the metric of task 'first' is now macro_f1" in record.reason
 
 
 def test_stopped_half_way_and_started_again_repeats_no_finished_trial(setup):
@@ -108,7 +119,7 @@ def test_a_diverged_trial_is_a_verdict_and_not_done_again(setup):
     final = execute_run(*found.ready, setup)
     assert (final.status, final.failure.kind) == ("failed", "config")
     assert final.reason == "all 3 trials failed, the first: NaN"
-    assert (final.tuning.chosen, [trial.accuracy for trial in final.tuning.trials]) == (None, [None] * 3)
+    assert (final.tuning.chosen, [trial.score for trial in final.tuning.trials]) == (None, [None] * 3)
 
 
 def test_a_final_is_refused_while_a_trial_is_missing(setup):
@@ -160,7 +171,7 @@ def test_trials_on_other_pixels_are_refused_and_those_that_know_none_are_not():
     now = Fingerprint(lists="l", files="f", sizes={}, pixels="p")
 
     def tried(data):
-        trial = Trial(run_id="a1", setting={}, accuracy=50.0, seconds=1.0, data=data)
+        trial = Trial(run_id="a1", setting={}, score=50.0, seconds=1.0, data=data)
         return Tuning(budget=1, space={}, trials=[trial], chosen=0, seconds=1.0)
 
     for known in ("", "l/f", "l/f/p"):
