@@ -74,6 +74,7 @@ def run(
     device: str = "auto",
     jobs: int | Literal["all"] | None = None,
     curve: bool = False,
+    track: str | Sequence[str] | None = None,
     redo: str | None = None,
     quiet: bool = False,
 ) -> list[RunRecord]:
@@ -83,8 +84,9 @@ def run(
     "all" in one per GPU or CPU core. The numbers are the same; neither a main guard nor a script is needed.
 
     `out`: folder of the results. `root`, `lists`: folders of the images and of the lists, where you bring them.
-    `device`: auto, cpu, cuda or cuda:N. `curve`: score val after every epoch where it is not trained on. `redo`:
-    "stale" runs complete ones again whose method's source has changed since. `quiet`: print nothing.
+    `device`: auto, cpu, cuda or cuda:N. `curve`: score val after every epoch where it is not trained on. `track`: draw
+    live curves with "tensorboard", "wandb" or "mlflow", or several of them. `redo`: "stale" runs complete ones again
+    whose method's source has changed since. `quiet`: print nothing.
 
     `Error`, before anything starts, if something does not fit or the data are not there. An interrupt lets the run
     under way save its state and raises `KeyboardInterrupt`; the same call goes on from there.
@@ -103,6 +105,7 @@ def submit(
     profile: str | Path | None = None,
     root: str | Path | None = None,
     lists: str | Path | None = None,
+    track: str | Sequence[str] | None = None,
     redo: str | None = None,
     dry_run: bool = False,
     **settings: Any,
@@ -115,6 +118,7 @@ def submit(
     """
     from harness.execution import runs
     from harness.records.stale import check_redo
+    from harness.training.trackers import check_track
     from slurm import submit as submission
     from slurm.profile_file import make_profile, read_file
 
@@ -123,6 +127,7 @@ def submit(
         profile=make_profile(settings, read_file(runs.as_path("profile", profile)) if profile is not None else None),
         out=runs.as_path("out", out),
         roots=runs.as_roots(root, lists),
+        track=check_track(track),
         redo_stale=check_redo(redo),
     )
     if dry_run:

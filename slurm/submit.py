@@ -45,6 +45,9 @@ class Order:
     roots: Roots = field(default_factory=Roots)
     """Folders of the user's data."""
 
+    track: tuple[str, ...] = ()
+    """Trackers that the runs' curves are drawn with."""
+
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since."""
 
@@ -137,7 +140,7 @@ def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
             return None
         plan = plan_selection(order, missing, order.scheduler.limit(), tell)
         setup = setup_for(order.selection, order.out, order.roots, order.profile.device)
-        return send(plan, dataclasses.replace(setup, redo_stale=order.redo_stale), log, tell)
+        return send(plan, dataclasses.replace(setup, track=order.track, redo_stale=order.redo_stale), log, tell)
 
 
 def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:

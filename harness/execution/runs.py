@@ -33,6 +33,7 @@ from harness.records.stale import check_redo, without_stale
 from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.record import ReadRecord, RunRecord
+from harness.training.trackers import check_track
 
 Jobs = int | Literal["all"] | None
 """Worker processes: a number; `all`: one per GPU or CPU core; None: none, the runs are done in this process."""
@@ -109,6 +110,9 @@ class RunOptions:
     curve: bool = False
     """Whether val is scored after every epoch where it is not trained on."""
 
+    track: tuple[str, ...] = ()
+    """Trackers that the runs' curves are drawn with."""
+
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since."""
 
@@ -165,7 +169,7 @@ def _execute(
 
     def setup(worker: str) -> Setup:
         told = setup_for(selection, options.out, options.roots, worker)
-        return replace(told, curve=options.curve, redo_stale=options.redo_stale)
+        return replace(told, curve=options.curve, track=options.track, redo_stale=options.redo_stale)
 
     if options.jobs is None:
         return in_process.execute(stages.ready, setup(str(device)), display, stages.blocked)
@@ -182,6 +186,7 @@ def run_here(
     device: str,
     jobs: Any,
     curve: bool,
+    track: Any,
     redo: str | None,
     quiet: bool,
 ) -> list[RunRecord]:
@@ -194,6 +199,7 @@ def run_here(
         device=device,
         jobs=jobs,
         curve=curve,
+        track=check_track(track),
         redo_stale=check_redo(redo),
     )
     result = run(as_plan(plan), options, quiet)

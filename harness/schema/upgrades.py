@@ -37,8 +37,9 @@ def upgrade_3_to_4(document: Document) -> Document:
 
 
 def upgrade_4_to_5(document: Document) -> Document:
-    """A run left its record and nothing else."""
-    return document | {"files": {}}
+    """A run left its record and nothing else, and its energy was not measured."""
+    cost = document["cost"] and {"energy_joules": None, "energy_source": "", **document["cost"]}
+    return document | {"files": {}, "cost": cost}
 
 
 UPGRADES: dict[int, Callable[[Document], Document]] = {2: upgrade_2_to_3, 3: upgrade_3_to_4, 4: upgrade_4_to_5}

@@ -23,7 +23,8 @@ from harness.training import evaluation
 from harness.training.attached_model import AttachedModel
 from harness.training.callbacks import Callback, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
-from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
+from harness.training.cost import EnergyMeter, PeakMemory, of_inference, state_bytes, state_digest
+from harness.training.trackers import Trackers
 from harness.training.trainer import Trainer
 from methods import registry
 from suites import SUITES
@@ -50,6 +51,9 @@ class RunContext:
 
     curve: bool = False
     """Whether val is scored after every epoch, where it is not trained on."""
+
+    trackers: Trackers | None = None
+    """Draw the training's curves."""
 
     precision: str | None = None
     """What to compute in instead of what the recipe's `auto` means on this device."""
@@ -114,16 +118,17 @@ def run(ctx: RunContext) -> RunRecord:
     _check_tuning(ctx)
     data = load(ctx)
     evaluator = epoch_evaluator(ctx, data)
-    memory = PeakMemory(ctx.device)
+    memory, energy = PeakMemory(ctx.device), EnergyMeter(ctx.device)
     with data.splits.guard(ctx.trained_on).enforced():
         model = attach(ctx, data)
-        trainer = train(ctx, data, model, evaluator)
+        trainer = train(ctx, data, model, evaluator, energy)
     peak = memory.allocated()
     tensors = [p for p in model.model.parameters() if p.requires_grad]
     _check_finite(trainer, "a trained tensor", all(bool(tensor.isfinite().all()) for tensor in tensors))
     scores = score(ctx, data, trainer, evaluator)
+    joules = energy.fields()
     resident, weights = memory.resident(), state_digest(model.trained_state())  # before `measure` merges the model
-    return record(ctx, data, model, trainer, scores, weights, measure(model, trainer, scores, peak, resident))
+    return record(ctx, data, model, trainer, scores, weights, measure(model, trainer, scores, peak, resident, joules))
 
 
 def load(ctx: RunContext) -> RunData:
@@ -195,10 +200,17 @@ def attach(ctx: RunContext, data: RunData) -> AttachedModel:
     return AttachedModel(ctx.spec, data.train, ctx.task.num_classes, ctx.preprocessing, memory)
 
 
-def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: evaluation.EpochEvaluator | None) -> Trainer:
+def train(
+    ctx: RunContext,
+    data: RunData,
+    model: AttachedModel,
+    evaluator: evaluation.EpochEvaluator | None,
+    energy: EnergyMeter | None = None,
+) -> Trainer:
     """Train the model to the end of its recipe, from the saved state if there is one, in that state's precision."""
     reporter = ProgressReporter(ctx.report) if ctx.report else None
-    followers: list[Callback | None] = [model, evaluator, reporter, ctx.checkpointer]  # saves what all others did
+    # the checkpointer saves what all others did
+    followers: list[Callback | None] = [model, evaluator, energy, reporter, ctx.trackers, ctx.checkpointer]
     callbacks = [callback for callback in followers if callback]
     recipe = replace(ctx.spec.recipe, precision=data.saved["precision"] if data.saved else ctx.precision_in_use)
     trainer = Trainer(model.model, model.attachment, data.train, ctx.preprocessing, recipe, ctx.spec.seed, callbacks)
@@ -226,8 +238,16 @@ def _check_finite(trainer: Trainer, what: str, finite: bool) -> None:
         raise Diverged(trainer.step, trainer.recipe.epochs, what)
 
 
-def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | None, resident: int | None) -> Cost:
-    """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process. Merges the model."""
+def measure(
+    model: AttachedModel,
+    trainer: Trainer,
+    scores: Scores,
+    peak: int | None,
+    resident: int | None,
+    joules: dict[str, Any],
+) -> Cost:
+    """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process; `joules`: fields of
+    `Cost`. Merges the model."""
     return Cost(
         attach_seconds=model.attach_seconds,
         train_seconds=trainer.seconds,
@@ -238,6 +258,7 @@ def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | 
         trained_bytes=state_bytes(model.trained_state()),
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
+        **joules,
         **of_inference(trainer.model, trainer.attachment.merge, trainer.preprocessing, trainer.precision),
     )
 
