@@ -65,8 +65,8 @@ CAPTION = (
     "the row."
 )
 OF_ENERGY = (
-    "Energy: of attaching, training and evaluating, by the counter of the whole GPU (NVML) or of all packages of the CPU "
-    "(RAPL), whatever else they did meanwhile."
+    "Energy: of attaching, training and evaluating, by the counter of the whole GPU (NVML) or of all packages of the "
+    "CPU (RAPL), whatever else they did meanwhile."
 )
 
 
