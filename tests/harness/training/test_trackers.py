@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from wandb.proto import wandb_internal_pb2
 
 from harness.errors import HarnessError, Interrupted
-from harness.execution import local, worker
+from harness.execution import worker
 from harness.execution.worker import execute_run
 from harness.records import clean, status
 from harness.records.store import Store
@@ -32,6 +32,7 @@ def alone(monkeypatch, tmp_path):
     """No server is named, nothing hangs from other tests, and a slow machine is waited for."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # to read what was drawn
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(trackers, "_at_work", {})
     monkeypatch.setattr(trackers, "WAIT_SECONDS", 120.0)
@@ -244,10 +245,15 @@ def test_what_cannot_be_tracked_is_refused(monkeypatch):
         check_track("wandb")
 
 
-def test_worker_processes_share_a_project(setup):
-    """Two processes that begin at once make one experiment in MLflow."""
+def test_processes_that_begin_at_once_share_a_project(setup):
     specs = tiny.specs(["linear"], seeds=2)
-    local.execute(specs, [tracked(setup, "mlflow")] * 2, lambda spec, message: None)
+    fork = multiprocessing.get_context("fork")  # what takes long is imported here already
+    trackers.import_packages(["mlflow"])
+    processes = [fork.Process(target=execute_run, args=(spec, tracked(setup, "mlflow"))) for spec in specs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
     client = mlflow.MlflowClient((setup.root / "mlruns").as_uri())
     assert [e.name for e in client.search_experiments() if e.name != "Default"] == ["sctbench"]
     runs = client.search_runs([client.get_experiment_by_name("sctbench").experiment_id])
