@@ -115,13 +115,11 @@ class PeakMemory:
 
 
 def resident_peak() -> int | None:
-    """Most bytes that this process had in memory since it began or the mark was reset; None anywhere but on Linux."""
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    (line,) = (line for line in text.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    """Most bytes that this process had in memory since it began or the mark was reset; None where the system does not
+    say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 class EnergyMeter(Callback):

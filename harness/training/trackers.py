@@ -203,7 +203,8 @@ class _Line:
             self._say(f"draws no more of this run: {type(error).__name__}: {error}")
 
     def _say(self, what: str) -> None:
-        print(f"{self._run.name}: {self.name} {' '.join(what.split())}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # nobody may be there to read it
+            print(f"{self._run.name}: {self.name} {' '.join(what.split())}", file=sys.stderr, flush=True)
 
 
 class Trackers(Callback):

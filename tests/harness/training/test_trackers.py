@@ -30,9 +30,8 @@ ALL = ("tensorboard", "wandb", "mlflow")
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
     """No server is named, nothing hangs from other tests, and a slow machine is waited for."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # to read what was drawn
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(trackers, "_at_work", {})
     monkeypatch.setattr(trackers, "WAIT_SECONDS", 120.0)
@@ -245,7 +244,7 @@ def test_what_cannot_be_tracked_is_refused(monkeypatch):
         check_track("wandb")
 
 
-def test_processes_that_begin_at_once_share_a_project(setup):
+def test_processes_that_begin_at_once_share_a_project(setup, monkeypatch):
     specs = tiny.specs(["linear"], seeds=2)
     fork = multiprocessing.get_context("fork")  # what takes long is imported here already
     trackers.import_packages(["mlflow"])
@@ -254,6 +253,7 @@ def test_processes_that_begin_at_once_share_a_project(setup):
         process.start()
     for process in processes:
         process.join()
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # as they have, to read what they drew
     client = mlflow.MlflowClient((setup.root / "mlruns").as_uri())
     assert [e.name for e in client.search_experiments() if e.name != "Default"] == ["sctbench"]
     runs = client.search_runs([client.get_experiment_by_name("sctbench").experiment_id])
