@@ -459,7 +459,7 @@ def trainer() -> None:
             note=f"start {t.plan.start!r}; bits twice the same: {curves[0] == curves[1]}; "
             f"step {1e3 * t.step_seconds:.2f} ms; {t.step_mode}",
         )
-    say("trainer", "energy of these trainings", meter.joules(), "J", note=meter.source or "needs nvidia-ml-py")
+    say("trainer", "energy of these trainings", meter.joules(), "J", note=meter.source or "no counter can be read")
     if CUDA:
         t = Trainer(
             add_ours(small.model(drop_path=0.1)),
