@@ -98,6 +98,11 @@ def _latency(field_name: str, size: str) -> Callable[[RunRecord], Any]:
     return lambda record: getattr(record.cost, field_name).get(size) if record.cost else None
 
 
+def _joules(source: str) -> Callable[[RunRecord], Any]:
+    """What a kind of counter counted: sums of different ones do not stand for the same."""
+    return lambda record: record.cost.energy_joules if record.cost and record.cost.energy_source == source else None
+
+
 def _first(scores: Mapping[str, Metrics], metric: str) -> float | None:
     """The metric on the split that the protocol reports; records of earlier versions may lack it."""
     return next((metrics.values.get(metric) for metrics in scores.values()), None)
@@ -169,6 +174,8 @@ RESULT_COLUMNS = (
     *_of("cost", "seconds", "train_seconds", "evaluate_seconds", "flops=forward_flops", "training_flops"),
     *_of("cost", "images_per_second=train_images_per_second", "step_seconds", "stored_bytes=trained_bytes"),
     *_of("cost", "memory=peak_memory_bytes", "resident_memory=peak_resident_bytes"),
+    Column("nvml_joules", float, _joules("nvml")),
+    Column("rapl_joules", float, _joules("rapl")),
     Column("selection_seconds", float, lambda r: selection_seconds(r.method_info)),
     Column("latency_1", float, _latency("latency_seconds", "1")),
     Column("latency_64", float, _latency("latency_seconds", "64")),

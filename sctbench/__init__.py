@@ -88,6 +88,7 @@ def run(
     curve: bool = False,
     keep_weights: str = "auto",
     keep_logits: bool = False,
+    track: str | Sequence[str] | None = None,
     redo: str | None = None,
     quiet: bool = False,
 ) -> list[RunRecord]:
@@ -99,7 +100,8 @@ def run(
     `out`: folder of the results. `root`, `lists`: folders of the images and of the lists, where you bring them.
     `device`: auto, cpu, cuda or cuda:N. `curve`: score val after every epoch where it is not trained on.
     `keep_weights`: "auto" keeps those of final trainings up to 32 MiB, "all" those of every run, "none" none.
-    `keep_logits`: keep the logits of every scored image with the predictions. `redo`: "stale" runs complete ones again
+    `keep_logits`: keep the logits of every scored image with the predictions. `track`: draw live curves with
+    "tensorboard", "wandb" or "mlflow", or several of them. `redo`: "stale" runs complete ones again
     whose method's source has changed since. `quiet`: print nothing.
 
     `Error`, before anything starts, if something does not fit or the data are not there. An interrupt lets the run
@@ -121,6 +123,7 @@ def submit(
     lists: str | Path | None = None,
     keep_weights: str = "auto",
     keep_logits: bool = False,
+    track: str | Sequence[str] | None = None,
     redo: str | None = None,
     dry_run: bool = False,
     **settings: Any,
@@ -134,6 +137,7 @@ def submit(
     from harness.execution import runs
     from harness.records.stale import check_redo
     from harness.schema.keeping import Keeping
+    from harness.training.trackers import check_track
     from slurm import submit as submission
     from slurm.profile_file import make_profile, read_file
 
@@ -143,6 +147,7 @@ def submit(
         out=runs.as_path("out", out),
         roots=runs.as_roots(root, lists),
         keeping=Keeping(weights=keep_weights, logits=keep_logits),
+        track=check_track(track),
         redo_stale=check_redo(redo),
     )
     if dry_run:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-ARGUMENTS = "backbone|curve|device|lists|out|protocol|redo|root|scheduler|shots|statistics|suite|tasks|weights"
+ARGUMENTS = "backbone|curve|device|lists|out|protocol|redo|root|scheduler|shots|statistics|suite|tasks|track|weights"
 FLAG = re.compile(rf"`sctbench [^`]*`|--({ARGUMENTS})\b")
 """A flag with the name of an argument of the door, or a whole command, which stays as it is."""
 

@@ -47,6 +47,9 @@ class Order:
     """Folders of the user's data."""
 
     keeping: Keeping = field(default_factory=Keeping)
+    track: tuple[str, ...] = ()
+    """Trackers that the runs' curves are drawn with."""
+
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since."""
 
@@ -139,7 +142,8 @@ def submit(order: Order, tell: Tell = tell_in_terminal) -> Submission | None:
             return None
         plan = plan_selection(order, missing, order.scheduler.limit(), tell)
         setup = setup_for(order.selection, order.out, order.roots, order.profile.device)
-        return send(plan, dataclasses.replace(setup, keeping=order.keeping, redo_stale=order.redo_stale), log, tell)
+        changes = {name: getattr(order, name) for name in ("keeping", "track", "redo_stale")}
+        return send(plan, dataclasses.replace(setup, **changes), log, tell)
 
 
 def rehearse(order: Order, tell: Tell = tell_in_terminal) -> None:

@@ -31,7 +31,7 @@ FLOORS = {
     "harness": [
         {"errors"},
         {"paths", "sources", "tensor_files", "schema"},
-        {"children", "device", "lease", "terminal"},
+        {"children", "device", "energy", "lease", "terminal"},
         {"environment", "models", "records"},
         {"plans"},
         {"data"},

@@ -72,7 +72,7 @@ def lasting(record):
     document = json.loads(record.to_json())
     del document["environment"], document["digest"]
     cost = document["cost"] or {}
-    timed = [key for key in cost if key.endswith(("_seconds", "_per_second", "_resident_bytes"))]
+    timed = [key for key in cost if key.endswith(("_seconds", "_per_second", "_resident_bytes", "_joules"))]
     for key in timed:
         del cost[key]
     document["method_info"] = {k: v for k, v in document["method_info"].items() if not k.endswith("_seconds")}

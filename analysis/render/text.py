@@ -45,6 +45,7 @@ WRITERS: dict[str, Callable[[float], str]] = {
     "rate": lambda value: f"{value:.0f}" if value >= 100 else f"{value:.1f}",
     "bytes": lambda value: scaled_text(value, 1024, "KMGT") + "B",
     "flops": lambda value: scaled_text(value, 1000, "kMGT"),
+    "joules": lambda value: scaled_text(value, 1000, "kMG") + "J",
     "rank": lambda value: f"{value:.2f}",
     "p": lambda value: "<0.001" if value < 0.001 else f"{value:.3f}",
     "integer": lambda value: f"{value:.0f}",

@@ -70,7 +70,7 @@ class Column:
 
     kind: str = "value"
     """How values are written: `value`, `difference` (signed), `count`, `milliseconds`, `seconds`, `hours`, `rate`,
-    `bytes`, `flops`, `rank`, `p`, `integer` or `text`."""
+    `bytes`, `flops`, `joules`, `rank`, `p`, `integer` or `text`."""
 
     best: str = ""
     """Which value is marked: `max`, `min`, or none."""

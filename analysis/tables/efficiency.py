@@ -31,6 +31,13 @@ MEANS_OF_RUNS = {
 }
 """Columns of the frame that are averaged, with their headers."""
 
+ENERGY = {
+    "nvml_joules": Column(name="energy of the GPU", group="a run", kind="joules"),
+    "rapl_joules": Column(name="energy of the CPU", group="a run", kind="joules"),
+}
+"""Further columns, each of a set in which a run has its value: what one kind of counter counted is no part of another's
+mean."""
+
 TUNING = {
     "tuning_trials": Column(name="trials", group="tuning a cell", kind="rate"),
     "tuning_seconds": Column(name="seconds", group="tuning a cell", kind="seconds"),
@@ -57,6 +64,10 @@ CAPTION = (
     "CPU; process: peak of the process's resident memory, libraries and images included; hours: sum of all runs of "
     "the row."
 )
+OF_ENERGY = (
+    "Energy: of attaching, training and evaluating, by the counter of the whole GPU (NVML) or of all packages of the "
+    "CPU (RAPL), whatever else they did meanwhile."
+)
 
 
 def _marked(cell: Cell, runs: pd.DataFrame, column: str) -> Cell:
@@ -77,11 +88,12 @@ def _hours(runs: pd.DataFrame, device_type: str) -> Cell:
 
 def efficiency_table(peers: ComparableSet) -> Table:
     """A row per method, every cost that records hold; what a record lacks is shown as missing."""
-    means = MEANS_OF_RUNS | (TUNING if peers.rows["tuning_trials"].notna().any() else {})
+    known = {name: column for name, column in ENERGY.items() if peers.rows[name].notna().any()}
+    means = MEANS_OF_RUNS | known | (TUNING if peers.rows["tuning_trials"].notna().any() else {})
     table = Table(
         name="efficiency",
         title=set_title(peers, "efficiency"),
-        caption=f"{CAPTION} {set_caption(peers)}",
+        caption=" ".join([CAPTION, *([OF_ENERGY] if known else []), set_caption(peers)]),
         columns=[*means.values(), *HOURS.values()],
     )
     keys = list(averaged(suite_cells(peers.key["suite"], peers.rows)))

@@ -21,6 +21,9 @@ MetricName = Annotated[
 Redo = Annotated[
     str | None, typer.Option(help="`stale`: run complete ones again whose method's source has changed since.")
 ]
+Track = Annotated[
+    str | None, typer.Option(help="Draw live curves: tensorboard, wandb, mlflow, or several, comma between them.")
+]
 SuiteName = Annotated[str | None, typer.Option(help="Suite, see `sctbench suites`.")]
 TaskNames = Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")]
 ShotCounts = Annotated[str | None, typer.Option(help="Shots of a few-shot suite, e.g. 1,4; all if not given.")]

@@ -29,11 +29,13 @@ def run(
     curve: Annotated[
         bool, typer.Option("--curve", help="Score val after every epoch where it is not trained on; no result changes.")
     ] = False,
+    track: options.Track = None,
     redo: options.Redo = None,
 ) -> None:
     """Run a selection of methods on a suite; what is complete already is skipped."""
     from harness.execution import runs
     from harness.records.stale import check_redo
+    from harness.training.trackers import check_track
 
     selection = asked.selection()
     how = runs.RunOptions(
@@ -43,6 +45,7 @@ def run(
         jobs=jobs or "all",
         curve=curve,
         keeping=kept.keeping(),
+        track=check_track(track),
         redo_stale=check_redo(redo),
     )
     try:

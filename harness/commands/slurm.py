@@ -58,11 +58,13 @@ def submit(
     folders: options.DataFolders,
     kept: options.Kept,
     out: options.OutFolder = Path("results"),
+    track: options.Track = None,
     redo: options.Redo = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show jobs, scripts and hours; submit nothing.")] = False,
 ) -> None:
     """Submit what is missing of a selection to a scheduler; runs that wait or run already are left alone."""
     from harness.records.stale import check_redo
+    from harness.training.trackers import check_track
     from slurm.profile_file import make_profile
     from slurm.submit import Order, rehearse
     from slurm.submit import submit as submit_order
@@ -73,6 +75,7 @@ def submit(
         out=out,
         roots=folders.roots(),
         keeping=kept.keeping(),
+        track=check_track(track),
         redo_stale=check_redo(redo),
     )
     if dry_run:

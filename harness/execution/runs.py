@@ -34,6 +34,7 @@ from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.keeping import Keeping
 from harness.schema.record import ReadRecord, RunRecord
+from harness.training.trackers import check_track
 
 Jobs = int | Literal["all"] | None
 """Worker processes: a number; `all`: one per GPU or CPU core; None: none, the runs are done in this process."""
@@ -111,6 +112,9 @@ class RunOptions:
     """Whether val is scored after every epoch where it is not trained on."""
 
     keeping: Keeping = field(default_factory=Keeping)
+    track: tuple[str, ...] = ()
+    """Trackers that the runs' curves are drawn with."""
+
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since."""
 
@@ -169,7 +173,8 @@ def _execute(
 
     def setup(worker: str) -> Setup:
         told = setup_for(selection, options.out, options.roots, worker)
-        return replace(told, curve=options.curve, keeping=options.keeping, redo_stale=options.redo_stale)
+        changes = {name: getattr(options, name) for name in ("curve", "keeping", "track", "redo_stale")}
+        return replace(told, **changes)
 
     if options.jobs is None:
         return in_process.execute(stages.ready, setup(str(device)), display, stages.blocked)
@@ -188,6 +193,7 @@ def run_here(
     curve: bool,
     keep_weights: str,
     keep_logits: bool,
+    track: Any,
     redo: str | None,
     quiet: bool,
 ) -> list[RunRecord]:
@@ -201,6 +207,7 @@ def run_here(
         jobs=jobs,
         curve=curve,
         keeping=Keeping(weights=keep_weights, logits=keep_logits),
+        track=check_track(track),
         redo_stale=check_redo(redo),
     )
     result = run(as_plan(plan), options, quiet)

@@ -34,6 +34,7 @@ from harness.schema.spec import RunSpec
 from harness.training.callbacks import Progress, Report
 from harness.training.checkpointing import SAVE_EVERY_SECONDS, Checkpointer, CheckpointStore, StopRequest
 from harness.training.run import Finished, RunContext, attempt, failed_record
+from harness.training.trackers import Trackers, import_packages
 from methods import registry
 from methods.base import PluginWarning
 from suites import SUITES
@@ -63,6 +64,8 @@ class Setup:
     """Whether val is scored after every epoch, where it is not trained on."""
 
     keeping: Keeping = field(default_factory=Keeping)
+    track: tuple[str, ...] = ()
+    """Trackers that the runs' curves are drawn with, see `harness.training.trackers`."""
 
     redo_stale: bool = False
     """Whether complete runs are done again whose method's source has changed since, see `harness.records.stale`."""
@@ -109,7 +112,7 @@ def stop_on_signals() -> None:
 
 
 def init_worker(setup: Setup) -> None:
-    """Prepare this process, once: weight files, methods and suites of the user's own; one thread on a CPU.
+    """Prepare this process, once: weight files, methods, suites and trackers of the user's choice; one thread on a CPU.
 
     `HarnessError` if its sources are not those of the process that made the setup.
     """
@@ -120,6 +123,7 @@ def init_worker(setup: Setup) -> None:
     for reference in setup.method_files:
         registry.add_file(reference)
     SUITES.update({suite.name: suite for suite in setup.suites})
+    import_packages(setup.track)
     devices.use(torch.device(setup.device))
     if torch.device(setup.device).type == "cpu":
         torch.set_num_threads(1)
@@ -186,6 +190,7 @@ def _do_alone(
         return failed_record(spec, *failures.describe(error))
     device, folder = torch.device(setup.device), store.folder(spec)
     states = CheckpointStore(folder)
+    trackers = Trackers(setup.track, spec, setup.root, folder)
     ctx = RunContext(
         spec=spec,
         device=device,
@@ -195,8 +200,13 @@ def _do_alone(
         tuning=tuning,
         curve=setup.curve,
         keeping=setup.keeping,
+        trackers=trackers,
     )
-    record = _write(store, held, attempt(ctx))
+    record = None
+    try:
+        record = _write(store, held, attempt(ctx))
+    finally:
+        trackers.finish(record)
     kind = CLASSES[record.failure.kind] if record.failure else None
     if kind is None or not kind.keeps_state:
         states.remove()

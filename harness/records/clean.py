@@ -11,7 +11,7 @@ from harness import lease
 from harness.lease import LEASE_NAME
 from harness.records import index
 from harness.records.index import IndexEntry
-from harness.records.store import KEPT_FILES, PROGRESS_NAME, RECORD_NAME
+from harness.records.store import KEPT_FILES, PROGRESS_NAME, RECORD_NAME, TRACKING_NAME
 from harness.terminal import Advance
 
 
@@ -26,8 +26,8 @@ class Litter:
 
 def litter(root: Path, failed: bool = False, advance: Advance | None = None) -> list[Litter]:
     """What `remove` may delete: stale leases, temporary files, kept files that no record names, states and progress of
-    runs that are complete, and with `failed` also failed records, their states with them. Folders that a process works
-    on and `corrupt` are left out."""
+    runs that are complete, and with `failed` also failed records, their states and curves with them. Folders that a
+    process works on and `corrupt` are left out."""
     items: list[Litter] = []
     for path, record in index.scan(root, advance).items():
         held = lease.read(Path(path))
@@ -50,6 +50,8 @@ def _litter(folder: Path, record: IndexEntry, failed: bool) -> Iterator[Litter]:
             yield Litter(path, f"training state of a {state} run", _size(path))
         elif path.name == RECORD_NAME and state == "failed" and failed:
             yield Litter(path, "failed record", path.stat().st_size)
+        elif path.name == TRACKING_NAME and state == "failed" and failed:
+            yield Litter(path, "curves of a failed run", _size(path))
 
 
 def _size(path: Path) -> int:

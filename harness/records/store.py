@@ -17,6 +17,7 @@ from harness.schema.spec import RunSpec
 
 RECORD_NAME = "record.json"
 PROGRESS_NAME = "progress.json"
+TRACKING_NAME = "tracking"
 PREDICTIONS_NAME = "predictions.safetensors"
 WEIGHTS_NAME = "weights.safetensors"
 

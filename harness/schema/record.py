@@ -135,6 +135,13 @@ class Cost:
     merged_latency_seconds: dict[str, float] = field(default_factory=dict)
     """The same after the method was folded into the backbone; empty where it does not fold."""
 
+    energy_joules: float | None = None
+    """Energy that the whole GPU, or all packages of the CPU, took for attaching, training and evaluating, others' work
+    in that time included; None where no counter could be read throughout."""
+
+    energy_source: str = ""
+    """What counted it: `nvml` or `rapl`."""
+
     @property
     def seconds(self) -> float:
         """Device time of the run: attaching, training and evaluating."""

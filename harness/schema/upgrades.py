@@ -37,11 +37,12 @@ def upgrade_3_to_4(document: Document) -> Document:
 
 
 def upgrade_4_to_5(document: Document) -> Document:
-    """A run left its record and nothing else; everything was chosen by top-1 accuracy."""
+    """A run left its record and nothing else; everything was chosen by top-1 accuracy, and energy was not measured."""
     tuning = document["tuning"] and dict(document["tuning"])
     if tuning:
         tuning["metric"], tuning["trials"] = "accuracy", [_by_score(trial) for trial in tuning["trials"]]
-    return document | {"files": {}, "primary_metric": "accuracy", "tuning": tuning}
+    cost = document["cost"] and {"energy_joules": None, "energy_source": "", **document["cost"]}
+    return document | {"files": {}, "primary_metric": "accuracy", "tuning": tuning, "cost": cost}
 
 
 def _by_score(trial: Document) -> Document:

@@ -22,6 +22,9 @@ class Callback:
     name = ""
     """Its state's name among those of the other callbacks."""
 
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step in this process; of a resumed training `trainer.curve` has what was done."""
+
     def on_step(self, trainer: Trainer) -> None:
         """After every optimiser step; after the last of an epoch `trainer.batch` is `trainer.batches`."""
 

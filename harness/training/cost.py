@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import device as devices
+from harness import energy
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Parameters
+from harness.training.callbacks import Callback
 
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20
@@ -109,10 +111,37 @@ class PeakMemory:
 
     def resident(self) -> int | None:
         """Bytes of this process in memory; None where the mark could not be reset."""
-        if not self.resets:
-            return None
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return resident_peak() if self.resets else None
+
+
+def resident_peak() -> int | None:
+    """Most bytes that this process had in memory since it began or the mark was reset; None where the system does not
+    say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+class EnergyMeter(Callback):
+    """Joules of a run from now on; as a callback it goes on from the sum that was saved with the training's state, if
+    the same kind of counter gave it."""
+
+    name = "energy"
+
+    def __init__(self, device: torch.device) -> None:
+        self._meter = energy.Meter(energy.counters(device))
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of `Cost`: the sum until now."""
+        joules = self._meter.joules()
+        return {"energy_joules": joules, "energy_source": "" if joules is None else self._meter.source}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.fields()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        same = state["energy_source"] == self._meter.source
+        self._meter.restart(state["energy_joules"] if same else None)
 
 
 def seconds(action: Callable[[], Any], device: torch.device, repeat: int = 1) -> float:

@@ -29,8 +29,9 @@ from harness.training import evaluation, weights
 from harness.training.attached_model import AttachedModel
 from harness.training.callbacks import Callback, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
-from harness.training.cost import PeakMemory, of_inference, state_bytes, state_digest
+from harness.training.cost import EnergyMeter, PeakMemory, of_inference, state_bytes, state_digest
 from harness.training.evaluation import Evaluation
+from harness.training.trackers import Trackers
 from harness.training.trainer import Trainer, total_steps
 from methods import registry
 from suites import SUITES
@@ -57,6 +58,9 @@ class RunContext:
 
     curve: bool = False
     """Whether val is scored after every epoch, where it is not trained on."""
+
+    trackers: Trackers | None = None
+    """Draw the training's curves."""
 
     precision: str | None = None
     """What to compute in instead of what the recipe's `auto` means on this device."""
@@ -132,16 +136,17 @@ def run(ctx: RunContext) -> Finished:
     _check_tuning(ctx)
     data = load(ctx)
     evaluator = epoch_evaluator(ctx, data)
-    memory = PeakMemory(ctx.device)
+    memory, energy = PeakMemory(ctx.device), EnergyMeter(ctx.device)
     with data.splits.guard(ctx.trained_on).enforced():
         model = attach(ctx, data)
-        trainer = train(ctx, data, model, evaluator)
+        trainer = train(ctx, data, model, evaluator, energy)
     peak = memory.allocated()
     tensors = [p for p in model.model.parameters() if p.requires_grad]
     _check_finite(trainer, "a trained tensor", all(bool(tensor.isfinite().all()) for tensor in tensors))
     scores = score(ctx, data, trainer, evaluator)
+    joules = energy.fields()
     files, digest = kept_files(ctx, data, model, scores), state_digest(model.trained_state())
-    cost = measure(model, trainer, scores, peak, memory.resident())  # merges the model
+    cost = measure(model, trainer, scores, peak, memory.resident(), joules)  # merges the model
     done = record(ctx, data, model, trainer, scores, digest, cost)
     stored = {name: StoredFile.of(content) for name, content in files.items()}
     return Finished(record=replace(done, files=stored), files=files)
@@ -228,10 +233,17 @@ def attach(ctx: RunContext, data: RunData) -> AttachedModel:
     )
 
 
-def train(ctx: RunContext, data: RunData, model: AttachedModel, evaluator: evaluation.EpochEvaluator | None) -> Trainer:
+def train(
+    ctx: RunContext,
+    data: RunData,
+    model: AttachedModel,
+    evaluator: evaluation.EpochEvaluator | None,
+    energy: EnergyMeter | None = None,
+) -> Trainer:
     """Train the model to the end of its recipe, from the saved state if there is one, in that state's precision."""
     reporter = ProgressReporter(ctx.report) if ctx.report else None
-    followers: list[Callback | None] = [model, evaluator, reporter, ctx.checkpointer]  # saves what all others did
+    # the checkpointer saves what all others did
+    followers: list[Callback | None] = [model, evaluator, energy, reporter, ctx.trackers, ctx.checkpointer]
     callbacks = [callback for callback in followers if callback]
     recipe = replace(ctx.spec.recipe, precision=data.saved["precision"] if data.saved else ctx.precision_in_use)
     trainer = Trainer(model.model, model.attachment, data.train, ctx.preprocessing, recipe, ctx.spec.seed, callbacks)
@@ -275,8 +287,16 @@ def kept_files(ctx: RunContext, data: RunData, model: AttachedModel, scores: Sco
     return files
 
 
-def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | None, resident: int | None) -> Cost:
-    """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process. Merges the model."""
+def measure(
+    model: AttachedModel,
+    trainer: Trainer,
+    scores: Scores,
+    peak: int | None,
+    resident: int | None,
+    joules: dict[str, Any],
+) -> Cost:
+    """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process; `joules`: fields of
+    `Cost`. Merges the model."""
     return Cost(
         attach_seconds=model.attach_seconds,
         train_seconds=trainer.seconds,
@@ -287,6 +307,7 @@ def measure(model: AttachedModel, trainer: Trainer, scores: Scores, peak: int | 
         trained_bytes=state_bytes(model.trained_state()),
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
+        **joules,
         **of_inference(trainer.model, trainer.attachment.merge, trainer.preprocessing, trainer.precision),
     )
 

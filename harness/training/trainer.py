@@ -113,6 +113,8 @@ class Trainer:
         shortest = fast_path.open_plan(
             self.model, self.attachment, self.data.images, self.preprocessing, self.recipe, self.precision
         )
+        for callback in self.callbacks:
+            callback.on_start(self)
         with nullcontext(plan) if plan else shortest as self.plan:
             while len(self.curve) < self.recipe.epochs:
                 self._train_epoch(len(self.curve) + 1)

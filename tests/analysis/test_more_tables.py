@@ -147,6 +147,19 @@ def test_efficiency_shows_what_there_is():
     assert sct["in all", "CPU hours"].note == "missing"  # these records do not name their type of device
 
 
+def test_energy_has_a_column_for_each_kind_of_counter_that_counted():
+    assert "energy" not in to_markdown(efficiency_table(only_set(records())))
+    gpu = [costed(r, energy_joules=12_340.0, energy_source="nvml") for r in records()]
+    cpu = [costed(r, energy_joules=560.0, energy_source="rapl") for r in records()]
+    table = efficiency_table(only_set(gpu + records("lora")))
+    assert "12.3kJ" in to_markdown(table) and "counter of the whole GPU" in table.caption
+    assert ("a run", "energy of the CPU") not in cells(table, "SCT")
+    assert cells(table, "LORA")["a run", "energy of the GPU"].note == "missing"
+    mixed = cells(efficiency_table(only_set(gpu[:2] + cpu[2:])), "SCT")
+    kinds = [mixed["a run", f"energy of the {device}"] for device in ("GPU", "CPU")]
+    assert [(kind.value, kind.note) for kind in kinds] == [(12_340.0, "*"), (560.0, "*")]
+
+
 def test_hours_are_summed_over_all_runs_and_marked_where_one_failed():
     given = [
         dataclasses.replace(r, environment={"device": "H", "device_type": "cuda", "precision": "bf16"})

@@ -114,6 +114,7 @@ def test_wrong_ways_to_run_and_to_look(place, tmp_path, monkeypatch):
         (lambda: sb.run(plan, root="data", device="gpu"), "unknown device 'gpu'"),
         (lambda: sb.run(plan, root="data", curve=True), "curve: under protocol 'fixed'"),
         (lambda: sb.run(plan, root="data", redo="all"), "redo all: only `redo stale` is known"),
+        (lambda: sb.run(plan, root="data", track=["wandbb"]), "track wandbb: no such tracker. Did you mean 'wandb'"),
         (lambda: sb.submit("demo"), "what is run is a plan"),
         (lambda: sb.submit(plan, profile="nowhere.yaml"), "nowhere.yaml"),
         (lambda: sb.submit(plan, scheduler="slrum"), "slrum"),

@@ -58,8 +58,10 @@ def test_the_same_records_as_of_a_worker_and_the_process_is_as_it_was(setup, tmp
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(torch.get_rng_state(), before[0]) and signal.getsignal(signal.SIGINT) is before[1]
     assert any(isinstance(message, Progress) for message in here) and not outcome.not_started
-    local.execute(tiny.specs(["sct", "linear"]), [dataclasses.replace(setup, root=tmp_path / "other")], there)
+    drawn = dataclasses.replace(setup, root=tmp_path / "other", track=("tensorboard",))
+    local.execute(tiny.specs(["sct", "linear"]), [drawn], there)
     assert here.records() == there.records() and len(here.records()) == 2
+    assert len(list(drawn.root.glob("runs/tiny/first/*/tracking/tensorboard/seed0/events.*"))) == 2
 
 
 def test_finals_follow_their_trials(setup):

@@ -425,6 +425,7 @@ def trainer() -> None:
     from harness.bench.base import SIZES, Setting
     from harness.bench.module import add_ours
     from harness.bench.training import random_split, recipe
+    from harness.energy import Meter, counters
     from harness.schema.spec import BackboneSpec
     from harness.training.trainer import Trainer
     from methods.base import Attachment
@@ -435,6 +436,7 @@ def trainer() -> None:
         sizes=SIZES["cuda" if CUDA else "small"],
     )
     data = random_split(small.with_images(512 if CUDA else 8))
+    meter = Meter(counters(DEVICE))
     for flip in (False, True):
         curves = []
         for _ in range(2):
@@ -457,6 +459,7 @@ def trainer() -> None:
             note=f"start {t.plan.start!r}; bits twice the same: {curves[0] == curves[1]}; "
             f"step {1e3 * t.step_seconds:.2f} ms; {t.step_mode}",
         )
+    say("trainer", "energy of these trainings", meter.joules(), "J", note=meter.source or "no counter can be read")
     if CUDA:
         t = Trainer(
             add_ours(small.model(drop_path=0.1)),

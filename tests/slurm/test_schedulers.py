@@ -85,7 +85,7 @@ def test_a_scheduler_of_ones_own_submits_is_shown_and_cancels(toy, data, tmp_pat
     profile = Profile(scheduler="toy", gpus=0, partition="none")
     told = []
     for selection in (tiny.selection(["linear"]), tiny.selection(["lora"], epochs=3000)):
-        order = submit.Order(selection=selection, profile=profile, out=root, roots=data)
+        order = submit.Order(selection=selection, profile=profile, out=root, roots=data, track=("tensorboard",))
         submit.submit(order, told.append)
     assert "warning: scheduler 'toy' makes no use of partition" in told
     assert any(line.endswith("1 job(s) with 1 run(s): toy t0") for line in told)
@@ -94,6 +94,7 @@ def test_a_scheduler_of_ones_own_submits_is_shown_and_cancels(toy, data, tmp_pat
 
     wait(lambda: standing(root) == {"complete": 1, "pending": 1} and not toy.waiting, timeout=600)
     assert tiny.lasting(Store(root).read(short)) == undisturbed(short)
+    assert list(Store(root).folder(short).glob("tracking/tensorboard/seed0/events.*"))
     assert "complete" in sctbench("logs", short.run_id, cwd=tmp_path)
     wait((Store(root).folder(long) / PROGRESS_NAME).is_file)
     shown = sctbench("status", cwd=tmp_path)

@@ -175,7 +175,8 @@ def record(place, *flags, out="results"):
 
 def test_each_option_of_run_beside_its_selection_counts(place):
     own = inspect.signature(runs.run).parameters.keys() - CHANGES.keys() - {"context"}
-    assert own == {"root", "lists", "out", "device", "jobs", "curve", "redo"} | {"keep_weights", "keep_logits"}
+    kept = {"keep_weights", "keep_logits"}
+    assert own == {"root", "lists", "out", "device", "jobs", "curve", "track", "redo"} | kept
     usual = record(place, "--root", "data")
     other = record(place, "--root", "data", "--lists", "lists", out="other")
     assert (usual.data.sizes["test"], other.data.sizes["test"]) == (6, 5)
@@ -184,6 +185,8 @@ def test_each_option_of_run_beside_its_selection_counts(place):
     kept = record(place, "--root", "data", "--keep-weights", "none", "--keep-logits", out="kept")
     assert "weights.safetensors" in usual.files and "weights.safetensors" not in kept.files
     assert kept.files["predictions.safetensors"].size > usual.files["predictions.safetensors"].size
+    record(place, "--root", "data", "--track", "tensorboard", out="drawn")
+    assert list((place / "drawn/runs").rglob("tracking/tensorboard/seed0/events.*"))
     for flags, words in (
         (["--root", "data", "--keep-weights", "al"], "--keep-weights 'al': Did you mean 'all'"),
         (["--root", "data", "--curve"], "--curve: under protocol 'fixed' on suite 'own' val is trained on"),
@@ -191,6 +194,7 @@ def test_each_option_of_run_beside_its_selection_counts(place):
         (["--root", "data", "--lists", "nowhere"], "--lists nowhere: no such folder"),
         (["--root", "data", "--device", "cuda:99"], "cuda"),
         (["--root", "data", "--jobs", "0"], "--jobs"),
+        (["--root", "data", "--track", "wandbb"], "--track wandbb: no such tracker. Did you mean 'wandb'?"),
     ):
         assert words in sctbench("run", *RUN, "--out", "none", *flags, cwd=place, ok=False)
     assert not (place / "none").exists()
@@ -262,6 +266,7 @@ SUBMIT = {
     "root": ["nowhere"],
     "lists": ["nowhere"],
     "out": ["elsewhere"],
+    "track": ["wandbb"],
     "redo": ["nothing"],
     "keep_weights": ["none"],
     "keep_logits": [],
@@ -280,4 +285,4 @@ def test_each_option_of_submit_changes_what_it_would_do(option, place, monkeypat
     (place / "mine.yaml").write_text("time: 45\n")
     usual = sctbench(*dry, cwd=place)
     flags = [f"--{option.replace('_', '-')}", *SUBMIT[option]]
-    assert sctbench(*dry, *flags, cwd=place, ok=option not in ("root", "lists", "redo")) != usual
+    assert sctbench(*dry, *flags, cwd=place, ok=option not in ("root", "lists", "track", "redo")) != usual
