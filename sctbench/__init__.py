@@ -101,8 +101,8 @@ def run(
     `device`: auto, cpu, cuda or cuda:N. `curve`: score val after every epoch where it is not trained on.
     `keep_weights`: "auto" keeps those of final trainings up to 32 MiB, "all" those of every run, "none" none.
     `keep_logits`: keep the logits of every scored image with the predictions. `track`: draw live curves with
-    "tensorboard", "wandb" or "mlflow", or several of them. `redo`: "stale" runs complete ones again
-    whose method's source has changed since. `quiet`: print nothing.
+    "tensorboard", "wandb" or "mlflow", or several of them. `redo`: "stale" runs complete ones again whose method's
+    source has changed since. `quiet`: print nothing.
 
     `Error`, before anything starts, if something does not fit or the data are not there. An interrupt lets the run
     under way save its state and raises `KeyboardInterrupt`; the same call goes on from there.
