@@ -198,6 +198,7 @@ def test_the_notebook_of_the_readme(tmp_path):
     (table,) = outputs["sb.table(runs)"]
     assert '<table class="results"' in table["data"]["text/html"] and "LoRA" in table["data"]["text/plain"]
     assert (tmp_path / "results" / "report" / "index.html").is_file()
+    assert "images/test/000000.png" in outputs["sb.predictions(records[1]).head()"][0]["data"]["text/plain"]
     numbers = next(made for cell, made in outputs.items() if cell.startswith("[("))
     assert re.fullmatch(r"\[\('linear', [\d.]+\), \('lora', [\d.]+\)\]", numbers[0]["data"]["text/plain"])
 
