@@ -53,7 +53,7 @@ def pytest_xdist_auto_num_workers():
 TESTS_APART = ("test_conformance.py", "test_every_option.py", "test_fast_path.py")
 """Files of many tests that share nothing but what those of one method do, which differ after the last hyphen."""
 
-LONGEST = ("test_main_job.py", "test_wheel.py", "test_door.py", "test_local.py")
+LONGEST = ("test_main_job.py", "test_wheel.py", "test_door.py", "test_local.py", "test_weights.py", "test_trackers.py")
 """Files whose tests take tens of seconds."""
 
 

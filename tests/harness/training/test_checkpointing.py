@@ -137,7 +137,7 @@ def test_a_stopped_training_ends_at_the_same_bits(method, step, tmp_path):
     same(resumed, train(spec))
 
 
-@pytest.mark.parametrize("method", sorted(registry.all_methods()))
+@pytest.mark.parametrize("method", [*TRAINED, "adamss", "boft", "frod", "kasa", "shira"])
 @torch.no_grad()
 def test_what_is_kept_restores_the_model_whatever_the_seed_and_without_the_data(method, tmp_path, monkeypatch):
     spec, path = spec_of(method), tmp_path / "state.safetensors"
