@@ -16,6 +16,7 @@ from harness.commands.data import data_app
 from harness.commands.models import models_app
 from harness.commands.options import OutFolder
 from harness.commands.runs import runs_app
+from harness.commands.sharing import sharing_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
@@ -28,6 +29,7 @@ app.add_typer(slurm_app)
 app.add_typer(checks_app)
 app.add_typer(models_app)
 app.add_typer(status_app)
+app.add_typer(sharing_app)
 app.add_typer(data_app, name="data")
 app.command()(bench)
 
