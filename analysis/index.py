@@ -7,7 +7,7 @@ is taken from it; all others are read, checked and flattened.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +104,12 @@ class Runs:
 
     predictions: ReadPredictions = none_kept
     """Reads what runs of `rows` said of every image."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Results folders by their name in the column `results`, see `analysis.sources`; packs are no folders."""
+
+    remarks: list[str] = field(default_factory=list)
+    """What is to be said of runs that several places hold."""
 
 
 def from_folder(root: Path) -> Runs:

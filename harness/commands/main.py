@@ -14,7 +14,7 @@ from harness.commands.bench import bench
 from harness.commands.checks import checks_app
 from harness.commands.data import data_app
 from harness.commands.models import models_app
-from harness.commands.options import OutFolder
+from harness.commands.options import OutFolder, Results
 from harness.commands.runs import runs_app
 from harness.commands.sharing import sharing_app
 from harness.commands.slurm import slurm_app
@@ -64,12 +64,13 @@ def report(
     ] = None,
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
     metric: Annotated[str, typer.Option(help="What the tables and figures show, e.g. accuracy or loss.")] = "accuracy",
+    results: Results = None,
     to: Annotated[Path | None, typer.Option(help="Folder for tables and figures; OUT/report if not given.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
     from harness.commands.reports import write
 
-    paths = write(out, suite, reference, ablation, to, metric)
+    paths = write(out, suite, reference, ablation, to, metric, results=results)
     if paths:
         console.print(f"{len(paths) - 1} tables and figures in {paths[0].parent}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")
@@ -77,18 +78,19 @@ def report(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder.")],
+    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder or pack.")],
     second: Annotated[str, typer.Argument(help="The other one.")],
     out: OutFolder = Path("results"),
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
     margin: Annotated[float, typer.Option(min=0, help="Points that count as practically equal.")] = 1.0,
+    results: Results = None,
 ) -> None:
-    """Compare two methods, or two results folders, task by task and image by image: differences, intervals, tests."""
+    """Compare two methods, or two results folders or packs, task by task and image by image: intervals, tests."""
     from analysis.commands import compare as tables_of
     from analysis.commands import show
 
-    show(tables_of(first, second, out, suite, protocol, margin, errors), console)
+    show(tables_of(first, second, out, suite, protocol, margin, errors, results), console)
 
 
 @app.command()

@@ -334,8 +334,9 @@ class Pack:
         """Names of the records among them."""
         return [name for name in self.names if PurePosixPath(name).name == RECORD_NAME]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._infos
+    def holds(self, name: str, file: str) -> bool:
+        """Whether the file lies beside the record of that name."""
+        return str(PurePosixPath(name).with_name(file)) in self._infos
 
     def record(self, name: str) -> RunRecord:
         """The record of that name. `BadRecord` if it is not the one that the manifest names, altered, or not that of
@@ -351,7 +352,7 @@ class Pack:
         """The content of a file that the record of that name has beside it, compared with its digest. `HarnessError` if
         it was left out, or was changed."""
         beside = str(PurePosixPath(name).with_name(file))
-        if beside not in self:
+        if beside not in self._infos:
             raise HarnessError(f"{self.path}: packed without {beside}")
         try:
             content = self._read(beside)
