@@ -15,18 +15,19 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import row, typed
 from analysis.comparability import different_results
-from analysis.index import Runs, from_folder
+from analysis.index import Runs, from_folder, load_pack
 from harness.errors import HarnessError
 from harness.records.pack import Pack
 from harness.records.predictions import Predictions, decode
-from harness.records.store import PREDICTIONS_NAME, Rejected
+from harness.records.store import PREDICTIONS_NAME
 from harness.schema.metrics import METRICS
 from harness.schema.record import BadRecord, RunRecord
 
 SAME = {"source": "source of the method", "data": "data", "split": "split", "targets": "results on targets"}
 """Columns, beside the metrics, in which two results of one run may differ, and what the note calls them."""
+
+COMPARED = [*METRICS, *SAME, *(f"last_{name}" for name in METRICS)]
 
 
 def from_sources(places: Sequence[Path]) -> Runs:
@@ -70,18 +71,9 @@ def _by_run(rows: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 
 
 def _from_pack(path: Path) -> Runs:
-    """The runs of a pack; every digest is compared when a file is read. Those whose predictions were left out count as
-    having kept none."""
+    """The runs of a pack; every digest is compared when a file is read."""
     pack = Pack(path)
-    rows, rejected = [], []
-    for name in pack.records:
-        try:
-            facts = row(pack.record(name))
-        except (KeyError, TypeError, ValueError) as error:  # a `BadRecord`, or whole but with values that nobody writes
-            rejected.append(Rejected(path / name, str(error) or type(error).__name__))
-        else:
-            kept = facts["predictions"] and pack.holds(name, PREDICTIONS_NAME)
-            rows.append({"path": name, **facts, "predictions": kept})
+    rows, rejected = load_pack(pack)
 
     def read(rows: pd.DataFrame) -> list[RunRecord]:
         records = []
@@ -96,36 +88,39 @@ def _from_pack(path: Path) -> Runs:
         except BadRecord as error:
             raise HarnessError(f"{path}: a record that was there is not readable any more: {error}") from None
 
-    return Runs(typed(pd.DataFrame(rows)), read, rejected, read_predictions)
+    return Runs(rows, read, rejected, read_predictions)
 
 
 def _each_once(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Every run once, with the results that it has elsewhere if they differ, and what is to be said of that."""
     order = rows.assign(worse=rows["status"] != "complete").sort_values("worse", kind="stable").drop(columns="worse")
     again = order.duplicated("run_id")
-    first, elsewhere, same = order[~again].set_index("run_id", drop=False), dict[str, list[str]](), Counter[str]()
-    for _, other in order[again & (order["status"] == "complete")].iterrows():
-        taken = first.loc[other["run_id"]]
-        if words := _difference(taken, other):
-            elsewhere.setdefault(other["run_id"], []).append(words)
+    others = order[again & (order["status"] == "complete")]
+    taken = order[~again].set_index("run_id", drop=False).loc[others["run_id"]]
+    elsewhere, same = dict[str, list[str]](), Counter[str]()
+    unlike = pd.DataFrame({name: _unlike(taken[name], others[name]) for name in COMPARED}).to_numpy()
+    for place in range(len(others)):
+        one, other = taken.iloc[place], others.iloc[place]
+        if unlike[place].any():
+            columns = [name for name, differs in zip(COMPARED, unlike[place], strict=True) if differs]
+            elsewhere.setdefault(other["run_id"], []).append(_difference(one, other, columns))
         else:
-            same[f"{taken['results']} and {other['results']}"] += 1
+            same[f"{one['results']} and {other['results']}"] += 1
     texts = order["run_id"].map({run: "; ".join(words) for run, words in elsewhere.items()}).astype(object)
     once = order.assign(elsewhere=texts.where(texts.notna(), None))[~again].sort_index()
     remarks = [f"{count} runs are in {both} with the same results, and count once" for both, count in same.items()]
     return once.reset_index(drop=True), [*remarks, *different_results(once)]
 
 
-def _difference(taken: Any, other: Any) -> str:
-    """`accuracy 71.5 in A, 71.2 in B.zip`, or in what else two results of one run differ; empty if in nothing."""
-    places = f"in {taken['results']} and {other['results']}"
-    for metric in (name for name in METRICS if not _alike(taken[name], other[name])):
-        one, another = (f"{run[metric]:.6g} in {run['results']}" for run in (taken, other))
-        return f"{metric} {one}, {another}"
-    last = [f"last_{name}" for name in METRICS if not _alike(taken[f"last_{name}"], other[f"last_{name}"])]
-    differ = [words for column, words in SAME.items() if not _alike(taken[column], other[column])]
-    return f"other {' and '.join([*differ, *last])} {places}" if differ or last else ""
+def _unlike(one: pd.Series, other: pd.Series) -> Any:
+    """Where two columns of as many rows differ; nothing is like nothing."""
+    return (one.to_numpy() != other.to_numpy()) & ~(one.isna().to_numpy() & other.isna().to_numpy())
 
 
-def _alike(one: Any, other: Any) -> bool:
-    return bool(one == other or (pd.isna(one) and pd.isna(other)))
+def _difference(taken: Any, other: Any, columns: list[str]) -> str:
+    """`accuracy 71.5 in A, 71.2 in B.zip`, or `other data in A and B.zip`. `columns`: those in which they differ."""
+    if columns[0] in METRICS:
+        one, another = (f"{run[columns[0]]:.6g} in {run['results']}" for run in (taken, other))
+        return f"{columns[0]} {one}, {another}"
+    names = " and ".join(SAME.get(name, name) for name in columns)
+    return f"other {names} in {taken['results']} and {other['results']}"

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 
 from harness.errors import HarnessError
 from harness.lease import LEASE_NAME
-from harness.paths import write_atomically, writing
+from harness.paths import cache_folder, write_atomically, writing
 from harness.records.index import record_stamps, run_folders
 from harness.records.scrub import Scrubber
 from harness.records.store import (
@@ -333,6 +333,11 @@ class Pack:
     def records(self) -> list[str]:
         """Names of the records among them."""
         return [name for name in self.names if PurePosixPath(name).name == RECORD_NAME]
+
+    def index_path(self) -> Path:
+        """Where the cache keeps what was read of it, under the digest of the whole file."""
+        with self.path.open("rb") as file:
+            return cache_folder() / "packs" / f"{hashlib.file_digest(file, 'sha256').hexdigest()}.json"
 
     def holds(self, name: str, file: str) -> bool:
         """Whether the file lies beside the record of that name."""

@@ -76,7 +76,7 @@ class Scrubber:
             name: work.part(part, name) if name in with_paths or work.may_name(texts[name]) else part
             for name, part in body.items()
         }
-        return parts, work.places
+        return parts, list(dict.fromkeys(work.places))
 
     def reveals(self, body: Mapping[str, Any], text: str) -> bool:
         """Whether a text that belongs to the document holds what would be replaced."""

@@ -271,7 +271,8 @@ def test_each_option_of_submit_changes_what_it_would_do(option, place, monkeypat
     assert sctbench(*dry, *flags, cwd=place, ok=option not in ("root", "lists", "redo")) != usual
 
 
-def test_each_option_that_reads_or_writes_a_pack_counts(tmp_path):
+def test_each_option_that_reads_or_writes_a_pack_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
     assert inspect.signature(sharing.pack_results).parameters.keys() == {"results", "to", "predictions", "weights"}
     files = {"predictions.safetensors": StoredFile.of(b""), "weights.safetensors": StoredFile.of(b"")}
     Store(tmp_path / "A").write(make_record(files=files), dict.fromkeys(files, b""))

@@ -134,6 +134,9 @@ class TestPacking:
         shutil.unpack_archive(whole, tmp_path / "r")
         spec = make_spec(method="sct")
         assert Store(tmp_path / "r").complete(spec).metrics == Store(results).complete(spec).metrics
+        pack(tmp_path / "r", tmp_path / "again.zip")
+        with zipfile.ZipFile(whole) as one, zipfile.ZipFile(tmp_path / "again.zip") as other:
+            assert one.read(RECORD) == other.read(RECORD)
 
     def test_a_file_that_is_there_is_not_overwritten(self, results, tmp_path):
         (tmp_path / "a.zip").write_text("mine")

@@ -72,9 +72,10 @@ def test_it_is_found_wherever_it_stands():
     assert body["data"] == {"split_origin": "by <user>", "sizes": {"n042": 3}}  # names of splits are nobody's
 
 
-def test_the_places_are_told():
-    _, places = Scrubber().document({"reason": "/a/b", "curve": [1.5], "environment": {"slurm": {"node": "n042"}}})
-    assert places == ["reason", "environment.slurm.node"]
+def test_each_place_is_told_once():
+    tuning = {"trials": [{"reason": "/a/b"}, {"reason": "/c/d"}]}
+    _, places = Scrubber().document({"tuning": tuning, "curve": [1.5], "environment": {"slurm": {"node": "n042"}}})
+    assert places == ["tuning.trials.reason", "environment.slurm.node"]
 
 
 def test_this_host_and_this_user(monkeypatch):
