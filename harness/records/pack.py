@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -302,7 +303,7 @@ class Pack:
             self._zip = zipfile.ZipFile(path)
         except OSError as error:
             raise HarnessError(f"{path}: cannot be read ({error.strerror})") from None
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
             raise HarnessError(f"{path}: no pack: {error}") from None
         self._infos = self._checked()
         self.manifest = self._manifest()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,24 @@ class TestVerifying:
         (tmp_path / "bad.zip").write_bytes(content)
         told = sctbench("verify-pack", "bad.zip", cwd=tmp_path, ok=False)
         assert f"{PREDICTIONS}: damaged: Bad CRC-32" in told and "1 of 5 files are wrong" in told
+
+    def test_no_byte_that_changes_changes_what_counts_as_whole(self, whole, tmp_path):
+        content, random = whole.read_bytes(), np.random.default_rng(0)
+        directory = content.index(b"PK\x01\x02")
+        with zipfile.ZipFile(whole) as packed:
+            held = {name: packed.read(name) for name in packed.namelist()}
+        for place in (
+            directory + 6,
+            *random.integers(0, len(content), 60),
+            *random.integers(directory, len(content), 60),
+        ):
+            bad = bytearray(content)
+            bad[place] = (bad[place] + 150) % 256
+            (tmp_path / "bad.zip").write_bytes(bad)
+            with suppress(HarnessError):
+                if not Pack(tmp_path / "bad.zip").verify()[1]:
+                    with zipfile.ZipFile(tmp_path / "bad.zip") as packed:
+                        assert {name: packed.read(name) for name in packed.namelist()} == held
 
     def test_predictions_come_out_as_they_were(self, results, whole):
         opened = Pack(whole)
