@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
 from analysis.frame import ComparableSet, comparable_sets, judged
-from analysis.index import Runs, from_folder
+from analysis.index import Runs
 from analysis.literature import load as load_published
 from analysis.literature import significance, source, tables
 from analysis.render.terminal import to_terminal
+from analysis.sources import check_places, from_sources
 from analysis.tables.base import Table
 from analysis.tables.differences import bias_tables
 from analysis.verify import Verification, verify
@@ -22,11 +23,15 @@ from harness.schema.metrics import get as get_metric
 from suites import SUITES
 
 
-def load(root: Path, errors: Console) -> Runs:
-    """All valid records of a results folder; files that are set aside are printed with the reason."""
-    runs = from_folder(root)
+def load(root: Path, errors: Console, results: Sequence[Path] | None = None) -> Runs:
+    """All valid records of a results folder, or of the folders and packs `results` in its place. Files that are set
+    aside are printed with the reason, and what runs several places hold."""
+    check_places(results or ())
+    runs = from_sources(results or [root])
     for bad in runs.rejected:
         errors.print(f"set aside {bad.path}: {bad.reason}", highlight=False, markup=False)
+    for remark in runs.remarks:
+        errors.print(f"note: {remark}", highlight=False, markup=False)
     return runs
 
 
@@ -61,16 +66,19 @@ def compare(
     margin: float | None,
     errors: Console,
     metric: str | None = None,
+    results: Sequence[Path] | None = None,
 ) -> list[Table]:
-    """Tables of two methods of the records below `root`, or of two results folders. `margin`: in the unit of the
-    metric, its own if not given; `metric`: the tasks' primary one if not given."""
+    """Tables of two methods of the records below `root`, or of those of `results`; or of two results folders or packs.
+    `margin`: in the unit of the metric, its own if not given; `metric`: the tasks' primary one if not given."""
     folders, by = [Path(name) for name in (first, second)], get_metric(metric) if metric else None
-    if all((folder / "runs").is_dir() for folder in folders):
+    if all((folder / "runs").is_dir() or folder.is_file() for folder in folders):
+        if results:
+            raise HarnessError(f"--results goes with two methods, and {first} and {second} are results themselves")
         here, there = (load(folder, errors) for folder in folders)
         sides = [judged(_chosen(runs, suite, protocol), by) for runs in (here, there)]
         read = here.predictions, there.predictions
         return compare_folders(sides[0], sides[1], (first, second), margin, read)
-    runs = load(root, errors)
+    runs = load(root, errors, results)
     return compare_in_sets(judged(_chosen(runs, suite, protocol), by), first, second, margin, runs.predictions)
 
 

@@ -25,7 +25,8 @@ CELL_KEYS = ["task", "shots"]
 LIST_KEYS = [*CELL_KEYS, "split_seed"]
 """What stands for one training list."""
 
-NOTED = {"code": "code states"} | {name: f"versions of {name}" for name in ("torch", "timm", "peft")}
+NOTED = {"results": "results folders or packs", "code": "code states"}
+NOTED |= {name: f"versions of {name}" for name in ("torch", "timm", "peft")}
 """Columns in which records may differ side by side, and what the note calls them."""
 
 MOST_NOTED = 4
@@ -117,11 +118,26 @@ def notes(rows: pd.DataFrame) -> list[str]:
     """`2 code states: 1a2b3c4d (12 runs), 5e6f7a8b with changes (3 runs)` for each of `NOTED` that is not the same."""
     remarks = []
     for column, name in NOTED.items():
+        if column not in rows:  # records in memory are from nowhere
+            continue
         counts = rows[column].value_counts()
         if len(counts) > 1:
             states = ", ".join(f"{state} ({count} run{'s' * (count > 1)})" for state, count in counts.items())
             remarks.append(f"{len(counts)} {name}: {states}" if len(counts) <= MOST_NOTED else f"{len(counts)} {name}")
-    return remarks + _sources(rows[rows["status"] == "complete"])
+    return remarks + different_results(rows) + _sources(rows[rows["status"] == "complete"])
+
+
+def different_results(rows: pd.DataFrame) -> list[str]:
+    """`1 run has other results elsewhere, and the first are taken: SCT on digits, seed 0 (accuracy 71.5 in A, 71.2 in
+    B.zip)`; of many how many there are."""
+    several = rows[rows["elsewhere"].notna()] if "elsewhere" in rows else rows[:0]
+    if several.empty:
+        return []
+    columns = zip(*(several[name] for name in ("title", "task", "seed", "elsewhere")), strict=True)
+    each = [f"{title} on {task}, seed {seed} ({words})" for title, task, seed, words in columns]
+    what = f"{len(each)} runs have" if len(each) > 1 else "1 run has"
+    shown = f": {'; '.join(each)}" if len(each) <= MOST_NOTED else ", see `elsewhere` in runs.csv"
+    return [f"{what} other results elsewhere, and the first are taken{shown}"]
 
 
 def _sources(runs: pd.DataFrame) -> list[str]:

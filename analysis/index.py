@@ -7,7 +7,7 @@ is taken from it; all others are read, checked and flattened.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,10 @@ from analysis.columns import row, typed
 from analysis.paired import ReadPredictions, none_kept
 from harness.errors import HarnessError
 from harness.records.index import UNREAD, read_cache, read_changed, record_stamps, write_cache
+from harness.records.pack import Pack
 from harness.records.predictions import Predictions
 from harness.records.predictions import read as predictions_of
-from harness.records.store import Rejected, read_record
+from harness.records.store import PREDICTIONS_NAME, Rejected, read_record
 from harness.schema.metrics import METRICS
 from harness.schema.record import SCHEMA, BadRecord, RunRecord
 
@@ -76,10 +77,38 @@ def load(root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
         frame = pd.concat([part for part in (frame, new) if len(part)]).sort_values("path", ignore_index=True)
     if changed or not lasting.all():
         write_cache(root / INDEX_NAME, VERSION, _encode(frame[~frame["rejected"].str.startswith(UNREAD)]))
+    return _parted(frame, root)
+
+
+def _parted(frame: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[Rejected]]:
+    """The rows of valid records, and the files below `root` that were set aside."""
     bad = frame[frame["rejected"] != ""]
     rejected = [Rejected(root / path, reason) for path, reason in zip(bad["path"], bad["rejected"], strict=True)]
-    good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS[1:]).reset_index(drop=True)
+    good = frame[frame["rejected"] == ""].drop(columns=FILE_COLUMNS[1:], errors="ignore").reset_index(drop=True)
     return typed(good), rejected
+
+
+def load_pack(pack: Pack) -> tuple[pd.DataFrame, list[Rejected]]:
+    """The same of a pack. The first call reads and checks every record; later ones take what it found from the cache,
+    where it lies under the digest of the whole file."""
+    if not pack.records:
+        return pd.DataFrame(), []
+    place = pack.index_path()
+    columns = read_cache(place, VERSION)
+    if not columns:
+        columns = _encode(pd.DataFrame([_packed_row(pack, name) for name in pack.records]))
+        write_cache(place, VERSION, columns)
+    return _parted(_decode(columns), pack.path)
+
+
+def _packed_row(pack: Pack, name: str) -> dict[str, Any]:
+    """One whose predictions were left out counts as having kept none."""
+    try:
+        facts = row(pack.record(name))
+    except (KeyError, TypeError, ValueError) as error:  # a `BadRecord`, or whole but with values that nobody writes
+        return {"path": name, "rejected": str(error) or type(error).__name__}
+    kept = facts["predictions"] and pack.holds(name, PREDICTIONS_NAME)
+    return {"path": name, "rejected": "", **facts, "predictions": kept}
 
 
 def _new_row(path: str, mtime: int, size: int, outcome: dict[str, Any] | Rejected) -> dict[str, Any]:
@@ -104,6 +133,12 @@ class Runs:
 
     predictions: ReadPredictions = none_kept
     """Reads what runs of `rows` said of every image."""
+
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Results folders by their name in the column `results`, see `analysis.sources`; packs are no folders."""
+
+    remarks: list[str] = field(default_factory=list)
+    """What is to be said of runs that several places hold."""
 
 
 def from_folder(root: Path) -> Runs:

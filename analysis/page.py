@@ -20,7 +20,7 @@ from analysis.comparability import LeftOut
 from analysis.figures.gallery import Drawing
 from analysis.figures.style import small_png
 from analysis.metric_text import digits
-from analysis.page_tables import PageTable, record_href
+from analysis.page_tables import Bases, PageTable, base_of, places_of, record_href
 from analysis.render import FORMATS
 from analysis.tables.base import Table
 
@@ -86,25 +86,25 @@ def figure_data(path: Path) -> tuple[str, int, int]:
     return data_address("image/png", small_png(path)), round(width * 0.6), round(height * 0.6)
 
 
-def failures(rows: pd.DataFrame, base: str) -> list[dict[str, Any]]:
+def failures(rows: pd.DataFrame, base: Bases) -> list[dict[str, Any]]:
     """Failed runs, those with the same suite, method and reason in one entry."""
     entries = []
     keys = ["suite", "title", "reason"]
     for (suite, title, reason), runs in rows[rows["status"] == "failed"].groupby(keys, sort=False):
         columns = (runs[name][:SHOWN_RUNS] for name in ("task", "seed", "method", "run_id"))
         shown = [
-            (f"{task}, seed {seed}", record_href(base, str(suite), task, method, run_id))
-            for task, seed, method, run_id in zip(*columns, strict=True)
+            (f"{task}, seed {seed}", record_href(base_of(base, place), str(suite), task, method, run_id))
+            for task, seed, method, run_id, place in zip(*columns, places_of(runs)[:SHOWN_RUNS], strict=True)
         ]
         entries.append({"suite": suite, "method": title, "reason": reason, "count": len(runs), "runs": shown})
     return entries
 
 
-def _details(sections: Iterable[Section], base: str) -> Markup:
+def _details(sections: Iterable[Section]) -> Markup:
     """What the script needs: per table, its columns and the runs behind each cell."""
     values = {
         f"{section.name}/{table.table.name}": {
-            "base": f"{base}/{section.key['suite']}",
+            "bases": [base and f"{base}/{section.key['suite']}" for base in table.bases],
             "metric": table.metric.name,
             "digits": digits(table.metric) + 1,
             "columns": [heading.tasks for heading in table.headings],
@@ -129,11 +129,11 @@ def to_html(
     *,
     set_aside: list[tuple[str, str]],
     about: Mapping[str, MethodFacts],
-    base: str,
+    base: Bases,
     folder: Path,
 ) -> str:
     """The page. `rows`: all runs, see `analysis.columns`; `set_aside`: files that are not valid records, with the
-    reason; `base`: folder of the runs as seen from the page; `folder`: that of the page and the figures' files."""
+    reason; `base`: see `Bases`; `folder`: that of the page and the figures' files."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -153,6 +153,6 @@ def to_html(
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
-        details=_details(sections, base),
+        details=_details(sections),
         relative=lambda path: path.relative_to(folder).as_posix(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote
@@ -28,6 +28,9 @@ class RunBehind(NamedTuple):
 
     targets: dict[str, float]
     """Values by target."""
+
+    place: int = 0
+    """Where its record is: the number of one of the table's `bases`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class PageTable:
     metric: Metric
     headings: list[Heading]
     rows: list[PageRow]
+    bases: list[str]
+    """Folders of the runs as seen from the page; empty where there is none."""
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -93,8 +98,25 @@ class PageTable:
         return group_spans(self.headings)
 
 
+Bases = str | Mapping[str, str]
+"""Folder of the runs as seen from the page; of several places, by their name in the column `results`, and empty for a
+pack, into which no link leads."""
+
+
+def base_of(bases: Bases, place: str) -> str:
+    """The folder of a place's runs as seen from the page."""
+    return bases if isinstance(bases, str) else bases[place]
+
+
+def places_of(rows: pd.DataFrame) -> list[str]:
+    """The column `results`; empty texts for records in memory."""
+    return list(rows["results"]) if "results" in rows else [""] * len(rows)
+
+
 def record_href(base: str, suite: str, task: str, method: str, run_id: str) -> str:
-    """Address of a record below `base`, the folder of the runs as seen from the page."""
+    """Address of a record below `base`, the folder of the runs as seen from the page; empty if that is."""
+    if not base:
+        return ""
     return "/".join([base, *(quote(part, safe="") for part in (suite, task, f"{method}-{run_id}")), "record.json"])
 
 
@@ -104,9 +126,11 @@ RunsByCell = dict[Key, list[RunBehind]]
 def runs_by_label(peers: ComparableSet) -> dict[str, RunsByCell]:
     """Runs behind each cell by method's label, ordered by seeds."""
     rows, metric = peers.rows, peers.metric
+    numbers = pd.factorize(pd.Series(places_of(rows)))[0]
     cells: dict[str, RunsByCell] = {}
     names = ("label", "task", "shots", "split_seed", "seed", metric.name, "run_id", "reason", "targets")
-    for label, task, shots, split, seed, value, run_id, reason, targets in zip(*(rows[n] for n in names), strict=True):
+    columns = (*(rows[name] for name in names), numbers)
+    for label, task, shots, split, seed, value, run_id, reason, targets, place in zip(*columns, strict=True):
         run = RunBehind(
             seed=int(seed),
             split_seed=int(split) if split >= 0 else None,
@@ -114,6 +138,7 @@ def runs_by_label(peers: ComparableSet) -> dict[str, RunsByCell]:
             run_id=run_id,
             reason=reason or "",
             targets=target_values(targets, metric),
+            place=int(place),
         )
         cells.setdefault(str(label), {}).setdefault((str(task), int(shots)), []).append(run)
     for runs in (runs for by_cell in cells.values() for runs in by_cell.values()):
@@ -153,9 +178,10 @@ def _heading(column: Column, cells: list[Key]) -> Heading:
     )
 
 
-def make_page_table(peers: ComparableSet, table: Table, base: str) -> PageTable:
-    """The table with the runs of `peers` behind its cells. `base`: see `record_href`."""
+def make_page_table(peers: ComparableSet, table: Table, base: Bases) -> PageTable:
+    """The table with the runs of `peers` behind its cells."""
     runs = runs_by_label(peers)
+    bases = [base_of(base, place) for place in dict.fromkeys(places_of(peers.rows))]
     cells = list(suite_cells(peers.key["suite"], peers.rows))
     marks = dict(zip((column.key for column in table.columns), marked_rows(table), strict=True))
     columns = _in_page_order(table)
@@ -166,17 +192,17 @@ def make_page_table(peers: ComparableSet, table: Table, base: str) -> PageTable:
         label, only = table.behind.get(name, (name, None))
         method, family = methods.get(label, ("", ""))
         mine = {key: same for key, same in runs.get(label, {}).items() if only in (None, key)}
-        hrefs = {c.key: _first_href(c.over or cells, mine, base, peers.key["suite"], method) for c in columns}
+        hrefs = {c.key: _first_href(c.over or cells, mine, bases, peers.key["suite"], method) for c in columns}
         shown = [_page_cell(row.get(c.key, BLANK), c, name, marks[c.key], hrefs[c.key]) for c in columns]
         behind = {cell_name(*key): same for key, same in mine.items()}
         rows.append(PageRow(label=name, method=method, family=family or "other", cells=shown, runs=behind))
     headings = [_heading(column, cells) for column in columns]
-    return PageTable(table=table, metric=peers.metric, headings=headings, rows=rows)
+    return PageTable(table=table, metric=peers.metric, headings=headings, rows=rows, bases=bases)
 
 
-def _first_href(keys: Iterable[Key], runs: RunsByCell, base: str, suite: str, method: str) -> str:
+def _first_href(keys: Iterable[Key], runs: RunsByCell, bases: list[str], suite: str, method: str) -> str:
     """Address of the first run's record among those of `keys`; empty if there is none."""
     for task, shots in keys:
         if same := runs.get((task, shots)):
-            return record_href(base, suite, task, method, same[0].run_id)
+            return record_href(bases[same[0].place], suite, task, method, same[0].run_id)
     return ""

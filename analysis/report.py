@@ -18,7 +18,7 @@ from analysis.frame import ComparableSet, comparable_sets, judged
 from analysis.index import ReadRecords, Runs
 from analysis.literature import measured_beside
 from analysis.page import MethodFacts, Section, to_html
-from analysis.page_tables import make_page_table
+from analysis.page_tables import Bases, make_page_table
 from analysis.paired import ReadPredictions
 from analysis.render import write_table
 from analysis.render.terminal import to_terminal
@@ -44,9 +44,9 @@ def write_report(
 ) -> list[Path]:
     """Write everything below `folder`, print the tables, and return the files' paths, the page first.
 
-    `suite`: only that one; `about`: title, family and paper by method, for records that do not say. The runs are
-    expected beside `folder`, which is where the page's links point. `HarnessError` where `options` name what no set
-    has.
+    `suite`: only that one; `about`: title, family and paper by method, for records that do not say. Runs that are not
+    from results folders are expected beside `folder`, where the page's links to them point. `HarnessError` where
+    `options` name what no set has.
     """
     facts = _facts(runs.rows, about or {})
     methods = runs.rows["method"] if len(runs.rows) else ()
@@ -56,7 +56,7 @@ def write_report(
         console.print("No records" + (f" of suite {suite!r}" if suite else "") + " yet: `sctbench run` makes them.")
         return []
     check_options(sets, options)
-    base = Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
+    base = _bases(runs, folder)
     writer = _Writer(folder=folder, base=base, read=runs.read, console=console, options=options)
     sections, paths = [], []
     for peers, name in zip(sets, _names(sets), strict=True):
@@ -68,6 +68,14 @@ def write_report(
     shown = rows[rows["suite"].isin([s.key["suite"] for s in sets])]
     page.write_text(to_html(sections, shown, set_aside=set_aside, about=facts, base=base, folder=folder))
     return [page, *paths]
+
+
+def _bases(runs: Runs, folder: Path) -> Bases:
+    """Where the page's links point: to the folders of the runs, and nowhere for those of packs."""
+    if "results" not in runs.rows:
+        return Path(os.path.relpath(folder.parent / "runs", folder)).as_posix()
+    links = {name: os.path.relpath(root / "runs", folder) for name, root in runs.folders.items()}
+    return {name: Path(links[name]).as_posix() if name in links else "" for name in runs.rows["results"].unique()}
 
 
 def _facts(rows: pd.DataFrame, about: Mapping[str, Mapping[str, Any]]) -> dict[str, MethodFacts]:
@@ -101,8 +109,7 @@ class _Writer:
     """Writes the tables and figures of comparable sets."""
 
     folder: Path
-    base: str
-    """Folder of the runs as seen from the page."""
+    base: Bases
 
     read: ReadRecords
     console: Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.frame import SET_KEYS, comparable_sets, judged
-from analysis.index import from_folder
 from analysis.render.html import to_html
 from analysis.render.terminal import to_terminal
+from analysis.sources import from_sources
 from analysis.tables.base import Table
 from analysis.tables.tasks import result_tables
 from harness.errors import HarnessError
@@ -31,16 +32,17 @@ class Tables(list[Table]):
         return "".join(map(to_html, self))
 
 
-def frame_of_folder(root: Path) -> pd.DataFrame:
-    """All valid records of a results folder; a warning names each file that was set aside.
+def frame_of_places(places: Sequence[Path]) -> pd.DataFrame:
+    """All valid records of results folders and packs; a warning names each file that was set aside, and what runs
+    several of them hold.
 
     `HarnessError` if there are none.
     """
-    runs = from_folder(root)
-    for bad in runs.rejected:
-        warnings.warn(f"set aside {bad.path}: {bad.reason}", stacklevel=2)
+    runs = from_sources(places)
+    for warning in (*(f"set aside {bad.path}: {bad.reason}" for bad in runs.rejected), *runs.remarks):
+        warnings.warn(warning, stacklevel=2)
     if runs.rows.empty:
-        raise HarnessError(f"{root}: no records below {root / 'runs'}")
+        raise HarnessError("; ".join(f"{place}: no records below {place / 'runs'}" for place in places))
     return runs.rows
 
 

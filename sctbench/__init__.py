@@ -207,15 +207,26 @@ def predictions(
 
 
 @_guards.one_class_of_errors()
-def frame(out: str | Path = "results") -> pd.DataFrame:
+def frame(out: str | Path = "results", *, results: Sequence[str | Path] | None = None) -> pd.DataFrame:
     """The records of a results folder, one row per run, failed ones too. `Error` if it holds none.
 
-    Among the columns: suite, task, method, seed, protocol, status, accuracy (%), parameters (trained, head excluded),
-    seconds, and `path`, the record's file below `out`.
-    """
-    from analysis.shown import frame_of_folder
+    `results`: folders, and packs of them (`sctbench pack`), to read in the place of `out`. A run that several hold is
+    taken from the first.
 
-    return frame_of_folder(Path(out))
+    Among the columns: suite, task, method, seed, protocol, status, accuracy (%), parameters (trained, head excluded),
+    seconds; `results`, the name of the folder or pack, and `path`, the record's file in it; `elsewhere`, other results
+    that another of them has of the same run.
+    """
+    from analysis.shown import frame_of_places
+    from analysis.sources import check_places
+
+    places = _places(results)
+    check_places(places or ())
+    return frame_of_places(places or [Path(out)])
+
+
+def _places(results: Sequence[str | Path] | None) -> list[Path] | None:
+    return None if results is None else [Path(one).expanduser() for one in results]
 
 
 @_guards.one_class_of_errors()
@@ -236,16 +247,18 @@ def report(
     ablation: str | Sequence[str] | None = None,
     to: str | Path | None = None,
     metric: str | None = None,
+    results: Sequence[str | Path] | None = None,
 ) -> Path:
     """Write all tables and figures of a results folder, and return the page that shows them, `to`/index.html.
 
     `suite`: only that one; a file of your own: with its groups. `reference`: method to test the others against; linear,
     or the best, if not given. `ablation`: settings to tabulate. `to`: `out`/report if not given. `metric`: what
-    they show, a name of `harness.schema.metrics`; each task's primary one if not given.
+    they show, a name of `harness.schema.metrics`; each task's primary one if not given. `results`: as for `frame`.
     """
     from harness.commands.reports import write
 
-    return write(Path(out), suite, reference, ablation, Path(to) if to else None, metric, quiet=True)[0]
+    where, places = Path(to) if to else None, _places(results)
+    return write(Path(out), suite, reference, ablation, where, metric, quiet=True, results=places)[0]
 
 
 @_guards.one_class_of_errors()

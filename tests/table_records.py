@@ -114,6 +114,5 @@ def write_with_predictions(root, record, kept):
     content = encode({"test": kept})
     changes = {"metrics": {"test": make_metrics(100 * kept.correct.mean())}}
     changes["files"] = {PREDICTIONS_NAME: StoredFile.of(content)}
-    file = Store(root).write(dataclasses.replace(record, **changes)).parent / PREDICTIONS_NAME
-    file.write_bytes(content)
-    return file
+    path = Store(root).write(dataclasses.replace(record, **changes), {PREDICTIONS_NAME: content})
+    return path.with_name(PREDICTIONS_NAME)

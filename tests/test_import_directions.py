@@ -22,6 +22,7 @@ ANALYSIS_MAY_USE = {
     "harness.schema.spec",
     "harness.schema.record",
     "harness.records.index",
+    "harness.records.pack",
     "harness.records.predictions",
     "harness.records.store",
 }
@@ -43,7 +44,7 @@ FLOORS = {
         {"columns", "comparability", "metric_text", "statistics"},
         {"frame", "paired"},
         {"tables", "index"},
-        {"comparison", "literature", "render"},
+        {"comparison", "literature", "render", "sources"},
         {"figures", "page_tables", "verify"},
         {"page"},
         {"report", "shown"},

@@ -45,10 +45,10 @@ from harness.schema.metrics import ACCURACY
 
 IMAGES_TABLE = "images"
 
-NOT_KEPT = "no predictions kept, as by runs of before schema 5"
+NOT_KEPT = "no predictions kept, as by runs of before schema 5, or packed without"
 
-READ_BY = [*CELL_KEYS, *REPLICATE_KEYS, "split", "predictions", "path"]
-"""Columns of the frame that matter here; a frame of records in memory has no `path`."""
+READ_BY = [*CELL_KEYS, *REPLICATE_KEYS, "split", "predictions", "results", "path"]
+"""Columns of the frame that matter here; a frame of records in memory has no `results` and `path`."""
 
 POINTS = f"points, {CONFIDENCE:.0%} interval".replace("%", " %")
 ALONE = "right by one alone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 
 import pandas as pd
@@ -30,6 +31,9 @@ COSTS = {
     "seconds": Column(name="seconds", kind="seconds"),
 }
 """Columns after the averages: average rank, trained parameters, seconds of a run; costs by their name in the frame."""
+
+FROM = Column(name="from", kind="text")
+"""Which results folders and packs a row's runs are from, where there are several."""
 
 RANK_CAPTION = "rank: average rank over the columns that the averages are over, among rows that have them all; "
 COST_CAPTION = "params: trained parameters without head; params+head: with it; seconds: of a run; these are means over "
@@ -59,7 +63,7 @@ def task_table(peers: ComparableSet) -> Table:
         name="tasks",
         title=set_title(peers),
         caption=_caption(peers, others=len(over) < len(keys)),
-        columns=[*single, *means, RANK, *COSTS.values()],
+        columns=[*single, *means, RANK, *COSTS.values(), *_from_column(peers)],
     )
     _fill(table, peers, list(over))
     for row in table.rows.values() if by_group else ():
@@ -96,7 +100,21 @@ def _value(column: Column, cells: dict[Key, Cell]) -> Cell:
 
 
 def _cost_row(runs: pd.DataFrame, keys: list[Key], seeds: int) -> Row:
-    return {COSTS[name].key: cell for name, cell in cost_cells(runs, list(COSTS), keys, seeds).items()}
+    costs = {COSTS[name].key: cell for name, cell in cost_cells(runs, list(COSTS), keys, seeds).items()}
+    return costs | {FROM.key: Cell(text=_from_text(runs))} if "results" in runs else costs
+
+
+def _from_column(peers: ComparableSet) -> list[Column]:
+    several = "results" in peers.rows and peers.rows["results"].nunique() > 1
+    return [FROM] if several else []
+
+
+def _from_text(runs: pd.DataFrame) -> str:
+    """`A`, or `A (15 runs), B.zip (5 runs)` where a row combines several."""
+    counts = Counter(runs["results"])
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    return ", ".join(f"{name} ({count} run{'s' * (count > 1)})" for name, count in counts.most_common())
 
 
 def few_shot_table(peers: ComparableSet) -> Table:
@@ -116,6 +134,7 @@ def few_shot_table(peers: ComparableSet) -> Table:
             _mean_column(peers, "all", keys),
             dataclasses.replace(RANK, name="rank over columns"),
             *COSTS.values(),
+            *_from_column(peers),
         ],
     )
     _fill(table, peers, keys)
@@ -177,7 +196,7 @@ def domain_table(peers: ComparableSet, task: str, shots: int) -> Table:
         title=set_title(peers, f"domain generalisation from {cell_name(task, shots)}"),
         caption=f"{ways}: scored over all classes of the source; masked: among the classes that occur in the target "
         f"alone. The masked mean takes the masked value where there is one. {_caption(peers, rank='')}",
-        columns=[source, *targets.values(), *means.values(), *costs],
+        columns=[source, *targets.values(), *means.values(), *costs, *_from_column(peers)],
     )
     seeds = seed_count(rows)
     for label, runs in by_label(rows):

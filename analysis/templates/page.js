@@ -136,7 +136,8 @@
   }
   function address(board, row, column, run) {
     const task = column.replace(/ \d+-shot$/, "");
-    return `${board.base}/${encodeURIComponent(task)}/${encodeURIComponent(`${row.method}-${run[3]}`)}/record.json`;
+    const base = board.bases[run[6]];
+    return base && `${base}/${encodeURIComponent(task)}/${encodeURIComponent(`${row.method}-${run[3]}`)}/record.json`;
   }
   function openPanel(link) {
     const { board, row, tasks, name, target } = behind(link);
@@ -145,8 +146,9 @@
       const list = element("ul");
       for (const run of task.runs) {
         const item = element("li", `${seedText(run)}: ${valueText(board, run, target)} `), anchor = element("a", run[3]);
-        anchor.href = address(board, row, task.name, run);
-        anchor.title = "record.json of this run";
+        const href = address(board, row, task.name, run);
+        if (href) anchor.href = href;
+        anchor.title = href ? "record.json of this run" : "its record is in a pack";
         item.append(anchor, run[4] ? ` ${run[4]}` : "");
         list.append(item);
       }

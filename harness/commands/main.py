@@ -14,8 +14,9 @@ from harness.commands.bench import bench
 from harness.commands.checks import checks_app
 from harness.commands.data import data_app
 from harness.commands.models import models_app
-from harness.commands.options import MetricName, OutFolder
+from harness.commands.options import MetricName, OutFolder, Results
 from harness.commands.runs import runs_app
+from harness.commands.sharing import sharing_app
 from harness.commands.slurm import slurm_app
 from harness.commands.status import status_app
 from harness.errors import USER_ERRORS
@@ -28,6 +29,7 @@ app.add_typer(slurm_app)
 app.add_typer(checks_app)
 app.add_typer(models_app)
 app.add_typer(status_app)
+app.add_typer(sharing_app)
 app.add_typer(data_app, name="data")
 app.command()(bench)
 
@@ -62,12 +64,13 @@ def report(
     ] = None,
     ablation: Annotated[str | None, typer.Option(help="Settings to tabulate, e.g. channels,lr.")] = None,
     metric: MetricName = None,
+    results: Results = None,
     to: Annotated[Path | None, typer.Option(help="Folder for tables and figures; OUT/report if not given.")] = None,
 ) -> None:
     """Write tables and figures from whatever records there are."""
     from harness.commands.reports import write
 
-    paths = write(out, suite, reference, ablation, to, metric)
+    paths = write(out, suite, reference, ablation, to, metric, results=results)
     if paths:
         console.print(f"{len(paths) - 1} tables and figures in {paths[0].parent}, and one page with all of them:")
         console.print(f"wrote {paths[0]}")
@@ -75,7 +78,7 @@ def report(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder.")],
+    first: Annotated[str, typer.Argument(help="A method's name or table label, or a results folder or pack.")],
     second: Annotated[str, typer.Argument(help="The other one.")],
     out: OutFolder = Path("results"),
     suite: Annotated[str | None, typer.Option(help="Only this suite.")] = None,
@@ -85,12 +88,13 @@ def compare(
         float | None,
         typer.Option(min=0, help="What counts as practically equal, in the metric's unit; 1 point, or else 0."),
     ] = None,
+    results: Results = None,
 ) -> None:
-    """Compare two methods, or two results folders, task by task and image by image: differences, intervals, tests."""
+    """Compare two methods, or two results folders or packs, task by task and image by image: intervals, tests."""
     from analysis.commands import compare as tables_of
     from analysis.commands import show
 
-    show(tables_of(first, second, out, suite, protocol, margin, errors, metric), console)
+    show(tables_of(first, second, out, suite, protocol, margin, errors, metric, results), console)
 
 
 @app.command()

@@ -14,6 +14,10 @@ import typer
 from harness.terminal import split_csv, split_shots, split_tasks
 
 OutFolder = Annotated[Path, typer.Option(file_okay=False, help="Folder of the results.")]
+Results = Annotated[
+    list[Path] | None,
+    typer.Option(help="A results folder, or a pack of one, to read in OUT's place; as often as there are some."),
+]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 MetricName = Annotated[
     str | None, typer.Option(help="What is shown, e.g. macro_f1 or loss; each task's primary metric if not given.")

@@ -23,8 +23,10 @@ def write(
     to: Path | None,
     metric: str | None,
     quiet: bool = False,
+    results: Sequence[Path] | None = None,
 ) -> list[Path]:
-    """Write tables and figures of the records below `out`, and return the files, the page first.
+    """Write tables and figures of the records below `out`, or of the folders and packs `results` in its place, and
+    return the files, the page first.
 
     `HarnessError` for an unknown metric, if there is no record, or if the suite, the reference or a setting to tabulate
     is in none.
@@ -43,11 +45,12 @@ def write(
     by = metrics.get(metric) if metric else None
     options = TableOptions(reference, None if axes is None else tuple(axes), by)
     console = Console(quiet=True) if quiet else terminal.console
-    runs = load(out, terminal.errors)
+    runs = load(out, terminal.errors, results)
     check_suite(name, runs)
     paths = write_report(runs, to or out / "report", console, name, options, about=_about(runs))
     if quiet and not paths:
-        raise HarnessError(f"{out}: no records" + (f" of suite {name!r}" if name else ""))
+        places = ", ".join(map(str, results or [out]))
+        raise HarnessError(f"{places}: no records" + (f" of suite {name!r}" if name else ""))
     return paths
 
 

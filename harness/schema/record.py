@@ -338,8 +338,14 @@ class RunRecord:
             body = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadRecord(f"torn: {error}") from None
-        if not isinstance(body, dict) or "digest" not in body:
+        return cls.from_document(body)
+
+    @classmethod
+    def from_document(cls, document: Any) -> Self:
+        """The same from the text's value, which stays as it is."""
+        if not isinstance(document, dict) or "digest" not in document:
             raise BadRecord("not a run record")
+        body = dict(document)
         if body.pop("digest") != _digest(body):
             raise BadRecord("altered: its digest does not fit its content")
         schema = body.pop("schema", None)

@@ -106,7 +106,10 @@ def test_runs_that_kept_no_predictions_are_compared_as_before(tmp_path):
         Store(tmp_path).write(record)
     shown = run("compare", "sct", "lora", "--out", tmp_path)
     assert "SCT beats LORA on 0 of 5 tasks, ties on 5" in shown
-    assert "Not tested image by image: all (no predictions kept, as by runs of before schema 5)." in shown
+    assert (
+        "Not tested image by image: all (no predictions kept, as by runs of before schema 5, or packed without)."
+        in shown
+    )
     assert "against LORA, image by image" not in shown
     assert table_of(tmp_path) is None
 

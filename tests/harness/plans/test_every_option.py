@@ -8,13 +8,14 @@ from itertools import product
 import pytest
 
 from harness.commands import data as data_commands
-from harness.commands import options, runs, slurm, status
+from harness.commands import main, options, runs, sharing, slurm, status
 from harness.data.lists import Roots
 from harness.errors import HarnessError
 from harness.plans.experiment import KEYS, Experiment, read_file, select
 from harness.plans.plan import check_curve, expand, finals
 from harness.records.place import read
 from harness.records.store import Store
+from harness.schema.record import StoredFile
 from harness.training.rerun import again
 from tests import layouts
 from tests.command import sctbench
@@ -286,3 +287,22 @@ def test_each_option_of_submit_changes_what_it_would_do(option, place, monkeypat
     usual = sctbench(*dry, cwd=place)
     flags = [f"--{option.replace('_', '-')}", *SUBMIT[option]]
     assert sctbench(*dry, *flags, cwd=place, ok=option not in ("root", "lists", "track", "redo")) != usual
+
+
+def test_each_option_that_reads_or_writes_a_pack_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCTBENCH_CACHE", str(tmp_path / "cache"))
+    assert inspect.signature(sharing.pack_results).parameters.keys() == {"results", "to", "predictions", "weights"}
+    files = {"predictions.safetensors": StoredFile.of(b""), "weights.safetensors": StoredFile.of(b"")}
+    Store(tmp_path / "A").write(make_record(files=files), dict.fromkeys(files, b""))
+    Store(tmp_path / "B").write(make_record(spec=make_spec(method="lora")))
+    for to, flags, held in (
+        ("a.zip", [], "1 records; "),
+        ("p.zip", ["--predictions"], "1 records, 1 predictions; "),
+        ("w.zip", ["--weights"], "1 records, 1 weights; "),
+    ):
+        assert f"wrote {to}: {held}" in sctbench("pack", "A", "--to", to, *flags, cwd=tmp_path)
+    for command in (main.report, main.compare):
+        assert "results" in inspect.signature(command).parameters
+    compared = sctbench("compare", "sct", "lora", "--results", "a.zip", "--results", "B", cwd=tmp_path)
+    assert "SCT against LORA" in compared
+    assert "no such results folder" in sctbench("report", "--results", "c.zip", cwd=tmp_path, ok=False)
