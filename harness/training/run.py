@@ -3,12 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from harness import device as devices
 from harness import environment, sources
@@ -26,7 +24,7 @@ from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, StoredFile, Tuning, same_data
 from harness.schema.spec import RunSpec
 from harness.training import evaluation, weights
-from harness.training.attached_model import AttachedModel
+from harness.training.attached_model import AttachedModel, Calibration
 from harness.training.callbacks import Callback, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
 from harness.training.cost import EnergyMeter, PeakMemory, of_inference, state_bytes, state_digest
@@ -218,19 +216,20 @@ def epoch_evaluator(ctx: RunContext, data: RunData) -> evaluation.EpochEvaluator
 def attach(ctx: RunContext, data: RunData) -> AttachedModel:
     """The backbone with its method attached."""
     memory = data.saved["callbacks"][AttachedModel.name]["memory"] if data.saved else None
-
-    def calibration(size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = data.train.batches(size, ctx.device)
-        return ((ctx.preprocessing.normalise(images), labels) for images, labels in batches)
-
     return AttachedModel(
         ctx.spec,
         ctx.task.num_classes,
         device=ctx.device,
         total_steps=total_steps(len(data.train), ctx.spec.recipe),
-        calibration=calibration,
+        calibration=_calibration(data.train, ctx.preprocessing),
         memory=memory,
     )
+
+
+def _calibration(data: Split, preprocessing: Preprocessing) -> Calibration:
+    """Holds the split that is trained on, and nothing from which a method could reach another."""
+    device = data.labels.device
+    return lambda size: ((preprocessing.normalise(images), labels) for images, labels in data.batches(size, device))
 
 
 def train(

@@ -176,5 +176,5 @@ def test_a_margin_is_in_the_metrics_unit(folder):
     (table,) = compare("sct", "lora", folder, None, "fixed", 0.2, QUIET, "quadratic_kappa")
     assert "practically equal within ±0.2 units" in table.caption
     (table,) = compare("sct", "lora", folder, None, "fixed", None, QUIET, "quadratic_kappa")
-    assert "p = 0.0625; undecided. " in table.caption
+    assert "so it cannot decide); undecided. " in table.caption
     assert len(bias(folder, None, QUIET)) == 2
