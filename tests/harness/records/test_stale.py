@@ -64,7 +64,7 @@ def write(folder, factor=1.0):
 
 
 def edited(folder, factor):
-    """As a new process finds it, after the file was edited."""
+    """As a new process finds it, after the file was edited within a second, to one of the same size."""
     registry._external.clear()
     return registry.get(write(folder, factor))
 

@@ -52,8 +52,8 @@ def test_the_best_epoch_is_that_of_the_primary_metric_in_its_direction(data, mon
     seen = []
     real = evaluation.evaluate
     monkeypatch.setattr(evaluation, "evaluate", lambda *args: seen.append(real(*args)) or seen[-1])
-    oracle = run(RunContext(spec=spec, device=CPU, roots=data))
-    losses = [metrics["test"].loss for metrics in seen]
+    oracle = run(RunContext(spec=spec, device=CPU, roots=data)).record
+    losses = [outcome.metrics["test"].loss for outcome in seen]
     assert (len(losses), oracle.primary_metric) == (3, "loss")
     assert oracle.metrics["test"].loss == min(losses) != max(losses)
     assert oracle.last_epoch["test"].loss == losses[-1]

@@ -6,6 +6,7 @@ import multiprocessing
 import struct
 import sys
 import threading
+import time
 
 import mlflow
 import pytest
@@ -143,6 +144,7 @@ def test_epochs_that_a_killed_process_had_drawn_are_drawn_once_and_a_new_beginni
     run, place = Store(setup.root).folder(spec), folder(setup, spec) / "tensorboard/seed0"
     assert [step for step, _ in curves(place)["train/loss"]] == [1, 2]
     (run / "state/000000008.safetensors").unlink()  # what is left is of the second epoch
+    time.sleep(1.1)  # event files are read in the order of their names, which hold the second of their beginning
     assert execute_run(spec, setup).environment["resumed_at_steps"] == [7]
     assert [step for step, _ in curves(place)["train/loss"]] == [1, 2, 3]
     (run / "record.json").unlink()
