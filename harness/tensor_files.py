@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from harness.tensor_header import metadata
+
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -39,11 +41,14 @@ def decode(path: Path, device: torch.device) -> Any:
     Raises `BadTensorFile` if the file was read and is torn or altered, `OSError` if it cannot be read: the two must
     never be confused.
     """
-    content = path.read_bytes()
+    return decode_content(path.read_bytes(), device)
+
+
+def decode_content(content: bytes, device: torch.device) -> Any:
+    """`decode` of what a file holds. Raises `BadTensorFile`."""
     try:
         tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts = json.loads(header["__metadata__"]["content"])
+        facts = json.loads(metadata(content)["content"])
         if facts["digest"] != _digest(facts["tree"], tensors):
             raise BadTensorFile("altered: its digest does not fit its content")
         tree = json.loads(facts["tree"])

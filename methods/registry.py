@@ -133,9 +133,8 @@ class _Source(SourceFileLoader):
 def _load_file(path: Path) -> ModuleType:
     """Import a file under a name that no other file has: two folders may each hold a `method.py`."""
     name = f"sctbench_external_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if path.suffix not in SOURCE_SUFFIXES:
-        raise MethodError(f"{path} is not a Python file")
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
+    loader = _Source(name, str(path)) if path.suffix in SOURCE_SUFFIXES else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader) if loader else None
     if spec is None or spec.loader is None:
         raise MethodError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -30,7 +30,7 @@ ANALYSIS_MAY_USE = {
 
 FLOORS = {
     "harness": [
-        {"errors"},
+        {"errors", "tensor_header"},
         {"paths", "sources", "tensor_files", "schema"},
         {"children", "device", "energy", "lease", "terminal"},
         {"environment", "models", "records"},

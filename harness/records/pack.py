@@ -48,6 +48,7 @@ from harness.records.store import (
 )
 from harness.schema.record import BadRecord, RunRecord, StoredFile
 from harness.schema.spec import RunSpec, canonical_json
+from harness.tensor_header import header
 from harness.terminal import Advance, tracked
 
 FORMAT = 1
@@ -212,7 +213,7 @@ class _Packer:
         except HarnessError as error:
             self._reject(folder / name, str(error).removeprefix(f"{folder / name}: "))
             return
-        if self._scrubber.reveals(body, _header(content)):
+        if self._scrubber.reveals(body, header(content).decode(errors="replace")):
             self._reject(folder / name, "its header holds a path, or the name of a host or user")
         else:
             self._put(str(PurePosixPath(path).with_name(name)), content)
@@ -249,11 +250,6 @@ def _with_digest(body: dict[str, Any]) -> bytes:
     text."""
     text = canonical_json(body)
     return f'{{"digest":"{hashlib.sha256(text.encode()).hexdigest()}",{text[1:]}\n'.encode()
-
-
-def _header(content: bytes) -> str:
-    """The part of a safetensors file that is text."""
-    return content[8 : 8 + int.from_bytes(content[:8], "little")].decode(errors="replace")
 
 
 def _shared(body: dict[str, Any], scrubber: Scrubber) -> dict[str, Any]:

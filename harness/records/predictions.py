@@ -25,6 +25,7 @@ from safetensors.numpy import load, save
 
 from harness.records.store import PREDICTIONS_NAME, read_stored
 from harness.schema.record import RunRecord
+from harness.tensor_header import metadata
 
 TYPES = {
     "labels": np.uint16,
@@ -77,12 +78,11 @@ def encode(splits: dict[str, Predictions]) -> bytes:
 def decode(content: bytes) -> dict[str, Predictions]:
     """The predictions in a file, by split."""
     tensors: dict[str, Any] = load(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return {
         split: Predictions(
             list_digest=digest, **{name: tensors[key] for name in TYPES if (key := f"{split}/{name}") in tensors}
         )
-        for split, digest in json.loads(header["__metadata__"]["lists"]).items()
+        for split, digest in json.loads(metadata(content)["lists"]).items()
     }
 
 

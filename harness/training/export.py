@@ -22,6 +22,7 @@ from harness.schema.preprocessing import Preprocessing
 from harness.training import model_card, weights
 from harness.training.attached_model import AttachedModel, untouched
 from methods import registry
+from methods.conformance_tools import relative_gap
 from methods.peft_library.adapters import ADAPTER_FILES, save_adapter
 
 CHECKPOINT = "model.safetensors"
@@ -46,10 +47,12 @@ class Source:
         return name, {**arguments, "num_classes": self.model.num_classes}
 
     @property
-    def has_weights_of_timm(self) -> bool:
-        """Whether the backbone's weights are those that timm has under its name."""
+    def hub_id(self) -> str | None:
+        """Where timm has the weights that the backbone began with; None if they were others."""
         backbone = self.place.record.spec.backbone
-        return backbone.weights == "pretrained" and backbone.name == self.timm_call[0]
+        is_timms = backbone.weights == "pretrained" and backbone.name == self.timm_call[0]
+        config = timm.get_pretrained_cfg(backbone.name) if is_timms else None
+        return config.hf_hub_id if config else None
 
 
 def export(
@@ -68,7 +71,7 @@ def export(
     write = FORMS[form](source)
     to.mkdir(parents=True, exist_ok=True)
     write(to)
-    (to / "README.md").write_text(model_card.text(place.record, form, source.timm_call, source.has_weights_of_timm))
+    (to / "README.md").write_text(model_card.text(place.record, form, source.timm_call, source.hub_id))
     return sorted(path for path in to.iterdir())
 
 
@@ -120,11 +123,11 @@ def _plain_timm_model(source: Source) -> Any:
                 "which sctbench.load reads"
             )
         plain.load_state_dict(state)
-        gap = float((plain(images) - expected).abs().max() / expected.abs().max())
+        gap = relative_gap(plain(images), expected)
     if not gap <= TOLERANCE:
         raise HarnessError(f"method {spec.method!r}: the merged model's logits differ by {gap:.1e} of the largest")
     plain.pretrained_cfg = {**plain.pretrained_cfg, **weights.timm_config(preprocessing)}
-    if not source.has_weights_of_timm:
+    if source.hub_id is None:
         plain.pretrained_cfg |= {"tag": "", "license": None}
     return plain
 
@@ -139,20 +142,17 @@ def _noise(preprocessing: Preprocessing) -> torch.Tensor:
 def _peft(source: Source) -> Writer:
     """An adapter folder of the peft package."""
     spec = source.place.record.spec
-    (name, _), images = source.timm_call, _noise(Preprocessing.from_id(spec.preprocessing))
     plain = untouched(spec, source.model.num_classes)
     method = registry.get(spec.method).of_run(spec.config)
-    base = timm.get_pretrained_cfg(name) if source.has_weights_of_timm else None
-    base_name = base.hf_hub_id if base and base.hf_hub_id else spec.backbone.name
     with TemporaryDirectory() as folder:
         save_adapter(
             source.model.model,
             method,
             Path(folder),
-            base_name,
+            source.hub_id or spec.backbone.name,
             plain=plain,
             memory=source.model.memory,
-            images=images,
+            images=_noise(Preprocessing.from_id(spec.preprocessing)),
         )
         contents = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name in ADAPTER_FILES}
     return lambda to: [(to / name).write_bytes(content) for name, content in contents.items()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import yaml
 
 from harness.schema import metrics, protocol
@@ -31,14 +30,13 @@ model = PeftModel.from_pretrained(base, "FOLDER").eval()""",
 """Code that loads an exported model, by form; FOLDER is where the card lies."""
 
 
-def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]], from_timm: bool) -> str:
+def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]], hub_id: str | None) -> str:
     """The card of a run's model that was written in `form`, see `harness.training.export.FORMS`.
 
-    `timm_call`: name and arguments with which timm makes a model of the same shape. `from_timm`: whether timm also has
-    the weights that the backbone began with.
+    `timm_call`: name and arguments with which timm makes a model of the same shape. `hub_id`: where timm has the
+    weights that the backbone began with; None if they were others.
     """
-    base = timm.get_pretrained_cfg(timm_call[0]) if from_timm else None
-    front = yaml.safe_dump(_front(record, form, base.hf_hub_id if base else None), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front(record, form, hub_id), sort_keys=False, allow_unicode=True)
     spec, settings = record.spec, dict(record.spec.config)
     parameters = record.parameters
     facts = {
@@ -66,7 +64,7 @@ def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]], fr
         "",
         "## Use",
         "",
-        f"```python\n{_usage(record, form, timm_call, from_timm)}\n```",
+        f"```python\n{_usage(record, form, timm_call, hub_id is not None)}\n```",
     ]
     return f"---\n{front}---\n\n" + "\n".join(lines) + "\n"
 

@@ -90,10 +90,9 @@ def load(place: Place, weights: Path | None = None, method: str | None = None, d
 
 
 def _read(place: Place, device: torch.device) -> dict[str, Any]:
-    read_stored(place.folder, place.record, WEIGHTS_NAME, HOW)
-    path = place.folder / WEIGHTS_NAME
+    path, stored = place.folder / WEIGHTS_NAME, read_stored(place.folder, place.record, WEIGHTS_NAME, HOW)
     try:
-        state: dict[str, Any] = tensor_files.decode(path, device)
+        state: dict[str, Any] = tensor_files.decode_content(stored, device)
     except tensor_files.BadTensorFile as error:
         raise HarnessError(f"{path}: {error}") from None
     if (state["format"], state["run_id"]) != (FORMAT, place.record.spec.run_id):

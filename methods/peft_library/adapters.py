@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from methods.base import Method, MethodError
+from methods.conformance_tools import relative_gap
 from methods.peft_library.common import ADAPTER, PeftMethod, quiet, seeded
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -97,4 +98,4 @@ def _gap(backbone: nn.Module, plain: nn.Module, folder: Path, images: Tensor) ->
 
     expected = copy.deepcopy(backbone).cpu().eval()(images)
     loaded = peft.PeftModel.from_pretrained(plain, str(folder), torch_device="cpu").eval()(images)
-    return float((loaded - expected).abs().max() / expected.abs().max())
+    return relative_gap(loaded, expected)
