@@ -82,6 +82,7 @@ class AdapterHoulsby(AdapterPfeiffer):
     paper = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv 1902.00751"
     composition_order = 31
     slots = ("attention_output", "mlp_output")
+    needs = frozenset({"attention"})
     recipe = {"lr": 2e-3}
     identity_at_start = False
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method
-from methods.blocks import blocks, pads, plug_layer, unplug_layer, width
-from methods.layers import block_linears, linears
+from methods.blocks import blocks, pads, plug, require_served, unplug, width
+from methods.layers import block_linears
 from methods.settings import Count, Probability, Settings, one_of
 
 
@@ -33,20 +33,27 @@ class Recomposition(nn.Module):
         return out
 
 
+PLACES = ((False, "attention_input", "qkv"), (True, "mlp_input", "fc1"))
+"""Slots with an adapter: whether it is an MLP's, and the linear layer that follows."""
+
+Place = tuple[Any, str, Recomposition, list[nn.Linear]]
+"""Block, slot, what is plugged in there, and the linear layers that follow."""
+
+
 @torch.no_grad()
-def fold_recompositions(places: Iterable[tuple[Any, nn.Linear]]) -> None:
-    """Fold the module after each norm into the linear layer that follows: W (x A + b) = (W A^T) x + W b."""
-    for norm, linear in places:
-        (module,) = norm.slots["output"]
+def fold_recompositions(places: Iterable[Place]) -> None:
+    """Fold each module into the linear layers that follow: W (x A + b) = (W A^T) x + W b."""
+    for block, slot, module, layers in places:
         u, c = module.projection["weight"], module.coefficients
-        linear.bias.add_(linear.weight @ module.bias)
-        linear.weight.add_((linear.weight @ (u * c)) @ u.T)
-        unplug_layer(norm)
+        for linear in layers:
+            linear.bias.add_(linear.weight @ module.bias)
+            linear.weight.add_((linear.weight @ (u * c)) @ u.T)
+        unplug(block, slot, module)
 
 
 class ARC(Method):
-    """One adapter after each of the two norms of every block; all that follow attention norms share a U, all that
-    follow MLP norms another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
+    """One adapter in front of attention and one in front of the MLP of every block, after the norm; all in front of
+    attention share a U, all in front of MLPs another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
     shares its own.
     """
 
@@ -57,6 +64,7 @@ class ARC(Method):
     composition_order = 24
     recipe = {"lr": 1e-2}
     mergeable = True
+    needs = frozenset({"attention"})
     search_space = {"lr": (1e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (10, 50, 100)}
 
     @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,7 @@ class ARC(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank
-        widths = [qkv.in_features for qkv in linears(backbone, "qkv")]
+        widths = [width(block) for block in blocks(require_served(self, backbone))]
         return sum(2 * d * r for d in set(widths)) + sum(2 * (r + d) for d in widths)
 
     def coefficients(self, mlp: bool, context: Context) -> Tensor:
@@ -89,18 +97,19 @@ class ARC(Method):
         return start[0]
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
+        self.expected_parameters(backbone)  # refuses what is not served
         c, all_blocks = self.config, blocks(backbone)
         shared = {}
         for d in sorted({width(block) for block in all_blocks}):
             for mlp in (False, True):
                 u = nn.init.xavier_uniform_(torch.empty(d, c.rank), generator=context.generator)
                 shared[d, mlp] = nn.ParameterDict({"weight": u})
-        places: list[tuple[Any, nn.Linear]] = []
+        places: list[Place] = []
         for block in all_blocks:
-            linears = block_linears(block)
-            for mlp, norm, linear in ((False, block.norm1, linears["qkv"]), (True, block.norm2, linears["fc1"])):
+            for mlp, slot, name in PLACES:
                 module = Recomposition(shared[width(block), mlp], self.coefficients(mlp, context), c.dropout)
-                plug_layer(norm, "output", module)
-                places.append((norm, linear))
-        foldable = all(linear.bias is not None for _, linear in places) and not any(map(pads, all_blocks))
+                plug(block, slot, module)
+                places.append((block, slot, module, [layer for _, layer in block_linears(block, [name])]))
+        biased = all(linear.bias is not None for *_, layers in places for linear in layers)
+        foldable = biased and not any(map(pads, all_blocks))
         return Attachment(merge=partial(fold_recompositions, places) if foldable else None)

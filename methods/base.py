@@ -116,13 +116,13 @@ HIGH_RATES = {"lr": (5e-3, 1e-2, 2e-2, 5e-2), "weight_decay": (1e-4, 1e-2)}
 """Search space of methods that train few or small numbers, which need higher rates than a low-rank update does."""
 
 
-class _EveryKind:
+class _EveryFittingKind:
     """The default of `Method.serves`: looked up when it is read, so that a kind that is added is served."""
 
-    def __get__(self, instance: object, owner: type) -> frozenset[str]:
+    def __get__(self, instance: object, owner: type[Method]) -> frozenset[str]:
         from methods.architectures import KINDS
 
-        return frozenset(KINDS)
+        return frozenset(name for name, kind in KINDS.items() if owner.needs <= kind.offers())
 
 
 class Method(ABC):
@@ -157,9 +157,12 @@ class Method(ABC):
     }
     """Candidate values of recipe fields and of the method's own knobs, which the `tuned` protocol chooses from."""
 
-    serves: ClassVar[frozenset[str]] = cast(frozenset[str], _EveryKind())
-    """Kinds of backbone that the method can attach to, every kind by default; on another, `attach` raises
-    `MethodError`."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What a kind of backbone must have: `sequence` (tokens in one sequence, of one width), `attention`."""
+
+    serves: ClassVar[frozenset[str]] = cast(frozenset[str], _EveryFittingKind())
+    """Kinds of backbone that the method can attach to, by default all that have what it `needs`; on another, `attach`
+    raises `MethodError`."""
 
     identity_at_start: ClassVar[bool] = True
     """Whether the attached, untrained model computes the pretrained function."""

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from methods.layers import PretrainedMethod, body_layers
+from methods.layers import PretrainedMethod, body_biases
 
 
 class BitFit(PretrainedMethod):
@@ -18,5 +18,4 @@ class BitFit(PretrainedMethod):
     recipe = {"lr": 5e-3}
 
     def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
-        layers = body_layers(backbone, (nn.Linear, nn.LayerNorm, nn.Conv2d))
-        return [layer.bias for layer in layers if layer.bias is not None]
+        return body_biases(backbone)

@@ -5,7 +5,7 @@ slots is timm's own object, re-classed to a subclass whose `forward` runs the pl
 hooks and attributes of the pretrained model stay as they are. Several methods can plug into one block. Leaf layers
 (`attn.qkv`, `norm1`, ...) take modules in the same way through `plug_layer`.
 
-A pre-norm block computes, with every empty slot the identity (or nothing, for `parallel`):
+A block with two branches computes, with every empty slot the identity (or nothing, for `parallel`):
 
     x = input(x)
     h = attention_output(attn(attention_input(norm1(x))))
@@ -13,7 +13,8 @@ A pre-norm block computes, with every empty slot the identity (or nothing, for `
     h = mlp_output(mlp(mlp_input(norm2(x))))
     x = output(x + drop_path2(h) + mlp_parallel(x))
 
-where LayerScale, if any, belongs to `attn` and `mlp`. What differs from one kind of backbone to another is in
+where LayerScale, if any, belongs to `attn` and `mlp`; in a post-norm block the norms follow `attn` and `mlp`. Blocks
+without attention (ConvNeXt's) have some of the slots. What differs from one kind of backbone to another is in
 `methods/architectures/`.
 """
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.architectures import SlottedBlock, architecture_of, kind
-from methods.architectures.base import SLOTS, chain, parallel, slotted_class
+from methods.architectures.base import Stream, TwoBranchBlock, chain, parallel, slotted_class
 from methods.base import Method, MethodError
 
 Value = TypeVar("Value")
@@ -43,7 +44,10 @@ def stages(backbone: nn.Module) -> list[list[Any]]:
     result = architecture.stages(backbone)
     for block in (block for stage in result for block in stage):
         if slotted_class(architecture, block) is None:
-            raise MethodError(f"blocks of type {type(block).__name__} are not supported, only timm's pre-norm blocks")
+            known = ", ".join(cls.plain.__name__ for cls in architecture.blocks)
+            raise MethodError(f"blocks of type {type(block).__name__} are not supported, only timm's {known}")
+    if not architecture.is_prepared(backbone):
+        raise MethodError("call methods.architectures.prepare(model) on a model from timm before anything is attached")
     return result
 
 
@@ -66,27 +70,26 @@ class CutPoint:
 
 def cut_points(model: Any) -> list[CutPoint]:
     """From the output to the input: the pooled features, the input of every block but the first, and of every block
-    with slots the place before `after_attention`; of a kind without `steps` the features alone."""
+    with slots and attention the place before `after_attention`."""
     architecture = architecture_of(model)
     owner, dropout = architecture.head_dropout(model)
     classify = nn.Sequential(getattr(owner, dropout), model.get_classifier())
     steps = architecture.steps(model)
 
-    def go_on(rest: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    def go_on(rest: Sequence[nn.Module], x: Tensor) -> Tensor:
         for step in rest:
-            x = step(x)
+            x = architecture.run(model, step, x)
         logits: Tensor = model.forward_head(x)
         return logits
 
+    def finish(block: Any, rest: Sequence[nn.Module], x: Tensor) -> Tensor:
+        return go_on(rest, block.from_after_attention(x))
+
     cuts = [CutPoint(name="head", entrance=classify[0], run=classify)]
-    if not steps:
-        return cuts
     for number, block in reversed(list(enumerate(blocks(model)))):
         rest = steps[steps.index(block) + 1 :]
-        if isinstance(block, SlottedBlock):
-            plugged = list(block.slots["after_attention"])
-            entrance = plugged[0] if plugged else block.norm2
-            run = partial(go_on, [block.from_after_attention, *rest])
+        if isinstance(block, TwoBranchBlock):
+            entrance, run = block.after_attention(), partial(finish, block, rest)
             cuts.append(CutPoint(name=f"block {number}, after its attention", entrance=entrance, run=run))
         if number > 0:
             cuts.append(CutPoint(name=f"block {number}", entrance=block, run=partial(go_on, [block, *rest])))
@@ -109,12 +112,37 @@ def the_one(values: Iterable[Value]) -> Value | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
+def mixed(block: Any) -> Stream:
+    """The block's residual stream once the block has mixed the tokens: after attention or, without, at its exit."""
+    return _slotted(block).mixed(block)
+
+
+def leaving(block: Any) -> Stream:
+    """The residual stream that the block gives."""
+    return _slotted(block).leaving(block)
+
+
+def _slotted(block: Any) -> type[SlottedBlock]:
+    """The block's class with slots. Raises `MethodError` if there is none."""
+    cls = slotted_class(architecture_of(block), block)
+    if cls is None:
+        raise MethodError(f"blocks of type {type(block).__name__} are not supported")
+    return cls
+
+
+def require_slots(block: Any, slots: Iterable[str]) -> None:
+    """Raise `MethodError` unless the block has these slots."""
+    for slot in slots:
+        if slot not in _slotted(block).places:
+            raise MethodError(f"the blocks of this backbone have no {slot.replace('_', ' ')} to change")
+
+
 def plug(block: Any, slot: str, module: nn.Module) -> None:
     """Plug `module` into `slot` of `block`, after what is plugged there already, on the block's device."""
     if not isinstance(block, SlottedBlock):
-        block.__class__ = slotted_class(architecture_of(block), block)
-        block.slots = nn.ModuleDict({name: nn.ModuleList() for name in SLOTS})
-    block.slots[slot].append(_like(module, block.norm1))
+        block.__class__ = _slotted(block)
+        block.slots = nn.ModuleDict({name: nn.ModuleList() for name in block.places})
+    block.slots[slot].append(_like(module, next(block.parameters()), block.training))
 
 
 def unplug(block: Any, slot: str, module: nn.Module) -> None:
@@ -148,7 +176,7 @@ def plug_layer(layer: Any, slot: str, module: nn.Module) -> None:
     if not isinstance(layer, SlottedLayer):
         layer.__class__ = _slotted_layer_class(layer.__class__)
         layer.slots = nn.ModuleDict({"parallel": nn.ModuleList(), "output": nn.ModuleList()})
-    layer.slots[slot].append(_like(module, layer))
+    layer.slots[slot].append(_like(module, layer.weight, layer.training))
 
 
 def unplug_layer(layer: Any) -> None:
@@ -157,9 +185,9 @@ def unplug_layer(layer: Any) -> None:
     del layer.slots
 
 
-def _like(module: nn.Module, layer: Any) -> nn.Module:
-    """`module` on the device, in the floating-point type of the weight and in the mode (training or not) of `layer`."""
-    return module.to(device=layer.weight.device, dtype=layer.weight.dtype).train(layer.training)
+def _like(module: nn.Module, weight: Tensor, training: bool) -> nn.Module:
+    """`module` on the device and in the floating-point type of `weight`, in that mode."""
+    return module.to(device=weight.device, dtype=weight.dtype).train(training)
 
 
 def _without_slots(module: nn.Module) -> type[nn.Module]:
@@ -189,10 +217,22 @@ def _is_stateless(module: nn.Module) -> bool:
     return plain or bool((vars(forward) | vars(module)).get("stateless"))
 
 
+NEEDED = {"sequence": "one sequence of tokens of one width", "attention": "attention in its blocks"}
+"""What methods need of a kind of backbone, as messages say it."""
+
+
+def why_not_served(method: Method, backbone: nn.Module) -> str:
+    """Why the method does not serve the backbone, after its name."""
+    lacking = method.needs - architecture_of(backbone).offers()
+    if lacking:
+        return f"needs {' and '.join(NEEDED[need] for need in sorted(lacking))}, which {kind(backbone)} has not"
+    return f"serves {', '.join(sorted(method.serves))}, not {kind(backbone)}"
+
+
 def require_served(method: Method, backbone: nn.Module) -> Any:
     """The backbone, if the method serves its kind; `MethodError` otherwise."""
     if not method.can_serve(kind(backbone)):
-        raise MethodError(f"method {method.name!r} serves {' and '.join(sorted(method.serves))}, not {kind(backbone)}")
+        raise MethodError(f"method {method.name!r} {why_not_served(method, backbone)}")
     return backbone
 
 

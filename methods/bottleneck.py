@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method
-from methods.blocks import blocks, new_linear, plug, width
+from methods.blocks import blocks, new_linear, plug, require_served, require_slots, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class AdapterMethod(Method):
         """Closed formula for the parameters of one module in a block of width d."""
 
     def expected_parameters(self, backbone: nn.Module) -> int:
+        for block in blocks(require_served(self, backbone)):
+            require_slots(block, self.slots)
         return sum(len(self.slots) * self.adapter_parameters(width(block)) for block in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:

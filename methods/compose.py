@@ -63,7 +63,7 @@ class Compose(Method):
     paper = "after Zhang et al., Neural Prompt Search (NOAH), TPAMI 2024, arXiv 2206.04673"
     family = "adapter"
     recipe = {"lr": 5e-3}
-    serves = frozenset({"vit"})
+    needs = frozenset({"sequence", "attention"})
     identity_at_start = False
     built_from = cast(tuple[str, ...], _PossibleParts())
 

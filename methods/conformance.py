@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from methods import testbed
-from methods.architectures import KINDS
 from methods.base import Attachment, Method, MethodError
 from methods.conformance_runs import RUN_CHECKS
 from methods.conformance_settings import SETTING_CHECKS, check_declared
@@ -29,59 +28,93 @@ from methods.conformance_tools import (
     changed_names,
     copies,
     moved_by_merging,
-    on_every_kind,
+    on_main_models,
     relative_gap,
     require,
     some,
     without_data,
 )
 from methods.kept import all_tensors
-from methods.testbed import Attached, attach, kind_of, small_model, train
+from methods.testbed import Attached, attach, model_for, small_model, train
 
 
 def check_backbones(method: type[Method]) -> None:
-    """Every kind in `serves` works; another is refused with a MethodError before anything is changed."""
-    for kind in KINDS:
-        model = small_model(kind)
-        if kind in method.serves:
-            logits = attach(method, model=model).logits()
-            shape = tuple(logits.shape)
-            require(shape == (8, testbed.CLASSES) and bool(logits.isfinite().all()), f"no finite logits on {kind}")
-            continue
-        before = copies(all_tensors(model))
-        try:
-            attach(method, model=model)
-        except MethodError:
-            same = set(before) == set(all_tensors(model)) and not changed_names(before, all_tensors(model))
-            require(same, f"the backbone was changed before {kind} was refused")
-            continue
-        raise NotConforming(f"{kind} is not in `serves`, but attach did not raise MethodError")
+    """Every small model is served, or refused with a `MethodError` before anything is changed: by the count where the
+    shapes do not fit, and by `attach`. Of each kind in `serves` at least the model that stands for it is served.
+
+    What is served trains as many parameters as expected, starts at the pretrained function or not as declared, gives
+    gradients to all that is trained and changes nothing else, and keeps its logits when merged.
+    """
+    for name, kind in testbed.MODELS.items():
+        with _blamed(name):
+            if testbed.is_served(method, name):
+                _check_served(method, name)
+                continue
+            stands = kind.name in method.serves and name == testbed.standing_for(kind.name)
+            require(not stands, f"{kind.name} is in `serves`, but is refused")
+            _check_refused(method, name)
 
 
-@on_every_kind
-def check_parameters(method: type[Method], kind: str) -> None:
+@contextlib.contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    try:
+        yield
+    except NotConforming as failure:
+        raise NotConforming(f"on {name}: {failure}") from None
+
+
+def _check_refused(method: type[Method], name: str) -> None:
+    model = small_model(name)
+    before = copies(all_tensors(model))
+    with contextlib.suppress(MethodError):
+        attach(method, model=model)
+        raise NotConforming("the method does not serve it, but attach did not raise MethodError")
+    same = set(before) == set(all_tensors(model)) and not changed_names(before, all_tensors(model))
+    require(same, "the backbone was changed before it was refused")
+
+
+def _check_served(method: type[Method], name: str) -> None:
+    done = three_steps(method, name)
+    require(done.count == done.expected, f"{done.count} parameters are trained, expected_parameters says {done.expected}")
+    shape = tuple(done.start.shape)
+    require(shape == (8, testbed.CLASSES) and bool(done.start.isfinite().all()), "there are no finite logits")
+    _require_identity(method, done.start, name)
+    require(not done.dead, f"no gradient within three steps for {some(done.dead)}")
+    require(not done.changed, f"frozen tensors change during training: {some(done.changed)}")
+
+
+@on_main_models
+def check_parameters(method: type[Method], name: str) -> None:
     """`expected_parameters` on the untouched model is the number of parameters that `attach` trains."""
-    model = small_model(kind)
+    model = small_model(name)
     expected = method().expected_parameters(model)
     require(not any(p.requires_grad for p in model.parameters()), "expected_parameters changed the model")
     trained = sum(p.numel() for p in attach(method, model=model).trained().values())
     require(trained == expected, f"{trained} parameters are trained, expected_parameters says {expected}")
 
 
-@on_every_kind
-def check_identity(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_identity(method: type[Method], name: str) -> None:
     """The attached, untrained model computes the pretrained function if and only if the class says so."""
-    plain = Attached(small_model(kind), Attachment(), 0.0, frozenset()).logits()
-    gap = relative_gap(attach(method, kind).logits(), plain)
+    _require_identity(method, attach(method, name).logits(), name)
+
+
+def _require_identity(method: type[Method], logits: Tensor, name: str) -> None:
+    gap = relative_gap(logits, _plain_logits(name))
     if method.identity_at_start:
         require(gap <= 1e-5, f"identity_at_start is True, but the logits move by {gap:.1e} (relative)")
     else:
         require(gap > 1e-6, "identity_at_start is False, but the untrained model is the pretrained one")
 
 
+@functools.cache
+def _plain_logits(name: str) -> Tensor:
+    return Attached(small_model(name), Attachment(), 0.0, frozenset()).logits()
+
+
 def check_clean(method: type[Method]) -> None:
     """`attach` leaves no hooks, no gradients, the training mode, and the global random streams as they were."""
-    model = small_model(kind_of(method))
+    model = small_model(model_for(method))
     modules = list(model.modules())
     streams = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     attach(method, model=model)
@@ -118,30 +151,40 @@ class _Training:
     changed: list[str]
     """Names of tensors that are not trained and changed all the same."""
 
+    expected: int
+    """What `expected_parameters` says."""
 
-@functools.lru_cache(maxsize=2)  # a method's kinds, from check to check
-def three_steps(method: type[Method], kind: str) -> _Training:
-    """A training of the method on the small model of that kind, done once for all checks that look at one."""
-    attached = attach(method, kind)
-    trained = attached.trained()
+    count: int
+    """How many parameters are trained."""
+
+    start: Tensor
+    """Logits before the training."""
+
+
+@functools.lru_cache(maxsize=2)  # a method's main models, from check to check
+def three_steps(method: type[Method], name: str) -> _Training:
+    """A training of the method on a small model, done once for all checks that look at one."""
+    expected, attached = method().expected_parameters(small_model(name)), attach(method, name)
+    trained, start = attached.trained(), attached.logits()
     frozen = {n: p for n, p in attached.model.named_parameters() if n not in trained}
     frozen |= {n: b for n, b in attached.model.named_buffers() if n in attached.plain_buffers}
     before = copies(frozen)
     dead = set(trained) - train(attached)
-    return _Training(attached, dead, changed_names(before, all_tensors(attached.model)))
+    changed, count = changed_names(before, all_tensors(attached.model)), sum(p.numel() for p in trained.values())
+    return _Training(attached, dead, changed, expected, count, start)
 
 
-@on_every_kind
-def check_gradients(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_gradients(method: type[Method], name: str) -> None:
     """Every trained tensor gets a non-zero gradient within three steps."""
-    dead = three_steps(method, kind).dead
+    dead = three_steps(method, name).dead
     require(not dead, f"no gradient within three steps for {some(dead)}")
 
 
-@on_every_kind
-def check_frozen(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_frozen(method: type[Method], name: str) -> None:
     """What is not trained stays bit-identical during training."""
-    changed = three_steps(method, kind).changed
+    changed = three_steps(method, name).changed
     require(not changed, f"frozen tensors change during training: {some(changed)}")
 
 
@@ -172,7 +215,7 @@ def check_alone(method: type[Method]) -> None:
 def check_state(method: type[Method]) -> None:
     """The kept tensors and what is remembered restore the function, bit for bit, on a model that is attached with
     another seed and without the data: nothing but `Attachment.recomputed` follows from anything else."""
-    attached = three_steps(method, kind_of(method)).attached
+    attached = three_steps(method, model_for(method)).attached
     stored = safetensors.torch.save({n: t.contiguous() for n, t in attached.state().items()})
     fresh = attach(method, context=without_data(attached.memory, seed=1))
     targets = all_tensors(fresh.model)
@@ -189,8 +232,8 @@ def check_state(method: type[Method]) -> None:
     )
 
 
-def _trained(method: type[Method], kind: str) -> Attached:
-    attached = attach(method, kind)
+def _trained(method: type[Method], name: str) -> Attached:
+    attached = attach(method, name)
     train(attached)
     return attached
 
@@ -203,18 +246,26 @@ def check_merge(method: type[Method]) -> None:
     has_merge = attach(method).attachment.merge is not None
     is_there = "there" if has_merge else "not there"
     require(method.mergeable == has_merge, f"mergeable is {method.mergeable}, but merge is {is_there}")
-    for kind in sorted(method.serves) if has_merge else ():
-        attached = _trained(method, kind)
-        gap = moved_by_merging(attached, torch.float32)
-        if gap > 1e-4:
-            with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes
-                gap = moved_by_merging(_trained(method, kind), torch.float64)
-        require(gap <= 1e-4, f"on {kind} the logits move by {gap:.1e} (relative) in merge")
-        plain = small_model(kind)
-        modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
-        require(not modules, f"after merge the modules differ from the plain model's: {some(modules)}")
-        sizes = [sum(p.numel() for p in m.parameters()) for m in (attached.model, plain)]
-        require(sizes[0] == sizes[1], f"after merge {sizes[0]} parameters are left, the plain model has {sizes[1]}")
+    for name in testbed.MODELS if has_merge else ():
+        if testbed.is_served(method, name):
+            with _blamed(name):
+                _check_merge(method, name)
+
+
+def _check_merge(method: type[Method], name: str) -> None:
+    attached = _trained(method, name)
+    gap = moved_by_merging(attached, torch.float32)
+    if gap > 1e-4:
+        with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes
+            gap = moved_by_merging(_trained(method, name), torch.float64)
+    require(gap <= 1e-4, f"the logits move by {gap:.1e} (relative) in merge")
+    if attached.attachment.merge is None:
+        return
+    plain = small_model(name)
+    modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
+    require(not modules, f"after merge the modules differ from the plain model's: {some(modules)}")
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (attached.model, plain)]
+    require(sizes[0] == sizes[1], f"after merge {sizes[0]} parameters are left, the plain model has {sizes[1]}")
 
 
 def check_isolation(method: type[Method]) -> None:
@@ -259,10 +310,10 @@ def _gradients(attached: Attached) -> dict[str, Tensor]:
     return {n: p.grad for n, p in attached.trained().items() if p.grad is not None}
 
 
-@on_every_kind
-def check_autocast(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_autocast(method: type[Method], name: str) -> None:
     """A training pass under bf16 autocast gives finite gradients."""
-    attached = attach(method, kind)
+    attached = attach(method, name)
     with torch.autocast("cpu", torch.bfloat16):
         gradients = _gradients(attached)
     bad = [n for n, g in gradients.items() if not bool(g.isfinite().all())]
@@ -285,8 +336,8 @@ def check_checkpointing(method: type[Method]) -> None:
 
 def check_compile(method: type[Method]) -> None:
     """`torch.compile` (graph capture, without a compiler) gives the same logits and the same gradients."""
-    kind = kind_of(method)
-    attached = attach(method, model=testbed.small(kind, **KINDS[kind].shallow))
+    name = model_for(method)
+    attached = attach(method, model=testbed.small(name, **testbed.MODELS[name].shallow))
     expected, images, trained = attached.logits(), testbed.batch()[0], attached.trained()
     torch.compiler.reset()
     compiled: Any = torch.compile(attached.model, backend="eager")

@@ -15,7 +15,7 @@ from methods.base import Method
 from methods.conformance_tools import (
     changed_names,
     copies,
-    on_every_kind,
+    on_main_models,
     require,
     some,
     without_data,
@@ -30,10 +30,10 @@ OTHER_DEVICE = ("expected device", "same device", "but found at least two device
 """What torch says of operations over two devices."""
 
 
-@on_every_kind
-def check_head(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_head(method: type[Method], name: str) -> None:
     """The classifier, which the harness trains and counts, stays in its place with its own parameters."""
-    model = small_model(kind)
+    model = small_model(name)
     head = model.get_classifier()
     own = {id(p): n for n, p in head.named_parameters()}
     attach(method, model=model)
@@ -42,13 +42,13 @@ def check_head(method: type[Method], kind: str) -> None:
     require(not lost, f"the classifier's own {some({own[key] for key in lost})} is not in the model any more")
 
 
-@on_every_kind
-def check_moves(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_moves(method: type[Method], name: str) -> None:
     """Every tensor that the forward pass needs moves with the model: it is a parameter or a buffer, no plain attribute.
 
     The model is moved to torch's `meta` device. What torch cannot compute there says nothing.
     """
-    attached = attach(method, kind)
+    attached = attach(method, name)
     model, images = attached.model.to("meta"), testbed.batch()[0].to("meta")
     for training in (False, True):
         try:

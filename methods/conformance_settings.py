@@ -23,13 +23,13 @@ from methods.conformance_tools import (
     changed_names,
     copies,
     moved_by_merging,
-    on_every_kind,
+    on_main_models,
     relative_gap,
     require,
     some,
 )
 from methods.kept import all_tensors
-from methods.testbed import Attached, attach, kind_of, small_model
+from methods.testbed import Attached, attach, model_for, small_model
 
 FAMILIES = ("full", "head", "prompt", "adapter", "reparameterisation", "selective")
 
@@ -102,10 +102,10 @@ def _check_search_space(method: type[Method]) -> None:
             method.configure({key: value})
 
 
-@on_every_kind
-def check_resolved(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_resolved(method: type[Method], name: str) -> None:
     """The config that `resolve` gives is one of plain values, resolves to itself, and attaches to the same model."""
-    model = small_model(kind)
+    model = small_model(name)
     before = copies(all_tensors(model))
     resolved = method().resolve(model)
     require(not changed_names(before, all_tensors(model)), "resolve changed the model")
@@ -114,9 +114,9 @@ def check_resolved(method: type[Method], kind: str) -> None:
     require(read == resolved, f"the resolved config is another one when a record is read: {read} instead of {resolved}")
     twice = method(resolved).resolve(model)
     require(twice == resolved, f"resolved twice, {resolved} becomes {twice}")
-    expected, count = (method(c).expected_parameters(small_model(kind)) for c in (None, resolved))
+    expected, count = (method(c).expected_parameters(small_model(name)) for c in (None, resolved))
     require(count == expected, f"resolved, expected_parameters says {count} instead of {expected}")
-    plain, same = (all_tensors(attach(method, kind, config=config).model) for config in (None, resolved))
+    plain, same = (all_tensors(attach(method, name, config=config).model) for config in (None, resolved))
     apart = set(plain) ^ set(same) or changed_names(plain, same)
     require(not apart, f"resolved, it attaches to another model: {some(set(apart))}")
 
@@ -127,11 +127,11 @@ def check_settings(method: type[Method]) -> None:
     Tried are the search space, a few numbers around the default, and for texts the words that the refusal of a wrong
     one names. What `configure`, `expected_parameters` or `attach` refuses is passed over.
     """
-    plain = Attached(small_model(kind_of(method)), Attachment(), 0.0, frozenset()).logits()
+    plain = Attached(small_model(model_for(method)), Attachment(), 0.0, frozenset()).logits()
     for key, value in _other_settings(method):
         configured = method.configure({key: value})
         with contextlib.suppress(MethodError):
-            expected = configured.expected_parameters(small_model(kind_of(method)))
+            expected = configured.expected_parameters(small_model(model_for(method)))
             attached = attach(method, config=configured.config)
             _check_setting(configured, f"with {key}={value!r}", attached, expected, plain)
 

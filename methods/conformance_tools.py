@@ -26,16 +26,17 @@ def require(holds: bool, message: str) -> None:
         raise NotConforming(message)
 
 
-def on_every_kind(check: Callable[[type[Method], str], None]) -> Callable[[type[Method]], None]:
-    """Run a check of (method, kind of backbone) on each kind that the method serves; a failure says which."""
+def on_main_models(check: Callable[[type[Method], str], None]) -> Callable[[type[Method]], None]:
+    """Run a check of (method, name of a small model) on a sequence of tokens and on a map, as far as the method serves
+    them; a failure says which. What holds on the others, `conformance.check_backbones` says."""
 
     @functools.wraps(check)
     def on_all(method: type[Method]) -> None:
-        for kind in sorted(method.serves):
+        for name in testbed.main_models(method):
             try:
-                check(method, kind)
+                check(method, name)
             except NotConforming as failure:
-                raise NotConforming(f"on {kind}: {failure}") from None
+                raise NotConforming(f"on {name}: {failure}") from None
 
     return on_all
 

@@ -8,7 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, plug_layer, the_one, unplug_layer
+from methods.blocks import blocks, plug_layer, the_one, unplug_layer, width
 from methods.layers import NORMS, PretrainedMethod, block_linears, body_layers
 from methods.settings import Count, Probability, Settings, one_of
 
@@ -97,8 +97,8 @@ class Consolidator(PretrainedMethod):
         """Every linear layer of every block with its number of groups. Raises `MethodError` if that does not divide."""
         result = []
         for block in blocks(backbone):
-            for layer in block_linears(block).values():
-                groups = block.attn.proj.out_features // 2 if self.config.groups is None else self.config.groups
+            for _, layer in block_linears(block):
+                groups = width(block) // 2 if self.config.groups is None else self.config.groups
                 fits = layer.in_features % groups == 0 and layer.out_features % groups == 0
                 check(fits, "groups", groups, f"a divisor of {layer.in_features} and {layer.out_features}")
                 result.append((layer, groups))

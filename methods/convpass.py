@@ -15,13 +15,20 @@ from methods.settings import Count, Positive, Probability, Settings, one_of
 POSITIONS = {"both": ("attention_parallel", "mlp_parallel"), "attention": ("attention_parallel",)}
 """Value of `positions` to the slots that get a bypass."""
 
+NAMES = {
+    "attention_parallel": ("attention_reads", "drop_path1"),
+    "mlp_parallel": ("mlp_reads", "drop_path2"),
+}
+"""What a bypass shares with the block's branch beside it."""
+
 STARTS = ("identity", "xavier")
 
 
 class ConvolutionalBypass(nn.Module):
     """s * drop_path(W_up dropout(a(conv(a(W_down norm(x)))))); x: [batch, tokens, d] or Swin map.
 
-    `norm` and `drop_path` are the block's own, looked up at each call and not registered here a second time.
+    `norm` (none in a post-norm block) and `drop_path` are the block's own, looked up at each call and not registered
+    here a second time.
     """
 
     stateless = True
@@ -31,12 +38,12 @@ class ConvolutionalBypass(nn.Module):
         self.down, self.convolution, self.up = parts
         self.activation, self.dropout = QuickGELU(), nn.Dropout(config.dropout)
         self.scale, self.grid = config.scale, place.grid
-        self.names = ("norm1", "drop_path1") if place.slot == "attention_parallel" else ("norm2", "drop_path2")
+        self.names = NAMES[place.slot]
         self.site = (place.block,)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm, drop_path = (getattr(self.site[0], name) for name in self.names)
-        h = self.activation(self.down(norm(x)))
+        normed, drop_path = (getattr(self.site[0], name) for name in self.names)
+        h = self.activation(self.down(normed(x)))
         h = self.dropout(self.activation(on_grid(self.convolution, h, self.grid)))
         out: Tensor = self.scale * drop_path(self.up(h))
         return out
@@ -52,6 +59,7 @@ class Convpass(AdapterMethod):
     composition_order = 36
     recipe = {"lr": 1e-3}
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0), "start": STARTS}
+    needs = frozenset({"attention"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from methods.base import Attachment, Context
-from methods.bitfit import BitFit
 from methods.blocks import plug_layer
-from methods.layers import NORMS, PretrainedMethod, body_layers, linears
+from methods.layers import NORMS, PretrainedMethod, body_biases, body_layers, linears
 from methods.ssf import ScaleShift, fold_scale_shift
 
 SCALED = ("proj", "fc2")
@@ -27,7 +26,7 @@ class DiffFit(PretrainedMethod):
     mergeable = True
 
     def parameters(self, backbone: nn.Module) -> list[nn.Parameter]:
-        return BitFit().parameters(backbone) + [norm.weight for norm in body_layers(backbone, NORMS)]
+        return body_biases(backbone) + [norm.weight for norm in body_layers(backbone, NORMS)]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return super().expected_parameters(backbone) + sum(layer.out_features for layer in linears(backbone, *SCALED))

@@ -129,7 +129,7 @@ def sliced_layers(backbone: nn.Module) -> dict[int, list[Sliced]]:
     by_width: dict[int, list[Sliced]] = {}
     for block in blocks(backbone):
         d = width(block)
-        for name, layer in block_linears(block).items():
+        for name, layer in block_linears(block):
             inputs, outputs = layer.in_features, layer.out_features
             if min(inputs, outputs) != d or inputs % d or outputs % d:
                 raise MethodError(f"FacT cannot cut {name} ({inputs} to {outputs}) into {d} x {d} slices")

@@ -88,6 +88,7 @@ class GateVPT(VPTShallow):
     composition_order = None
     recipe = {"lr": 5e-3}
     search_space = {**VPTDeep.search_space, "gate_logit": (-10.0, -5.0)}
+    serves = frozenset({"vit"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PromptConfig):

@@ -6,17 +6,20 @@ from functools import cache
 from typing import Any
 
 import torch
-from timm.layers import RmsNorm
+from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from methods.architectures import architecture_of
-from methods.architectures.base import LINEARS
+from methods.architectures.base import LINEARS, Rows
 from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import SlottedLayer, blocks, new_linear, unplug_layer
 
-NORMS = (nn.LayerNorm, RmsNorm)
-"""Norms over channels; of these, RmsNorm has no bias."""
+NORMS = (nn.LayerNorm, RmsNorm, RmsNorm2d)
+"""Norms over channels; of these, RmsNorms have no bias."""
+
+MAP_NORMS = (LayerNorm2d, RmsNorm2d)
+"""Those that take [batch, channels, rows, columns]."""
 
 
 def body_layers(backbone: Any, kinds: type | tuple[type, ...]) -> list[Any]:
@@ -51,18 +54,37 @@ class PretrainedMethod(Method):
         return Attachment()
 
 
-def block_linears(block: Any, names: Sequence[str] = LINEARS) -> dict[str, nn.Linear]:
-    """The block's linear layers of these names. Raises `MethodError` if it is built of other layers."""
-    layers = architecture_of(block).linears(block)
-    for name in names:
-        if not isinstance(layers.get(name), nn.Linear):
+def body_biases(backbone: Any) -> list[nn.Parameter]:
+    """All biases of linear layers, norms and convolutions outside of the classifier, and of queries and values where
+    attention holds them itself."""
+    layers = body_layers(backbone, (nn.Linear, *NORMS, nn.Conv2d))
+    of_layers = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
+    return of_layers + [bias for block in blocks(backbone) for bias in architecture_of(block).biases(block)]
+
+
+def block_linears(block: Any, names: Sequence[str] = LINEARS) -> list[tuple[str, nn.Linear]]:
+    """The block's linear layers of these names, with their names: those of attention are left out where there is none,
+    and several have one name where q, k and v are apart. Raises `MethodError` if it is built of other layers, or if
+    none is left."""
+    architecture = architecture_of(block)
+    layers = architecture.linears(block)
+    wanted = [name for name in names if architecture.attention or name not in ("qkv", "proj")]
+    for name in wanted or names:
+        if name not in layers or not all(isinstance(layer, nn.Linear) for layer in layers[name]):
             raise MethodError(f"the blocks of this backbone have no linear layer {name}")
-    return {name: layers[name] for name in names}
+    return [(name, layer) for name in wanted for layer in layers[name]]
 
 
 def linears(backbone: nn.Module, *names: str) -> list[nn.Linear]:
     """The linear layers of these names of all blocks, from input to output."""
-    return [block_linears(block)[name] for block in blocks(backbone) for name in names]
+    return [layer for block in blocks(backbone) for _, layer in block_linears(block, names)]
+
+
+def projections(block: Any) -> tuple[Rows, Rows, Rows]:
+    """Where the block's queries, keys and values come from. Raises `MethodError` if not from linear layers."""
+    block_linears(block, ["qkv"])
+    q, k, v = architecture_of(block).projections(block)
+    return q, k, v
 
 
 class LowRank(nn.Module):

@@ -7,8 +7,9 @@ from typing import Annotated
 from torch import nn
 
 from methods.base import Attachment, Context, Method
-from methods.blocks import plug_layer
-from methods.layers import LowRank, fold_linears, linears, low_rank
+from methods.architectures.base import Rows
+from methods.blocks import blocks, plug_layer, require_served
+from methods.layers import LowRank, fold_linears, low_rank, projections
 from methods.settings import Count, Positive, Probability, Settings, one_of
 
 
@@ -25,6 +26,7 @@ class LoRAQV(Method):
     composition_order = 20
     recipe = {"lr": 5e-3}
     mergeable = True
+    needs = frozenset({"attention"})
     search_space = {"lr": (1e-3, 2e-3, 5e-3, 1e-2), "weight_decay": (1e-4, 1e-2), "rank": (4, 8, 16)}
 
     @dataclass(frozen=True, kw_only=True)
@@ -53,22 +55,24 @@ class LoRAQV(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r = self.config.rank
-        return sum(2 * r * (qkv.in_features + qkv.out_features // 3) for qkv in linears(backbone, "qkv"))
+        return sum(r * (rows.layer.in_features + rows.stop - rows.start) for rows in self.tuned(backbone))
 
-    def branch(self, qkv: nn.Linear, rows: tuple[int, int], context: Context) -> LowRank:
-        """The update of the outputs `rows` of the fused layer."""
+    def tuned(self, backbone: nn.Module) -> list[Rows]:
+        """Where the queries and the values of every block come from."""
+        return [rows for block in blocks(backbone) for rows in projections(block)[::2]]
+
+    def branch(self, rows: Rows, context: Context) -> LowRank:
+        """The update of these outputs of their layer."""
         c = self.config
         scale = c.alpha / c.rank if c.variant == "paper" else 1.0
-        result = low_rank(qkv, c.rank, context.generator, scale, rows, c.dropout)
+        result = low_rank(rows.layer, c.rank, context.generator, scale, (rows.start, rows.stop), c.dropout)
         if c.variant == "released":
             for layer in (result.down, result.up):
                 nn.init.trunc_normal_(layer.weight, std=0.02, generator=context.generator)
         return result
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        layers = linears(backbone, "qkv")
-        for qkv in layers:
-            d = qkv.out_features // 3
-            plug_layer(qkv, "parallel", self.branch(qkv, (0, d), context))
-            plug_layer(qkv, "parallel", self.branch(qkv, (2 * d, 3 * d), context))
-        return Attachment(merge=partial(fold_linears, layers))
+        tuned = self.tuned(require_served(self, backbone))
+        for rows in tuned:
+            plug_layer(rows.layer, "parallel", self.branch(rows, context))
+        return Attachment(merge=partial(fold_linears, [rows.layer for rows in tuned]))

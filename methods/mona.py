@@ -73,6 +73,7 @@ class Mona(AdapterMethod):
     recipe = {"lr": 2e-3}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
     identity_at_start = False
+    needs = frozenset({"attention"})
     slots = ("after_attention", "output")
 
     @dataclass(frozen=True, kw_only=True)

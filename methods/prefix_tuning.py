@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
-from torch.nn import functional
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import blocks, require_served, width
 from methods.settings import Count, Probability, Settings
@@ -26,30 +25,6 @@ class Prefix(nn.Module):
         return torch.cat([new_k, k], dim=2), torch.cat([new_v, v], dim=2)
 
 
-class PrefixAttention(Attention):
-    """timm's attention with a prefix. x: [batch, tokens, channels]."""
-
-    stateless = True
-
-    prefix: Prefix
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """softmax(q [P_k; k]^T / sqrt(d)) [P_v; v], projected."""
-        if attn_mask is not None or is_causal:
-            raise MethodError("method 'prefix_tuning' does not serve masked attention")
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        # The prefix stands for finished keys: it does not pass the norm of the image's keys.
-        k, v = self.prefix.prepend(self.k_norm(k), v)
-        drop = self.attn_drop.p if self.training else 0.0
-        y = functional.scaled_dot_product_attention(self.q_norm(q), k, v, dropout_p=drop)
-        y = self.norm(y.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            y = y * self.gate(x).sigmoid()
-        out: Tensor = self.proj_drop(self.proj(y))
-        return out
-
-
 class PrefixTuning(Method):
     """p keys and p values per block, learned directly: 2*p*d parameters per block (368,640 on ViT-B, p = 20).
 
@@ -64,7 +39,7 @@ class PrefixTuning(Method):
     composition_order = 52
     recipe = {"lr": 1e-2}
     search_space = {**Method.search_space, "dropout": (0.0, 0.1)}
-    serves = frozenset({"vit"})
+    needs = frozenset({"sequence"})
     identity_at_start = False
 
     @dataclass(frozen=True, kw_only=True)
@@ -79,17 +54,19 @@ class PrefixTuning(Method):
         return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        layers = [block.attn for block in blocks(require_served(self, backbone))]
-        for attention in layers:
-            if type(attention) is not Attention:
-                raise MethodError(f"method {self.name!r} serves timm's Attention, not {type(attention).__name__}")
-        for attention in layers:
-            shape = (attention.num_heads, self.config.tokens, attention.head_dim)
+        architecture = architecture_of(require_served(self, backbone))
+        layers = [(block.attn, architecture.open_attention(block.attn)) for block in blocks(backbone)]
+        for attention, opened in layers:
+            if opened is None:
+                raise MethodError(f"method {self.name!r} does not serve {type(attention).__name__}")
+        for attention, opened in layers:
+            weight = attention.proj.weight
+            heads = attention.num_heads
+            shape = (heads, self.config.tokens, weight.shape[1] // heads)
             keys, values = torch.empty(shape), torch.empty(shape)
             for tensor in (keys, values):
                 nn.init.trunc_normal_(tensor, std=0.02, generator=context.generator)
             prefix = Prefix(keys, values, self.config.dropout).train(attention.training)
-            weight = attention.qkv.weight
-            attention.__class__ = PrefixAttention
+            attention.__class__ = opened
             attention.prefix = prefix.to(device=weight.device, dtype=weight.dtype)
         return Attachment()

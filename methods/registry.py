@@ -22,6 +22,7 @@ from torch import nn
 import methods
 from methods.architectures import kind
 from methods.base import Method, MethodError, PluginWarning, did_you_mean
+from methods.blocks import why_not_served
 from methods.sources import digest_of
 
 ENTRY_POINT_GROUP = "sctbench.methods"
@@ -207,7 +208,7 @@ def parameters_on(method: Method, backbone: nn.Module) -> int:
     except Exception as error:  # a defect of the method must name it, and stop no list of methods
         raise MethodError(f"method {method.name!r}: {type(error).__name__}: {error}") from error
     if not served:
-        raise MethodError(f"method {method.name!r} serves {' and '.join(sorted(method.serves))}, not {kind(backbone)}")
+        raise MethodError(f"method {method.name!r} {why_not_served(method, backbone)}")
     return expected
 
 

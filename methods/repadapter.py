@@ -1,16 +1,18 @@
 """RepAdapter: linear adapters before attention and MLP that fold into the layers after them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, new_linear, pads, unplug
 from methods.bottleneck import AdapterMethod, Place
 from methods.settings import Count, Positive, Probability, Settings
 
-LAYERS = {"attention_input": ("attn", "qkv"), "mlp_input": ("mlp", "fc1")}
+LAYERS = {"attention_input": "qkv", "mlp_input": "fc1"}
 """Slot of each adapter to the linear layer after it, which takes it in when merging."""
 
 
@@ -62,6 +64,7 @@ class RepAdapter(AdapterMethod):
     composition_order = 39
     recipe = {"lr": 5e-3}
     mergeable = True
+    needs = frozenset({"attention"})
     search_space = {**Method.search_space, "scale": (0.1, 1.0, 10.0)}
     slots = tuple(LAYERS)
 
@@ -99,17 +102,20 @@ class RepAdapter(AdapterMethod):
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         super().attach(backbone, context)
-        plugged = [(b, slot, b.slots[slot][-1], *names) for b in blocks(backbone) for slot, names in LAYERS.items()]
+        plugged = [(b, slot, b.slots[slot][-1], name) for b in blocks(backbone) for slot, name in LAYERS.items()]
+
+        def following() -> list[tuple[Any, ...]]:
+            return [architecture_of(block).linears(block).get(name, (None,)) for block, *_, name in plugged]
 
         def merge() -> None:
-            layers = [getattr(getattr(block, part), name) for block, _, _, part, name in plugged]
-            if any(type(layer) is not nn.Linear for layer in layers):
+            if any(type(layer) is not nn.Linear for layers in following() for layer in layers):
                 raise MethodError("'repadapter' merges into plain linear layers: merge what changes them first")
-            for (block, slot, adapter, *_), layer in zip(plugged, layers, strict=True):
-                fold(adapter, layer)
+            for (block, slot, adapter, _), layers in zip(plugged, following(), strict=True):
+                for layer in layers:
+                    fold(adapter, layer)
                 unplug(block, slot, adapter)
 
-        following = [getattr(getattr(block, part), name, None) for block, _, _, part, name in plugged]
-        foldable = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in following)
+        layers = [layer for layers in following() for layer in layers]
+        foldable = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers)
         exact = foldable and not any(map(pads, blocks(backbone)))
         return Attachment(merge=merge if exact else None)

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 from methods.blocks import blocks
-from methods.layers import block_linears, body_layers
+from methods.layers import body_layers
 
 RELEASED_VECTORS = 0.2
 """Share of sensitive entries from which the release trains a vector as a whole."""
@@ -54,7 +55,7 @@ def cut_segments(backbone: nn.Module, rank: int, threshold: float, released: boo
 
     Under `released` vectors can be trained as a whole, and the weights of norms not one by one.
     """
-    fused = {id(block_linears(b, ["qkv"])["qkv"]) for b in blocks(backbone)}
+    fused = {id(rows.layer) for b in blocks(backbone) for rows in architecture_of(b).projections(b) if rows.start}
     segments = []
     for layer in body_layers(backbone, (nn.Linear, nn.LayerNorm)):
         step = len(layer.weight) // (3 if id(layer) in fused else 1)

@@ -12,9 +12,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, new_linear, plug_layer
-from methods.layers import LowRank, block_linears, body_parameters, low_rank
+from methods.layers import LowRank, body_parameters, low_rank
 from methods.segments import Segment, allot, choose_whole, cut_segments
 from methods.settings import Count, Limit, Positive, Settings, one_of
 from methods.sparse import fold_sparse, gradient_sums, train_weights
@@ -178,7 +179,7 @@ class SPTLoRA(Method):
 
     def plug_loras(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
         """A LoRA beside each of these matrices."""
-        undropped = {block_linears(b, ["proj"])["proj"] for b in blocks(backbone)}
+        undropped = {layer for b in blocks(backbone) for layer in architecture_of(b).linears(b).get("proj", ())}
         for layer in dict.fromkeys(s.layer for s in matrices):
             branches: Sequence[nn.Module] = [self.lora(s, generator) for s in matrices if s.layer is layer]
             if self.released:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method
 from methods.blocks import plug_layer, unplug_layer
-from methods.layers import NORMS, body_layers
+from methods.layers import MAP_NORMS, NORMS, body_layers
 from methods.settings import Settings, at_least
 
 
@@ -80,7 +80,7 @@ class SSF(Method):
         layers = self.layers(backbone)
         for layer in layers:
             noise = self.config.init_std * torch.randn(2, layer.weight.shape[0], generator=context.generator)
-            trailing = 2 if isinstance(layer, nn.Conv2d) else 0
+            trailing = 2 if isinstance(layer, (nn.Conv2d, *MAP_NORMS)) else 0
             shift = noise[1].clone() if has_bias(layer) else None
             plug_layer(layer, "output", ScaleShift(1 + noise[0], shift, trailing))
         return Attachment(merge=partial(fold_scale_shift, layers))

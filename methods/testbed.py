@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from methods.architectures import KINDS
-from methods.base import Attachment, Context, Method
+from methods.architectures import KINDS, prepare
+from methods.base import Attachment, Context, Method, MethodError
 from methods.kept import checksums, kept_tensors
+from methods.registry import parameters_on
 
 CLASSES = 4
 
@@ -36,13 +37,23 @@ def _liven(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def small(kind: str, **arguments: Any) -> Any:
-    """The real timm model that stands for a kind of backbone, frozen, with a head of its own; with these arguments in
-    place of the kind's own."""
-    name, own = KINDS[kind].small
+MODELS = {model: kind for kind in KINDS.values() for model in kind.small}
+"""The small models by name, with the kind of each. The first of each kind, which stands for it, precedes the others."""
+
+
+def standing_for(kind: str) -> str:
+    """Name of the small model that stands for a kind."""
+    return next(iter(KINDS[kind].small))
+
+
+def small(model: str, **arguments: Any) -> Any:
+    """A small real timm model, frozen, with a head of its own; with these arguments in place of the model's own."""
+    name, own = MODELS[model].small[model]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return _liven(timm.create_model(name, num_classes=CLASSES, **{**own, **arguments}))
+        built = timm.create_model(name, num_classes=CLASSES, **{**own, **arguments})
+    prepare(built)
+    return _liven(built)
 
 
 def small_vit(**arguments: Any) -> Any:
@@ -83,16 +94,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 @cache
-def _pickled(kind: str) -> tuple[bytes, list[Tensor]]:
+def _pickled(model: str) -> tuple[bytes, list[Tensor]]:
     file = io.BytesIO()
     pickler = _Pickler(file)
-    pickler.dump(small(kind))
+    pickler.dump(small(model))
     return file.getvalue(), pickler.tensors
 
 
-def small_model(kind: str) -> Any:
-    """A fresh copy of the small model of that kind, in a tenth of the time that `copy.deepcopy` takes."""
-    body, tensors = _pickled(kind)
+def small_model(model: str) -> Any:
+    """A fresh copy of the small model of that name, in a tenth of the time that `copy.deepcopy` takes."""
+    body, tensors = _pickled(model)
     return _Unpickler(io.BytesIO(body), tensors).load()
 
 
@@ -154,14 +165,28 @@ class Attached:
         return logits
 
 
-def kind_of(method: type[Method]) -> str:
-    """The kind of backbone to check a method on: ViT where it serves it."""
-    return "vit" if "vit" in method.serves else min(method.serves)
+def model_for(method: type[Method]) -> str:
+    """The small model to check a method on: a ViT where it serves it."""
+    return standing_for("vit" if "vit" in method.serves else min(method.serves))
+
+
+def main_models(method: type[Method]) -> list[str]:
+    """The small models on which a method is checked thoroughly: a ViT and a Swin, or else one that it serves."""
+    return [standing_for(kind) for kind in ("vit", "swin") if kind in method.serves] or [model_for(method)]
+
+
+def is_served(method: type[Method], name: str) -> bool:
+    """Whether the method, in its default configuration, says that it serves this small model."""
+    try:
+        parameters_on(method(), small_model(name))
+    except MethodError:
+        return False
+    return True
 
 
 def attach(
     method: type[Method],
-    kind: str | None = None,
+    name: str | None = None,
     seed: int = 0,
     model: Any = None,
     config: Any = None,
@@ -169,7 +194,7 @@ def attach(
 ) -> Attached:
     """The method, in its default configuration if none is given, on a fresh small model, with a context of that seed
     if none is given."""
-    model = small_model(kind or kind_of(method)) if model is None else model
+    model = small_model(name or model_for(method)) if model is None else model
     buffers = frozenset(n for n, _ in model.named_buffers())
     head = {id(p) for p in model.get_classifier().parameters()}
     untouched, context = checksums(model), context or make_context(seed=seed)

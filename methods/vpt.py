@@ -7,17 +7,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug, require_served, width
 from methods.settings import Count, Probability, Settings
 
 
-def draw_prompts(vit: Any, count: int, generator: torch.Generator) -> Tensor:
+def draw_prompts(vit: nn.Module, count: int, generator: torch.Generator) -> Tensor:
     """Prompts [count, d], uniform with Xavier's bound for the patch embedding, as VPT's and VQT's released code draws
     them: between -0.0625 and 0.0625 on ViT-B/16, std 0.036."""
-    fan_in = math.prod(vit.patch_embed.proj.weight.shape[1:])
-    bound = math.sqrt(6 / (fan_in + vit.embed_dim))
-    return (2 * torch.rand(count, vit.embed_dim, generator=generator) - 1) * bound
+    d, *patch = vit.get_parameter(architecture_of(vit).first_layer).shape
+    bound = math.sqrt(6 / (math.prod(patch) + d))
+    return (2 * torch.rand(count, d, generator=generator) - 1) * bound
 
 
 class InsertPrompts(nn.Module):
@@ -61,7 +62,8 @@ class PromptConfig(Settings):
 
 
 class VPTDeep(Method):
-    """New prompts enter every block: depth * p * d parameters (paper, eq. 6-7)."""
+    """New prompts enter every block: depth * p * d parameters (paper, eq. 6-7). They have no position: rotary positions
+    do not turn them, and relative position biases are zero for them."""
 
     name = "vpt_deep"
     title = "VPT-Deep"
@@ -72,7 +74,7 @@ class VPTDeep(Method):
     config: PromptConfig
     recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "tokens": (1, 5, 10, 50, 100, 200)}
-    serves = frozenset({"vit"})
+    needs = frozenset({"sequence"})
     identity_at_start = False
 
     def spans(self, vit: Any) -> list[tuple[Any, Any]]:
@@ -84,10 +86,14 @@ class VPTDeep(Method):
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit, c = require_served(self, backbone), self.config
+        architecture, all_blocks = architecture_of(vit), blocks(vit)
+        prefix = architecture.prefix_tokens(vit)
         for first, last in self.spans(vit):
             prompts = draw_prompts(vit, c.tokens, context.generator)
-            plug(first, "input", InsertPrompts(prompts, vit.num_prefix_tokens, c.dropout))
-            plug(last, "output", RemovePrompts(c.tokens, vit.num_prefix_tokens))
+            plug(first, "input", InsertPrompts(prompts, prefix, c.dropout))
+            plug(last, "output", RemovePrompts(c.tokens, prefix))
+            for block in all_blocks[all_blocks.index(first) : all_blocks.index(last) + 1]:
+                architecture.add_prefix_tokens(block, c.tokens)
         return Attachment()
 
 

@@ -11,14 +11,14 @@ from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
 from methods import conformance, registry, testbed
 from methods.base import Method
-from methods.conformance_tools import on_every_kind, relative_gap, require
+from methods.conformance_tools import on_main_models, relative_gap, require
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 EPOCHS, BATCH = 4, 8
 
 
-@on_every_kind
-def check_shortcuts(method: type[Method], kind: str) -> None:
+@on_main_models
+def check_shortcuts(method: type[Method], name: str) -> None:
     """Trained and tested with and without shortcuts: the same losses and the same logits."""
     (losses, logits), (plain_losses, plain_logits) = _trained(method, kind, True), _trained(method, kind, False)
     gap = max(relative_gap(losses, plain_losses), relative_gap(logits, plain_logits))
@@ -29,9 +29,9 @@ def check_shortcuts(method: type[Method], kind: str) -> None:
     )
 
 
-def _trained(method: type[Method], kind: str, shortcuts: bool) -> tuple[Tensor, Tensor]:
+def _trained(method: type[Method], name: str, shortcuts: bool) -> tuple[Tensor, Tensor]:
     """Losses of the epochs, and logits after them."""
-    attached = testbed.attach(method, kind)
+    attached = testbed.attach(method, name)
     attached.model.get_classifier().requires_grad_(True)
     noise = torch.Generator().manual_seed(4)
     pixels = torch.randint(0, 256, (2 * BATCH, 32, 32, 3), dtype=torch.uint8, generator=noise)

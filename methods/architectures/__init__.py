@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from methods.architectures.base import KINDS, Architecture, SlottedBlock, architecture_of, kind
+from methods.architectures.base import KINDS, Architecture, SlottedBlock, architecture_of, kind, prepare
 
-__all__ = ["KINDS", "Architecture", "SlottedBlock", "architecture_of", "kind"]
+__all__ = ["KINDS", "Architecture", "SlottedBlock", "architecture_of", "kind", "prepare"]
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)

@@ -7,10 +7,10 @@ from typing import Any
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor
 
-from methods.architectures.base import Architecture, SlottedBlock, register
+from methods.architectures.base import Architecture, TwoBranchBlock, register
 
 
-class SlottedSwinBlock(SlottedBlock, SwinTransformerBlock):
+class SlottedSwinBlock(TwoBranchBlock, SwinTransformerBlock):
     """timm's Swin block with slots. x: [batch, rows, columns, channels]."""
 
     plain = SwinTransformerBlock
@@ -24,6 +24,17 @@ class SlottedSwinBlock(SlottedBlock, SwinTransformerBlock):
         return h
 
 
+SMALL_SWIN: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 24,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+}
+"""Arguments of a small model."""
+
+
 @register
 class Swin(Architecture):
     """timm's `SwinTransformer`. Its checkpoint filter knows the official release, index buffers included."""
@@ -34,10 +45,7 @@ class Swin(Architecture):
     blocks = (SlottedSwinBlock,)
     sequence = False
     timm_modules = ("swin_transformer",)
-    small = (
-        "swin_tiny_patch4_window7_224",
-        {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)},
-    )
+    small = {"swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN)}
 
     def stages(self, model: Any) -> list[list[Any]]:
         return [list(stage.blocks) for stage in model.layers]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from methods.architectures import architecture_of
 from methods.architectures.base import LINEARS
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, require_served
 from methods.kept import all_tensors
 from methods.layers import block_linears
 from methods.settings import Count, Limit, Positive, Settings, at_least
+
+MLP_LINEARS = ("fc1", "fc2")
 
 ADAPTER = "default"
 """peft's name of the one adapter that is injected."""
@@ -32,11 +36,14 @@ NotNegative = Annotated[float, at_least(0)]
 class LayersConfig(Settings):
     """Which layers a tuner works on."""
 
-    targets: tuple[str, ...] = ("qkv",)
-    """Which linear layers of each block are tuned: any of qkv, proj, fc1, fc2."""
+    targets: tuple[str, ...] | None = None
+    """Which linear layers of each block are tuned: any of qkv, proj, fc1, fc2. None is the method's own choice, qkv if
+    it names no other; in blocks without attention it is fc1 and fc2, or what the method chooses of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.targets is None:
+            return
         distinct = len(self.targets) > 0 and len(set(self.targets)) == len(self.targets)
         check(distinct and set(self.targets) <= set(LINEARS), "targets", self.targets, f"some of {LINEARS}, each once")
         # In one order, so that runs that differ in the order alone are one.
@@ -144,6 +151,9 @@ class PeftMethod(Method):
     recomputed: ClassVar[tuple[str, ...]] = ()
     """Endings of the names of the frozen tensors that `inject` computes again: `Attachment.recomputed`."""
 
+    default_targets: ClassVar[tuple[str, ...]] = ("qkv",)
+    """Which layers are tuned if the settings do not say."""
+
     not_loadable: ClassVar[str] = ""
     """Why peft's own loader cannot give the trained model again, as the end of a sentence; empty where it can."""
 
@@ -164,10 +174,25 @@ class PeftMethod(Method):
         """Number of trained parameters for one tuned layer: here those of two factors of rank r, r (in + out)."""
         return int(self.config.rank * (layer.in_features + layer.out_features))
 
+    def resolve(self, backbone: nn.Module) -> Any:
+        fields = {field.name for field in dataclasses.fields(self.config)}
+        return replace(self.config, targets=self.targets(backbone)) if "targets" in fields else self.config
+
+    def targets(self, backbone: nn.Module) -> tuple[str, ...]:
+        """Which linear layers are tuned on this backbone."""
+        if self.config.targets is not None:
+            return tuple(self.config.targets)
+        if architecture_of(backbone).attention:
+            return self.default_targets
+        return tuple(name for name in self.default_targets if name in MLP_LINEARS) or MLP_LINEARS
+
+    def tuned(self, backbone: nn.Module) -> list[tuple[str, nn.Linear]]:
+        """The tuned layers from input to output, with their names in `targets`."""
+        return [layer for block in blocks(backbone) for layer in block_linears(block, self.targets(backbone))]
+
     def layers(self, backbone: nn.Module) -> list[nn.Linear]:
         """The tuned layers from input to output."""
-        targets = self.config.targets
-        return [layer for block in blocks(backbone) for layer in block_linears(block, targets).values()]
+        return [layer for _, layer in self.tuned(backbone)]
 
     def named_layers(self, backbone: nn.Module) -> dict[str, Any]:
         """The tuned layers by their name in the backbone."""

@@ -201,6 +201,10 @@ class LoRAFA(LoraTuner):
         return tuner
 
 
+UP, DOWN = ("qkv", "fc1"), ("proj", "fc2")
+"""Layers whose B, and layers whose A, is block-diagonal."""
+
+
 class BdLoRA(LoraTuner):
     """LoRA with one block-diagonal factor (made for sharded serving): B of qkv and fc1, A of proj and fc2."""
 
@@ -221,18 +225,18 @@ class BdLoRA(LoraTuner):
     def options(self, backbone: nn.Module) -> dict[str, Any]:
         from peft import BdLoraConfig
 
-        up = [t for t in self.config.targets if t in ("qkv", "fc1")]
-        down = [t for t in self.config.targets if t in ("proj", "fc2")]
+        names = {id(layer): name for name, layer in self.named_layers(backbone).items()}
+        up, down = ([names[id(layer)] for role, layer in self.tuned(backbone) if role in of] for of in (UP, DOWN))
         parts = BdLoraConfig(nblocks=self.config.parts, target_modules_bd_b=up, target_modules_bd_a=down)
         return {**super().options(backbone), "use_bdlora": parts}
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         c = self.config
         total = 0
-        for name, layer in self.named_layers(backbone).items():
+        for role, layer in self.tuned(backbone):
             check_divides("parts", c.parts, layer)
             long, cut = layer.in_features, layer.out_features
-            if name.endswith(("proj", "fc2")):
+            if role in DOWN:
                 long, cut = cut, long
             total += c.rank * (long + cut // c.parts)
         return total

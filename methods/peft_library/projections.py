@@ -121,7 +121,7 @@ class VBLoRA(PeftMethod):
     config: Config
 
     def resolve(self, backbone: nn.Module) -> Config:
-        return replace(self.config, length=self.length(backbone))
+        return replace(super().resolve(backbone), length=self.length(backbone))
 
     def length(self, backbone: nn.Module) -> int:
         """The length v that is used on this backbone. Raises `MethodError` if it does not divide a width."""
@@ -243,7 +243,7 @@ class FRoD(PeftMethod):
     seed_argument = "projection_prng_key"
     recomputed = (f".frod_U.{ADAPTER}",)
     recipe = {"lr": 5e-3}
-    serves = frozenset({"vit"})
+    needs = frozenset({"sequence"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LayersConfig):

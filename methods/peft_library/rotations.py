@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from torch import nn
 
+from methods.architectures import architecture_of
 from methods.base import HIGH_RATES, Attachment, Context, NoConfig, check
 from methods.blocks import blocks
 from methods.peft_library.common import EvenCount, LayersConfig, PeftMethod, RankConfig, Several, check_rank
@@ -137,7 +138,8 @@ class RoAd(PeftMethod):
 
 
 class IA3(PeftMethod):
-    """A factor per output channel of the attention's layers (out) and per input channel of the MLP's (in)."""
+    """A factor per output channel of the attention's layers (out) and per input channel of the MLP's (in). The paper's
+    are k, v and fc2; timm's fused qkv brings q along."""
 
     name = "ia3"
     title = "IA3"
@@ -145,12 +147,8 @@ class IA3(PeftMethod):
     peft_class = "IA3Config"
     arguments = {}
     recipe = {"lr": 5e-3}
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(LayersConfig):
-        targets: tuple[str, ...] = ("qkv", "fc2")
-        """Which linear layers of each block are scaled: any of qkv, proj, fc1, fc2; the paper's k, v and fc2, where
-        timm's fused qkv brings q along."""
+    default_targets = ("qkv", "fc2")
+    Config = LayersConfig
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         layers = self.named_layers(backbone).items()
@@ -175,7 +173,7 @@ class LNTuning(PeftMethod):
     Config = NoConfig
 
     def layers(self, backbone: nn.Module) -> list[Any]:
-        return [norm for block in blocks(backbone) for norm in (block.norm1, block.norm2)]
+        return [norm for block in blocks(backbone) for norm in architecture_of(block).norms(block)]
 
     def per_layer(self, layer: Any) -> int:
         return sum(p.numel() for p in layer.parameters())

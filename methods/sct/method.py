@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
-from methods.blocks import blocks, new_linear, plug, plug_layer, stages, the_one, width
-from methods.layers import block_linears
+from methods.architectures.base import Rows, Stream
+from methods.blocks import blocks, leaving, mixed, new_linear, plug, plug_layer, stages, the_one, width
+from methods.layers import block_linears, projections
 from methods.sct.module import SalientChannels, fold_channels
 from methods.sct.selection import Tap, score, top_channels
 from methods.settings import Count, Positive, Settings, one_of
@@ -59,7 +60,8 @@ class SCT(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):
         mode: Annotated[str, one_of("attn", "mlp", "qkv")] = "attn"
-        """Where: `attn` after the attention residual, `mlp` on the MLP's output, `qkv` on queries and values."""
+        """Where: `attn` after the attention residual (of blocks without attention, on their output), `mlp` on the MLP's
+        output, `qkv` on queries and values."""
 
         channels: Count | None = None
         """Number K of channels per block; None is one in eight of the width: 96 of ViT-B's 768, as published. It stays
@@ -125,16 +127,23 @@ class SCT(Method):
         k = d // 8 if self.config.channels is None else self.config.channels
         check(k <= d, "channels", k, f"at most the width of the backbone's blocks, {d}")
         if self.config.mode == "qkv":
-            qkv = block_linears(block, ["qkv"])["qkv"]
-            taps = [(Tap(qkv, "output", slice(start, start + d)), start) for start in (0, 2 * d)]
-            return [Site(tap, k, start, partial(plug_layer, qkv, "output"), qkv) for tap, start in taps]
+            return [self._row_site(rows, k) for rows in projections(block)[::2]]
         if self.config.mode == "mlp":
             # The released code chooses by the residual stream after the block but acts on the MLP's output.
-            fc2 = block_linears(block, ["fc2"])["fc2"]
-            return [Site(Tap(block, "output", slice(0, d)), k, 0, partial(plug_layer, fc2, "output"), fc2)]
-        # The input of norm2 is the residual stream after attention.
-        tap = Tap(block.norm2, "input", slice(0, d))
-        return [Site(tap, k, 0, partial(plug, block, "after_attention"), None)]
+            ((_, fc2),) = block_linears(block, ["fc2"])
+            return [Site(self._tap(leaving(block), d), k, 0, partial(plug_layer, fc2, "output"), fc2)]
+        stream = mixed(block)
+        return [Site(self._tap(stream, d), k, 0, partial(plug, block, stream.slot), None)]
+
+    @staticmethod
+    def _tap(stream: Stream, d: int) -> Tap:
+        return Tap(stream.module, stream.where, slice(0, d), stream.channels_first)
+
+    @staticmethod
+    def _row_site(rows: Rows, k: int) -> Site:
+        check(k <= rows.stop - rows.start, "channels", k, f"at most the channels of values, {rows.stop - rows.start}")
+        tap = Tap(rows.layer, "output", slice(rows.start, rows.stop))
+        return Site(tap, k, rows.start, partial(plug_layer, rows.layer, "output"), rows.layer)
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(site.channels**2 + site.channels for site in self.sites(backbone))

@@ -39,11 +39,18 @@ class Tap:
     columns: slice
     """Channels to read, e.g. the query third of a fused qkv."""
 
+    channels_first: bool = False
+    """Whether the features are [images, channels, rows, columns]."""
+
     def listen(self, hear: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
         """Call `hear` with the module's whole input or output of every forward pass, until the handle is removed."""
         if self.where == "input":
             return self.module.register_forward_pre_hook(lambda _, inputs: hear(inputs[0]))
         return self.module.register_forward_hook(lambda _, inputs, output: hear(output))
+
+    def features(self, heard: Tensor) -> Tensor:
+        """What was heard, channels last."""
+        return heard.permute(0, 2, 3, 1) if self.channels_first else heard
 
     @property
     def width(self) -> int:
@@ -57,11 +64,15 @@ def feature_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_class
     sums = ClassSums(num_classes, [tap.width for tap in taps], prefix, device)
     with ExitStack() as stack, torch.no_grad():
         for i, tap in enumerate(taps):
-            stack.callback(tap.listen(partial(sums.add, i, tap.columns)).remove)
+            stack.callback(tap.listen(partial(_add, sums, i, tap)).remove)
         for images, labels in batches:
             sums.start_batch(labels)
             backbone.forward_features(images)
     return sums
+
+
+def _add(sums: ClassSums, number: int, tap: Tap, heard: Tensor) -> None:
+    sums.add(number, tap.columns, tap.features(heard))
 
 
 def saliency_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_classes: int) -> ClassSums:
@@ -80,7 +91,7 @@ def saliency_sums(backbone: Any, taps: Sequence[Tap], batches: Batches, num_clas
             gradients = torch.autograd.grad(loss, heard)
             sums.start_batch(labels)
             for i, (tap, features, gradient) in enumerate(zip(taps, heard, gradients, strict=True)):
-                sums.add(i, tap.columns, (features * gradient).detach())
+                _add(sums, i, tap, (features * gradient).detach())
     return sums
 
 

@@ -1,0 +1,90 @@
+"""BEiT and BEiT v2: vision transformers with relative position biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.beit import Attention, Block
+from timm.models.beit import Beit as BeitModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from methods.architectures.base import SMALL, Architecture, TwoBranchBlock, register
+
+
+class SlottedBeitBlock(TwoBranchBlock, Block):
+    """timm's BEiT block with slots. x: [batch, tokens, channels]."""
+
+    plain = Block
+
+    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        h: Tensor = self.attn(x, *arguments, **options)
+        return h if self.gamma_1 is None else self.gamma_1 * h
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.mlp(x)
+        return h if self.gamma_2 is None else self.gamma_2 * h
+
+
+class OpenAttention(Attention):
+    """timm's BEiT attention with further tokens that have no position, whose biases are zero: some after the class
+    token, and a prefix in front of keys and values. x: [batch, tokens, channels]."""
+
+    stateless = True
+
+    further: int = 0
+    """How many tokens follow the class token."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        """`shared_rel_pos_bias`: [heads, tokens, tokens] of the model's own tokens."""
+        qkv = self.qkv(x)
+        if self.q_bias is not None:
+            qkv = qkv + torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if (prefix := getattr(self, "prefix", None)) is not None:
+            k, v = prefix.prepend(k, v)
+        bias = self.position_bias(shared_rel_pos_bias, k.shape[2] - q.shape[2])
+        drop = self.attn_drop.p if self.training else 0.0
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop)
+        out: Tensor = self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
+        return out
+
+    def position_bias(self, shared: Tensor | None, prefix: int) -> Tensor | None:
+        """The biases [1, heads, queries, keys] with zeros for tokens without a position; None if there are none."""
+        own = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
+        if own is None and shared is None:
+            return None
+        bias = (0 if own is None else own) + (0 if shared is None else shared)
+        assert isinstance(bias, Tensor)
+        bias = bias.reshape(1, *bias.shape[-3:])
+        for side in (-1, -2):
+            zeros = bias.new_zeros(*(self.further if d == 4 + side else n for d, n in enumerate(bias.shape)))
+            bias = torch.cat([bias.narrow(side, 0, 1), zeros, bias.narrow(side, 1, bias.shape[side] - 1)], dim=side)
+        return functional.pad(bias, (prefix, 0))
+
+
+@register
+class Beit(Architecture):
+    """timm's `Beit`."""
+
+    name = "beit"
+    title = "BEiT"
+    model = BeitModel
+    blocks = (SlottedBeitBlock,)
+    timm_modules = ("beit",)
+    small = {"beit": ("beit_base_patch16_224", SMALL)}
+    shallow = {"depth": 1}
+
+    def run(self, model: Any, step: Any, x: Tensor) -> Tensor:
+        if model.rel_pos_bias is None or step not in list(model.blocks):
+            return super().run(model, step, x)
+        out: Tensor = step(x, shared_rel_pos_bias=model.rel_pos_bias())
+        return out
+
+    def add_prefix_tokens(self, block: Any, count: int) -> None:
+        block.attn.__class__ = OpenAttention
+        block.attn.further += count
+
+    def open_attention(self, attention: Any) -> type[nn.Module] | None:
+        return OpenAttention if isinstance(attention, Attention) else None

@@ -1,0 +1,89 @@
+"""ConvNeXt and ConvNeXt v2: stages of growing width, whose blocks mix a map by a depth-wise convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.convnext import ConvNeXt as ConvNeXtModel
+from timm.models.convnext import ConvNeXtBlock
+from torch import Tensor, nn
+
+from methods.architectures.base import Architecture, SlottedBlock, Stream, chain, parallel, register
+
+
+class SlottedConvNeXtBlock(SlottedBlock, ConvNeXtBlock):
+    """timm's ConvNeXt block with slots: x = output(x + drop_path(h) + mlp_parallel(x)) with
+    h = mlp_output(mlp(mlp_input(norm(conv(x))))). x: [batch, channels, rows, columns]; what is plugged in sees
+    [batch, rows, columns, channels]."""
+
+    plain = ConvNeXtBlock
+    places = ("input", "mlp_input", "mlp_output", "mlp_parallel", "output")
+
+    @staticmethod
+    def mixed(block: Any) -> Stream:
+        return SlottedConvNeXtBlock.leaving(block)
+
+    @staticmethod
+    def leaving(block: Any) -> Stream:
+        return Stream(slot="output", module=block, where="output", channels_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block with what is plugged in."""
+        x = chain(self, "input", x.permute(0, 2, 3, 1))
+        h = self.conv_dw(x.permute(0, 3, 1, 2))
+        if self.use_conv_mlp:
+            h = chain(self, "mlp_input", self.norm(h).permute(0, 2, 3, 1))
+            h = self.mlp(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        else:
+            h = self.mlp(chain(self, "mlp_input", self.norm(h.permute(0, 2, 3, 1))))
+        h = chain(self, "mlp_output", h if self.gamma is None else h * self.gamma)
+        x = chain(self, "output", parallel(self, "mlp_parallel", x, self.drop_path(h) + x))
+        return x.permute(0, 3, 1, 2)
+
+
+SMALL_CONVNEXT: dict[str, Any] = {
+    "depths": (1, 2, 1, 1),
+    "dims": (16, 24, 32, 48),
+    "patch_size": 2,
+    "kernel_sizes": 3,
+    "ls_init_value": 0.1,
+}
+"""Arguments of a small model."""
+
+
+@register
+class ConvNeXt(Architecture):
+    """timm's `ConvNeXt`, v2 included. Its blocks have one branch, and no attention."""
+
+    name = "convnext"
+    title = "ConvNeXt"
+    model = ConvNeXtModel
+    blocks = (SlottedConvNeXtBlock,)
+    sequence = False
+    attention = False
+    sized = False
+    timm_modules = ("convnext",)
+    first_layer = "stem.0.weight"
+    small = {
+        "convnext": ("convnext_tiny", SMALL_CONVNEXT),
+        "convnext_v2": ("convnextv2_tiny", {**SMALL_CONVNEXT, "ls_init_value": None}),
+    }
+
+    def stages(self, model: Any) -> list[list[Any]]:
+        return [list(stage.blocks) for stage in model.stages]
+
+    def steps(self, model: Any) -> list[Any]:
+        return [step for stage in model.stages for step in (stage.downsample, *stage.blocks)] + [model.norm_pre]
+
+    def width(self, block: Any) -> int:
+        return int(block.conv_dw.out_channels)
+
+    def norms(self, block: Any) -> list[Any]:
+        return [block.norm]
+
+    def patch_side(self, model: Any) -> int:
+        """Every stage halves the map, so that only a multiple of 32 px is read to its edge."""
+        return int(model.feature_info[-1]["reduction"])
+
+    def final_norms(self, model: Any) -> list[nn.Module]:
+        return [model.norm_pre, model.head.norm]
