@@ -53,8 +53,8 @@ def fold_recompositions(places: Iterable[Place]) -> None:
 
 class ARC(Method):
     """One adapter in front of attention and one in front of the MLP of every block, after the norm; all in front of
-    attention share a U, all in front of MLPs another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d. On Swin each width
-    shares its own.
+    attention share a U, all in front of MLPs another: 2 * d * r + 2 * L * (r + d) parameters for L blocks of width d.
+    On Swin each width shares its own.
     """
 
     name = "arc"

@@ -139,6 +139,7 @@ def require_slots(block: Any, slots: Iterable[str]) -> None:
 
 def plug(block: Any, slot: str, module: nn.Module) -> None:
     """Plug `module` into `slot` of `block`, after what is plugged there already, on the block's device."""
+    require_slots(block, [slot])
     if not isinstance(block, SlottedBlock):
         block.__class__ = _slotted(block)
         block.slots = nn.ModuleDict({name: nn.ModuleList() for name in block.places})

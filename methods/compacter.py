@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Attachment, Context, check
-from methods.blocks import blocks, plug, width
+from methods.blocks import blocks, plug, require_served, width
 from methods.bottleneck import ComputedLinear, SequentialBottleneck
 from methods.layers import PretrainedMethod
 from methods.norm_tuning import NormTuning
@@ -55,6 +55,7 @@ class Compacter(PretrainedMethod):
     composition_order = 35
     recipe = {"lr": 2e-3}
     search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "bottleneck": (8, 24, 48)}
+    needs = frozenset({"attention"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):
@@ -78,7 +79,8 @@ class Compacter(PretrainedMethod):
         return self.config.variant == "zero_up"
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        h, n, widths = self.config.bottleneck, self.config.products, [width(block) for block in blocks(backbone)]
+        h, n = self.config.bottleneck, self.config.products
+        widths = [width(block) for block in blocks(require_served(self, backbone))]
         for d in widths:
             check(d % n == 0, "products", n, f"a divisor of the backbone's width {d}")
         return n**3 + sum(2 * 3 * (d + h) for d in widths) + super().expected_parameters(backbone)

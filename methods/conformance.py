@@ -75,7 +75,9 @@ def _check_refused(method: type[Method], name: str) -> None:
 
 def _check_served(method: type[Method], name: str) -> None:
     done = three_steps(method, name)
-    require(done.count == done.expected, f"{done.count} parameters are trained, expected_parameters says {done.expected}")
+    require(
+        done.count == done.expected, f"{done.count} parameters are trained, expected_parameters says {done.expected}"
+    )
     shape = tuple(done.start.shape)
     require(shape == (8, testbed.CLASSES) and bool(done.start.isfinite().all()), "there are no finite logits")
     _require_identity(method, done.start, name)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from torch import nn
 
-from methods.base import Attachment, Context, Method
 from methods.architectures.base import Rows
+from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug_layer, require_served
 from methods.layers import LowRank, fold_linears, low_rank, projections
 from methods.settings import Count, Positive, Probability, Settings, one_of

@@ -44,6 +44,7 @@ class LoRand(AdapterMethod):
     composition_order = 37
     recipe = {"lr": 2e-3}
     search_space = {"lr": (1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "branches": (2, 4, 8)}
+    needs = frozenset({"attention"})
     slots = ("attention_output", "mlp_output")
 
     @dataclass(frozen=True, kw_only=True)

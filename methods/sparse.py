@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,8 +59,15 @@ class SparseUpdate(nn.Module):
         return frozen.flatten().index_add(0, self.indices, self.values).view_as(frozen)
 
 
+def _norm_map(layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x: [batch, channels, rows, columns]."""
+    y = functional.layer_norm(x.permute(0, 2, 3, 1), layer.normalized_shape, weight, bias, layer.eps)
+    return y.permute(0, 3, 1, 2)
+
+
 _FORWARDS: dict[type, Callable[..., Tensor]] = {
     nn.Linear: lambda layer, x, weight, bias: functional.linear(x, weight, bias),
+    LayerNorm2d: _norm_map,  # before nn.LayerNorm, which it is derived from
     nn.LayerNorm: lambda layer, x, weight, bias: functional.layer_norm(
         x, layer.normalized_shape, weight, bias, layer.eps
     ),

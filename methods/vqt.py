@@ -84,13 +84,15 @@ class VQT(Method):
         """Dropout on the queries; 0.1 in the released script."""
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(2 * self.config.tokens * width(b) for b in blocks(backbone))
+        vit_blocks = blocks(require_served(self, backbone))
+        if any(type(b.attn) is not Attention or b.attn.gate is not None or not hasattr(b, "ls1") for b in vit_blocks):
+            raise MethodError(f"method {self.name!r} serves pre-norm blocks with timm's plain attention only")
+        return sum(2 * self.config.tokens * width(b) for b in vit_blocks)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_served(self, backbone)
         vit_blocks, tape = blocks(vit), Tape()
-        if any(type(b.attn) is not Attention or b.attn.gate is not None for b in vit_blocks):
-            raise MethodError(f"method {self.name!r} serves timm's plain attention only")
+        self.expected_parameters(vit)
         queries = torch.stack([draw_prompts(vit, self.config.tokens, context.generator) for _ in vit_blocks])
         plug_layer(last_norm(vit), "output", QuerySummary(tape, vit_blocks, queries, self.config.dropout))
         for number, block in enumerate(vit_blocks):

@@ -20,7 +20,7 @@ EPOCHS, BATCH = 4, 8
 @on_main_models
 def check_shortcuts(method: type[Method], name: str) -> None:
     """Trained and tested with and without shortcuts: the same losses and the same logits."""
-    (losses, logits), (plain_losses, plain_logits) = _trained(method, kind, True), _trained(method, kind, False)
+    (losses, logits), (plain_losses, plain_logits) = _trained(method, name, True), _trained(method, name, False)
     gap = max(relative_gap(losses, plain_losses), relative_gap(logits, plain_logits))
     require(
         gap <= 1e-3,

@@ -6,7 +6,7 @@ import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -129,7 +129,8 @@ class TwoBranchBlock(SlottedBlock):
 
     def after_attention(self) -> nn.Module:
         """The module whose input is the value at the slot `after_attention`."""
-        return next(iter([*self.slots["after_attention"], self.norm2]))
+        plugged: list[nn.Module] = list(self.slots["after_attention"])
+        return plugged[0] if plugged else cast(nn.Module, self.norm2)
 
     @staticmethod
     def mixed(block: Any) -> Stream:
@@ -146,7 +147,8 @@ class PostNormBlock(TwoBranchBlock):
         return x
 
     def after_attention(self) -> nn.Module:
-        return next(iter([*self.slots["after_attention"], *self.slots["mlp_input"], self.mlp]))
+        plugged: list[nn.Module] = [*self.slots["after_attention"], *self.slots["mlp_input"]]
+        return plugged[0] if plugged else cast(nn.Module, self.mlp)
 
     @staticmethod
     def mixed(block: Any) -> Stream:
@@ -297,7 +299,7 @@ class Architecture(ABC):
         """Number of tokens (class token, registers) that precede the patches; 0 for maps."""
         return int(getattr(model, "num_prefix_tokens", 0))
 
-    def add_prefix_tokens(self, block: Any, count: int) -> None:
+    def add_prefix_tokens(self, block: Any, count: int) -> None:  # noqa: B027 (most blocks need not know)
         """Tell a block that so many tokens without a position will follow its prefix tokens."""
 
     def open_attention(self, attention: Any) -> type[nn.Module] | None:
@@ -307,7 +309,7 @@ class Architecture(ABC):
 
     def is_prepared(self, model: Any) -> bool:
         """Whether `prepare` has been called, where it does anything."""
-        attentions = (getattr(block, "attn", None) for stage in self.stages(model) for block in stage)
+        attentions: list[Any] = [getattr(block, "attn", None) for stage in self.stages(model) for block in stage]
         return all(a.qkv_bias_separate for a in attentions if getattr(a, "q_bias", None) is not None)
 
     def token_grid(self, model: Any) -> tuple[int, int]:

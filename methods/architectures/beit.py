@@ -40,7 +40,8 @@ class OpenAttention(Attention):
         """`shared_rel_pos_bias`: [heads, tokens, tokens] of the model's own tokens."""
         qkv = self.qkv(x)
         if self.q_bias is not None:
-            qkv = qkv + torch.cat((self.q_bias, self.k_bias, self.v_bias))
+            biases: Any = self.q_bias, self.k_bias, self.v_bias
+            qkv = qkv + torch.cat(biases)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if (prefix := getattr(self, "prefix", None)) is not None:
             k, v = prefix.prepend(k, v)

@@ -86,7 +86,7 @@ class _OpenRotary(nn.Module):
         """x: [batch, heads, tokens, channels per head]."""
         own: Any = self
         first, half = own.num_prefix_tokens, getattr(self, "rotate_half", False)
-        patches: Tensor = apply_rot_embed_cat(x[:, :, first:], rope, half=half)  # type: ignore[no-untyped-call]
+        patches: Tensor = apply_rot_embed_cat(x[:, :, first:], rope, half=half)
         return torch.cat([x[:, :, :first], patches], dim=2)
 
 

@@ -35,17 +35,10 @@ SMALL_SWIN: dict[str, Any] = {
 """Arguments of a small model."""
 
 
-@register
-class Swin(Architecture):
-    """timm's `SwinTransformer`. Its checkpoint filter knows the official release, index buffers included."""
+class Windows(Architecture):
+    """What Swin transformers of both versions share."""
 
-    name = "swin"
-    title = "Swin"
-    model = SwinTransformer
-    blocks = (SlottedSwinBlock,)
     sequence = False
-    timm_modules = ("swin_transformer",)
-    small = {"swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN)}
 
     def stages(self, model: Any) -> list[list[Any]]:
         return [list(stage.blocks) for stage in model.layers]
@@ -55,3 +48,15 @@ class Swin(Architecture):
 
     def pads(self, block: Any) -> bool:
         return any(side % window for side, window in zip(block.input_resolution, block.window_size, strict=True))
+
+
+@register
+class Swin(Windows):
+    """timm's `SwinTransformer`. Its checkpoint filter knows the official release, index buffers included."""
+
+    name = "swin"
+    title = "Swin"
+    model = SwinTransformer
+    blocks = (SlottedSwinBlock,)
+    timm_modules = ("swin_transformer",)
+    small = {"swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN)}

@@ -8,7 +8,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 
 from methods.architectures.base import PostNormBlock, register
-from methods.architectures.swin import SMALL_SWIN, Swin
+from methods.architectures.swin import SMALL_SWIN, Windows
 
 
 class SlottedSwinV2Block(PostNormBlock, SwinTransformerV2Block):
@@ -26,7 +26,7 @@ class SlottedSwinV2Block(PostNormBlock, SwinTransformerV2Block):
 
 
 @register
-class SwinV2(Swin):
+class SwinV2(Windows):
     """timm's `SwinTransformerV2`."""
 
     name = "swin_v2"

@@ -71,10 +71,10 @@ class OneHead(VisionTransformerDistilled):
     distillation. timm's two heads, whose outputs it averages, are this one, so that its weights load there."""
 
     def get_classifier(self) -> nn.Module:
-        return self.head  # type: ignore[no-any-return]
+        return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)  # type: ignore[no-untyped-call]
+        super().reset_classifier(num_classes, global_pool)
         self.head_dist = self.head
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -18,7 +18,7 @@ from methods.architectures.base import LINEARS
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, require_served
 from methods.kept import all_tensors
-from methods.layers import block_linears
+from methods.layers import block_linears, change_layer
 from methods.settings import Count, Limit, Positive, Settings, at_least
 
 MLP_LINEARS = ("fc1", "fc2")
@@ -124,6 +124,18 @@ def _is_choice(name: str, value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
+class OneSequence:
+    """Mixed into a layer that takes [batch, tokens, channels] alone: a map is a sequence of its pixels."""
+
+    stateless = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, ..., channels]."""
+        y: Tensor = super().forward(x.flatten(1, -2))  # type: ignore[misc]
+        out: Tensor = y.unflatten(1, x.shape[1:-1])
+        return out
+
+
 class PeftMethod(Method):
     """Common part: turn the method's config into a peft config and inject it.
 
@@ -153,6 +165,9 @@ class PeftMethod(Method):
 
     default_targets: ClassVar[tuple[str, ...]] = ("qkv",)
     """Which layers are tuned if the settings do not say."""
+
+    takes_maps: ClassVar[bool] = True
+    """Whether peft's layer takes [batch, rows, columns, channels], as of a linear layer, too."""
 
     not_loadable: ClassVar[str] = ""
     """Why peft's own loader cannot give the trained model again, as the end of a sentence; empty where it can."""
@@ -217,6 +232,10 @@ class PeftMethod(Method):
         layers: dict[str, Any] = {n: m for n, m in backbone.named_modules() if type(m).__module__.startswith("peft.")}
         for layer in layers.values():
             layer.stateless = True  # an update of a linear layer's weight
+        if not self.takes_maps:
+            for layer in layers.values():
+                if hasattr(layer, "base_layer"):
+                    change_layer(layer, OneSequence)
         keep_choices(layers, context)
         return tuner
 

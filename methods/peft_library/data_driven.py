@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from methods.base import Context, check
 from methods.peft_library.common import ADAPTER
 from methods.peft_library.lora import LoraTuner, ResidualStart, lora_layers
+from methods.sparse import gradient_sums
 
 BATCH = 32
 """Images per calibration batch."""
@@ -57,7 +58,7 @@ class EVA(LoraTuner):
                 config,
                 forward_fn=lambda model, batch: model.forward_features(batch),
                 prepare_model_inputs_fn=None,
-                prepare_layer_inputs_fn=None,
+                prepare_layer_inputs_fn=lambda inputs, *_: inputs[0].flatten(0, -2),
                 show_progress_bar=False,
             )
 
@@ -90,16 +91,18 @@ class LoRAGA(ResidualStart):
         return {**super().options(backbone), "lora_ga_config": LoraGAConfig()}
 
     def inject(self, backbone: nn.Module, config: Any, context: Context) -> Any:
-        from peft.tuners.lora.loraga import preprocess_loraga
-
-        def train_step() -> None:
-            with torch.enable_grad():
-                for images, labels in random_batches(context):
-                    cross_entropy(backbone(images), labels).backward()
-
         training = backbone.training
         if "start" not in context.memory:
-            preprocess_loraga(backbone, config, train_step)
-        tuner = super().inject(backbone, config, context)
+            self.note_gradients(backbone.train(), context)
+        tuner = super().inject(backbone.train(training), config, context)
         backbone.train(training)
         return tuner
+
+    def note_gradients(self, backbone: nn.Module, context: Context) -> None:
+        """Leave the mean gradient of each tuned weight where peft looks for it, as its `preprocess_loraga` does, whose
+        hooks do not go with layers whose output is changed in place."""
+        layers, batches = self.layers(backbone), random_batches(context)
+        weights: list[Any] = [layer.weight for layer in layers]
+        sums = gradient_sums(weights, batches, lambda x, y: cross_entropy(backbone(x), y), torch.clone)
+        for layer, total in zip(layers, sums, strict=True):
+            layer._peft_loraga_grad = total / len(batches)

@@ -100,6 +100,7 @@ class GraLoRA(PeftMethod):
     paper = "Jung et al., GraLoRA, NeurIPS 2025, arXiv 2505.20355"
     peft_class = "GraloraConfig"
     arguments = {"r": "rank", "alpha": "alpha", "gralora_k": "cuts"}
+    takes_maps = False
     recipe = {"lr": 5e-3}
 
     @dataclass(frozen=True, kw_only=True)

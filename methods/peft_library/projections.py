@@ -120,7 +120,7 @@ class VBLoRA(PeftMethod):
 
     config: Config
 
-    def resolve(self, backbone: nn.Module) -> Config:
+    def resolve(self, backbone: nn.Module) -> Any:
         return replace(super().resolve(backbone), length=self.length(backbone))
 
     def length(self, backbone: nn.Module) -> int:

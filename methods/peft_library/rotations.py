@@ -22,6 +22,7 @@ class OFT(PeftMethod):
     paper = "Qiu et al., OFT, NeurIPS 2023, arXiv 2306.07280; Qiu et al., OFTv2, EMNLP 2025, arXiv 2506.19847"
     peft_class = "OFTConfig"
     arguments = {"oft_block_size": "block"}
+    takes_maps = False
     # peft's default is the first terms of a series, which training soon takes away from any rotation.
     fixed = {"r": 0, "use_cayley_neumann": False}
     recipe = {"lr": 2e-2}

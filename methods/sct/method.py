@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
 from methods.architectures.base import Rows, Stream
+from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, leaving, mixed, new_linear, plug, plug_layer, stages, the_one, width
 from methods.layers import block_linears, projections
 from methods.sct.module import SalientChannels, fold_channels
