@@ -70,8 +70,11 @@ def block_linears(block: Any, names: Sequence[str] = LINEARS) -> list[tuple[str,
     layers = architecture.linears(block)
     wanted = [name for name in names if architecture.attention or name not in ("qkv", "proj")]
     for name in wanted or names:
-        if name not in layers or not all(isinstance(layer, nn.Linear) for layer in layers[name]):
+        if name not in layers:
             raise MethodError(f"the blocks of this backbone have no linear layer {name}")
+        for layer in layers[name]:
+            if not isinstance(layer, nn.Linear):
+                raise MethodError(f"{name} of this backbone's blocks is a {type(layer).__name__}, no linear layer")
     return [(name, layer) for name in wanted for layer in layers[name]]
 
 

@@ -8,17 +8,16 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import LayerScale
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.errors import DataError, HarnessError
 from harness.models import checkpoints, embedded, evidence
-from harness.models.names import RECOMMENDED, check_activation, check_name, check_weights_are_named
+from harness.models.names import RECOMMENDED, check_activation, check_name, check_weights_are_named, kind_named
 from harness.schema.preprocessing import Statistics
 from harness.schema.spec import BackboneSpec
-from methods.architectures import architecture_of
+from methods.architectures import architecture_of, prepare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +54,16 @@ def _timm_name(name: str) -> str:
 
 def timm_call(name: str, image_size: int) -> tuple[str, dict[str, Any]]:
     """Name and arguments for which `timm.create_model` gives the model, without its weights."""
-    return _timm_name(name), {"img_size": image_size, **(EMBEDDED[name].arguments if name in EMBEDDED else {})}
+    timm_name = _timm_name(name)
+    size = {"img_size": image_size} if kind_named(timm_name).sized else {}
+    return timm_name, {**size, **(EMBEDDED[name].arguments if name in EMBEDDED else {})}
 
 
 def _create(name: str, image_size: int, **further: Any) -> Any:
     timm_name, arguments = timm_call(name, image_size)
-    return timm.create_model(timm_name, **arguments, **further)
+    model = timm.create_model(timm_name, **arguments, **further)
+    prepare(model)
+    return model
 
 
 def _hub_file(name: str) -> Path:
@@ -176,8 +179,6 @@ def skeleton(name: str, num_classes: int = 1, image_size: int | None = None) -> 
     check_name(name, list(EMBEDDED))
     with torch.device("meta"), _WithoutValues():
         model = _create(name, image_size or native_size(name), num_classes=num_classes)
-    if not isinstance(model.get_classifier(), nn.Module):
-        raise HarnessError(f"backbone {name!r} has no single linear head (a distilled model has two)")
     return model.requires_grad_(False).eval()
 
 
@@ -226,9 +227,7 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
     """
     model = _create(spec.name, spec.image_size, num_classes=0, drop_path_rate=drop_path)
     if spec.weights == "random":
-        for module in model.modules():
-            if isinstance(module, LayerScale):  # its initial 1e-5 would mute an untrained block
-                nn.init.ones_(module.gamma)
+        architecture_of(model).liven(model)
     elif spec.name in EMBEDDED:
         model.load_state_dict(_embedded_state(model.pos_embed.shape[1], len(model.blocks)), strict=True)
     else:
@@ -236,7 +235,7 @@ def build(spec: BackboneSpec, num_classes: int, drop_path: float = 0.0) -> Any:
     model.reset_classifier(num_classes)
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
-        raise HarnessError(f"backbone {spec.name!r} has no single linear head (a distilled model has two)")
+        raise HarnessError(f"backbone {spec.name!r} has no linear head, but {type(head).__name__}")
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     model.requires_grad_(False)

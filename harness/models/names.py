@@ -4,7 +4,7 @@ import timm
 from timm.models import get_deprecated_models, is_model_in_modules
 
 from harness.errors import HarnessError
-from methods.architectures import KINDS
+from methods.architectures import KINDS, Architecture
 from methods.base import did_you_mean
 
 RECOMMENDED = {
@@ -25,7 +25,17 @@ def _modules() -> list[str]:
 
 def _titles() -> str:
     """The known kinds, as messages say them."""
-    return " or ".join(kind.title for kind in KINDS.values())
+    *first, last = (kind.title for kind in KINDS.values())
+    return f"{', '.join(first)} or {last}"
+
+
+def kind_named(name: str) -> Architecture:
+    """The kind of timm's model of that name. `HarnessError` if it is of none."""
+    architecture = name.partition(".")[0]
+    for kind in KINDS.values():
+        if is_model_in_modules(architecture, kind.timm_modules):
+            return kind
+    raise HarnessError(f"backbone {name!r} is no {_titles()}, which is what methods work on")
 
 
 def pretrained_names() -> list[str]:
@@ -51,8 +61,7 @@ def check_name(name: str, embedded: list[str]) -> None:
         raise HarnessError(
             f"unknown backbone {name!r}. {hint if len(hint) < 200 else f'Any {_titles()} of timm is known.'}"
         )
-    if not is_model_in_modules(architecture, _modules()):
-        raise HarnessError(f"backbone {name!r} is not a plain {_titles()}, which is what methods work on")
+    kind_named(name)
     if tag and name not in known_tags(architecture):
         tags = ", ".join(known.partition(".")[2] for known in known_tags(architecture)) or "none"
         raise HarnessError(f"backbone {architecture!r} has no weights {tag!r}. timm has: {tags}")
