@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from methods import testbed
+from methods.architectures.base import NEEDS
 from methods.base import Attachment, Method, MethodError
 from methods.conformance_runs import RUN_CHECKS
 from methods.conformance_settings import SETTING_CHECKS, check_declared
@@ -42,17 +43,21 @@ def check_backbones(method: type[Method]) -> None:
     """Every small model is served, or refused with a `MethodError` before anything is changed: by the count where the
     shapes do not fit, and by `attach`. Of each kind in `serves` at least the model that stands for it is served.
 
-    What is served trains as many parameters as expected, starts at the pretrained function or not as declared, gives
-    gradients to all that is trained and changes nothing else, and keeps its logits when merged.
+    Of what is served, the models that other checks do not try train as many parameters as expected, start at the
+    pretrained function or not as declared, give gradients to all that is trained, change nothing else, and keep their
+    logits when merged.
     """
+    main = testbed.main_models(method)
     for name, kind in testbed.MODELS.items():
         with _blamed(name):
-            if testbed.is_served(method, name):
+            if not testbed.is_served(method, name):
+                stands = kind.name in method.serves and name == testbed.standing_for(kind.name)
+                require(not stands, f"{kind.name} is in `serves`, but is refused")
+                _check_refused(method, name)
+            elif name in main:
+                require(bool(attach(method, name).logits().isfinite().all()), "there are no finite logits")
+            else:
                 _check_served(method, name)
-                continue
-            stands = kind.name in method.serves and name == testbed.standing_for(kind.name)
-            require(not stands, f"{kind.name} is in `serves`, but is refused")
-            _check_refused(method, name)
 
 
 @contextlib.contextmanager
@@ -66,15 +71,18 @@ def _blamed(name: str) -> Iterator[None]:
 def _check_refused(method: type[Method], name: str) -> None:
     model = small_model(name)
     before = copies(all_tensors(model))
-    with contextlib.suppress(MethodError):
+    try:
         attach(method, model=model)
-        raise NotConforming("the method does not serve it, but attach did not raise MethodError")
+        raised = "nothing"
+    except Exception as error:
+        raised = type(error).__name__ if not isinstance(error, MethodError) else ""
+    require(not raised, f"attach did not raise MethodError, but {raised}: begin it with `require_served`")
     same = set(before) == set(all_tensors(model)) and not changed_names(before, all_tensors(model))
     require(same, "the backbone was changed before it was refused")
 
 
 def _check_served(method: type[Method], name: str) -> None:
-    done = three_steps(method, name)
+    done = _attempted(method, name)
     require(
         done.count == done.expected, f"{done.count} parameters are trained, expected_parameters says {done.expected}"
     )
@@ -83,6 +91,20 @@ def _check_served(method: type[Method], name: str) -> None:
     _require_identity(method, done.start, name)
     require(not done.dead, f"no gradient within three steps for {some(done.dead)}")
     require(not done.changed, f"frozen tensors change during training: {some(done.changed)}")
+    if done.attached.attachment.merge is not None:
+        _check_merged(method, name, done.attached)
+
+
+def _attempted(method: type[Method], name: str) -> _Training:
+    """Three steps of training. A failure on a kind that has not everything says how to do without the kind."""
+    try:
+        return three_steps.__wrapped__(method, name)
+    except Exception as error:
+        missing = sorted(frozenset(NEEDS) - testbed.MODELS[name].offers())
+        if not missing:
+            raise
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NotConforming(f"{why} (a method that needs {' or '.join(missing)} says so in `needs`)") from error
 
 
 @on_main_models
@@ -248,14 +270,12 @@ def check_merge(method: type[Method]) -> None:
     has_merge = attach(method).attachment.merge is not None
     is_there = "there" if has_merge else "not there"
     require(method.mergeable == has_merge, f"mergeable is {method.mergeable}, but merge is {is_there}")
-    for name in testbed.MODELS if has_merge else ():
-        if testbed.is_served(method, name):
-            with _blamed(name):
-                _check_merge(method, name)
+    for name in testbed.main_models(method) if has_merge else ():
+        with _blamed(name):
+            _check_merged(method, name, _trained(method, name))
 
 
-def _check_merge(method: type[Method], name: str) -> None:
-    attached = _trained(method, name)
+def _check_merged(method: type[Method], name: str, attached: Attached) -> None:
     gap = moved_by_merging(attached, torch.float32)
     if gap > 1e-4:
         with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes

@@ -125,9 +125,11 @@ class LST(Method):
         w = d // r
         check(w * r == d and w >= heads and w % heads == 0, "reduction", r, f"{d} / (n * {heads})")
         if self.config.init == "pruned":
-            for linears in (dict(block_linears(block)) for block in blocks(backbone)):
-                inner, hidden = linears["fc1"].out_features, linears["fc2"].in_features
-                check(inner == hidden, "init", "pruned", "'random' where fc1 feeds a gate")
+            for block in blocks(backbone):
+                inner = [layer.out_features for _, layer in block_linears(block, ["fc1"])]
+                ((_, fc2),) = block_linears(block, ["fc2"])
+                hidden = fc2.in_features
+                check(inner == [hidden], "init", "pruned", "'random' where fc1 feeds a gate")
                 check(4 * w <= hidden, "reduction", r, f"at least {4 * d / hidden:g}, to cut side blocks out of these")
         return w
 

@@ -379,7 +379,8 @@ def architecture_of(module: nn.Module) -> Architecture:
     """The kind of a model, or of one of its blocks. Raises `MethodError` if it is of none."""
     architecture = _find(module)
     if architecture is None:
-        known = " or ".join(sorted(known.model.__name__ for known in KINDS.values()))
+        *first, last = sorted(known.model.__name__ for known in KINDS.values())
+        known = f"{', '.join(first)} or {last}"
         raise MethodError(f"{type(module).__name__} is not a backbone of a known kind (timm's {known})")
     return architecture
 

@@ -118,7 +118,7 @@ class Eva(Architecture):
         "dinov3": ("vit_small_patch16_dinov3", DINOV3),
         "dinov3_qkvb": ("vit_small_patch16_dinov3_qkvb", DINOV3),
         "dinov3_plus": ("vit_small_plus_patch16_dinov3", DINOV3),
-        "eva02": ("eva02_base_patch14_224", SMALL),
+        "eva02": ("eva02_base_patch14_224", {**SMALL, "mlp_ratio": 2.25}),
         "pe_core": ("vit_pe_core_tiny_patch16_384", SMALL),
         "rope_mixed": ("vit_small_patch16_rope_mixed_224", {**SMALL, "init_values": 0.1}),
     }
@@ -128,8 +128,8 @@ class Eva(Architecture):
         blocks = list(model.blocks)
         if step not in blocks or model.rope is None:
             return super().run(model, step, x)
-        shape = None if hasattr(model.rope, "feat_shape") else model.patch_embed.grid_size
-        rope = model.rope.get_embed() if shape is None else model.rope.get_embed(shape=shape)
+        dynamic = model.dynamic_img_size or not hasattr(model.rope, "feat_shape")
+        rope = model.rope.get_embed(shape=model.patch_embed.grid_size) if dynamic else model.rope.get_embed()
         out: Tensor = step(x, rope=rope[blocks.index(step)] if model.rope_mixed else rope)
         return out
 

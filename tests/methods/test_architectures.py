@@ -1,104 +1,165 @@
 """Kinds of backbone: what one file must say so that methods, checks, checkpoints and the fast path know a kind."""
 
+from types import MappingProxyType
+
 import pytest
 import timm
 import torch
-from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer_relpos import RelPosBlock, VisionTransformerRelPos
 
 from harness.errors import HarnessError
 from harness.models import checkpoints
 from harness.models.names import check_name
 from methods import conformance, registry, sources, testbed
-from methods.architectures import KINDS, Architecture, SlottedBlock, architecture_of, kind
+from methods.architectures import KINDS, Architecture, SlottedBlock, architecture_of, kind, prepare
+from methods.architectures.base import SMALL, TwoBranchBlock
 from methods.base import MethodError
 from methods.blocks import blocks, cut_points, plug, unplug
 
 
-class SlottedEvaBlock(SlottedBlock, EvaBlock):
-    """timm's EVA block, which is handed rotary positions beside its input."""
+class SlottedRelPosBlock(TwoBranchBlock, RelPosBlock):
+    """timm's block with relative positions, which may be handed shared ones beside its input."""
 
-    plain = EvaBlock
+    plain = RelPosBlock
 
     def attend(self, x, *arguments, **options):
-        return self.attn(x, *arguments, **options)
+        return self.ls1(self.attn(x, *arguments, **options))
 
     def feed_forward(self, x):
-        return self.mlp(x)
+        return self.ls2(self.mlp(x))
 
 
-class EvaKind(Architecture):
+class RelPosKind(Architecture):
     """All that there is to say of the kind."""
 
-    name = "eva"
-    title = "EVA"
-    model = Eva
-    blocks = (SlottedEvaBlock,)
-    timm_modules = ("eva",)
-    small = (
-        "eva02_tiny_patch14_224",
-        {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "attn_type": "rope"},
-    )
+    name = "relpos"
+    title = "relative-position ViT"
+    model = VisionTransformerRelPos
+    blocks = (SlottedRelPosBlock,)
+    timm_modules = ("vision_transformer_relpos",)
+    small = MappingProxyType({"relpos": ("vit_relpos_small_patch16_224", {**SMALL, "depth": 2, "fc_norm": True})})
 
-    def steps(self, model):
-        return []  # its blocks need the positions
+    def fit(self, state, model):
+        return state
 
 
 @pytest.fixture
-def eva(monkeypatch):
-    monkeypatch.setitem(KINDS, EvaKind.name, EvaKind())
-    return testbed.small("eva")
+def relpos(monkeypatch):
+    monkeypatch.setitem(KINDS, RelPosKind.name, RelPosKind())
+    monkeypatch.setitem(testbed.MODELS, "relpos", KINDS["relpos"])
+    return testbed.small("relpos")
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("linear", 0),
-        ("lora", 3 * 8 * (32 + 96)),
-        ("adaptformer", 3 * (2 * 32 * 8 + 8 + 32)),
-        ("sct", 3 * (4 * 4 + 4)),
-        ("ln_tuning", 3 * 4 * 32),
+        ("lora", 2 * 8 * (32 + 96)),
+        ("adaptformer", 2 * (2 * 32 * 8 + 8 + 32)),
+        ("sct", 2 * (4 * 4 + 4)),
+        ("ln_tuning", 2 * 4 * 32),
     ],
 )
-def test_methods_count_attach_and_train_on_a_kind_that_is_one_class(eva, name, expected):
+def test_methods_count_attach_and_train_on_a_kind_that_is_one_class(relpos, name, expected):
     method = registry.get(name)
-    assert registry.parameters_on(method(), eva) == expected
-    attached = testbed.attach(method, "eva")
+    assert registry.parameters_on(method(), relpos) == expected
+    attached = testbed.attach(method, "relpos")
     assert sum(p.numel() for p in attached.trained().values()) == expected
     before = {key: tensor.clone() for key, tensor in attached.state().items()}
     assert testbed.train(attached, steps=3) == set(attached.trained())
     assert not any(torch.equal(before[key], tensor) for key, tensor in attached.trained().items())
 
 
-@pytest.mark.parametrize("check", ["declared", "backbones", "parameters", "identity", "gradients", "frozen"])
-def test_a_new_kind_is_checked_with_the_others(eva, check):
-    assert "eva" in registry.get("adaptformer").serves
-    assert conformance.run_check(check, registry.get("adaptformer")) is None
+def test_a_new_kind_is_checked_with_the_others(relpos, monkeypatch):
+    assert "relpos" in registry.get("adaptformer").serves
+    monkeypatch.setattr(testbed, "MODELS", {"relpos": KINDS["relpos"]})
+    assert conformance.run_check("backbones", registry.get("adaptformer")) is None
 
 
-def test_what_names_its_kinds_refuses_the_new_one(eva):
-    assert kind(eva) == "eva"
-    with pytest.raises(MethodError, match="'vpt_deep' serves vit, not eva"):
-        registry.get("vpt_deep")().attach(eva, testbed.make_context())
+def test_what_names_its_kinds_refuses_the_new_one(relpos):
+    assert kind(relpos) == "relpos"
+    with pytest.raises(MethodError, match="'vqt' serves vit, not relpos"):
+        registry.get("vqt")().attach(relpos, testbed.make_context())
 
 
-def test_a_block_with_empty_slots_computes_what_timms_does(eva):
-    images = testbed.batch()[0]
-    expected, block, nothing = eva(images), blocks(eva)[1], torch.nn.Identity()
-    plug(block, "output", nothing)
-    assert type(block) is SlottedEvaBlock and torch.equal(eva(images), expected)
-    unplug(block, "output", nothing)
-    assert type(block) is EvaBlock
+def test_the_harness_knows_names_and_checkpoints_of_the_kind(relpos, monkeypatch):
+    name, arguments = RelPosKind.small["relpos"]
+    check_name(f"{name}.sw_in1k", [])
+    bare = timm.create_model(name, num_classes=0, **arguments)
+    fitted = checkpoints.fit(dict(relpos.state_dict()), bare, "mine.pth", "relpos")
+    assert all(torch.equal(fitted[key], relpos.state_dict()[key]) for key in bare.state_dict())
+    monkeypatch.delitem(KINDS, "relpos")
+    with pytest.raises(HarnessError, match=r"is no BEiT, ConvNeXt, .* or ViT"):
+        check_name(f"{name}.sw_in1k", [])
 
 
-def test_the_harness_knows_names_and_checkpoints_of_the_kind(eva, monkeypatch):
-    check_name("eva02_tiny_patch14_224.mim_in22k", [])
-    bare = timm.create_model(EvaKind.small[0], num_classes=0, **EvaKind.small[1])
-    fitted = checkpoints.fit(dict(eva.state_dict()), bare, "mine.pth", "eva")
-    assert all(torch.equal(fitted[key], eva.state_dict()[key]) for key in bare.state_dict())
-    assert [cut.name for cut in cut_points(eva)] == ["head"]
-    monkeypatch.delitem(KINDS, "eva")
-    with pytest.raises(HarnessError, match="not a plain Swin or ViT"):
-        check_name("eva02_tiny_patch14_224.mim_in22k", [])
+@pytest.mark.parametrize("name", testbed.MODELS)
+def test_blocks_with_empty_slots_compute_what_timms_do(name):
+    model, images, nothing = testbed.small(name), testbed.batch()[0], torch.nn.Identity()
+    expected = model(images)
+    plain = [type(block) for block in blocks(model)]
+    for block in blocks(model):
+        plug(block, "output", nothing)
+    assert all(isinstance(block, SlottedBlock) for block in blocks(model))
+    assert torch.allclose(model(images), expected, atol=1e-6)
+    for block in blocks(model):
+        unplug(block, "output", nothing)
+    assert [type(block) for block in blocks(model)] == plain
+
+
+@pytest.mark.parametrize("name", testbed.MODELS)
+def test_the_pass_goes_on_from_every_cut_point(name):
+    """Each cut point's value, taken where it comes through, gives the same logits; with and without slots."""
+    model, images = testbed.small(name), testbed.batch(2)[0]
+    for number, block in enumerate(blocks(model)):
+        if number % 2 == 0:
+            plug(block, "mlp_input", torch.nn.Identity())
+    expected, heard = model(images), {}
+    cuts = cut_points(model)
+    handles = [
+        cut.entrance.register_forward_pre_hook(lambda _, inputs, cut=cut: heard.setdefault(cut.name, inputs[0]))
+        for cut in cuts
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    assert len(cuts) >= len(blocks(model)) == len(set(map(id, blocks(model))))
+    for cut in cuts:
+        assert torch.allclose(cut.run(heard[cut.name]), expected, atol=1e-5), cut.name
+
+
+def test_a_model_that_was_not_prepared_is_refused_with_what_to_do():
+    for name in ("beit", "deit_distilled"):
+        timm_name, arguments = testbed.MODELS[name].small[name]
+        model = timm.create_model(timm_name, num_classes=4, **arguments)
+        with pytest.raises(MethodError, match=r"call methods.architectures.prepare\(model\)"):
+            registry.parameters_on(registry.get("lora")(), model)
+        prepare(model)
+        assert registry.parameters_on(registry.get("lora")(), model) > 0
+
+
+def test_preparing_changes_no_output_of_a_model():
+    images = testbed.batch(2)[0]
+    for name, kind_ in testbed.MODELS.items():
+        if name == "deit_distilled":  # which has one head instead of two
+            continue
+        timm_name, arguments = kind_.small[name]
+        model = timm.create_model(timm_name, num_classes=4, **arguments).eval()
+        expected = model(images)
+        prepare(model)
+        assert torch.allclose(model(images), expected, atol=1e-6), name
+
+
+def test_one_head_reads_both_tokens_of_a_distilled_model_and_loads_in_timm():
+    model, images = testbed.small("deit_distilled"), testbed.batch(2)[0]
+    features = model.forward_features(images)
+    expected = model.head((features[:, 0] + features[:, 1]) / 2)
+    assert torch.allclose(model(images), expected, atol=1e-6)
+    assert len([p for p in model.parameters() if p.shape == (4, 32)]) == 1
+    timm_name, arguments = testbed.MODELS["deit_distilled"].small["deit_distilled"]
+    plain = timm.create_model(timm_name, num_classes=4, **arguments).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.allclose(plain(images), expected, atol=1e-6)
 
 
 def test_a_subclass_of_a_known_model_can_be_a_kind_of_its_own(monkeypatch):
@@ -117,7 +178,7 @@ def test_a_subclass_of_a_known_model_can_be_a_kind_of_its_own(monkeypatch):
 
 def test_a_model_of_no_known_kind_is_named():
     model = timm.create_model("resnet18", num_classes=2)
-    with pytest.raises(MethodError, match=r"ResNet is not a backbone of a known kind \(timm's Swin.* or VisionT"):
+    with pytest.raises(MethodError, match=r"ResNet is not a backbone of a known kind \(timm's Beit, .* or VisionT"):
         architecture_of(model)
     assert kind(model) == "ResNet"
 

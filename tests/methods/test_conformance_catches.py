@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from harness.commands.main import app
 from methods import conformance
 from methods.base import Attachment, Method, check
-from methods.blocks import blocks, new_linear, plug, plug_layer, the_one, width
+from methods.blocks import blocks, new_linear, plug, plug_layer, require_served, the_one, width
 from methods.layers import fold_linears
 
 
@@ -22,10 +22,11 @@ class Good(Method):
     title = "Good"
     paper = "a test"
     family = "adapter"
+    needs = frozenset({"attention"})
     identity_at_start = False
 
     def expected_parameters(self, backbone):
-        return sum(width(b) ** 2 for b in blocks(backbone))
+        return sum(width(b) ** 2 for b in blocks(require_served(self, backbone)))
 
     def attach(self, backbone, context):
         for block in blocks(backbone):
@@ -244,7 +245,7 @@ class Knobs(Good):
 
     def attach(self, backbone, context):
         c = self.config
-        for block in blocks(backbone):
+        for block in blocks(require_served(self, backbone)):
             std = 0.02 if c.start == "normal" else 0.0
             plain = new_linear(width(block), width(block), context.generator, std=std, bias=c.bias)
             plug_layer(block.attn.proj, "parallel", Scaled(plain, c.scale))

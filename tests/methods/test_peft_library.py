@@ -6,7 +6,6 @@ import json
 import pytest
 import timm
 import torch
-from timm.layers import SwiGLU
 from typer.testing import CliRunner
 
 from harness.commands.main import app
@@ -17,7 +16,18 @@ from methods.peft_library.adalora import AdaLoRA
 from methods.peft_library.common import PeftMethod
 from methods.peft_library.data_driven import random_batches
 from methods.registry import all_methods, get
-from methods.testbed import CLASSES, Attached, attach, batch, make_context, separable, small_model, small_vit, train
+from methods.testbed import (
+    CLASSES,
+    MODELS,
+    Attached,
+    attach,
+    batch,
+    make_context,
+    separable,
+    small_model,
+    small_vit,
+    train,
+)
 
 PEFT = {name: method for name, method in all_methods().items() if issubclass(method, PeftMethod)}
 
@@ -51,10 +61,16 @@ def test_parameters_on_vit_b(vit_b, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(n, kind) for n, m in PEFT.items() if n != "ln_tuning" for kind in sorted(m.serves)]
+    ("name", "model"),
+    [
+        (name, model)
+        for name, method in PEFT.items()
+        for model in ("vit", "swin", "eva02")
+        if name != "ln_tuning" and MODELS[model].name in method.serves
+    ],
 )
-def test_formula_holds_on_all_four_layers(name, kind):
-    model = small_model(kind)
+def test_formula_holds_on_all_four_layers(name, model):
+    model = small_model(model)
     few = {"fourierft": {"frequencies": 9}, "waveft": {"coefficients": 9}}.get(name, {})
     method = PEFT[name].configure({"targets": ("qkv", "proj", "fc1", "fc2"), **few})
     expected = method.expected_parameters(model)
@@ -63,7 +79,7 @@ def test_formula_holds_on_all_four_layers(name, kind):
 
 
 def test_frod_refuses_layers_of_different_shapes():
-    with pytest.raises(MethodError, match="'frod' serves vit, not swin"):
+    with pytest.raises(MethodError, match="'frod' needs one sequence of tokens of one width, which swin has not"):
         PEFT["frod"]().attach(small_model("swin"), make_context())
 
 
@@ -114,8 +130,10 @@ def test_the_order_of_targets_makes_no_other_run():
 
 
 def test_layers_that_a_backbone_lacks_are_refused_by_name():
-    with pytest.raises(MethodError, match="no linear layer fc1"):
-        PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(small_vit(mlp_layer=SwiGLU))
+    with pytest.raises(MethodError, match="no linear layer qkv"):
+        PEFT["lora"].configure({"targets": ("qkv",)}).expected_parameters(small_model("convnext"))
+    with pytest.raises(MethodError, match="fc1 of this backbone's blocks is a Conv2d, no linear layer"):
+        PEFT["lora"].configure({"targets": ("fc1",)}).expected_parameters(skeleton("convnext_atto"))
 
 
 @pytest.mark.parametrize("name", [name for name in PEFT if name != "psoft"])  # its seed is for another SVD
@@ -225,7 +243,7 @@ def test_methods_command_counts_and_shows_refusals():
     result = CliRunner().invoke(app, ["methods", "--backbone", "swin_tiny_patch4_window7_224", "--json"])
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert rows["lora"]["parameters"] == 8 * 4 * (2 * 96 + 2 * 192 + 6 * 384 + 2 * 768)
-    assert rows["vpt_deep"]["parameters"] == "serves vit, not swin"
+    assert rows["vpt_deep"]["parameters"] == "needs one sequence of tokens of one width, which swin has not"
     assert rows["lora"]["mergeable"] and not rows["sct"]["mergeable"]
 
 

@@ -176,7 +176,7 @@ def test_hydra_formula():
 
 def test_arc_formula_and_sharing():
     backbone, _ = attach("arc", rank=4)
-    modules = [b.norm1.slots["output"][0] for b in backbone.blocks]
+    modules = [b.slots["attention_input"][0] for b in backbone.blocks]
     assert len({id(m.projection.weight) for m in modules}) == 1
     m, x = modules[0].eval(), torch.randn(2, 32)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from harness.training.run import train as train_model
 from harness.training.trainer import Trainer
 from methods import registry
 from methods.kept import all_tensors
-from methods.testbed import CLASSES, batch, kind_of, small_model, small_vit
+from methods.testbed import CLASSES, batch, model_for, small_model, small_vit
 from suites import SUITES
 from suites.base import Suite, Task
 from tests.examples import make_spec
@@ -141,7 +141,7 @@ def test_a_stopped_training_ends_at_the_same_bits(method, step, tmp_path):
 @torch.no_grad()
 def test_what_is_kept_restores_the_model_whatever_the_seed_and_without_the_data(method, tmp_path, monkeypatch):
     spec, path = spec_of(method), tmp_path / "state.safetensors"
-    monkeypatch.setattr(attached_model.backbones, "build", lambda *_: small_model(kind_of(registry.get(method))))
+    monkeypatch.setattr(attached_model.backbones, "build", lambda *_: small_model(model_for(registry.get(method))))
     start = RunData(
         splits=None, train=images(), scores_val=False, fingerprint=Fingerprint(lists="", files="", sizes={}), saved=None
     )

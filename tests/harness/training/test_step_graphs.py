@@ -14,7 +14,7 @@ from harness.training.step_graphs import StepGraphs, can_replay
 from harness.training.trainer import Trainer
 from methods import registry
 from methods.base import Attachment
-from methods.testbed import CLASSES, attach, kind_of, make_context, small, small_vit
+from methods.testbed import CLASSES, attach, make_context, model_for, small, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 GPU = torch.device("cuda")
@@ -32,7 +32,7 @@ def split(count=40):
 
 def make_trainer(method, **recipe):
     """40 images in batches of 12: three whole ones and one of four."""
-    kind = kind_of(registry.get(method))
+    kind = model_for(registry.get(method))
     model = small(kind, drop_path_rate=0.1, **({"depth": 3} if kind == "vit" else {})).to(GPU)
     data = split()
     context = make_context(HALF.normalise(data.images), data.labels, steps=24)
