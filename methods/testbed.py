@@ -38,7 +38,10 @@ def _liven(model: nn.Module) -> nn.Module:
 
 
 MODELS = {model: kind for kind in KINDS.values() for model in kind.small}
-"""The small models by name, with the kind of each. The first of each kind, which stands for it, precedes the others."""
+"""The small models that every method is checked on by name, with the kind of each."""
+
+VARIANTS = {model: kind for kind in KINDS.values() for model in kind.variants}
+"""The further small models."""
 
 
 def standing_for(kind: str) -> str:
@@ -48,7 +51,8 @@ def standing_for(kind: str) -> str:
 
 def small(model: str, **arguments: Any) -> Any:
     """A small real timm model, frozen, with a head of its own; with these arguments in place of the model's own."""
-    name, own = MODELS[model].small[model]
+    kind = (MODELS | VARIANTS)[model]
+    name, own = {**kind.small, **kind.variants}[model]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         built = timm.create_model(name, num_classes=CLASSES, **{**own, **arguments})

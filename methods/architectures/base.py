@@ -212,8 +212,11 @@ class Architecture(ABC):
     """Modules of `timm.models` whose models are of this kind."""
 
     small: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]]
-    """Real models at 32 px for checks and tests, a few narrow blocks each: timm's name, and arguments, by a name of
-    their own. The first stands for the kind, the others for models of it that are built in another way."""
+    """Real models at 32 px, a few narrow blocks each, that every method is checked on: timm's name, and arguments, by a
+    name of their own. The first stands for the kind, others for models of it that are built in another way."""
+
+    variants: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
+    """Further such models, built in yet another way, that tests try some methods on."""
 
     sequence: ClassVar[bool] = True
     """Whether tokens are one sequence, [batch, tokens, channels], and not a map, [batch, rows, columns, channels]."""

@@ -64,9 +64,10 @@ class ConvNeXt(Architecture):
     sized = False
     timm_modules = ("convnext",)
     first_layer = "stem.0.weight"
-    small = {
-        "convnext": ("convnext_tiny", SMALL_CONVNEXT),
+    small = {"convnext": ("convnext_tiny", SMALL_CONVNEXT)}
+    variants = {
         "convnext_v2": ("convnextv2_tiny", {**SMALL_CONVNEXT, "ls_init_value": None}),
+        "convnext_conv_mlp": ("convnext_atto", SMALL_CONVNEXT),
     }
 
     def stages(self, model: Any) -> list[list[Any]]:

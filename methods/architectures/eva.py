@@ -116,9 +116,11 @@ class Eva(Architecture):
     timm_modules = ("eva",)
     small = {
         "dinov3": ("vit_small_patch16_dinov3", DINOV3),
+        "eva02": ("eva02_base_patch14_224", {**SMALL, "mlp_ratio": 2.25}),
+    }
+    variants = {
         "dinov3_qkvb": ("vit_small_patch16_dinov3_qkvb", DINOV3),
         "dinov3_plus": ("vit_small_plus_patch16_dinov3", DINOV3),
-        "eva02": ("eva02_base_patch14_224", {**SMALL, "mlp_ratio": 2.25}),
         "pe_core": ("vit_pe_core_tiny_patch16_384", SMALL),
         "rope_mixed": ("vit_small_patch16_rope_mixed_224", {**SMALL, "init_values": 0.1}),
     }

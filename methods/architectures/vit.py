@@ -95,8 +95,8 @@ class ViT(Architecture):
     small = {
         "vit": ("vit_tiny_patch16_224", SMALL),
         "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
-        "vit_post_norm": ("vit_base_patch16_rpn_224", SMALL),
     }
+    variants = {"vit_post_norm": ("vit_base_patch16_rpn_224", SMALL)}
     shallow = {"depth": 1}
     layouts = (GOOGLE_LAYOUT, HUGGING_FACE_LAYOUT)
 

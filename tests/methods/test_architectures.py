@@ -43,6 +43,23 @@ class RelPosKind(Architecture):
         return state
 
 
+ALL = testbed.MODELS | testbed.VARIANTS
+
+SOME = (
+    *("full", "linear", "bitfit", "norm_tuning", "ln_tuning", "partial", "sct", "lora", "lora_qv", "lora_ga", "eva"),
+    *("ssf", "difffit", "adaptformer", "adapter_houlsby", "convpass", "repadapter", "arc", "fact_tt", "vpt_deep"),
+    *("vpt_shallow", "prefix_tuning", "spt_lora", "gps", "dtl", "ia3", "oft", "vqt", "lst"),
+)
+"""Methods that differ in what they open of a model."""
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_variants_of_the_kinds_are_served_or_refused(name, monkeypatch):
+    monkeypatch.setattr(testbed, "MODELS", testbed.VARIANTS)
+    monkeypatch.setattr(testbed, "standing_for", lambda kind: "")  # these may be refused for their shapes
+    assert conformance.run_check("backbones", registry.get(name)) is None
+
+
 @pytest.fixture
 def relpos(monkeypatch):
     monkeypatch.setitem(KINDS, RelPosKind.name, RelPosKind())
@@ -93,7 +110,7 @@ def test_the_harness_knows_names_and_checkpoints_of_the_kind(relpos, monkeypatch
         check_name(f"{name}.sw_in1k", [])
 
 
-@pytest.mark.parametrize("name", testbed.MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_blocks_with_empty_slots_compute_what_timms_do(name):
     model, images, nothing = testbed.small(name), testbed.batch()[0], torch.nn.Identity()
     expected = model(images)
@@ -107,7 +124,7 @@ def test_blocks_with_empty_slots_compute_what_timms_do(name):
     assert [type(block) for block in blocks(model)] == plain
 
 
-@pytest.mark.parametrize("name", testbed.MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_pass_goes_on_from_every_cut_point(name):
     """Each cut point's value, taken where it comes through, gives the same logits; with and without slots."""
     model, images = testbed.small(name), testbed.batch(2)[0]
@@ -140,10 +157,10 @@ def test_a_model_that_was_not_prepared_is_refused_with_what_to_do():
 
 def test_preparing_changes_no_output_of_a_model():
     images = testbed.batch(2)[0]
-    for name, kind_ in testbed.MODELS.items():
+    for name, known in ALL.items():
         if name == "deit_distilled":  # which has one head instead of two
             continue
-        timm_name, arguments = kind_.small[name]
+        timm_name, arguments = {**known.small, **known.variants}[name]
         model = timm.create_model(timm_name, num_classes=4, **arguments).eval()
         expected = model(images)
         prepare(model)
