@@ -155,8 +155,18 @@ def list_suites(as_json: JsonFlag = False) -> None:
 
 
 @app.command("backbones")
-def list_backbones(as_json: JsonFlag = False) -> None:
-    """List the embedded and the recommended backbones; any ViT or Swin of timm works by its name too."""
+def list_backbones(
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Which methods serve which kind; with --json why the others do not.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the embedded and the recommended backbones; timm's others of these kinds work by their names too."""
+    if coverage:
+        from methods.coverage import groups, refusals
+
+        print_rows(refusals() if as_json else groups(), as_json)
+        return
     from harness.models.backbones import listing
 
     print_rows(listing(), as_json)

@@ -14,7 +14,7 @@ from methods.registry import all_methods, parameters_on
 from methods.testbed import attach, model_for, small_vit, train
 
 CHANGED_LAYERS = {"lora", "lily", "gralora", "oft"}
-"""Of the tuners of the peft package, LoRA for all whose layers are peft's own, and those whose layers are changed here."""
+"""Of the tuners of the peft package: LoRA, for all whose layers are peft's own, and those whose layers are changed."""
 
 
 def runs(method, check):
