@@ -117,7 +117,7 @@ def residual_streams(name, model, images):
         yield heard[number, "in"] + (branch if scale is None else scale * branch)
 
 
-PREFIX_TOKENS = {"deit_distilled": 2, "eva02": 1, "pe_core": 1, "beit": 1, **dict.fromkeys(("dinov3", "dinov3_qkvb", "dinov3_plus"), 5)}
+PREFIX_TOKENS = {
     "dinov3": 5,
     "dinov3_qkvb": 5,
     "dinov3_plus": 5,
