@@ -200,7 +200,8 @@ def test_browser_sorts_by_click_and_by_keyboard(page):
 
 
 @pytest.mark.browser
-def test_browser_sorts_texts_by_their_numbers_and_counts_the_board_that_is_sorted(browser, tmp_path):
+def test_browser_sorts_texts_by_their_numbers_and_counts_the_board_that_is_sorted(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.report.drawings", lambda *_: [])  # nobody looks at figures here, and they take long
     rates = {"sct": 1e-3, "lora": 5e-4, "full": 0.01, "linear": 0.2}
     given = [r for m, rate in rates.items() for r in records((m,), 1, recipe=recipe(lr=rate))]
     page = write_report(from_records(given), tmp_path / "report", Console(quiet=True))[0]

@@ -97,7 +97,8 @@ def test_two_folders_may_be_of_two_sources_but_one_side_is_of_one():
         both(sourced(OLD), [*sourced(OLD, seed=3), *sourced(NEW)])
 
 
-def test_family_and_paper_of_a_method_that_is_not_known_here_are_those_of_its_records(tmp_path):
+def test_family_and_paper_of_a_method_that_is_not_known_here_are_those_of_its_records(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.report.drawings", lambda *_: [])  # they show neither, and take long
     about = {"method_title": "Mine", "method_family": "prompt", "method_paper": "Me, arXiv 2401.01234"}
     given = [dataclasses.replace(record, **about) for record in records("mine")] + records("linear")
     known = {"linear": {"title": "Linear", "family": "head", "paper": "a baseline"}}

@@ -1,6 +1,7 @@
 """Live curves: what trackers are told, that a resumed run goes on with them, and that none of them harms a run."""
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import struct
@@ -8,7 +9,6 @@ import sys
 import threading
 import time
 
-import mlflow
 import pytest
 from accelerate import tracking
 from accelerate.tracking import GeneralTracker
@@ -36,6 +36,12 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(trackers, "_at_work", {})
     monkeypatch.setattr(trackers, "WAIT_SECONDS", 120.0)
+
+
+@pytest.fixture
+def mlflow():
+    """Imported by those who look at it: it takes seconds, and every process of the tests reads all files of tests."""
+    return importlib.import_module("mlflow")
 
 
 def tracked(setup, *names, **changes):
@@ -74,7 +80,7 @@ def wandb_history(place):
             }
 
 
-def test_every_tracker_has_the_curves_the_settings_and_the_result_and_the_record_is_the_same(setup):
+def test_every_tracker_has_the_curves_the_settings_and_the_result_and_the_record_is_the_same(setup, mlflow):
     (spec,) = tiny.specs(["linear"], protocol="validation")
     plain = execute_run(spec, dataclasses.replace(setup, root=setup.root / "plain", curve=True))
     record = execute_run(spec, tracked(setup, *ALL, curve=True))
@@ -107,7 +113,7 @@ def test_every_tracker_has_the_curves_the_settings_and_the_result_and_the_record
 
 
 @pytest.mark.parametrize("step", [4, 6])  # inside an epoch and at the end of one
-def test_a_resumed_run_goes_on_in_the_same_place(setup, step):
+def test_a_resumed_run_goes_on_in_the_same_place(setup, mlflow, step):
     (spec,) = tiny.specs(["linear"])
 
     def stop(progress):
@@ -246,7 +252,7 @@ def test_what_cannot_be_tracked_is_refused(monkeypatch):
         check_track("wandb")
 
 
-def test_processes_that_begin_at_once_share_a_project(setup, monkeypatch):
+def test_processes_that_begin_at_once_share_a_project(setup, mlflow, monkeypatch):
     specs = tiny.specs(["linear"], seeds=2)
     fork = multiprocessing.get_context("fork")  # what takes long is imported here already
     trackers.import_packages(["mlflow"])
