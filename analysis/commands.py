@@ -20,7 +20,7 @@ from analysis.tables.differences import bias_tables
 from analysis.verify import Verification, verify
 from harness.errors import HarnessError, did_you_mean
 from harness.schema.metrics import get as get_metric
-from suites import SUITES
+from suites import SUITES, suite_name
 
 
 def load(root: Path, errors: Console, results: Sequence[Path] | None = None) -> Runs:
@@ -53,7 +53,7 @@ def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) 
 
 
 def _chosen(runs: Runs, suite: str | None, protocol: str | None) -> list[ComparableSet]:
-    sets = comparable_sets(runs.rows)
+    sets, suite = comparable_sets(runs.rows), suite and suite_name(suite)
     return [s for s in sets if suite in (None, s.key["suite"]) and protocol in (None, s.key["protocol"])]
 
 

@@ -49,6 +49,7 @@ def _caption(peers: ComparableSet, rank: str = RANK_CAPTION, others: bool = Fals
 
 def task_table(peers: ComparableSet) -> Table:
     """VTAB-style table: a row per method, a column per task, group means, both averages, rank, parameters, seconds.
+    One task has no averages.
 
     `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
     NOAH); the literature prints either.
@@ -56,8 +57,9 @@ def task_table(peers: ComparableSet) -> Table:
     keys = suite_cells(peers.key["suite"], peers.rows)
     over = averaged(keys)
     single = [value_column(peers.metric, cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
-    by_group = _group_columns(peers, over)
-    means = [*by_group, _mean_column(peers, tasks_text(peers.key["suite"], len({task for task, _ in over})), over)]
+    by_group, several = _group_columns(peers, over), len(over) > 1
+    tasks = tasks_text(peers.key["suite"], len({task for task, _ in over}))
+    means = [*by_group, *([_mean_column(peers, tasks, over)] if several else [])]
     means += [_mean_column(peers, "groups", over, plain=False)] if by_group else []
     table = Table(
         name="tasks",

@@ -45,7 +45,7 @@ def check_data(
     start = time.perf_counter()
     with counting("images") as advance:
         result = check(
-            find_suite(_given(suite, "--suite")),
+            find_suite(_given(suite, "--suite"), tuple(split_shots(shots) or ())),
             folders.roots(),
             tuple(split_tasks(tasks) or ()),
             tuple(split_shots(shots) or ()),
@@ -116,6 +116,22 @@ def export_data(
             find_suite(_given(suite, "--suite")), target, how, roots, tuple(split_tasks(tasks) or ()), advance
         )
     console.print(f"{count} images written below {target}")
+
+
+@data_app.command("lists")
+def write_lists(
+    data: Annotated[Path, typer.Argument(help="A folder of class folders, a CSV, an image folder or a saved copy.")],
+    to: Annotated[Path | None, typer.Option(file_okay=False, help="Folder to write to.")] = None,
+) -> None:
+    """Write the lists of your own data, and a commented suite file, for editing. `run --suite DATA` needs neither."""
+    from harness.paths import writing
+    from suites.own import write_lists as write
+
+    target = _given(to, "--to")
+    with writing(target, "--to"):
+        suite, file = write(data, target)
+    console.print(suite.about, highlight=False)
+    console.print(f"wrote {file} and the lists in {target / suite.tasks[0].name}", highlight=False)
 
 
 @data_app.command("prepare")
