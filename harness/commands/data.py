@@ -134,30 +134,6 @@ def write_lists(
     console.print(f"wrote {file} and the lists in {target / suite.tasks[0].name}", highlight=False)
 
 
-@data_app.command("prepare")
-def prepare_data(
-    suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
-    source: Annotated[Path | None, typer.Option("--from", help="Folder that holds one folder per task.")] = None,
-    to: TargetFolder = None,
-    tasks: TaskNames = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="List what each task is made from, and which cannot be made.")
-    ] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Make VTAB-1K's folders from original archives. The splits are our own, not VTAB's."""
-    from harness.data.prepare import archive_rows, prepare
-
-    if suite != "vtab1k":
-        raise HarnessError(f"prepare knows only vtab1k, not {suite!r}")
-    if show:
-        print_rows(archive_rows(), as_json)
-        return
-    folder, target = _given(source, "--from"), _given(to, "--to")
-    for name, note in prepare(folder, target, tuple(split_tasks(tasks) or ())):
-        console.print(f"{target / name}: {note}")
-
-
 @cache_app.command("ls")
 def list_cache(as_json: JsonFlag = False) -> None:
     """List the arrays of decoded images, largest first."""

@@ -140,9 +140,7 @@ def test_an_unreadable_image_is_answered_before_anything_runs(place, content):
 def test_copies_between_splits_are_told_and_refused_where_they_are_most(place):
     for split in ("train", "test"):
         pets(place / "pets" / split, 4)
-    with pytest.raises(
-        DataError, match="12 of 12 images of test are copies of images of train and val, as test/.* of train/"
-    ):
+    with pytest.raises(DataError, match=r"12 of 12 images of test are copies of images of train and val, as test/"):
         look("pets")
     for number, file in enumerate(sorted((place / "pets/test").rglob("*.png"))[1:]):
         layouts.image(file, 1000 + number)
