@@ -10,13 +10,15 @@ from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
 from analysis.frame import ComparableSet, comparable_sets, judged
-from analysis.index import Runs
+from analysis.index import Runs, from_folder
 from analysis.literature import load as load_published
 from analysis.literature import significance, source, tables
 from analysis.render.terminal import to_terminal
 from analysis.sources import check_places, from_sources
 from analysis.tables.base import Table
+from analysis.tables.confusions import confusions_table
 from analysis.tables.differences import bias_tables
+from analysis.tables.tasks import result_tables
 from analysis.verify import Verification, verify
 from harness.errors import HarnessError, did_you_mean
 from harness.schema.metrics import get as get_metric
@@ -39,6 +41,14 @@ def show(tables: Iterable[Table], console: Console) -> None:
     """Print tables."""
     for table in tables:
         to_terminal(table, console)
+
+
+def tables_of_runs(root: Path, run_ids: Iterable[str]) -> list[Table]:
+    """The tables of results of these runs below `root`, and what they confuse."""
+    runs = from_folder(root)
+    sets = comparable_sets(runs.rows[runs.rows["run_id"].isin(set(run_ids))]) if len(runs.rows) else []
+    tables = [[*result_tables(peers), confusions_table(peers, runs.predictions)] for peers in judged(sets, None)]
+    return [table for of_set in tables for table in of_set if table]
 
 
 def check_suite(suite: str | None, runs: Runs) -> None:

@@ -37,19 +37,21 @@ FROM = Column(name="from", kind="text")
 
 RANK_CAPTION = "rank: average rank over the columns that the averages are over, among rows that have them all; "
 COST_CAPTION = "params: trained parameters without head; params+head: with it; seconds: of a run; these are means over "
-COST_CAPTION += "the complete runs of a column, then over the columns that the averages are over."
+COST_CAPTION += "the complete runs"
+OVER_COLUMNS = " of a column, then over the columns that the averages are over"
 
 
-def _caption(peers: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
-    """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have."""
+def _caption(peers: ComparableSet, rank: str = RANK_CAPTION, others: bool = False, over: str = OVER_COLUMNS) -> str:
+    """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have;
+    `over`: what else costs are means over."""
     what = sentence(in_words(peers.metric))
-    text = f"{what}; {spread_caption(peers.rows)}. {set_caption(peers)} {rank}{COST_CAPTION}"
+    text = f"{what}; {spread_caption(peers.rows)}. {set_caption(peers)} {rank}{COST_CAPTION}{over}."
     return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
 def task_table(peers: ComparableSet) -> Table:
     """VTAB-style table: a row per method, a column per task, group means, both averages, rank, parameters, seconds.
-    One task has no averages.
+    One task has neither averages nor a rank.
 
     `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
     NOAH); the literature prints either.
@@ -64,8 +66,8 @@ def task_table(peers: ComparableSet) -> Table:
     table = Table(
         name="tasks",
         title=set_title(peers),
-        caption=_caption(peers, others=len(over) < len(keys)),
-        columns=[*single, *means, RANK, *COSTS.values(), *_from_column(peers)],
+        caption=_caption(peers, others=len(over) < len(keys)) if several else _caption(peers, rank="", over=""),
+        columns=[*single, *means, *([RANK] if several else []), *COSTS.values(), *_from_column(peers)],
     )
     _fill(table, peers, list(over))
     for row in table.rows.values() if by_group else ():

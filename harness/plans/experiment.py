@@ -98,8 +98,10 @@ def find_suite(name: str, shots: tuple[int, ...] = ()) -> Suite:
     if own.is_place(name):
         return _own_suite(name, shots)
     if known is None:
-        what = "no such folder or table" if os.sep in name else "unknown suite, and no folder or table of that name"
-        raise HarnessError(f"{what}: {name!r}. {did_you_mean(name, list(SUITES))}")
+        if os.sep in name:
+            raise HarnessError(f"suite {name!r}: there is no such folder or table")
+        hint = did_you_mean(name, list(SUITES))
+        raise HarnessError(f"unknown suite {name!r}. {hint} There is no folder or table of that name either.")
     return known
 
 
