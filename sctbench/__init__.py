@@ -252,9 +252,10 @@ def report(
 ) -> Path:
     """Write all tables and figures of a results folder, and return the page that shows them, `to`/index.html.
 
-    `suite`: only that one; a path of your own data, too; a file of your own: with its groups. `reference`: method to test the others against; linear,
-    or the best, if not given. `ablation`: settings to tabulate. `to`: `out`/report if not given. `metric`: what
-    they show, a name of `harness.schema.metrics`; each task's primary one if not given. `results`: as for `frame`.
+    `suite`: only that one, by its name or the path of your own data; a file of your own: with its groups. `reference`:
+    method to test the others against; linear, or the best, if not given. `ablation`: settings to tabulate. `to`:
+    `out`/report if not given. `metric`: what they show, a name of `harness.schema.metrics`; each task's primary one if
+    not given. `results`: as for `frame`.
     """
     from harness.commands.reports import write
 

@@ -122,7 +122,7 @@ def _from_text(runs: pd.DataFrame) -> str:
 
 
 def few_shot_table(peers: ComparableSet) -> Table:
-    """A row per method, shots per data set, and the mean over data sets per number of shots."""
+    """A row per method, shots per data set, and the mean over data sets per number of shots, where there are several."""
     tasks = list(averaged(suite_tasks(peers.key["suite"], peers.rows)))
     shots = sorted(int(s) for s in peers.rows["shots"].unique())
     keys: list[Key] = [(task, s) for task in tasks for s in shots]
@@ -134,7 +134,7 @@ def few_shot_table(peers: ComparableSet) -> Table:
         + _caption(peers, RANK_CAPTION.replace(":", " over columns:", 1)),
         columns=[
             *(value_column(peers.metric, str(s), group=task, over=((task, s),)) for task, s in keys),
-            *(_mean_column(peers, str(s), ((task, s) for task in tasks), whole) for s in shots),
+            *(_mean_column(peers, str(s), ((task, s) for task in tasks), whole) for s in shots if len(tasks) > 1),
             _mean_column(peers, "all", keys),
             dataclasses.replace(RANK, name="rank over columns"),
             *COSTS.values(),

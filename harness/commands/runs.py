@@ -77,6 +77,8 @@ def show_plan(
         print(json.dumps({"tasks": [asdict(line) for line in overview.lines], "total": overview.totals}, indent=1))
         return
     tell_weights(selection, tell)
+    if selection.suite.path is not None:
+        tell(selection.suite.about)
     print_rows(overview.rows, False)
     for line in overview.summary:
         tell(line)

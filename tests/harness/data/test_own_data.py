@@ -1,6 +1,7 @@
 """`--suite PATH`: the user's own data on the whole way, from a folder to records, names of classes and tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.command import sctbench
 
 CLASSES = ("cat", "dog", "owl")
 BASE = ("--backbone", "test_vit", "--weights", "random", "--image-size", "32")
+README = Path(__file__).parents[3] / "README.md"
 RECIPE = ("--recipe", "epochs=1,batch_size=8,precision=float32")
 
 
@@ -182,6 +184,16 @@ def test_the_export_of_a_path_is_a_copy_in_the_usual_layout(place):
         "trainval.txt",
         "val.txt",
     ]
+
+
+def test_the_commands_that_the_readme_shows_work(place):
+    section = (README.read_text().partition("## Your own data\n")[2]).partition("The data folders in circulation")[0]
+    commands = [line.partition("#")[0].split() for line in section.splitlines() if line.startswith("sctbench ")]
+    assert [command[1] for command in commands] == ["run", "data", "data"]
+    pets(place / "photos")
+    for command in commands:
+        sctbench(*["plan" if word == "run" else word for word in command[1:]], cwd=place)
+    assert (place / "edited/photos.yaml").is_file()
 
 
 @pytest.mark.parametrize("key", ["class_weights", "multi_label"])
