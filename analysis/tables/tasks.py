@@ -122,7 +122,7 @@ def _from_text(runs: pd.DataFrame) -> str:
 
 
 def few_shot_table(peers: ComparableSet) -> Table:
-    """A row per method, shots per data set, and the mean over data sets per number of shots, where there are several."""
+    """A row per method, shots per data set, and, of several data sets, their mean per number of shots."""
     tasks = list(averaged(suite_tasks(peers.key["suite"], peers.rows)))
     shots = sorted(int(s) for s in peers.rows["shots"].unique())
     keys: list[Key] = [(task, s) for task in tasks for s in shots]

@@ -7,9 +7,9 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from suites.base import SuiteError
 from suites.own.folders import inside, split_folders
@@ -41,13 +41,13 @@ class Row:
     line: int
     image: str
     label: str
-    split: str
-    """As the table has it; empty where it has none."""
+    split: str | None
+    """As the table has it; None where it has no such column."""
 
 
 def read(path: Path) -> Found:
     """The images of a table, relative to its folder. `SuiteError` names file and line of what is wrong."""
-    return _found(path, path.parent, _sorted_in(path, path.parent, "", rows(path)))
+    return _found(path, path.parent, _Images(file=path, root=path.parent).sorted_in(rows(path)))
 
 
 def metadata_of(path: Path) -> dict[str, Path]:
@@ -69,7 +69,8 @@ def read_folder(path: Path, files: Mapping[str, Path]) -> Found:
     """The images of a Hugging Face image folder with these metadata files."""
     names: Names = {}
     for split, file in files.items():
-        for key, by_class in _sorted_in(file, path, split, rows(file)).items():
+        images = _Images(file=file, root=path, split=split, by_folder=True)
+        for key, by_class in images.sorted_in(rows(file)).items():
             names.setdefault(key, {}).update(by_class)
     return _found(path, path, names)
 
@@ -80,74 +81,86 @@ def _found(path: Path, images: Path, names: Names) -> Found:
     return checked(Found(path=path, images=images, names=names, classes=in_order(names["train"])))
 
 
-def _sorted_in(file: Path, root: Path, split: str, table: Iterable[Row]) -> Names:
-    """The rows by split and class, names relative to `root`. `split`: that of all rows, where it is known."""
-    names: Names = {}
-    seen: dict[str, Row] = {}
-    labels: dict[str, Row] = {}
-    missing: list[Row] = []
-    for row in table:
-        path = file.parent / row.image
-        name = Path(os.path.relpath(path, root)).as_posix() if not PurePosixPath(row.image).is_absolute() else row.image
-        label = row.label.strip()
-        _check_label(file, row, labels)
-        if not os.path.isfile(path):  # noqa: PTH113 (never raises)
-            missing.append(row)
-            continue
-        _check_once(file, row, split, seen.setdefault(name, row))
-        part = split or _split(file, row, name)
-        names.setdefault(part, {}).setdefault(label, []).append(name)
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        first = missing[0]
-        raise SuiteError(f"{file}:{first.line}: there is no file {first.image!r} in {file.parent}{more}")
-    _check_several(file, labels)
-    if not names:
-        raise SuiteError(f"{file}: no image in it, only a header")
-    return {part: {label: sorted(images) for label, images in by_class.items()} for part, by_class in names.items()}
+@dataclass(slots=True, kw_only=True)
+class _Images:
+    """The images that a table names, as they are read row by row."""
 
+    file: Path
+    root: Path
+    """Folder that the names of the images become relative to."""
 
-def _split(file: Path, row: Row, name: str) -> str:
-    """The split of a row: its own, else that of the folder of its image, else train."""
-    if not row.split:
-        return split_of(PurePosixPath(name).parts[0]) or "train"
-    if split := split_of(row.split):
-        return split
-    raise SuiteError(f"{file}:{row.line}: split {row.split!r} is none of train, val and test")
+    split: str = ""
+    """That of all rows, where the table does not say it."""
 
+    by_folder: bool = False
+    """Whether an image's first folder may be its split."""
 
-def _check_label(file: Path, row: Row, labels: dict[str, Row]) -> None:
-    if not row.label.strip() or not row.image:
-        raise SuiteError(f"{file}:{row.line}: no {'label' if row.image else 'image'}")
-    if any(mark in row.label for mark in SEPARATORS) or row.label.lstrip().startswith("["):
-        raise SuiteError(f"{file}:{row.line}: label {row.label!r} reads as several; {MULTI_LABEL}")
-    if "\n" in row.image or "\n" in row.label:
-        raise SuiteError(f"{file}:{row.line}: a name with a line break is not read: rename it")
-    first = labels.setdefault(alike(row.label), row)
-    if first.label != row.label:
-        raise SuiteError(
-            f"{file}:{row.line}: label {row.label!r} differs from {first.label!r} in line {first.line} in case or "
-            "spaces alone: make them one"
-        )
+    names: Names = field(default_factory=dict)
+    by_name: dict[str, Row] = field(default_factory=dict)
+    by_label: dict[str, Row] = field(default_factory=dict)
+    """The first row with each label, by what is the same for labels that are `alike`."""
 
+    missing: list[Row] = field(default_factory=list)
+    """Rows whose image is not there."""
 
-def _check_several(file: Path, labels: Mapping[str, Row]) -> None:
-    """`SuiteError` for a label that is a list, with commas, of other labels."""
-    for row in labels.values():
-        parts = row.label.split(",")
-        if len(parts) > 1 and all(alike(part) in labels for part in parts):
-            raise SuiteError(f"{file}:{row.line}: label {row.label!r} reads as several; {MULTI_LABEL}")
+    def sorted_in(self, table: Iterable[Row]) -> Names:
+        """The images of all rows by split and class. `SuiteError` for the first thing that is wrong."""
+        for row in table:
+            self._check_label(row)
+            path = self.file.parent / row.image
+            if os.path.isfile(path):  # noqa: PTH113 (never raises)
+                name = row.image if Path(row.image).is_absolute() else Path(os.path.relpath(path, self.root)).as_posix()
+                self._check_once(row, self.by_name.setdefault(name, row))
+                self.names.setdefault(self._split(row, name), {}).setdefault(row.label.strip(), []).append(name)
+            else:
+                self.missing.append(row)
+        self._check_all()
+        return {split: {name: sorted(images) for name, images in one.items()} for split, one in self.names.items()}
 
+    def _refuse(self, row: Row, what: str) -> NoReturn:
+        raise SuiteError(f"{self.file}:{row.line}: {what}")
 
-def _check_once(file: Path, row: Row, split: str, first: Row) -> None:
-    if first is row:
-        return
-    here = f"{file}:{row.line}: {row.image} is already in line {first.line}"
-    if not split and row.split != first.split:
-        raise SuiteError(f"{here}, there for {first.split} and here for {row.split}: an image belongs to one split")
-    if row.label != first.label:
-        raise SuiteError(f"{here} with the label {first.label!r}, not {row.label!r}; {MULTI_LABEL}")
-    raise SuiteError(f"{here}: name it once")
+    def _split(self, row: Row, name: str) -> str:
+        """The split of a row: its own, else that of the folder of its image, else train."""
+        if self.split or row.split is None:
+            return self.split or (self.by_folder and split_of(PurePosixPath(name).parts[0])) or "train"
+        return split_of(row.split) or self._refuse(row, f"split {row.split!r} is none of train, val and test")
+
+    def _check_label(self, row: Row) -> None:
+        if not row.label.strip() or not row.image:
+            self._refuse(row, f"no {'label' if row.image else 'image'}")
+        if any(mark in row.label for mark in SEPARATORS) or row.label.lstrip().startswith("["):
+            self._refuse(row, f"label {row.label!r} reads as several; {MULTI_LABEL}")
+        if "\n" in row.image or "\n" in row.label:
+            self._refuse(row, "a name with a line break is not read: rename it")
+        first = self.by_label.setdefault(alike(row.label), row)
+        if first.label != row.label:
+            differ = f"label {row.label!r} differs from {first.label!r} in line {first.line} in case or spaces alone"
+            self._refuse(row, f"{differ}: make them one")
+
+    def _check_once(self, row: Row, first: Row) -> None:
+        """`SuiteError` unless the row is the first of its image."""
+        here = f"{row.image} is already in line {first.line}"
+        if row.split != first.split:
+            self._refuse(row, f"{here}, there for {first.split} and here for {row.split}: an image has one split")
+        if row.label != first.label:
+            self._refuse(row, f"{here} with the label {first.label!r}, not {row.label!r}; {MULTI_LABEL}")
+        if row is not first:
+            self._refuse(row, f"{here}: name it once")
+
+    def _check_all(self) -> None:
+        """`SuiteError` for images that are not there, for labels that are lists, with commas, of other labels, and for
+        an empty table."""
+        if self.missing:
+            more = f" (and {len(self.missing) - 1} more)" if len(self.missing) > 1 else ""
+            first = self.missing[0]
+            self._refuse(first, f"there is no file {first.image!r} in {self.file.parent}{more}")
+        for row in self.by_label.values():
+            parts = row.label.split(",")
+            if len(parts) > 1 and all(alike(part) in self.by_label for part in parts):
+                self._refuse(row, f"label {row.label!r} reads as several; {MULTI_LABEL}")
+        if not self.names:
+            raise SuiteError(f"{self.file}: no image in it, only a header")
 
 
 def rows(file: Path) -> Iterator[Row]:
@@ -198,7 +211,8 @@ def _json_rows(file: Path, opened: Iterable[str]) -> Iterator[Row]:
 def _row(line: int, cells: Mapping[str, Any]) -> Row:
     label = cells["label"]
     text = json.dumps(label) if isinstance(label, list | dict) else "" if label is None else str(label)
-    return Row(line, str(cells["image"]).strip(), text, str(cells.get("split") or "").strip())
+    split = str(cells["split"]).strip() if "split" in cells else None
+    return Row(line, str(cells["image"]).strip(), text, split)
 
 
 def _columns(file: Path, header: list[str], first: list[Any], line: int = 1) -> dict[str, int]:

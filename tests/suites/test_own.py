@@ -218,6 +218,12 @@ def test_a_table_names_images_and_labels(tmp_path, header, separator):
     assert suite.images == tmp_path
 
 
+def test_folders_that_a_plain_table_names_are_no_splits(tmp_path):
+    put(tmp_path, *images(10, "test"))
+    suite = read_suite(table(tmp_path, "image,label\n" + ROWS.replace("im/", "test/")))
+    assert suite.tasks[0].sizes == {"train": 6, "val": 2, "test": 2}
+
+
 def test_a_table_may_say_the_splits(tmp_path):
     put(tmp_path, *images(10, "im"))
     text = "image,label,split\n" + "".join(
@@ -293,6 +299,10 @@ TABLES = {
     "no such split": (
         "image,label,split\nim/0.jpg,a,fold1\n",
         r"labels\.csv:2: split 'fold1' is none of train, val and test",
+    ),
+    "no split in a row": (
+        "image,label,split\nim/0.jpg,a,\n",
+        r"labels\.csv:2: split '' is none of train, val and test",
     ),
     "no train": ("image,label,split\nim/0.jpg,a,test\n", "test, but no image to train on"),
     "cells": ("image,label\nim/0.jpg,a\nim/1.jpg\n", r"labels\.csv:3: 1 cells, where the header has 2"),
