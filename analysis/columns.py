@@ -162,6 +162,7 @@ RESULT_COLUMNS = (
     Column("primary_metric", str, lambda r: r.primary_metric),
     Column("chosen_by", object, _chosen_by),
     Column("choice", object, _choice),
+    Column("class_names", object, lambda r: json.dumps(r.class_names) if r.class_names else None),
     Column("predictions", bool, lambda r: PREDICTIONS_NAME in r.files),
     Column("device", object, lambda r: r.environment.get("device")),
     Column("device_type", object, lambda r: r.environment.get("device_type")),

@@ -10,17 +10,19 @@ from rich.console import Console
 
 from analysis.comparison import compare_folders, compare_in_sets
 from analysis.frame import ComparableSet, comparable_sets, judged
-from analysis.index import Runs
+from analysis.index import Runs, from_folder
 from analysis.literature import load as load_published
 from analysis.literature import significance, source, tables
 from analysis.render.terminal import to_terminal
 from analysis.sources import check_places, from_sources
 from analysis.tables.base import Table
+from analysis.tables.confusions import confusions_table
 from analysis.tables.differences import bias_tables
+from analysis.tables.tasks import result_tables
 from analysis.verify import Verification, verify
 from harness.errors import HarnessError, did_you_mean
 from harness.schema.metrics import get as get_metric
-from suites import SUITES
+from suites import SUITES, suite_name
 
 
 def load(root: Path, errors: Console, results: Sequence[Path] | None = None) -> Runs:
@@ -41,6 +43,14 @@ def show(tables: Iterable[Table], console: Console) -> None:
         to_terminal(table, console)
 
 
+def tables_of_runs(root: Path, run_ids: Iterable[str]) -> list[Table]:
+    """The tables of results of these runs below `root`, and what they confuse."""
+    runs = from_folder(root)
+    sets = comparable_sets(runs.rows[runs.rows["run_id"].isin(set(run_ids))]) if len(runs.rows) else []
+    tables = [[*result_tables(peers), confusions_table(peers, runs.predictions)] for peers in judged(sets, None)]
+    return [table for of_set in tables for table in of_set if table]
+
+
 def check_suite(suite: str | None, runs: Runs) -> None:
     """`HarnessError` for a suite that neither this version nor the records know."""
     known = {*SUITES, *(runs.rows["suite"] if len(runs.rows) else [])}
@@ -53,7 +63,7 @@ def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) 
 
 
 def _chosen(runs: Runs, suite: str | None, protocol: str | None) -> list[ComparableSet]:
-    sets = comparable_sets(runs.rows)
+    sets, suite = comparable_sets(runs.rows), suite and suite_name(suite)
     return [s for s in sets if suite in (None, s.key["suite"]) and protocol in (None, s.key["protocol"])]
 
 

@@ -53,7 +53,7 @@ OPENED_OFTEN = "†"
 BY_DEVICE = '"recipe.precision":"auto"'
 """In a JSON text of settings: a precision that was left to the device."""
 OTHER = "other"
-"""Group of tasks that the suite, as this version knows it, does not have."""
+"""Group of tasks that a suite, as this version knows it, does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +190,11 @@ def known_tasks(suite: str) -> dict[str, Task]:
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:
-    """Task to group, of the tasks that occur in the rows: in the suite's order, those unknown here last, as `OTHER`."""
+    """Task to group, of the tasks that occur in the rows: in the suite's order, those unknown here last, as `OTHER`.
+    The tasks of a suite that is not known here have no group."""
     there, known = set(rows["task"]), known_tasks(suite)
     groups = {name: task.group for name, task in known.items() if name in there}
-    return groups | dict.fromkeys(sorted(there - set(known)), OTHER)
+    return groups | dict.fromkeys(sorted(there - set(known)), OTHER if known else "")
 
 
 def averaged(groups: dict[K, str]) -> dict[K, str]:

@@ -25,6 +25,7 @@ from analysis.render.terminal import to_terminal
 from analysis.tables import ALL_TABLES, TableOptions, all_tables, check_options
 from analysis.tables.base import Table
 from analysis.tables.cells import LEFT_OUT, set_title
+from analysis.tables.confusions import CONFUSIONS_TABLE, confusions_table
 from analysis.tables.differences import WEIGHTS_TABLE, weights_tables
 from analysis.tables.images import IMAGES_TABLE, images_table
 from analysis.tables.significance import DEFAULT_REFERENCE
@@ -96,7 +97,8 @@ def tables_of(
     `ValueError` if two have one name, for the files of one would overwrite those of the other.
     """
     images = images_table(peers, options.reference, read)
-    tables = [*all_tables(peers, options), *([images] if images else [])]
+    confusions = confusions_table(peers, read)
+    tables = [*all_tables(peers, options), *(table for table in (images, confusions) if table)]
     tables += weights_tables(peers, _at_random(peers, sets))
     twice = [name for name, count in Counter(table.name for table in tables).items() if count > 1]
     if twice:
@@ -116,10 +118,10 @@ class _Writer:
     options: TableOptions
 
     def write(self, peers: ComparableSet, tables: list[Table], name: str) -> tuple[Section, list[Path]]:
-        """One set, in a folder of that name. The tables of results, which differences are real, and what pretraining is
-        worth are printed."""
+        """One set, in a folder of that name. The tables of results, which differences are real, what is confused, and
+        what pretraining is worth are printed."""
         folder = self.folder / name
-        printed = {IMAGES_TABLE, *(table.name for table in result_tables(peers))}
+        printed = {IMAGES_TABLE, CONFUSIONS_TABLE, *(table.name for table in result_tables(peers))}
         paths = []
         for table in tables:
             if table.name in printed or table.name.startswith(WEIGHTS_TABLE):

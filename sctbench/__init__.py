@@ -66,9 +66,10 @@ def plan(
 ) -> Plan:
     """What is to be run: the keys of an experiment file, see `harness.plans.experiment.Experiment`.
 
-    `experiment`: such a file, which the other arguments override. The plan shows its tasks, runs and GPU hours;
-    `plan.overview("results")` also counts what that folder holds already. `Error` for what does not fit, before any
-    data are looked at.
+    `experiment`: such a file, which the other arguments override. `suite`: a name, a YAML file, or the path of your own
+    data: a folder of class folders, a table, an image folder or a copy that `datasets` saved. The plan shows its tasks,
+    runs and GPU hours; `plan.overview("results")` also counts what that folder holds already. `Error` for what does not
+    fit, before any image is looked at.
     """
     asked = {**locals()}
     from harness.execution import runs
@@ -196,8 +197,8 @@ def predictions(
     label_probability; and one for each class's logit, `logit_0` and so on, where they were kept.
 
     `record`, `out`: as for `load`. `root`, `lists`: folders of the images and of the lists, where you bring them.
-    `suite`: the suite's YAML file, if it is one of your own. `Error` if the run kept no predictions, if they are gone
-    or altered, or if the lists are not those of the run.
+    `suite`: its YAML file or the path of its data, if it is one of your own. `Error` if the run kept no predictions, if
+    they are gone or altered, or if the lists are not those of the run.
     """
     from harness.data.named_predictions import frame as frame_of
     from harness.execution import runs
@@ -251,9 +252,10 @@ def report(
 ) -> Path:
     """Write all tables and figures of a results folder, and return the page that shows them, `to`/index.html.
 
-    `suite`: only that one; a file of your own: with its groups. `reference`: method to test the others against; linear,
-    or the best, if not given. `ablation`: settings to tabulate. `to`: `out`/report if not given. `metric`: what
-    they show, a name of `harness.schema.metrics`; each task's primary one if not given. `results`: as for `frame`.
+    `suite`: only that one, by its name or the path of your own data; a file of your own: with its groups. `reference`:
+    method to test the others against; linear, or the best, if not given. `ablation`: settings to tabulate. `to`:
+    `out`/report if not given. `metric`: what they show, a name of `harness.schema.metrics`; each task's primary one if
+    not given. `results`: as for `frame`.
     """
     from harness.commands.reports import write
 

@@ -20,6 +20,19 @@ class SuiteError(ValueError):
     """A suite or its data is missing or wrong. The message is for the user."""
 
 
+NOT_YET = {
+    **dict.fromkeys(
+        ("class_weights", "class_weight", "weights", "weight", "pos_weight", "sample_weights"),
+        "class-weighted training is not supported yet: all images count alike",
+    ),
+    **dict.fromkeys(
+        ("multi_label", "multilabel", "loss", "num_labels"),
+        "multi-label training is not supported yet: an image has one label, and the loss is cross-entropy",
+    ),
+}
+"""What is out for now, by the keys under which it may be asked for."""
+
+
 VTAB_LISTS: Mapping[str, str] = {
     "train": "train800.txt",
     "val": "val200.txt",
@@ -55,11 +68,15 @@ class Task:
     name: str
     """Name used in tables, records and on the command line."""
 
-    group: str
-    """Group that the task is averaged in, `natural`, `specialized` or `structured` for VTAB."""
+    group: str = ""
+    """Group that the task is averaged in, `natural`, `specialized` or `structured` for VTAB; empty in a suite without
+    groups."""
 
     num_classes: int
     """Number of classes; labels are 0 .. num_classes - 1."""
+
+    class_names: tuple[str, ...] = ()
+    """Name of each class, by label; empty where they have none."""
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Number of images per split where known: `train`, `val`, `test`."""
@@ -116,6 +133,15 @@ class Suite:
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the training recipe in which this suite differs from the common default."""
+
+    path: Path | None = None
+    """What a suite of the user's own data was read from (`suites.own`); None for any other."""
+
+    images: Path | None = None
+    """Folder of such a suite's images; None where they are written beside the lists."""
+
+    digest: str = ""
+    """sha256 over such a suite's lists."""
 
     def groups(self) -> tuple[str, ...]:
         """Group names in the order in which they first occur."""

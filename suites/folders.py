@@ -46,12 +46,8 @@ def write_list(path: Path, names: Sequence[str], labels: Iterable[int]) -> None:
     path.write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels, strict=True)))
 
 
-def write_vtab(
-    splits: Callable[[], Mapping[str, tuple[Iterable[Image.Image], np.ndarray]]],
-    folder: Path,
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """Splits `train`, `val` and `test` as `suites.base` describes; `notes` are texts by file name."""
+def write_vtab(splits: Callable[[], Mapping[str, LabelledImages]], folder: Path) -> None:
+    """Splits `train`, `val` and `test` as `suites.base` describes."""
     with atomic_folder(folder) as new:
         listed: dict[str, tuple[list[str], list[int]]] = {}
         for split, (images, labels) in splits().items():
@@ -61,5 +57,3 @@ def write_vtab(
         listed["trainval"] = (listed["train"][0] + listed["val"][0], listed["train"][1] + listed["val"][1])
         for split, file in VTAB_LISTS.items():
             write_list(new / file, *listed[split])
-        for file, text in (notes or {}).items():
-            (new / file).write_text(text)

@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from suites.base import Suite, SuiteError, Target, Task
+from suites.base import NOT_YET, Suite, SuiteError, Target, Task
 from suites.yaml_lines import YamlFile, did_you_mean
 
-SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite)))
+OF_OWN_DATA = ("path", "images", "digest")
+"""Fields of suites that no file describes."""
+
+SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite) if f.name not in OF_OWN_DATA))
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "trainval")
 FINAL_SPLITS = ("train", "trainval")
@@ -50,7 +53,9 @@ def _by_split(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_name, "a text of letters, digits, `_`, `-` and `.`"),
     **dict.fromkeys(("title", "about", "group", "images", "list_file", "metric"), (_is(str), "a text")),
-    **dict.fromkeys(("folders", "list_folders", "subfolders"), (_are(_is(str)), "a list of different texts")),
+    **dict.fromkeys(
+        ("folders", "list_folders", "subfolders", "class_names"), (_are(_is(str)), "a list of different texts")
+    ),
     **dict.fromkeys(("num_classes", "version", "size", *SPLITS), (_is_count, "a positive whole number")),
     **dict.fromkeys(("tasks", "targets"), (_is(list), "a list")),
     **dict.fromkeys(("defaults", "recipe"), (_is(Mapping), "a mapping")),
@@ -74,6 +79,8 @@ def _check_keys(values: Any, known: set[str], needed: set[str], what: str) -> No
     if not isinstance(values, Mapping):
         raise SuiteError(f"{what} must be a mapping, not {values!r}")
     unknown, missing = set(values) - known, needed - set(values)
+    if later := sorted(unknown & NOT_YET.keys()):
+        raise SuiteError(f"{what} {values.get('name', '')!r}: {later[0]}: {NOT_YET[later[0]]}")
     if unknown or missing:
         problem = f"unknown key {min(map(str, unknown))!r}" if unknown else f"no {min(missing)!r}"
         raise SuiteError(f"{what} {values.get('name', '')!r} has {problem}; its keys are {', '.join(sorted(known))}")
@@ -90,18 +97,21 @@ def _target(values: Any) -> Target:
 def _task(values: Any, defaults: Mapping[str, Any]) -> Task:
     _check_keys(values, TASK_KEYS, set(), "task")
     fields = {**defaults, **values}
-    _check_keys(fields, TASK_KEYS, {"name", "group", "num_classes"}, "task")
+    _check_keys(fields, TASK_KEYS, {"name", "num_classes"}, "task")
     sizes = {split: fields.pop(split) for split in SPLITS if split in fields}
     fields["sizes"] = {**defaults.get("sizes", {}), **values.get("sizes", {}), **sizes}
     folders = tuple(fields.get("folders", [fields["name"]]))
     images = fields.pop("images", None)
     fields["list_folders"] = tuple(fields.get("list_folders", ())) or (folders if images else ())
     fields["folders"] = tuple(f"{folder}/{images}" for folder in folders) if images else folders
+    fields["class_names"] = names = tuple(fields.get("class_names", ()))
+    if names and len(names) != fields["num_classes"]:
+        raise SuiteError(f"task {fields['name']!r}: {len(names)} class_names for num_classes={fields['num_classes']}")
     fields["subfolders"] = tuple(fields.get("subfolders", [""]))
     fields["targets"] = tuple(_target(target) for target in fields.get("targets", []))
-    names = [*ALL_SPLITS, *(target.name for target in fields["targets"])]
-    for name in names:
-        if names.count(name) > 1:
+    splits = [*ALL_SPLITS, *(target.name for target in fields["targets"])]
+    for name in splits:
+        if splits.count(name) > 1:
             raise SuiteError(f"task {fields['name']!r}: a target is named {name!r}, as a split or another target is")
     return Task(**fields)
 
@@ -159,6 +169,8 @@ def load_suite(path: Path, metrics: Mapping[str, range] | None = None) -> Suite:
     for name in names:
         if names.count(name) > 1:
             raise SuiteError(f"{file.where('tasks')}: two tasks are named {name!r}")
+    if any(task.group for task in tasks) and (without := [task.name for task in tasks if not task.group]):
+        raise SuiteError(f"{file.where('tasks')}: task {without[0]!r} has no group, and others have one")
     values["tasks"] = tuple(tasks)
     for key in ("folders", "shots", "split_seeds"):
         values[key] = tuple(values.get(key, ()))

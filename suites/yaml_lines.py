@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from suites.base import SuiteError
+from suites.base import NOT_YET, SuiteError
 
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
@@ -118,6 +118,8 @@ class YamlFile:
             raise SuiteError(f"{path}: not valid YAML: {error}") from None
         self._nodes = {key.value: (key, value) for key, value in node.value}
         for key in self.values:
+            if key not in keys and key in NOT_YET:
+                raise SuiteError(f"{self.where(key)}: {key}: {NOT_YET[key]}")
             if key not in keys:
                 raise SuiteError(f"{self.where(str(key))}: unknown key {key!r}. {did_you_mean(str(key), keys)}")
 

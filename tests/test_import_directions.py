@@ -60,7 +60,7 @@ FLOORS = {
     "suites": [
         {"base"},
         {"folders", "packages", "yaml_lines"},
-        {"demo", "load", "released_recipes"},
+        {"demo", "load", "own", "released_recipes"},
         {"demo_twins"},
     ],
 }

@@ -102,7 +102,9 @@ def set_caption(peers: ComparableSet) -> str:
         f"{key['preprocessing']}, precision {key['precision']}. Device: {devices}."
     )
     if other := taken_in_part(peers.rows):
-        caption += f" Not the suite's own data, so not comparable with published numbers: {other}."
+        is_own = key["suite"] not in SUITES or SUITES[key["suite"]].path is not None
+        what = "Data" if is_own else "Not the suite's own data, so not comparable with published numbers"
+        caption += f" {what}: {other}."
     if peers.notes:
         caption += f" Not the same in all records: {'; '.join(peers.notes)}."
     if peers.left_out:

@@ -37,18 +37,21 @@ FROM = Column(name="from", kind="text")
 
 RANK_CAPTION = "rank: average rank over the columns that the averages are over, among rows that have them all; "
 COST_CAPTION = "params: trained parameters without head; params+head: with it; seconds: of a run; these are means over "
-COST_CAPTION += "the complete runs of a column, then over the columns that the averages are over."
+COST_CAPTION += "the complete runs"
+OVER_COLUMNS = " of a column, then over the columns that the averages are over"
 
 
-def _caption(peers: ComparableSet, rank: str = RANK_CAPTION, others: bool = False) -> str:
-    """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have."""
+def _caption(peers: ComparableSet, rank: str = RANK_CAPTION, others: bool = False, over: str = OVER_COLUMNS) -> str:
+    """`rank`: what the column says, if there is one; `others`: whether there are tasks that the suite does not have;
+    `over`: what else costs are means over."""
     what = sentence(in_words(peers.metric))
-    text = f"{what}; {spread_caption(peers.rows)}. {set_caption(peers)} {rank}{COST_CAPTION}"
+    text = f"{what}; {spread_caption(peers.rows)}. {set_caption(peers)} {rank}{COST_CAPTION}{over}."
     return f"{text} {OTHER}: tasks unknown to this version's suite, in no mean and no rank." if others else text
 
 
 def task_table(peers: ComparableSet) -> Table:
     """VTAB-style table: a row per method, a column per task, group means, both averages, rank, parameters, seconds.
+    One task has neither averages nor a rank.
 
     `mean of tasks` is the mean over all tasks (SCT, V-PETL Bench), `mean of groups` that of the group means (VTAB,
     NOAH); the literature prints either.
@@ -56,14 +59,15 @@ def task_table(peers: ComparableSet) -> Table:
     keys = suite_cells(peers.key["suite"], peers.rows)
     over = averaged(keys)
     single = [value_column(peers.metric, cell_name(*key), group=group, over=(key,)) for key, group in keys.items()]
-    by_group = _group_columns(peers, over)
-    means = [*by_group, _mean_column(peers, tasks_text(peers.key["suite"], len({task for task, _ in over})), over)]
+    by_group, several = _group_columns(peers, over), len(over) > 1
+    tasks = tasks_text(peers.key["suite"], len({task for task, _ in over}))
+    means = [*by_group, *([_mean_column(peers, tasks, over)] if several else [])]
     means += [_mean_column(peers, "groups", over, plain=False)] if by_group else []
     table = Table(
         name="tasks",
         title=set_title(peers),
-        caption=_caption(peers, others=len(over) < len(keys)),
-        columns=[*single, *means, RANK, *COSTS.values(), *_from_column(peers)],
+        caption=_caption(peers, others=len(over) < len(keys)) if several else _caption(peers, rank="", over=""),
+        columns=[*single, *means, *([RANK] if several else []), *COSTS.values(), *_from_column(peers)],
     )
     _fill(table, peers, list(over))
     for row in table.rows.values() if by_group else ():
@@ -118,7 +122,7 @@ def _from_text(runs: pd.DataFrame) -> str:
 
 
 def few_shot_table(peers: ComparableSet) -> Table:
-    """A row per method, shots per data set, and the mean over data sets per number of shots."""
+    """A row per method, shots per data set, and, of several data sets, their mean per number of shots."""
     tasks = list(averaged(suite_tasks(peers.key["suite"], peers.rows)))
     shots = sorted(int(s) for s in peers.rows["shots"].unique())
     keys: list[Key] = [(task, s) for task in tasks for s in shots]
@@ -130,7 +134,7 @@ def few_shot_table(peers: ComparableSet) -> Table:
         + _caption(peers, RANK_CAPTION.replace(":", " over columns:", 1)),
         columns=[
             *(value_column(peers.metric, str(s), group=task, over=((task, s),)) for task, s in keys),
-            *(_mean_column(peers, str(s), ((task, s) for task in tasks), whole) for s in shots),
+            *(_mean_column(peers, str(s), ((task, s) for task in tasks), whole) for s in shots if len(tasks) > 1),
             _mean_column(peers, "all", keys),
             dataclasses.replace(RANK, name="rank over columns"),
             *COSTS.values(),

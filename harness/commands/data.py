@@ -45,7 +45,7 @@ def check_data(
     start = time.perf_counter()
     with counting("images") as advance:
         result = check(
-            find_suite(_given(suite, "--suite")),
+            find_suite(_given(suite, "--suite"), tuple(split_shots(shots) or ())),
             folders.roots(),
             tuple(split_tasks(tasks) or ()),
             tuple(split_shots(shots) or ()),
@@ -118,28 +118,20 @@ def export_data(
     console.print(f"{count} images written below {target}")
 
 
-@data_app.command("prepare")
-def prepare_data(
-    suite: Annotated[str, typer.Argument(help="vtab1k.")] = "vtab1k",
-    source: Annotated[Path | None, typer.Option("--from", help="Folder that holds one folder per task.")] = None,
-    to: TargetFolder = None,
-    tasks: TaskNames = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="List what each task is made from, and which cannot be made.")
-    ] = False,
-    as_json: JsonFlag = False,
+@data_app.command("lists")
+def write_lists(
+    data: Annotated[Path, typer.Argument(help="A folder of class folders, a CSV, an image folder or a saved copy.")],
+    to: Annotated[Path | None, typer.Option(file_okay=False, help="Folder to write to.")] = None,
 ) -> None:
-    """Make VTAB-1K's folders from original archives. The splits are our own, not VTAB's."""
-    from harness.data.prepare import archive_rows, prepare
+    """Write the lists of your own data, and a commented suite file, for editing. `run --suite DATA` needs neither."""
+    from harness.paths import writing
+    from suites.own import write_lists as write
 
-    if suite != "vtab1k":
-        raise HarnessError(f"prepare knows only vtab1k, not {suite!r}")
-    if show:
-        print_rows(archive_rows(), as_json)
-        return
-    folder, target = _given(source, "--from"), _given(to, "--to")
-    for name, note in prepare(folder, target, tuple(split_tasks(tasks) or ())):
-        console.print(f"{target / name}: {note}")
+    target = _given(to, "--to")
+    with writing(target, "--to"):
+        suite, file = write(data, target)
+    console.print(suite.about, highlight=False)
+    console.print(f"wrote {file} and the lists in {target / suite.tasks[0].name}", highlight=False)
 
 
 @cache_app.command("ls")

@@ -36,8 +36,9 @@ def predict(
 
     place = Place.of(record, Path())
     answers = classify(place, images, top, weights_file=weights, method=method, device=device)
-    rows = [
-        {"image": str(one.image), **({"rank": one.rank} if top > 1 else {}), "class": one.label}
+    name = place.record.class_name
+    rows: list[dict[str, Any]] = [
+        {"image": str(one.image), **({"rank": one.rank} if top > 1 else {}), "class": name(one.label)}
         | {"probability": one.probability if csv_file or as_json else f"{one.probability:.3f}"}
         for one in answers
     ]

@@ -28,9 +28,14 @@ Redo = Annotated[
 Track = Annotated[
     str | None, typer.Option(help="Draw live curves: tensorboard, wandb, mlflow, or several, comma between them.")
 ]
-SuiteName = Annotated[str | None, typer.Option(help="Suite, see `sctbench suites`.")]
+SuiteName = Annotated[
+    str | None,
+    typer.Option(help="Suite, see `sctbench suites`; or your own data: a folder of class folders, a CSV, a YAML file."),
+]
 TaskNames = Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")]
-ShotCounts = Annotated[str | None, typer.Option(help="Shots of a few-shot suite, e.g. 1,4; all if not given.")]
+ShotCounts = Annotated[
+    str | None, typer.Option(help="Images per class, e.g. 1,4: of a few-shot suite (all if not given) or of own data.")
+]
 ProtocolName = Annotated[str | None, typer.Option(help="Protocol: fixed, tuned, validation, published or oracle.")]
 
 

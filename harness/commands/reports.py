@@ -10,6 +10,7 @@ from rich.console import Console
 
 from harness import terminal
 from harness.schema import metrics
+from suites import suite_name
 
 if TYPE_CHECKING:
     from analysis.index import Runs
@@ -36,7 +37,7 @@ def write(
     from analysis.tables import TableOptions
     from harness.errors import HarnessError
 
-    name = suite
+    name = suite and suite_name(suite)
     if suite and suite.endswith((".yaml", ".yml")):
         from harness.plans.experiment import find_suite  # it imports torch, which a report does without
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands import options
-from harness.terminal import JsonFlag, errors, print_rows, tell
+from harness.terminal import JsonFlag, console, errors, print_rows, tell
 
 runs_app = typer.Typer()
 
@@ -53,6 +53,8 @@ def run(
     except KeyboardInterrupt:
         errors.print("Stopped at once. The same command goes on from the states that were saved.")
         raise typer.Exit(130) from None
+    if selection.suite.path is not None:
+        _show_tables(out, result)
     _conclude(result)
 
 
@@ -75,9 +77,20 @@ def show_plan(
         print(json.dumps({"tasks": [asdict(line) for line in overview.lines], "total": overview.totals}, indent=1))
         return
     tell_weights(selection, tell)
+    if selection.suite.path is not None:
+        tell(selection.suite.about)
     print_rows(overview.rows, False)
     for line in overview.summary:
         tell(line)
+
+
+def _show_tables(out: Path, result: Any) -> None:
+    """What the complete runs give, where a suite is the user's own data and has no other report."""
+    from analysis.commands import show, tables_of_runs
+
+    show(tables_of_runs(out, [record.spec.run_id for record in result.records]), console)
+    if result.records:
+        console.print(f"figures, and one page with everything: sctbench report --out {out}", highlight=False)
 
 
 def _conclude(result: Any) -> None:

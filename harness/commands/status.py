@@ -15,6 +15,7 @@ import typer
 from harness.commands import options
 from harness.errors import HarnessError
 from harness.terminal import JsonFlag, console, counting, errors, human_size, print_rows, split_csv
+from suites import suite_name
 
 status_app = typer.Typer()
 
@@ -25,7 +26,8 @@ RUNNING_SHOWN = 20
 def _read_part(asked: options.Asked) -> Any:
     """The selection that is asked for; with no option but suite and tasks, what to filter a folder by."""
     if options.given(asked).keys() <= {"suite", "tasks"}:
-        return {"suite": split_csv(asked.suite), "task": split_csv(asked.tasks)}
+        named = split_csv(asked.suite)
+        return {"suite": named and [suite_name(one) for one in named], "task": split_csv(asked.tasks)}
     return asked.selection()
 
 

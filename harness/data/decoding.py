@@ -1,5 +1,5 @@
-"""From an image file to 8-bit pixels: the one decoder used by runs, `data check --deep`, `data export`, `data prepare`
-and the bench.
+"""From an image file to 8-bit pixels: the one decoder used by runs, `data check --deep`, `data export` and the
+bench.
 
 * 16-bit (or 12-bit) grey images are scaled by their range: white is 65535 (or 4095), and the upper eight bits are kept.
 * Floats run from 0, black, to 1, white. 32-bit and signed integers have no agreed white. Such an image, and one of

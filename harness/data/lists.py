@@ -28,6 +28,9 @@ class Roots:
     """Folder that holds the lists, `--lists`; the same as `data` if not given. Lists that usually lie beside the images
     are looked for there in a folder of the task's name."""
 
+    images: Path | None = None
+    """Folder of the images, where it is known and need not be looked for below `data`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ListFile:
@@ -218,7 +221,9 @@ def locate(
         names = {s: name.format(shots=shots, split_seed=split_seed) for s, name in owner.lists.items()}
         subfolders = owner.subfolders
     data = _data_root(suite, roots)
-    images = _existing(data, suite, folders_of(owner), f"the images of {owner.name!r}")
+    images = (
+        [roots.images] if roots.images else _existing(data, suite, folders_of(owner), f"the images of {owner.name!r}")
+    )
     lists, what, apart = images, "lists and images", bool(owner.list_folders or roots.lists)
     if apart:
         lists = _existing(roots.lists or data, suite, list_folders_of(owner), f"the lists of {owner.name!r}")
@@ -291,6 +296,8 @@ def folders_taken(suite: Suite, tasks: Iterable[str], roots: Roots) -> list[str]
 
 def check_roots(suite: Suite, tasks: Iterable[str], roots: Roots) -> None:
     """`HarnessError` if the lists' folder is missing, or the data's where not all tasks are built from packages."""
+    if suite.path is not None and (given := roots.data or roots.lists):
+        raise HarnessError(f"--suite {suite.path} says where its images are: leave out {given} (--root, --lists)")
     if roots.lists is not None and not roots.lists.is_dir():
         raise HarnessError(f"--lists {roots.lists}: no such folder")
     if roots.data is not None or any(suite.task(name).build is None for name in tasks):

@@ -1,16 +1,20 @@
 """Before any run: are the data there that a selection needs? All tasks are checked, and one error names all causes.
 
 Lists are read and every image is looked for, one folder at a time, without opening any. What is built from packages is
-left to the first run that needs it.
+left to the first run that needs it. Of a suite of the user's own path, which nobody else has checked, images that were
+never decoded are opened too.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
-from harness.data import hints
+from harness.data import copies, hints
+from harness.data.check import look
 from harness.data.files import NO_FILE, is_file
-from harness.data.lists import Entry, ListFile, Roots, check_roots
+from harness.data.lists import Entry, ImageList, ListFile, Roots, check_roots
 from harness.data.problems import Absent, Problem, locate_existing, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
 from harness.errors import USER_ERRORS, DataError
@@ -27,8 +31,9 @@ Draw = tuple[str, int | None, int | None, str]
 
 def refuse_unusable(
     suite: Suite, items: Iterable[WorkItem], roots: Roots, curve: bool = False, advance: Advance | None = None
-) -> None:
-    """`DataError` that names what is wrong with the data of `items`, for all tasks, and what was probably meant."""
+) -> list[str]:
+    """`DataError` that names what is wrong with the data of `items`, for all tasks, and what was probably meant; else
+    what should be known of them, as sentences."""
     val_is_scored: dict[Draw, bool] = {}
     for item in items:
         spec = item if isinstance(item, RunSpec) else item.trials[0]
@@ -36,12 +41,14 @@ def refuse_unusable(
         val_is_scored[draw] = val_is_scored.get(draw, curve) or protocol.get(spec.protocol).report_split == "val"
     tasks = list(dict.fromkeys(name for name, *_ in val_is_scored))
     check_roots(suite, tasks, roots)
-    search = _Search(suite, roots)
+    search = _Search(suite, roots, advance)
     for draw in tracked(val_is_scored, len(val_is_scored), advance, every=1):
         if is_there(suite, suite.task(draw[0]), roots) and not search.is_usable(draw, val_is_scored[draw]):
             search.unusable.add(draw[0])
-    if problems := [*no_folder(suite, search.absent, roots), *chain.from_iterable(search.problems.values())]:
+    problems = [*no_folder(suite, search.absent, roots), *chain.from_iterable(search.problems.values())]
+    if any(problem.severity == "error" for problem in problems):
         raise DataError("\n".join(_message(problems, tasks, search.unusable)))
+    return [problem.text for problem in problems]
 
 
 def _message(problems: list[Problem], tasks: Sequence[str], unusable: set[str]) -> Iterator[str]:
@@ -55,8 +62,9 @@ def _message(problems: list[Problem], tasks: Sequence[str], unusable: set[str]) 
 class _Search:
     """Looks for the data of a suite, and collects what is wrong with them."""
 
-    def __init__(self, suite: Suite, roots: Roots) -> None:
-        self._suite, self._roots = suite, roots
+    def __init__(self, suite: Suite, roots: Roots, advance: Advance | None = None) -> None:
+        """`advance` is told of images that are opened."""
+        self._suite, self._roots, self._advance = suite, roots, advance
         self.absent: list[Absent] = []
         self.problems: dict[ListFile | Draw, list[Problem]] = {}
         """Of lists, which several draws may share, and of draws."""
@@ -77,11 +85,35 @@ class _Search:
             return False
         try:
             preprocessing = Preprocessing.from_id(preprocessing_id)
-            TaskData(suite, task, preprocessing, roots, shots, split_seed, val_is_scored=val_is_scored)
+            data = TaskData(suite, task, preprocessing, roots, shots, split_seed, val_is_scored=val_is_scored)
+            if suite.path is not None:
+                self.problems[draw] = list(_opened(suite.path, data.undecoded(), self._advance))
         except USER_ERRORS as error:
             self.problems[draw] = [Problem(str(error))]
             return False
-        return True
+        return not any(problem.severity == "error" for problem in self.problems.get(draw, ()))
+
+
+def _opened(place: Path, lists: Mapping[str, ImageList], advance: Advance | None) -> Iterator[Problem]:
+    """What is wrong with images of `place` that have to be opened to see it, and whether images of one split are copies
+    of another's."""
+    paths = list(dict.fromkeys(path for images in lists.values() for path in images.paths))
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
+        looks = dict(zip(paths, tracked(pool.map(look, paths), len(paths), advance), strict=True))
+    for path, seen in looks.items():
+        if seen.problem:
+            yield Problem(f"{path}: {seen.problem}", kind="unreadable")
+    identity = copies.identities(looks, deep=False)
+    for split, others in (("val", ("train",)), ("test", ("train", "val"))):
+        own = lists[split].paths if split in lists else []
+        seen_before = [path for other in others if other in lists for path in lists[other].paths]
+        first = {identity[path]: path for path in seen_before if path in identity}
+        if same := [path for path in own if identity.get(path) in first]:
+            names = [os.path.relpath(path, place) for path in (same[0], first[identity[same[0]]])]
+            counts = f"{len(same)} of {len(own)} images of {split} are copies of images of {' and '.join(others)}"
+            is_whole = len(same) >= copies.WHOLE * len(own)
+            text = f"{place}: {counts}, as {names[0]} of {names[1]}: a model has seen what it is tested on"
+            yield Problem(text, "error" if is_whole else "warning")
 
 
 def _list_problems(file: ListFile, num_classes: int) -> list[Problem]:

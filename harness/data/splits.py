@@ -59,8 +59,8 @@ class Split:
 
 
 def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
-    """Roots of a task made of installed packages, whose folder `<root>/<task>` is written on first use. The user's own
-    data (`--root`), such as an exported copy, take precedence."""
+    """Roots of a task made of installed packages or of a path, whose folder `<root>/<task>` is written on first use.
+    The user's own data (`--root`), such as an exported copy, take precedence."""
     if task.build is None or roots.data is not None:
         return roots
     root = _bundled(suite)
@@ -69,18 +69,18 @@ def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
         with writing_cache():
             folder.parent.mkdir(parents=True, exist_ok=True)
             task.build(folder)
-    return replace(roots, data=root, lists=roots.lists or root)
+    return replace(roots, data=root, lists=roots.lists or root, images=suite.images)
 
 
 def is_there(suite: Suite, task: Task, roots: Roots) -> bool:
     """Whether the task's data can be read now, without building or asking for them."""
-    if roots.data is not None:
+    if roots.data is not None or suite.path is not None:
         return True
     return task.build is not None and (_bundled(suite) / task.name).is_dir()
 
 
 def _bundled(suite: Suite) -> Path:
-    return cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
+    return cache_folder() / "suites" / f"{suite.name}-{suite.digest[:16] or f'v{suite.version}'}"
 
 
 TRAINED_ON = ("train", "trainval")
@@ -230,6 +230,11 @@ class TaskData:
         for name in self._tested if split == "test" else (split,):
             self._array(name).build()
 
+    def undecoded(self) -> dict[str, ImageList]:
+        """The lists with images that were never decoded as they are now, by split."""
+        by_split = {split: self._array(split) for split in self._list_files}
+        return {split: array.images for split, array in by_split.items() if not arrays.has_digests(array.path())}
+
     @property
     def _tested(self) -> tuple[str, ...]:
         return "test", *(target.name for target in self.task.targets)
@@ -259,7 +264,8 @@ class TaskData:
 def not_official(
     suite: Suite, tasks: Iterable[str], roots: Roots, shots: tuple[int, ...], preprocessing: Preprocessing
 ) -> Iterator[str]:
-    """A line for each task whose data, where they can be read, are not the suite's: fewer images, or an own split."""
+    """A line for each task whose data, where they can be read, are not the suite's: fewer images, or an own split. A
+    suite of a path has no other data."""
     for task in map(suite.task, tasks):
         if not is_there(suite, task, roots):
             continue
@@ -267,7 +273,7 @@ def not_official(
         for draw in suite.draws(shots):
             with suppress(HarnessError, OSError):  # the run itself will say so
                 differences += TaskData(suite, task, preprocessing, roots, *draw).origin().not_official
-        if differences:
+        if differences and suite.path is None:
             what = ", ".join(dict.fromkeys(differences))
             yield f"{task.name}: {what}; numbers on it do not compare with published ones, and tables say so"
 

@@ -33,6 +33,8 @@ def prepare(
     """
     suite, tasks, preprocessing = selection.suite, selection.tasks, selection.preprocessing
     tell_weights(selection, tell)
+    if suite.path is not None:
+        tell(suite.about)
     for warning in not_official(suite, tasks, roots, selection.shots, preprocessing):
         tell(f"warning: {warning}")
     with counting("comparing images") as compared:
@@ -43,7 +45,9 @@ def prepare(
         tell(f"warning: {text}.")
     if to_do:
         with counting("looking for lists and images") as looked_for:
-            refuse_unusable(suite, to_do, roots, curve, looked_for)
+            remarks = refuse_unusable(suite, to_do, roots, curve, looked_for)
+        for remark in remarks:
+            tell(f"warning: {remark}")
         for line in folders_taken(suite, tasks, roots):
             tell(line)
 

@@ -37,7 +37,7 @@ from harness.training.run import Finished, RunContext, attempt, failed_record
 from harness.training.trackers import Trackers, import_packages
 from methods import registry
 from methods.base import PluginWarning
-from suites import SUITES
+from suites import SUITES, own
 from suites.base import Suite
 
 PROGRESS_EVERY_SECONDS = 3.0
@@ -58,7 +58,7 @@ class Setup:
     weight_files: dict[str, Path]
     method_files: list[str]
     suites: list[Suite]
-    """Suites that were read from the user's own files."""
+    """Suites that were read from the user's own files and folders."""
 
     curve: bool = False
     """Whether val is scored after every epoch, where it is not trained on."""
@@ -85,7 +85,7 @@ def setup_for(selection: Selection, root: Path, data: Roots, device: str) -> Set
         data=data,
         weight_files=backbones.files(),
         method_files=registry.added_files(),
-        suites=[] if selection.suite.tasks[0].build else [selection.suite],
+        suites=[selection.suite] if selection.suite.path or not selection.suite.tasks[0].build else [],
     )
 
 
@@ -114,9 +114,12 @@ def stop_on_signals() -> None:
 def init_worker(setup: Setup) -> None:
     """Prepare this process, once: weight files, methods, suites and trackers of the user's choice; one thread on a CPU.
 
-    `HarnessError` if its sources are not those of the process that made the setup.
+    `HarnessError` if its sources are not those of the process that made the setup, `SuiteError` if the data at a
+    suite's path are not those that it found.
     """
     sources.check_sources(setup.sources)
+    for suite in setup.suites:
+        own.check_unchanged(suite)
     warnings.simplefilter("ignore", PluginWarning)  # the command that started this process has said so
     registry.all_methods()  # imported now: what is edited later must not run under the digest of what was there
     backbones.remember_files(setup.weight_files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods.architectures import kind
 from methods.base import did_you_mean, typed
 from methods.registry import all_methods, parameters_on
-from suites import SUITES, load_suite, released_recipes
+from suites import SUITES, load_suite, own, released_recipes
 from suites.base import Suite, SuiteError
 from suites.yaml_lines import YamlFile, scalar
 
@@ -33,6 +34,8 @@ class Experiment:
     """The same choices as the command line's flags; an experiment file is this as YAML."""
 
     suite: str
+    """A name, a YAML file, or the path of own data, see `suites.own`."""
+
     methods: list[Any]
     """Names, `name:key=value` texts, or mappings with `name` and settings; `all` stands for every registered name."""
 
@@ -79,8 +82,9 @@ def _read(path: Path) -> tuple[YamlFile, Expectations]:
     return file, take_expectations(file)
 
 
-def find_suite(name: str) -> Suite:
-    """The suite of that name, or in the YAML file of that name; `HarnessError` if there is none."""
+def find_suite(name: str, shots: tuple[int, ...] = ()) -> Suite:
+    """The suite of that name, in the YAML file of that name, or of the data at that path; `HarnessError` if there is
+    none. `shots`: numbers of images per class that a suite of a path is to have, see `suites.own`."""
     if name.endswith((".yaml", ".yml")):
         suite = load_suite(Path(name).expanduser(), {metric.name: metric.classes for metric in METRICS.values()})
         with _prefixed(f"{name}: "):
@@ -89,17 +93,39 @@ def find_suite(name: str) -> Suite:
         if SUITES[suite.name] != suite:
             raise HarnessError(f"{name}: a suite named {suite.name!r} exists already; give yours another name")
         return suite
-    if name not in SUITES:
-        raise HarnessError(f"unknown suite {name!r}. {did_you_mean(name, list(SUITES))}")
-    return SUITES[name]
+    if (known := SUITES.get(name)) and known.path is None:
+        return known
+    if own.is_place(name):
+        return _own_suite(name, shots)
+    if known is None:
+        if os.sep in name:
+            raise HarnessError(f"suite {name!r}: there is no such folder or table")
+        hint = did_you_mean(name, list(SUITES))
+        raise HarnessError(f"unknown suite {name!r}. {hint} There is no folder or table of that name either.")
+    return known
+
+
+def _own_suite(name: str, shots: tuple[int, ...]) -> Suite:
+    """The suite of the data at a path, which takes the place of what was there before. `HarnessError` if its name is
+    that of another suite."""
+    suite = own.read_suite(Path(name), shots)
+    known = SUITES.get(suite.name)
+    if known and known.path is None:
+        raise HarnessError(
+            f"{name}: a suite named {suite.name!r} exists already: rename the folder or file, or give a link to it "
+            f"under another name, as by `ln -s {suite.path} my-{suite.name}`"
+        )
+    SUITES[suite.name] = suite
+    return suite
 
 
 def suite_of_run(spec: RunSpec, file: str | None) -> Suite:
     """The suite of a run, which is in `file` where it is one of the user's own. `HarnessError` if it is not that."""
-    if file is not None and (name := find_suite(file).name) != spec.suite:
+    shots = () if spec.shots is None else (spec.shots,)
+    if file is not None and (name := find_suite(file, shots).name) != spec.suite:
         raise HarnessError(f"--suite {file} is {name!r}, and the run's suite is {spec.suite!r}")
     if spec.suite not in SUITES:
-        raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
+        raise HarnessError(f"suite {spec.suite!r} is not known here: give its file or folder with --suite")
     return SUITES[spec.suite]
 
 
@@ -215,7 +241,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
     given = _Given(flags, file)
     asked = _asked(given)
     with given.blaming("suite"):
-        suite = find_suite(asked.suite)
+        suite = find_suite(asked.suite, tuple(asked.shots))
     choices = _choices(asked, suite, given)
     checked = {}
     for key, check in CHECKS.items():

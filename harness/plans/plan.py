@@ -26,7 +26,7 @@ from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods import registry
 from methods.base import Method, MethodError, did_you_mean, identifying, require_fields, typed_values
 from suites import released_recipes
-from suites.base import Suite
+from suites.base import NOT_YET, Suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,8 @@ def choose_method(name: str, settings: Mapping[str, Any]) -> MethodChoice:
     registry.require_declared(method)
     own = {f.name for f in dataclasses.fields(method.Config)}
     for key in settings:
+        if key in NOT_YET and key not in own:
+            raise HarnessError(f"{key}: {NOT_YET[key]}")
         if key not in own | RECIPE_KEYS:
             known = [*own, *RECIPE_KEYS]
             raise HarnessError(f"method {method.name!r} has no setting {key!r}. {did_you_mean(str(key), known)}")
@@ -86,6 +88,8 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     `HarnessError` for a value out of its range."""
     merged: dict[str, Any] = {}
     for layer in layers:
+        for key in NOT_YET.keys() & layer:
+            raise HarnessError(f"{key}: {NOT_YET[key]}")
         require_fields(Recipe, layer, "the recipe has no field")
         merged |= typed_values(Recipe, layer, "recipe ")
     if "epochs" in merged and "warmup_epochs" not in merged:  # a short training keeps the default share of warm-up

@@ -14,7 +14,7 @@ from harness.schema.metrics import ACCURACY, LOSS
 from harness.schema.spec import RunSpec, digest
 from harness.schema.upgrades import UPGRADES, upgraded
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of the record's layout. Records of the versions in `UPGRADES` are read too."""
 
 
@@ -294,6 +294,9 @@ class RunRecord:
     primary_metric: str = ACCURACY.name
     """That of the task, which tables show; of a failed run it is not recorded."""
 
+    class_names: list[str] = field(default_factory=list)
+    """Name of each class, by label; empty where they have none, and of a failed run."""
+
     metrics: dict[str, Metrics] = field(default_factory=dict)
     """Result by split, for the split that the protocol reports."""
 
@@ -322,6 +325,10 @@ class RunRecord:
     files: dict[str, StoredFile] = field(default_factory=dict)
     """What else the run left in its folder, by name: predictions, tuned weights. They were whole when the record was
     written; a file that is deleted later takes nothing from the record."""
+
+    def class_name(self, label: int) -> str | int:
+        """The name of a class, or its label where it has none."""
+        return self.class_names[label] if self.class_names else label
 
     def to_json(self) -> str:
         """The document, with its schema, run id and own digest."""

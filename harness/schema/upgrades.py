@@ -45,11 +45,21 @@ def upgrade_4_to_5(document: Document) -> Document:
     return document | {"files": {}, "primary_metric": "accuracy", "tuning": tuning, "cost": cost}
 
 
+def upgrade_5_to_6(document: Document) -> Document:
+    """Names of classes were not recorded."""
+    return document | {"class_names": []}
+
+
 def _by_score(trial: Document) -> Document:
     return {"score" if key == "accuracy" else key: value for key, value in trial.items()}
 
 
-UPGRADES: dict[int, Callable[[Document], Document]] = {2: upgrade_2_to_3, 3: upgrade_3_to_4, 4: upgrade_4_to_5}
+UPGRADES: dict[int, Callable[[Document], Document]] = {
+    2: upgrade_2_to_3,
+    3: upgrade_3_to_4,
+    4: upgrade_4_to_5,
+    5: upgrade_5_to_6,
+}
 """The next schema's document out of that of the schema that is the key."""
 
 

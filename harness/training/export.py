@@ -99,7 +99,9 @@ def _timm(source: Source) -> Writer:
     """A folder as timm writes it for the Hugging Face hub, with its config."""
     model, (_, arguments) = _plain_timm_model(source), source.timm_call
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
-    return lambda to: save_for_hf(model, str(to), {"model_args": arguments}, safe_serialization=True)
+    names = source.place.record.class_names
+    config = {"model_args": arguments, **({"label_names": names} if names else {})}
+    return lambda to: save_for_hf(model, str(to), config, safe_serialization=True)
 
 
 def _plain_timm_model(source: Source) -> Any:

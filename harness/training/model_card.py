@@ -47,6 +47,7 @@ def text(record: RunRecord, form: str, timm_call: tuple[str, dict[str, Any]], hu
         if parameters
         else "",
         "Data": f"suite `{spec.suite}`, task `{spec.task}`{_draw(record)}",
+        "Classes": ", ".join(f"{label} {name}" for label, name in enumerate(record.class_names)),
         "Protocol": f"{spec.protocol}: {protocol.get(spec.protocol).caption}",
         "Preprocessing": f"`{spec.preprocessing}`",
         "Recipe": ", ".join(f"{key}={value}" for key, value in spec.as_dict()["recipe"].items()),

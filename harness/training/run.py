@@ -328,6 +328,7 @@ def record(
         **of_method(ctx.spec.method),
         status="complete",
         primary_metric=ctx.task.metric,
+        class_names=list(ctx.task.class_names),
         metrics=scores.outcome.metrics,
         last_epoch=scores.last_epoch,
         curve=trainer.curve,

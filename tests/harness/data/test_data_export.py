@@ -15,7 +15,6 @@ from harness.data import decoding
 from harness.data.check import check
 from harness.data.export import ImageFormat, export
 from harness.data.lists import Roots
-from harness.data.prepare import prepare
 from harness.data.splits import TaskData
 from harness.errors import HarnessError, PlaceError
 from harness.paths import writing
@@ -154,20 +153,6 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path, small_dis
     assert list(small_disk.iterdir()) == []
 
 
-def test_prepare_on_a_full_disk_blames_the_disk_and_not_the_archive(tmp_path, small_disk):
-    for number in range(90):
-        file = tmp_path / f"eurosat/{number % 10}/{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        layouts.random_image(file)
-    task = dataclasses.replace(SUITES["vtab1k"].task("eurosat"), sizes={"train": 30, "val": 20, "test": 40})
-    tasks = tuple(task if one.name == "eurosat" else one for one in SUITES["vtab1k"].tasks)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SUITES, "vtab1k", dataclasses.replace(SUITES["vtab1k"], tasks=tasks))
-        with pytest.raises(PlaceError, match=f"{small_disk} cannot be written to .No space left"):
-            list(prepare(tmp_path, small_disk, ("eurosat",)))
-    assert list(small_disk.iterdir()) == []
-
-
 def test_the_cache_on_a_full_disk_is_named(tmp_path, small_disk, monkeypatch):
     suite, big = make_vtab(tmp_path / "old"), dataclasses.replace(layouts.SMALL, image_size=160)
     monkeypatch.setenv("SCTBENCH_CACHE", str(small_disk))
@@ -176,16 +161,11 @@ def test_the_cache_on_a_full_disk_is_named(tmp_path, small_disk, monkeypatch):
     assert failures.kind_of(found.value).name == "disk_full"
 
 
-@pytest.mark.parametrize("command", ["export", "prepare"])
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, command):
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    layouts.random_image(tmp_path / "x.png")
     suite, to = make_vtab(tmp_path / "old"), tmp_path / "file/new"
     with pytest.raises(PlaceError, match=f"{to} cannot be written to .Not a directory.: see its permissions"):
-        if command == "export":
-            export(suite, to, roots=Roots(data=tmp_path / "old"))
-        else:
-            list(prepare(tmp_path, to, ("dsprites_loc",)))
+        export(suite, to, roots=Roots(data=tmp_path / "old"))
 
 
 def test_an_error_of_another_folder_is_not_blamed_on_the_one_written_to(tmp_path):

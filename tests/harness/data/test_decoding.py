@@ -11,7 +11,6 @@ from PIL import Image, features
 
 from harness.bench import released
 from harness.data import arrays, decoding
-from harness.data.archives import from_files
 from harness.data.check import look
 from harness.data.export import ImageFormat
 from harness.data.lists import Entry, ImageList, ListFile
@@ -132,8 +131,6 @@ def of_all_paths(path):
     yield "export", decoding.decode(exported, WHOLE)
     exported.write_bytes(ImageFormat(name="jpeg", quality=100).convert(path))
     yield "export as JPEG", decoding.decode(exported, WHOLE)
-    (image,) = from_files([path], [0]).read(np.array([0]))
-    yield "prepare", np.asarray(image)
     pixels, _ = released.Images(path.parent, [Entry(path.name, 0, 1)], WHOLE)[0]
     yield "bench", (pixels * 255).round().permute(1, 2, 0).numpy()
 
@@ -166,7 +163,6 @@ def test_what_has_no_agreed_pixels_is_refused_by_name(tmp_path, name, write, rea
     for read in (
         lambda path: decoding.decode(path, WHOLE),
         ImageFormat().convert,
-        lambda path: list(from_files([path], [0]).read([0])),
     ):
         with pytest.raises(HarnessError, match=f"{name}: cannot be decoded .*{reason}"):
             read(path)

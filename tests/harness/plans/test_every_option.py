@@ -229,6 +229,17 @@ def test_each_option_of_data_check_counts(place):
     assert found("--json").count("no such file") == 5
 
 
+def test_each_option_of_data_lists_counts(place):
+    assert inspect.signature(data_commands.write_lists).parameters.keys() == {"data", "to"}
+    for name in ("cat", "dog"):
+        for number in range(3):
+            layouts.image(place / "pets" / name / f"{number}.png", number)
+    assert "say which: --to" in sctbench("data", "lists", "pets", cwd=place, ok=False)
+    assert "2 classes in" in sctbench("data", "lists", "pets", "--to", "new", cwd=place)
+    assert (place / "new/pets.yaml").is_file() and (place / "new/pets/train.txt").is_file()
+    assert "cannot be written to" in sctbench("data", "lists", "pets", "--to", "own.yaml/x", cwd=place, ok=False)
+
+
 def test_a_method_or_suite_that_the_run_did_not_have_is_no_help_to_rerun(place):
     done = make_record()
     (place / "mine.py").write_text(METHOD)

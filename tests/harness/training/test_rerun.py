@@ -91,7 +91,7 @@ def test_a_failed_run_may_fail_again_in_the_same_way(setup):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"suite": "mine"}, "suite 'mine' is not known here: give its file with --suite"),
+        ({"suite": "mine"}, "suite 'mine' is not known here: give its file or folder with --suite"),
         ({"method": "mine"}, "unknown method 'mine'"),
         ({"weights": "vit.pth", "digest": "ab"}, "checkpoint from a file 'vit.pth': give it with --weights"),
         ({"weights": "pretrained", "digest": "ab", "name": "demo_vit", "image_size": 56}, "sha256 ab..., not 1986"),
