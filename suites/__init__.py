@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from suites.base import Suite
+from suites.corruptions import SUFFIX, corrupted
 from suites.demo import DEMO, DEMO_FULL
 from suites.demo_twins import DEMO_DG, DEMO_FEWSHOT
 from suites.load import load_suite
@@ -13,4 +14,13 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in (DEMO, DEMO_FULL, DEM
 for _name in ("vtab1k", "fewshot", "domain_generalization", "fgvc"):
     SUITES[_name] = load_suite(Path(__file__).parent / f"{_name}.yaml")
 
-__all__ = ["SUITES", "load_suite"]
+
+def known(name: str) -> Suite | None:
+    """The suite of that name, or the corrupted one of a suite there is; None if there is none."""
+    if name in SUITES:
+        return SUITES[name]
+    base = SUITES.get(name.removesuffix(SUFFIX)) if name.endswith(SUFFIX) else None
+    return corrupted(base) if base else None
+
+
+__all__ = ["SUITES", "known", "load_suite"]

@@ -17,13 +17,13 @@ from typing import Any
 from suites.base import Suite, SuiteError, Target, Task
 from suites.yaml_lines import YamlFile, did_you_mean
 
-SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite)))
+SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite) if f.name != "data_of"))
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "trainval")
 FINAL_SPLITS = ("train", "trainval")
 PLACEHOLDERS = ("shots", "split_seed")
 TASK_KEYS = {f.name for f in dataclasses.fields(Task)} - {"build"} | {*SPLITS, "images"}
-TARGET_KEYS = {f.name for f in dataclasses.fields(Target)}
+TARGET_KEYS = {f.name for f in dataclasses.fields(Target)} - {"corruption"}
 
 
 def _is(kind: type) -> Callable[[Any], bool]:

@@ -28,7 +28,9 @@ Redo = Annotated[
 Track = Annotated[
     str | None, typer.Option(help="Draw live curves: tensorboard, wandb, mlflow, or several, comma between them.")
 ]
-SuiteName = Annotated[str | None, typer.Option(help="Suite, see `sctbench suites`.")]
+SuiteName = Annotated[
+    str | None, typer.Option(help="Suite, see `sctbench suites`; NAME+corruptions scores corrupted test images too.")
+]
 TaskNames = Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")]
 ShotCounts = Annotated[str | None, typer.Option(help="Shots of a few-shot suite, e.g. 1,4; all if not given.")]
 ProtocolName = Annotated[str | None, typer.Option(help="Protocol: fixed, tuned, validation, published or oracle.")]

@@ -236,8 +236,9 @@ def locate_all(
     suite: Suite, task: Task, roots: Roots, shots: int | None = None, split_seed: int | None = None
 ) -> dict[str, ListFile]:
     """The lists of a task's splits and of its further test sets, as by `locate`."""
-    owners: tuple[Task | Target, ...] = (task, *task.targets)
-    return {name: file for owner in owners for name, file in locate(suite, owner, roots, shots, split_seed).items()}
+    return {
+        name: file for owner in task.listed for name, file in locate(suite, owner, roots, shots, split_seed).items()
+    }
 
 
 def _files_in(folder: Path, names: Iterable[str]) -> int:

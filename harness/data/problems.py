@@ -73,8 +73,7 @@ def locate_existing(
     """The lists of a task and of its further test sets, and those of them that have no folder."""
     lists: dict[str, ListFile] = {}
     absent: list[Absent] = []
-    owners: tuple[Task | Target, ...] = (task, *task.targets)
-    for owner in owners:
+    for owner in task.listed:
         try:
             lists |= locate(suite, owner, roots, shots, split_seed)
         except HarnessError as error:

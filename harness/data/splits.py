@@ -1,14 +1,17 @@
 """A run's data: the split it trains on, and the held-out splits, which are guarded while it trains."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +35,7 @@ from harness.paths import cache_folder, writing_cache
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Fingerprint, RunRecord
 from harness.terminal import Advance
+from suites import corruptions
 from suites.base import Suite, Task
 
 
@@ -51,11 +55,33 @@ class Split:
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, `size` at a time, moved to `device` as they come."""
-        for start in range(0, len(self), size):
-            images, labels = self.images[start : start + size], self.labels[start : start + size]
+        for images, labels in zip(self._pieces(size), self.labels.split(size), strict=True):
             if device.type == "cuda" and not images.is_cuda:  # the next batch is copied while the device computes
                 images, labels = images.pin_memory(), labels.pin_memory()
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def _pieces(self, size: int) -> Iterator[Tensor]:
+        yield from self.images.split(size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CorruptedSplit(Split):
+    """A split whose images are corrupted as they are read in batches, on all cores, the next batch while one is used;
+    `images` are the clean ones. Nothing is stored: all kinds at all strengths would take 25 times the split's disk."""
+
+    corruption: tuple[str, int]
+    """See `Target.corruption`."""
+
+    def _pieces(self, size: int) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            ahead = [pool.submit(self._image, number) for number in range(min(size, len(self)))]
+            for start in range(0, len(self), size):
+                following = range(start + size, min(start + 2 * size, len(self)))
+                jobs, ahead = ahead, [pool.submit(self._image, number) for number in following]
+                yield torch.from_numpy(np.stack([job.result() for job in jobs]))
+
+    def _image(self, number: int) -> np.ndarray:
+        return corruptions.corrupt(self.images[number].numpy(), self.corruption, number)
 
 
 def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
@@ -80,7 +106,7 @@ def is_there(suite: Suite, task: Task, roots: Roots) -> bool:
 
 
 def _bundled(suite: Suite) -> Path:
-    return cache_folder() / "suites" / f"{suite.name}-v{suite.version}"
+    return cache_folder() / "suites" / f"{suite.data_name}-v{suite.version}"
 
 
 TRAINED_ON = ("train", "trainval")
@@ -137,11 +163,12 @@ class TaskData:
         self._looks, self._shots = looks, shots
         roots = build_if_bundled(suite, task, roots or Roots())
         self._list_files = locate_all(suite, task, roots, shots, split_seed)
-        self._label = f"{suite.name}-{task.name}"
+        self._label = f"{suite.data_name}-{task.name}"
         self._refuse_contradictions(val_is_scored)
 
     def entries(self, split: str) -> tuple[Entry, ...]:
-        """Names and labels of a split."""
+        """Names and labels of a split; of a corruption those of the test split."""
+        split = "test" if split in self.task.corruptions else split
         file = self._list_files[split]
         read = _entries if split in TRAINED_ON else _entries.__wrapped__
         return read(file, self.task.num_classes, file.changed)
@@ -169,16 +196,19 @@ class TaskData:
         _CONSISTENT.add(key)
 
     def fingerprint(self, pixels: bool = True, advance: Advance | None = None) -> Fingerprint:
-        """Digests of all lists, with what the suite makes of them, of a sample of all images, and, unless `pixels` is
-        false, of all decoded pixels."""
+        """Digests of all lists, with what the suite makes of them, corruptions named with their version, of a sample of
+        all images, and, unless `pixels` is false, of all decoded pixels."""
         masked = [target.name for target in self.task.targets if target.masked]
         lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
+        if self.task.corruptions:
+            lists.update(f"corruptions {corruptions.VERSION}: {list(self.task.corruptions)}\n".encode())
         files = hashlib.sha256()
         for split in self._list_files:
             images = self._images(split)
             self.list_digests[split] = arrays.list_digest(images.entries)
             lists.update(f"{split}:{self.list_digests[split]}\n".encode())
             files.update(f"{split}:{arrays.sample_digest(images)}\n".encode())
+        self.list_digests |= dict.fromkeys(self.task.corruptions, self.list_digests.get("test", ""))
         decoded = self._pixels(advance) if pixels else ""
         return replace(self.origin(), lists=lists.hexdigest(), files=files.hexdigest(), pixels=decoded)
 
@@ -196,6 +226,8 @@ class TaskData:
         for split, array in by_split.items():
             paths = array.images.paths
             sha.update(f"{split}:{len(paths)}\n".encode() + b"".join(digests[path] for path in paths))
+        if self.task.corruptions:
+            sha.update(f"corruptions:{corruptions.digest(self.preprocessing.image_size)}\n".encode())
         return sha.hexdigest()
 
     def origin(self) -> Fingerprint:
@@ -232,7 +264,7 @@ class TaskData:
 
     @property
     def _tested(self) -> tuple[str, ...]:
-        return "test", *(target.name for target in self.task.targets)
+        return "test", *(target.name for target in self.task.targets if target.corruption is None)
 
     def has(self, split: str) -> bool:
         """Whether the task has a list of this name."""
@@ -253,7 +285,11 @@ class TaskData:
             raise HarnessError(f"the test split of {self.task.name!r} {reason}")
         check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
-        return {split: self._load(split) for split in self._tested}
+        splits = {split: self._load(split) for split in self._tested}
+        clean = splits["test"]
+        for name, corruption in self.task.corruptions.items():
+            splits[name] = CorruptedSplit(clean.images, clean.labels, corruption)
+        return splits
 
 
 def not_official(

@@ -23,8 +23,9 @@ from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods.architectures import kind
 from methods.base import did_you_mean, typed
 from methods.registry import all_methods, parameters_on
-from suites import SUITES, load_suite, released_recipes
+from suites import SUITES, known, load_suite, released_recipes
 from suites.base import Suite, SuiteError
+from suites.corruptions import SUFFIX, corrupted
 from suites.yaml_lines import YamlFile, scalar
 
 
@@ -80,7 +81,10 @@ def _read(path: Path) -> tuple[YamlFile, Expectations]:
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of that name, or in the YAML file of that name; `HarnessError` if there is none."""
+    """The suite of that name, or in the YAML file of that name, corrupted where `+corruptions` follows; `HarnessError`
+    if there is none."""
+    if name.endswith(SUFFIX) and not (base := name.removesuffix(SUFFIX)).endswith(SUFFIX):
+        return corrupted(find_suite(base))
     if name.endswith((".yaml", ".yml")):
         suite = load_suite(Path(name).expanduser(), {metric.name: metric.classes for metric in METRICS.values()})
         with _prefixed(f"{name}: "):
@@ -98,9 +102,9 @@ def suite_of_run(spec: RunSpec, file: str | None) -> Suite:
     """The suite of a run, which is in `file` where it is one of the user's own. `HarnessError` if it is not that."""
     if file is not None and (name := find_suite(file).name) != spec.suite:
         raise HarnessError(f"--suite {file} is {name!r}, and the run's suite is {spec.suite!r}")
-    if spec.suite not in SUITES:
+    if (suite := known(spec.suite)) is None:
         raise HarnessError(f"suite {spec.suite!r} is not known here: give its file with --suite")
-    return SUITES[spec.suite]
+    return suite
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
@@ -223,7 +227,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
             checked[key] = check(asked, suite)
     with given.blaming("weights" if asked.weights != "pretrained" else "backbone"):
         backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
-    preprocessing = _preprocessing(asked, backbone, given)
+    preprocessing = _preprocessing(asked, suite, backbone, given)
     return plan.Selection(
         suite=suite,
         methods=_fitting(asked, choices, backbone, given),
@@ -273,8 +277,8 @@ def _fitting(
     return tuple(fitting)
 
 
-def _preprocessing(asked: Experiment, backbone: BackboneSpec, given: _Given) -> Preprocessing:
-    released = protocol.get(asked.protocol).published and released_recipes.table_for(asked.suite).statistics
+def _preprocessing(asked: Experiment, suite: Suite, backbone: BackboneSpec, given: _Given) -> Preprocessing:
+    released = protocol.get(asked.protocol).published and released_recipes.table_for(suite.data_name).statistics
     statistics = asked.statistics or released or "model"
     with given.blaming("statistics", "weights"):
         if statistics != "model" and statistics not in STATISTICS:

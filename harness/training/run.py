@@ -14,6 +14,7 @@ from harness.data.held_out_guard import allowed
 from harness.data.lists import Roots
 from harness.data.splits import Split, TaskData
 from harness.errors import DataError, HarnessError, Interrupted
+from harness.plans.experiment import suite_of_run
 from harness.records import predictions as predictions_file
 from harness.records.store import PREDICTIONS_NAME, WEIGHTS_NAME
 from harness.schema import failures, protocol
@@ -32,7 +33,6 @@ from harness.training.evaluation import Evaluation
 from harness.training.trackers import Trackers
 from harness.training.trainer import Trainer, total_steps
 from methods import registry
-from suites import SUITES
 from suites.base import Suite, Task
 
 
@@ -67,7 +67,7 @@ class RunContext:
 
     @property
     def suite(self) -> Suite:
-        return SUITES[self.spec.suite]
+        return suite_of_run(self.spec, None)
 
     @property
     def task(self) -> Task:
