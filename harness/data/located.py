@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
+import numpy as np
+
 from harness.data import hints
 from harness.data.files import NO_FILE, is_file
-from harness.data.lists import Entry, ListFile, Roots, check_roots
+from harness.data.lists import Entry, ImageList, ListFile, Roots, check_roots
 from harness.data.problems import Absent, Problem, locate_existing, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
 from harness.errors import USER_ERRORS, DataError
@@ -87,20 +89,28 @@ class _Search:
 def _list_problems(file: ListFile, num_classes: int) -> list[Problem]:
     """What is wrong with a list and the images that it names; one problem for all whose file is missing."""
     images, problems = read_with_problems(file, num_classes)
-    folders: dict[str, tuple[dict[str, str], str]] = {}
     reasons: dict[str, list[Entry]] = {}
-    for entry in images.entries:
-        head, tail = os.path.split(os.path.join(file.folder, entry.name))  # noqa: PTH118 (twice as fast)
-        if head not in folders:
-            folders[head] = _reasons(head)
-        of_names, of_others = folders[head]
-        if reason := of_names.get(tail, of_others):
-            reasons.setdefault(reason, []).append(entry)
+    for number, reason in sorted(_unreadable(images)):
+        reasons.setdefault(reason, []).append(images.entries[number])
     for reason, missing in reasons.items():
         hint = hints.renamed(file, [entry.name for entry in missing]) if reason == NO_FILE else hints.Hint()
         text = f"{images.where(missing[0])}: {file.folder / missing[0].name}: {reason}"
         problems.append(Problem(text, kind=reason, hint=hint, count=len(missing)))
     return problems
+
+
+def _unreadable(images: ImageList) -> Iterator[tuple[int, str]]:
+    """Number and reason of each entry whose image cannot be read as a file, folder by folder: what one of them holds is
+    in memory at a time."""
+    folders: dict[str, int] = {}
+    heads = (os.path.dirname(path) for path in images.paths)  # noqa: PTH120 (of millions of paths)
+    places = np.fromiter((folders.setdefault(head, len(folders)) for head in heads), np.int64)
+    members = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places)))
+    for folder, numbers in zip(folders, members, strict=False):
+        of_names, of_others = _reasons(folder)
+        for number in numbers.tolist():
+            if reason := of_names.get(os.path.basename(images.entries.name(number)), of_others):  # noqa: PTH119
+                yield number, reason
 
 
 def _reasons(folder: str) -> tuple[dict[str, str], str]:

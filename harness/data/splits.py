@@ -18,10 +18,11 @@ from torch import Tensor
 from harness.data import arrays
 from harness.data.agreement import disagreements, shared_images
 from harness.data.arrays import ImageArray
+from harness.data.decode_all import DIGEST_BYTES
 from harness.data.held_out_guard import HeldOutGuard, check_open
 from harness.data.lists import (
     NOTE_FILE,
-    Entry,
+    Entries,
     ImageList,
     ListFile,
     Roots,
@@ -119,8 +120,8 @@ _CONSISTENT: set[tuple[object, ...]] = set()
 
 
 @lru_cache(maxsize=32)
-def _entries(list_file: ListFile, num_classes: int, changed: tuple[int, ...]) -> tuple[Entry, ...]:
-    return tuple(read_list(list_file.path, num_classes, numbered_with=list_file.numbered_with))
+def _images(list_file: ListFile, num_classes: int, changed: tuple[int, ...]) -> ImageList:
+    return ImageList(list_file, read_list(list_file.path, num_classes, numbered_with=list_file.numbered_with))
 
 
 def _note(folder: Path) -> str:
@@ -132,12 +133,9 @@ def _note(folder: Path) -> str:
 
 
 @lru_cache(maxsize=16)
-def _load_split(
-    path: Path, label: str, file: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing
-) -> Split:
+def _load_split(path: Path, array: ImageArray) -> Split:
     """`path`, the array's, changes with the images: after that this process must not go on with the old ones."""
-    array = ImageArray(label=label, images=ImageList(file, entries), preprocessing=preprocessing)
-    return Split(torch.from_numpy(array.load()), torch.tensor([entry.label for entry in entries]))
+    return Split(torch.from_numpy(array.load(path)), torch.from_numpy(array.images.entries.labels).long())
 
 
 class TaskData:
@@ -166,15 +164,14 @@ class TaskData:
         self._label = f"{suite.data_name}-{task.name}"
         self._refuse_contradictions(val_is_scored)
 
-    def entries(self, split: str) -> tuple[Entry, ...]:
+    def entries(self, split: str) -> Entries:
         """Names and labels of a split; of a corruption those of the test split."""
-        split = "test" if split in self.task.corruptions else split
-        file = self._list_files[split]
-        read = _entries if split in TRAINED_ON else _entries.__wrapped__
-        return read(file, self.task.num_classes, file.changed)
+        return self._images("test" if split in self.task.corruptions else split).entries
 
     def _images(self, split: str) -> ImageList:
-        return ImageList(self._list_files[split], self.entries(split))
+        file = self._list_files[split]
+        read = _images if split in TRAINED_ON else _images.__wrapped__
+        return read(file, self.task.num_classes, file.changed)
 
     def _array(self, split: str) -> ImageArray:
         label = f"{self._label}-{split}"
@@ -217,15 +214,17 @@ class TaskData:
         train and val are in trainval, is not decoded for it."""
         by_split = {split: self._array(split) for split in self._list_files}
         files = {split: array.path() for split, array in by_split.items()}
-        digests: dict[Path, bytes] = {}
+        keys, digests = np.zeros(0, np.int64), np.zeros((0, DIGEST_BYTES), np.uint8)
         for split in sorted(files, key=lambda split: not arrays.has_digests(files[split])):
-            if not digests.keys() >= set(by_split[split].images.paths):
-                own = by_split[split].pixel_digests(files[split], advance)
-                digests.update(zip(by_split[split].images.paths, own, strict=True))
-        sha = hashlib.sha256()
+            own = by_split[split].images.path_keys
+            if not np.isin(own, keys).all():
+                digests = np.concatenate([digests, by_split[split].pixel_digests(files[split], advance)])
+                keys = np.concatenate([keys, own])
+        sha, order = hashlib.sha256(), np.argsort(keys)
         for split, array in by_split.items():
-            paths = array.images.paths
-            sha.update(f"{split}:{len(paths)}\n".encode() + b"".join(digests[path] for path in paths))
+            own = array.images.path_keys
+            sha.update(f"{split}:{len(own)}\n".encode())
+            sha.update(digests[order[np.searchsorted(keys, own, sorter=order)]].tobytes())
         if self.task.corruptions:
             sha.update(f"corruptions:{corruptions.digest(self.preprocessing.image_size)}\n".encode())
         return sha.hexdigest()
@@ -235,7 +234,7 @@ class TaskData:
         known = {split: known_size(self.task, split, self._shots) for split in self._list_files}
         official = {split: size for split, size in known.items() if size is not None}
         sizes = {split: len(self.entries(split)) for split in self._list_files}
-        if self._shots is not None and len({entry.name for entry in self.entries("train")}) == official["train"]:
+        if self._shots is not None and len({*self.entries("train").names}) == official["train"]:
             official["train"] = sizes["train"]  # NOAH's 1-shot lists of pets name every image twice
         notes = dict.fromkeys(_note(file.path.parent) for file in self._list_files.values())
         return Fingerprint(
@@ -247,20 +246,22 @@ class TaskData:
         free = {trained_on, "train", "val"} if trained_on == "trainval" else {trained_on}
         hidden = [split for split in self._list_files if split not in free]
         prefixes = [arrays.folder() / f"{self._label}-{split}-" for split in hidden]
-        images = {path for split in hidden for path in self._images(split).real_paths}
-        images -= set(self._images(trained_on).real_paths)
+        keys = np.concatenate([np.zeros(0, np.int64), *(self._images(split).keys for split in hidden)])
+        images = np.setdiff1d(keys, self._images(trained_on).keys)
         return HeldOutGuard([self._list_files[split] for split in hidden], prefixes, images)
 
-    def _load(self, split: str) -> Split:
+    def _load(self, split: str, advance: Advance | None = None) -> Split:
         check_open(f"split {split!r} of {self.task.name!r}")
         load, array = _load_split if split in TRAINED_ON else _load_split.__wrapped__, self._array(split)
-        return load(array.path(), array.label, array.images.file, self.entries(split), array.preprocessing)
+        path = array.path()
+        array.build(path, advance)
+        return load(path, array)
 
-    def decode(self, split: str) -> None:
+    def decode(self, split: str, advance: Advance | None = None) -> None:
         """Build the array of a split that will be scored, of `test` with all further test sets, without returning it:
         a missing image is reported before the training and not after it."""
         for name in self._tested if split == "test" else (split,):
-            self._array(name).build()
+            self._array(name).build(advance=advance)
 
     @property
     def _tested(self) -> tuple[str, ...]:
@@ -270,13 +271,13 @@ class TaskData:
         """Whether the task has a list of this name."""
         return split in self._list_files
 
-    def train(self, split: str) -> Split:
+    def train(self, split: str, advance: Advance | None = None) -> Split:
         """`train`, `val` or `trainval`."""
         if split not in ("train", "val", "trainval"):
             raise HarnessError(f"split {split!r} is opened only by TaskData.open_test")
         if split not in self._list_files:
             raise HarnessError(f"task {self.task.name!r} has no split {split!r}")
-        return self._load(split)
+        return self._load(split, advance)
 
     def open_test(self) -> dict[str, Split]:
         """The test split and all further test sets by name; `HarnessError` if opened more often than allowed."""

@@ -75,7 +75,7 @@ def test_labels_out_of_range_or_no_numbers(folder, line):
 
 def test_tabs_and_several_spaces_divide_too(tmp_path):
     (tmp_path / "x.txt").write_text("a b.png\t1\nc.png   2\n")
-    assert read_list(tmp_path / "x.txt", 3) == [Entry("a b.png", 1, 1), Entry("c.png", 2, 2)]
+    assert list(read_list(tmp_path / "x.txt", 3)) == [Entry("a b.png", 1, 1), Entry("c.png", 2, 2)]
 
 
 def test_a_list_that_is_no_text_is_named(folder):
