@@ -72,7 +72,7 @@ def digests_of(images: Iterable[np.ndarray]) -> NDArray[np.uint8]:
 def _decode(
     start: int, paths: list[str], preprocessing: Preprocessing, to: Path | None, offset: int
 ) -> NDArray[np.uint8]:
-    images = np.stack([decoding.decode(Path(path), preprocessing) for path in paths])
+    images = np.stack([decoding.decode(Path(path), preprocessing=preprocessing) for path in paths])
     if to:
         with to.open("r+b") as file:
             file.seek(offset + start * images[0].nbytes)
