@@ -1,8 +1,10 @@
 """Decoding in threads and in processes: the same bytes, the same errors, and nothing left behind."""
 
 import hashlib
+import multiprocessing as mp
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -14,15 +16,6 @@ from harness.errors import DataError, HarnessError
 from tests import layouts
 
 COUNT = 70
-SOURCE = """
-import os
-from pathlib import Path
-from harness.data import decode_all, decoding
-from harness.data.decode_all import *
-from tests import layouts
-from tests.harness.data.test_decode_all import array_of
-decode_all.PROCESSES_FROM = 1
-"""
 
 
 @pytest.fixture
@@ -87,3 +80,19 @@ def test_a_killed_process_is_an_error_that_leaves_nothing(folder, monkeypatch):
     with pytest.raises(HarnessError, match="was killed"):
         array_of(folder).build()
     assert not [path for path in arrays.folder().iterdir() if path.suffix != ".lock"]
+
+
+def _idle(connection):
+    decode_all._begin(connection)
+    time.sleep(60)
+
+
+def test_processes_end_when_the_one_that_started_them_is_gone():
+    context = mp.get_context("forkserver")
+    theirs, ours = context.Pipe(duplex=False)
+    process = context.Process(target=_idle, args=(theirs,))
+    process.start()
+    theirs.close()
+    ours.close()  # as the system does when a process is killed
+    process.join(40)
+    assert process.exitcode == 1
