@@ -69,11 +69,13 @@ Report = Callable[[Progress | Decoding], None]
 
 
 class DecodingReporter:
-    """An `Advance` that tells `report` every now and then how far images are decoded, list after list."""
+    """An `Advance` that tells `report` every now and then how far images are decoded, list after list; nothing of
+    lists that are done at once."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self._start, self._done, self._reported = time.perf_counter(), 0, 0.0
+        self._start, self._done = time.perf_counter(), 0
+        self._reported = self._start
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
