@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-random demo-all demo-tuned demo-bias rates snapshot test test-slurm test-slurm-demo test-faults bench gpu latex-check lint requirements
+.PHONY: demo demo-random demo-corruptions demo-all demo-tuned demo-bias rates snapshot test test-slurm test-slurm-demo test-faults bench gpu latex-check lint requirements
 
 .venv/ready: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,6 +19,10 @@ demo: .venv/ready  ## seven methods on five tasks of real images, then the table
 demo-random: .venv/ready  ## the same model at random initialisation beside it
 	$(BIN)/sctbench run suites/experiments/demo_random_weights.yaml
 	$(BIN)/sctbench report --suite demo
+
+demo-corruptions: .venv/ready  ## three methods on corrupted photographs, and the table of how much of their accuracy is left
+	$(BIN)/sctbench run suites/experiments/demo_corruptions.yaml
+	$(BIN)/sctbench report --suite demo+corruptions
 
 demo-all: .venv/ready  ## every registered method on one small task
 	$(BIN)/sctbench run --suite demo --tasks digits --methods all --out results/demo-all
@@ -37,10 +41,11 @@ demo-bias: demo  ## the demo once more, looking at test after every epoch, and w
 	$(BIN)/sctbench run suites/experiments/demo.yaml --protocol oracle
 	$(BIN)/sctbench bias --suite demo
 
-snapshot: demo demo-random  ## put what `demo` and `demo-random` gave into results/demo, where the README shows it
+snapshot: demo demo-random demo-corruptions  ## put what these gave into results/demo, where the README shows it
 	mkdir -p results/demo
 	cd results/report/demo-fixed-demo_vit-pretrained-56px && cp tasks.* significance.md images.md pretrained_minus_random.md \
 		accuracy_parameters.png critical_difference.png runs.csv ../../demo/
+	cp results/report/demo+corruptions-fixed-demo_vit-pretrained-56px/corruptions.* results/demo/
 
 test: .venv/ready  ## on all cores, see tests/conftest.py
 	$(BIN)/python -m pytest -n auto --no-loadscope-reorder --durations 20 -m "not slurm and not slurm_demo"

@@ -22,7 +22,7 @@ from analysis.tables.tasks import result_tables
 from analysis.verify import Verification, verify
 from harness.errors import HarnessError, did_you_mean
 from harness.schema.metrics import get as get_metric
-from suites import SUITES, suite_name
+from suites import SUITES, known, suite_name
 
 
 def load(root: Path, errors: Console, results: Sequence[Path] | None = None) -> Runs:
@@ -53,9 +53,9 @@ def tables_of_runs(root: Path, run_ids: Iterable[str]) -> list[Table]:
 
 def check_suite(suite: str | None, runs: Runs) -> None:
     """`HarnessError` for a suite that neither this version nor the records know."""
-    known = {*SUITES, *(runs.rows["suite"] if len(runs.rows) else [])}
-    if suite is not None and suite not in known:
-        raise HarnessError(f"no suite {suite!r}. {did_you_mean(suite, sorted(known))}")
+    names = {*SUITES, *(runs.rows["suite"] if len(runs.rows) else [])}
+    if suite is not None and suite not in names and known(suite) is None:
+        raise HarnessError(f"no suite {suite!r}. {did_you_mean(suite, sorted(names))}")
 
 
 def _sets(root: Path, suite: str | None, protocol: str | None, errors: Console) -> list[ComparableSet]:

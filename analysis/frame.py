@@ -13,7 +13,7 @@ from analysis.comparability import CELL_KEYS, LeftOut, notes, set_aside_unlike, 
 from harness.schema.metrics import ACCURACY, Metric
 from harness.schema.metrics import get as get_metric
 from harness.schema.record import RunRecord
-from suites import SUITES
+from suites import known
 from suites.base import Task
 
 K = TypeVar("K")
@@ -186,7 +186,7 @@ def _apart(frame: pd.DataFrame) -> dict[tuple[Any, ...], str]:
 
 def known_tasks(suite: str) -> dict[str, Task]:
     """Tasks by name; none of a suite that this version does not know."""
-    return {task.name: task for task in SUITES[suite].tasks} if suite in SUITES else {}
+    return {task.name: task for task in there.tasks} if (there := known(suite)) else {}
 
 
 def suite_tasks(suite: str, rows: pd.DataFrame) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 from harness.data.located import refuse_unusable
 from harness.errors import HarnessError
 from harness.execution.preparations import Tell
+from harness.plans.experiment import find_suite
 from harness.plans.tuning import TunedRun
 from harness.schema.spec import RunSpec
 from harness.sources import source_digest
@@ -22,7 +23,6 @@ from slurm.profile import Profile
 from slurm.status import Placement, SubmittedRun, log_file, placements, submitted_runs, tail
 from slurm.submissions import Log, Submission
 from slurm.submit import Missing, held_keys, jobs_of_trials, make_plan, send
-from suites import SUITES
 
 
 def find(known: Iterable[str], key: str) -> str:
@@ -114,8 +114,9 @@ def _retry(log: Log, failed: Sequence[Placement], changes: Mapping[str, Any], te
     seconds = {placement.entry.key: placement.entry.seconds for placement in failed}
     items = [item for job in jobs for item in job.items if key_of(item) in seconds]
     setup = dataclasses.replace(jobs[0].setup, device=profile.device, sources=source_digest())
-    suites = SUITES | {suite.name: suite for suite in setup.suites}
-    refuse_unusable(suites[failed[0].entry.suite], items, setup.data)
+    suites = {suite.name: suite for suite in setup.suites}
+    name = failed[0].entry.suite
+    refuse_unusable(suites[name] if name in suites else find_suite(name), items, setup.data)
     blocked = [item for item in items if isinstance(item, TunedRun)]
     missing = Missing(
         ready=[item for item in items if isinstance(item, RunSpec)],

@@ -44,21 +44,25 @@ VTAB_LISTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A further test set that a trained model is scored on (domain generalisation)."""
+    """A further test set that a trained model is scored on (domain generalisation, corruptions)."""
 
     name: str
-    folders: tuple[str, ...]
+    folders: tuple[str, ...] = ()
     """Folder of the images below the data root; the first that exists is taken."""
 
     list_folders: tuple[str, ...] = ()
     """Folder of the list, likewise; that of the images if empty."""
 
-    list_file: str
+    list_file: str = ""
     masked: bool = False
     """Score also among the classes that occur in the list alone, stored as `<name>/masked`."""
 
     size: int | None = None
     """Number of images, where known."""
+
+    corruption: tuple[str, int] | None = None
+    """Kind and strength in `suites.corruptions`: the set is the task's test split, corrupted as it is read, and has no
+    list of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,16 @@ class Task:
     build: Callable[[Path], None] | None = None
     """Writes the task's folder out of installed packages; None where the user brings the data."""
 
+    @property
+    def listed(self) -> tuple[Task | Target, ...]:
+        """What has lists and images of its own: the task, and its further test sets that are no corruptions."""
+        return self, *(target for target in self.targets if target.corruption is None)
+
+    @property
+    def corruptions(self) -> dict[str, tuple[str, int]]:
+        """The further test sets that are corruptions of the test split: name to kind and strength."""
+        return {target.name: target.corruption for target in self.targets if target.corruption is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
@@ -142,6 +156,14 @@ class Suite:
 
     digest: str = ""
     """sha256 over such a suite's lists."""
+
+    data_of: str = ""
+    """Name of the suite whose data these are, where this one is derived from it (`suites.corruptions`)."""
+
+    @property
+    def data_name(self) -> str:
+        """Name of the suite that the data belong to."""
+        return self.data_of or self.name
 
     def groups(self) -> tuple[str, ...]:
         """Group names in the order in which they first occur."""

@@ -17,16 +17,16 @@ from typing import Any
 from suites.base import NOT_YET, Suite, SuiteError, Target, Task
 from suites.yaml_lines import YamlFile, did_you_mean
 
-OF_OWN_DATA = ("path", "images", "digest")
+NOT_DESCRIBED = ("path", "images", "digest", "data_of")
 """Fields of suites that no file describes."""
 
-SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite) if f.name not in OF_OWN_DATA))
+SUITE_KEYS = ("defaults", *(f.name for f in dataclasses.fields(Suite) if f.name not in NOT_DESCRIBED))
 SPLITS = ("train", "val", "test")
 ALL_SPLITS = (*SPLITS, "trainval")
 FINAL_SPLITS = ("train", "trainval")
 PLACEHOLDERS = ("shots", "split_seed")
 TASK_KEYS = {f.name for f in dataclasses.fields(Task)} - {"build"} | {*SPLITS, "images"}
-TARGET_KEYS = {f.name for f in dataclasses.fields(Target)}
+TARGET_KEYS = {f.name for f in dataclasses.fields(Target)} - {"corruption"}
 
 
 def _is(kind: type) -> Callable[[Any], bool]:

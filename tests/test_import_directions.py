@@ -59,7 +59,7 @@ FLOORS = {
     ],
     "suites": [
         {"base"},
-        {"folders", "packages", "yaml_lines"},
+        {"corruptions", "folders", "packages", "yaml_lines"},
         {"demo", "load", "own", "released_recipes"},
         {"demo_twins"},
     ],

@@ -14,7 +14,7 @@ from analysis.figures.ablation import ablation, varied_fields
 from analysis.figures.channels import channel_heatmap, channel_overlap, with_channels
 from analysis.figures.data import PER_CELL, read_whole, run_frame
 from analysis.figures.learning import QUANTITIES, learning_curves, with_curves
-from analysis.figures.panels import few_shot_curves, group_bars, target_bars
+from analysis.figures.panels import corruption_curves, few_shot_curves, group_bars, target_bars
 from analysis.figures.ranks import critical_difference_diagram
 from analysis.figures.reproduction import reproduction_scatter
 from analysis.figures.tradeoff import tradeoff
@@ -24,6 +24,7 @@ from analysis.metric_text import sentence
 from analysis.tables.settings import ablation_axes
 from analysis.tables.significance import DEFAULT_REFERENCE
 from harness.schema.metrics import Metric
+from suites.corruptions import SUFFIX
 
 WHOLE = "methods that are complete on every task of the suite"
 
@@ -48,7 +49,8 @@ def drawings(
     """Every figure for this set. `published`: see `reproduction_scatter`; `reference`: see `tradeoff`."""
     runs, other, metric = run_frame(peers), taken_in_part(peers.rows), peers.metric
     tasks = averaged(suite_tasks(peers.key["suite"], peers.rows))
-    further = TARGETS_APART if (runs["targets"] != "{}").any() else ""
+    corrupted = peers.key["suite"].endswith(SUFFIX)
+    further = (CORRUPTED_APART if corrupted else TARGETS_APART) if (runs["targets"] != "{}").any() else ""
     yield from _costs(runs, list(tasks), further, reference, metric)
     yield Drawing(
         name="groups",
@@ -63,7 +65,7 @@ def drawings(
         needs=f"two tasks and three {WHOLE}",
         draw=lambda: critical_difference_diagram(runs, list(tasks), metric),
     )
-    yield from _of_special_suites(runs, metric)
+    yield from _of_special_suites(runs, metric, corrupted)
     yield from _of_training(runs, read, metric)
     yield from _of_settings(peers, runs)
     yield Drawing(
@@ -76,6 +78,7 @@ def drawings(
 
 
 TARGETS_APART = " On the source alone: the targets have a figure of their own."
+CORRUPTED_APART = " On the clean images alone: the corrupted ones have a figure of their own."
 
 
 def _costs(runs: pd.DataFrame, tasks: list[str], further: str, reference: str, metric: Metric) -> Iterator[Drawing]:
@@ -93,7 +96,7 @@ def _costs(runs: pd.DataFrame, tasks: list[str], further: str, reference: str, m
         )
 
 
-def _of_special_suites(runs: pd.DataFrame, metric: Metric) -> Iterator[Drawing]:
+def _of_special_suites(runs: pd.DataFrame, metric: Metric, corrupted: bool) -> Iterator[Drawing]:
     yield Drawing(
         name="few_shot",
         caption=f"{sentence(metric.title)} against training images per class; bands are one standard deviation over "
@@ -101,6 +104,15 @@ def _of_special_suites(runs: pd.DataFrame, metric: Metric) -> Iterator[Drawing]:
         needs="a suite with several numbers of shots",
         draw=lambda: few_shot_curves(runs, metric),
     )
+    if corrupted:
+        yield Drawing(
+            name="corruptions",
+            caption=f"{sentence(metric.title)} on the test split, clean and with each kind of corruption at five "
+            "strengths, means over the tasks; bands are one standard deviation over seeds.",
+            needs="methods that are complete on every task that has runs",
+            draw=lambda: corruption_curves(runs, metric),
+        )
+        return
     yield Drawing(
         name="targets",
         caption=f"{sentence(metric.title)} of the trained model on its own test set and on each target.",

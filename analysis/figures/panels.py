@@ -17,6 +17,7 @@ from analysis.figures.style import TWO_COLUMNS, Style, paper, styles
 from analysis.frame import REPLICATE_KEYS, cell_name
 from analysis.metric_text import digits, with_unit
 from harness.schema.metrics import ACCURACY, Metric
+from suites.corruptions import KINDS, STRENGTHS, target_name
 
 OVERALL = "mean"
 
@@ -88,6 +89,45 @@ def target_bars(runs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure | None:
     everywhere = pd.concat([panel["mean"] for panel in panels.values()], axis=1).mean(axis=1)
     order = everywhere.sort_values(ascending=metric.higher_is_better)
     return _bars(panels, list(order.index), styles(runs), metric)
+
+
+def corruption_curves(runs: pd.DataFrame, metric: Metric = ACCURACY) -> Figure | None:
+    """The metric against strength by kind of corruption, from the clean test split at 0, means over the tasks; with a
+    band of one standard deviation over seeds. None without corruptions."""
+    runs = complete(runs, list(dict.fromkeys(runs["task"])))
+    points = _corruption_points(runs)
+    if points.empty:
+        return None
+    best = best_labels(runs, MOST, metric)
+    looks = {label: look for label, look in styles(runs).items() if label in best}
+    with paper():
+        figure, grid = panel_grid(len(KINDS), len(KINDS), TWO_COLUMNS, 1.7, 0.4, sharey=True)
+        for axes, (kind, lines) in zip(grid, points.groupby("kind", sort=False), strict=True):
+            for label, line in lines.groupby("label"):
+                if label in looks:
+                    line_with_band(axes, line, ("strength", "mean", "spread"), looks[str(label)], zorder=3)
+            axes.set_title(str(kind))
+            axes.set_xticks([0, *STRENGTHS], ["clean", *map(str, STRENGTHS)])
+            axes.grid(True)
+        grid[0].set_ylabel(with_unit(metric.title, metric))
+        add_legend(figure, looks, runs["label"].nunique())
+    return figure
+
+
+def _corruption_points(runs: pd.DataFrame) -> pd.DataFrame:
+    """`mean` and `spread` over seeds of the mean over tasks, by label, kind and strength."""
+    columns = zip(*(runs[name] for name in ("label", *REPLICATE_KEYS, "splits")), strict=True)
+    rows = [
+        (label, draw, seed, kind, strength, splits[target_name(kind, strength)] if strength else splits[SOURCE])
+        for label, draw, seed, splits in columns
+        for kind in KINDS
+        for strength in (0, *STRENGTHS)
+        if not strength or target_name(kind, strength) in splits
+    ]
+    keys = ["label", "kind", "strength"]
+    frame = pd.DataFrame(rows, columns=["label", *REPLICATE_KEYS, "kind", "strength", "value"])
+    each = frame.groupby([*keys, *REPLICATE_KEYS], sort=False)["value"].mean()
+    return each.groupby(keys, sort=False).agg(mean="mean", spread="std").reset_index()
 
 
 def _bars(

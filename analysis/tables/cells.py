@@ -13,7 +13,7 @@ from analysis.statistics import average_ranks
 from analysis.tables.base import MISSING, UNKNOWN, Cell, Key, number_cell
 from harness.schema.metrics import Metric
 from harness.schema.protocol import PROTOCOLS
-from suites import SUITES
+from suites import known
 
 LEFT_OUT = "left_out.csv"
 """File of a report that names each run that was left out of a set."""
@@ -77,7 +77,7 @@ def cost_cells(runs: pd.DataFrame, names: list[str], keys: list[Key], seeds: int
 def protocol_caption(name: str, suite: str) -> str:
     """What a protocol means, in a line, with the split that the suite's final models are trained on."""
     caption = PROTOCOLS[name].caption if name in PROTOCOLS else "unknown to this version"
-    on_train = suite in SUITES and SUITES[suite].final_split == "train"
+    on_train = (there := known(suite)) is not None and there.final_split == "train"
     return caption.replace("train+val", "train") if on_train else caption
 
 
@@ -102,7 +102,7 @@ def set_caption(peers: ComparableSet) -> str:
         f"{key['preprocessing']}, precision {key['precision']}. Device: {devices}."
     )
     if other := taken_in_part(peers.rows):
-        is_own = key["suite"] not in SUITES or SUITES[key["suite"]].path is not None
+        is_own = (suite := known(key["suite"])) is None or suite.path is not None
         what = "Data" if is_own else "Not the suite's own data, so not comparable with published numbers"
         caption += f" {what}: {other}."
     if peers.notes:

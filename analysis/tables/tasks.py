@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 
 import pandas as pd
 
@@ -23,6 +25,7 @@ from analysis.tables.cells import (
     spread_caption,
 )
 from harness.schema.metrics import Metric
+from suites.corruptions import KINDS, STRENGTHS, SUFFIX, target_name
 
 RANK = Column(name="rank", kind="rank", best="min")
 COSTS = {
@@ -145,23 +148,31 @@ def few_shot_table(peers: ComparableSet) -> Table:
     return table
 
 
-def _target_cells(runs: pd.DataFrame, targets: list[str], metric: Metric, seeds: int) -> dict[str, Cell]:
+def _target_cells(runs: pd.DataFrame, targets: Iterable[str], metric: Metric, seeds: int) -> dict[str, Cell]:
     """The metric of one method on its own test set (named `""`) and on each target, means over replicates."""
+    return _means_over_targets(runs, {name: [name] for name in ("", *targets)}, metric, seeds)
+
+
+def _means_over_targets(
+    runs: pd.DataFrame, sets: Mapping[str, Sequence[str]], metric: Metric, seeds: int
+) -> dict[str, Cell]:
+    """The metric of one method by name, the mean over several targets, `""` for its own test set, and over replicates
+    that have them all."""
     complete = runs[runs["status"] == "complete"]
     values = pd.DataFrame(
         [
             {"": own, **target_values(text, metric)}
             for own, text in zip(complete[metric.name], complete["targets"], strict=True)
         ],
-        columns=["", *targets],
+        columns=list(dict.fromkeys(chain.from_iterable(sets.values()))),
     )
     scored = {"", *(name for text in complete["targets"] for name in parsed(text))} if len(complete) else set()
     empty = Cell(note="failed" if len(runs) and complete.empty else "missing")
     cells = {}
-    for name in map(str, values):
-        known = values[name].dropna()
+    for name, targets in sets.items():
+        known = values[list(targets)].astype(float).mean(axis=1, skipna=False).dropna()
         note = "" if len(known) == seeds else f"{len(known)}/{seeds}"
-        none = UNKNOWN if name in scored else empty
+        none = UNKNOWN if scored.issuperset(targets) else empty
         cells[name] = Cell(value=known.mean(), spread=known.std(ddof=1), note=note) if len(known) else none
     return cells
 
@@ -211,6 +222,52 @@ def domain_table(peers: ComparableSet, task: str, shots: int) -> Table:
     return table
 
 
+def corruption_table(peers: ComparableSet, shots: int) -> Table:
+    """Result on the clean test images beside that on corrupted ones: the mean over all kinds and strengths, by kind, by
+    strength and, of several tasks, by task."""
+    rows = peers.rows[peers.rows["shots"] == shots]
+    over = tuple((task, shots) for task in averaged(suite_tasks(peers.key["suite"], rows)))
+    column = partial(value_column, peers.metric, over=over, plain=False)
+    whole = {"clean": column("clean"), "corrupted": column("corrupted")}
+    whole |= {kind: column(kind, group="corrupted, by kind") for kind in KINDS}
+    whole |= {name: column(name, group="corrupted, by strength") for name in map(_of_strength, STRENGTHS)}
+    by_task = {key: column(cell_name(*key), group="corrupted, by task", over=(key,)) for key in over}
+    by_task = by_task if len(over) > 1 else {}
+    costs = [dataclasses.replace(cost, over=over) for cost in COSTS.values()]
+    few = f" {shots}-shot" if shots >= 0 else ""
+    table = Table(
+        name="corruptions",
+        title=set_title(peers, f"common corruptions{few}"),
+        caption=f"clean: the test split as it is; corrupted: {'means over the tasks of the ' * bool(by_task)}mean over "
+        f"{len(KINDS)} kinds of corruption at {len(STRENGTHS)} strengths, on which nothing was trained or chosen, and "
+        f"which are not those of ImageNet-C. {_caption(peers, rank='')}",
+        columns=[*whole.values(), *by_task.values(), *costs, *_from_column(peers)],
+    )
+    seeds = seed_count(rows)
+    for label, runs in by_label(rows):
+        cells = {key: _corrupted_cells(runs[runs["task"] == key[0]], peers.metric, seeds) for key in over}
+        row = {own.key: _only_or_mean([cells[key][name] for key in over]) for name, own in whole.items()}
+        row |= {own.key: cells[key]["corrupted"] for key, own in by_task.items()}
+        table.rows[label] = row | _cost_row(runs, list(over), seeds)
+    return table
+
+
+def _corrupted_cells(runs: pd.DataFrame, metric: Metric, seeds: int) -> dict[str, Cell]:
+    """The metric of one method on one task: `clean`, `corrupted`, by kind and by strength."""
+    every = {kind: [target_name(kind, strength) for strength in STRENGTHS] for kind in KINDS}
+    by_strength = {_of_strength(strength): [target_name(kind, strength) for kind in KINDS] for strength in STRENGTHS}
+    sets = {"clean": [""], "corrupted": [*chain.from_iterable(every.values())], **every, **by_strength}
+    return _means_over_targets(runs, sets, metric, seeds)
+
+
+def _of_strength(strength: int) -> str:
+    return f"strength {strength}"
+
+
+def _only_or_mean(cells: list[Cell]) -> Cell:
+    return cells[0] if len(cells) == 1 else mean_cell(cells)
+
+
 def target_order(suite: str, task: str) -> list[str]:
     """Targets of a task in the suite's order, over all classes, then masked."""
     known = known_tasks(suite)
@@ -226,6 +283,12 @@ def _ways(suite: str, task: str) -> str:
 def result_tables(peers: ComparableSet) -> list[Table]:
     """The tables of results that fit the set, the most telling first: by target, by number of shots, or by task."""
     rows = peers.rows
+    if peers.key["suite"].endswith(SUFFIX):
+        tables = [corruption_table(peers, int(shots)) for shots in sorted(rows["shots"].unique())]
+        if len(tables) > 1:
+            numbers = sorted(rows["shots"].unique())
+            tables = [dataclasses.replace(t, name=f"{t.name}_{n}") for t, n in zip(tables, numbers, strict=True)]
+        return tables if rows["task"].nunique() == 1 else [*tables, task_table(peers)]
     shifted = rows[rows["targets"] != "{}"][["task", "shots"]].drop_duplicates()
     tables = [domain_table(peers, task, int(shots)) for task, shots in shifted.itertuples(index=False)]
     if len(tables) > 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from harness.bench import released
 from harness.bench.base import BATCH, CLASSES, Measurement, Setting, side_by_side, trained
 from harness.bench.training import recipe
 from harness.data.arrays import ImageArray
-from harness.data.lists import Entry, ImageList, ListFile
+from harness.data.lists import Entries, Entry, ImageList, ListFile
 from harness.data.splits import Split
 from harness.schema.spec import BackboneSpec
 from harness.training import evaluation
@@ -64,7 +64,7 @@ class Times:
         return self.selection + self.once + epochs * self.epoch + tests * test_share * self.test
 
 
-def write_images(folder: Path, count: int, seed: int) -> list[Entry]:
+def write_images(folder: Path, count: int, seed: int) -> Entries:
     """JPEG files of crops of the bundled photographs, written by all cores; the class is the photograph."""
     rng = np.random.default_rng(seed)
     photos = [photo.resize((640, 480)) for photo in list(packages.photos().values())[:CLASSES]]
@@ -78,7 +78,7 @@ def write_images(folder: Path, count: int, seed: int) -> list[Entry]:
     folder.mkdir()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as writers:
         list(writers.map(write, range(count)))
-    return [Entry(f"{index}.jpg", index % CLASSES, index + 1) for index in range(count)]
+    return Entries(Entry(f"{index}.jpg", index % CLASSES, index + 1) for index in range(count))
 
 
 class Clock:
@@ -95,16 +95,16 @@ class Clock:
         return self.start - before
 
 
-def decoded(setting: Setting, folder: Path, entries: Sequence[Entry]) -> Split:
+def decoded(setting: Setting, folder: Path, entries: Entries) -> Split:
     """The images of a folder as an array that was just made, and that the cache does not keep."""
     images = ImageList(ListFile(folder / "list", folder), entries)
     array = ImageArray(label="bench", images=images, preprocessing=setting.preprocessing)
     pixels = torch.from_numpy(array.load())
     array.path().unlink()
-    return Split(pixels, torch.tensor([entry.label for entry in entries]))
+    return Split(pixels, torch.from_numpy(entries.labels).long())
 
 
-def ours(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Entry], list[Entry]]) -> Times:
+def ours(setting: Setting, folders: tuple[Path, Path], entries: tuple[Entries, Entries]) -> Times:
     """Our way: decode once, select in a stream, train in the device's precision, test once."""
     device, preprocessing, clock = setting.device, setting.preprocessing, Clock(setting.device)
     model = setting.model(drop_path=0.1)
@@ -130,7 +130,7 @@ def ours(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Entry
     return Times(selection=selection, once=once, epoch=epoch, test=clock.lap(), accuracy=accuracy)
 
 
-def theirs(setting: Setting, folders: tuple[Path, Path], entries: tuple[list[Entry], list[Entry]]) -> Times:
+def theirs(setting: Setting, folders: tuple[Path, Path], entries: tuple[Entries, Entries]) -> Times:
     """The released way."""
     device, clock, epochs = setting.device, Clock(setting.device), setting.sizes.epochs
     train, test = (
@@ -161,7 +161,11 @@ def measure(setting: Setting) -> list[Measurement]:
         entries = [write_images(f, n, seed) for seed, (f, n) in enumerate(zip(folders, counts, strict=True))]
         pair = (entries[0], entries[1])
         for way in (ours, theirs):  # what is loaded or compiled once is no part of an epoch
-            way(replace(setting, sizes=replace(sizes, epochs=1)), folders, (pair[0][:BATCH], pair[1][:BATCH]))
+            way(
+                replace(setting, sizes=replace(sizes, epochs=1)),
+                folders,
+                (Entries(pair[0][:BATCH]), Entries(pair[1][:BATCH])),
+            )
         our_times, their_times = ours(setting, folders, pair), theirs(setting, folders, pair)
     share = VTAB_TEST / sizes.test_images
     vtab = (

@@ -30,7 +30,10 @@ Track = Annotated[
 ]
 SuiteName = Annotated[
     str | None,
-    typer.Option(help="Suite, see `sctbench suites`; or your own data: a folder of class folders, a CSV, a YAML file."),
+    typer.Option(
+        help="Suite, see `sctbench suites`; or your own data: a folder of class folders, a CSV, a YAML file. "
+        "NAME+corruptions scores corrupted test images too."
+    ),
 ]
 TaskNames = Annotated[str | None, typer.Option(help="Tasks of the suite; all if not given.")]
 ShotCounts = Annotated[

@@ -36,9 +36,10 @@ def write(
     from analysis.report import write_report  # it imports matplotlib, which takes long
     from analysis.tables import TableOptions
     from harness.errors import HarnessError
+    from suites.corruptions import SUFFIX
 
     name = suite and suite_name(suite)
-    if suite and suite.endswith((".yaml", ".yml")):
+    if suite and suite.removesuffix(SUFFIX).endswith((".yaml", ".yml")):
         from harness.plans.experiment import find_suite  # it imports torch, which a report does without
 
         name = find_suite(suite).name

@@ -8,7 +8,9 @@ a file of its own: such copies are recognised by a file's size and its last byte
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.copies import end_digest, more
 from harness.data.lists import Entry, ImageList
@@ -35,8 +37,15 @@ def disagreements(lists: Mapping[str, ImageList]) -> Iterator[Problem]:
     if not {"train", "val", "trainval"} <= lists.keys():
         return
     names = [lists[split].file.path.name for split in ("train", "val")]
-    parts, whole, shared = _lines(lists)
-    in_whole, in_parts = _by_image(whole), _by_image(parts)
+    train, val, trainval = (lists[split] for split in ("train", "val", "trainval"))
+    keys, labels = np.r_[train.keys, val.keys], np.r_[train.entries.labels, val.entries.labels]
+    unequal = _unequal(keys, labels, trainval)
+    if not len(unequal):
+        return
+    common = np.intersect1d(keys, trainval.keys)
+    certain = len(common) > 0 or not np.array_equal(np.sort(labels), np.sort(trainval.entries.labels))
+    parts = [*_lines(train, unequal, common), *_lines(val, unequal, common)]
+    in_whole, in_parts = _by_image(_lines(trainval, unequal, common)), _by_image(parts)
     both = [(lines, in_parts[image]) for image, lines in in_whole.items() if image in in_parts]
     if wrong := [(a, b) for a, b in both if _labels(a).keys() != _labels(b).keys()]:
         (here, *_), (there, *_) = wrong[0]
@@ -45,7 +54,6 @@ def disagreements(lists: Mapping[str, ImageList]) -> Iterator[Problem]:
         here, *again = wrong[0][0]
         times = f"is listed {1 + len(again)} times here and {len(wrong[0][1])} times in {' and '.join(names)}"
         yield Problem(here.says(f"{times}{more(wrong)}"))
-    certain = shared or _labels(whole) != _labels(parts)
     for lines, others, where in (
         (in_whole, in_parts, f"in neither {' nor '.join(names)}"),
         (in_parts, in_whole, f"not in {lists['trainval'].file.path.name}"),
@@ -57,23 +65,34 @@ def disagreements(lists: Mapping[str, ImageList]) -> Iterator[Problem]:
 
 def shared_images(images: ImageList, others: ImageList) -> Iterator[str]:
     """A message for each image that both lists name."""
-    for path, entry in images.by_image.items():
-        if path in others.by_image:
-            yield images.says(entry, f"is also in {others.where(others.by_image[path])}")
+    both = np.intersect1d(images.keys, others.keys)
+    if not len(both):
+        return
+    theirs = dict(others.at(np.isin(others.keys, both)))
+    for path, entry in dict(images.at(np.isin(images.keys, both))).items():
+        if path in theirs:
+            yield images.says(entry, f"is also in {others.where(theirs[path])}")
 
 
-def _lines(lists: Mapping[str, ImageList]) -> tuple[list[_Line], list[_Line], bool]:
-    """Lines of `train` and `val`, lines of `trainval`, and whether these name a file in common."""
-    parts = {*lists["train"].real_paths, *lists["val"].real_paths}
-    common = parts.intersection(lists["trainval"].real_paths)
-    train, val, trainval = (
-        [
-            _Line(lists[split], entry, path if path in common else end_digest(Path(path)) or path)
-            for path, entry in zip(lists[split].real_paths, lists[split].entries, strict=True)
-        ]
-        for split in ("train", "val", "trainval")
-    )
-    return train + val, trainval, bool(common)
+def _unequal(keys: NDArray[np.int64], labels: NDArray[np.int32], others: ImageList) -> NDArray[np.int64]:
+    """Keys of the images that do not occur equally often with the same labels here and in another list, in ascending
+    order. Of millions of images these are all that has to be looked at one by one."""
+    sign = np.repeat([1, -1], [len(keys), len(others.keys)])
+    keys, labels = np.r_[keys, others.keys], np.r_[labels, others.entries.labels]
+    order = np.lexsort((labels, keys))
+    keys, labels, sign = keys[order], labels[order], sign[order]
+    starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]) | (labels[1:] != labels[:-1])][: len(keys)])
+    if not len(starts):
+        return keys
+    return np.unique(keys[starts[np.add.reduceat(sign, starts) != 0]])
+
+
+def _lines(images: ImageList, chosen: NDArray[np.int64], common: NDArray[np.int64]) -> Iterator[_Line]:
+    """The lines of images with one of the keys `chosen`. What all lists name by the same file is in `common`."""
+    numbers = np.flatnonzero(np.isin(images.keys, chosen))
+    for number, is_common in zip(numbers.tolist(), np.isin(images.keys[numbers], common).tolist(), strict=True):
+        path = images.real_path(number)
+        yield _Line(images, images.entries[number], path if is_common else end_digest(path) or path)
 
 
 def _by_image(lines: Iterable[_Line]) -> dict[str | bytes, list[_Line]]:

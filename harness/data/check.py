@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import count, product
+from itertools import chain, compress, count, islice, product, repeat
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from harness.data import copies, hints
@@ -29,6 +30,9 @@ whether it is truncated: Pillow detects that in all formats."""
 
 TAIL = 64
 
+AT_ONCE = 4096
+"""Files that are given to the pool of threads at once."""
+
 
 class CheckedList:
     """One list, with what the suite states about it and what is wrong with it."""
@@ -43,7 +47,7 @@ class CheckedList:
         self.whole = not self.problems
         """Whether every line could be read."""
 
-        if self.images.entries:
+        if len(self.images.entries):
             self.problems += [*self._counts(), *self._repeats(), *self._classes()]
 
     @property
@@ -68,7 +72,8 @@ class CheckedList:
 
     def _repeats(self) -> Iterator[Problem]:
         first: dict[str, Entry] = {}
-        for path, entry in zip(self.images.real_paths, self.images.entries, strict=True):
+        _, number, counts = np.unique(self.images.keys, return_inverse=True, return_counts=True)
+        for path, entry in self.images.at(counts[number] > 1):
             earlier = first.setdefault(path, entry)
             if earlier.label != entry.label:
                 what = f"has label {entry.label} here and {earlier.label} in line {earlier.line}"
@@ -78,7 +83,7 @@ class CheckedList:
 
     def _classes(self) -> Iterator[Problem]:
         """Classes that a list should hold and does not."""
-        labels = {entry.label for entry in self.images.entries}
+        labels = set(np.unique(self.images.entries.labels).tolist())
         absent = self.task.num_classes - len(labels)
         few = self.split == "val" or self.split in {target.name for target in self.task.targets if target.masked}
         if absent and not few:
@@ -132,8 +137,7 @@ def check(
         _find_disagreements(rows)
         result.lists += rows
     result.missing = no_folder(suite, absent, roots)
-    looks = _check_images(result, deep, advance)
-    identity = copies.identities(looks, deep)
+    identity = _check_images(result, deep, advance)
     for rows in by_task:
         _find_copies(rows, identity)
     for row in result.lists:
@@ -172,8 +176,9 @@ def _find_disagreements(rows: list[CheckedList]) -> None:
     for problem in disagreements({split: row.images for split, row in lists.items() if row.whole}):
         lists["trainval"].problems.append(problem)
     first: dict[str, tuple[CheckedList, Entry]] = {}
-    for row in (row for row in rows if row.split == "train"):
-        lines = zip(row.images.real_paths, row.images.entries, strict=True)
+    draws = [row for row in rows if row.split == "train"]
+    for row in draws if len(draws) > 1 else []:
+        lines = row.images.at(np.ones(len(row.images.entries), bool))
         seen = [(entry, *first.setdefault(path, (row, entry))) for path, entry in lines]
         if wrong := [line for line in seen if line[1] is not row and line[0].label != line[2].label]:
             entry, earlier, twin = wrong[0]
@@ -181,7 +186,7 @@ def _find_disagreements(rows: list[CheckedList]) -> None:
             row.problems.append(Problem(row.images.says(entry, what)))
 
 
-def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> None:
+def _find_copies(rows: list[CheckedList], identity: Mapping[str, bytes]) -> None:
     """Copies between splits that must share no image, and copies in one list under two labels."""
     pairs = disjoint({row.split for row in rows})
     if any(first == "trainval" for first, _ in pairs):  # it holds what train and val hold
@@ -193,18 +198,24 @@ def _find_copies(rows: list[CheckedList], identity: Mapping[Path, bytes]) -> Non
         row.problems += copies.two_labels(row.images, identity)
 
 
-def _check_images(result: DataCheck, deep: bool, advance: Advance | None) -> dict[Path, Look]:
-    """Look at each file once, and report it at the first line that names it."""
-    first: dict[Path, tuple[CheckedList, Entry]] = {}
-    for row in result.lists:
-        for path, entry in zip(row.images.paths, row.images.entries, strict=True):
-            first.setdefault(path, (row, entry))
-    result.images, looks = len(first), dict(tracked(_look_at(first, deep), len(first), advance))
-    for path, seen in looks.items():
+def _check_images(result: DataCheck, deep: bool, advance: Advance | None) -> dict[str, bytes]:
+    """Look at each file once, and report it at the first line that names it; `copies.identities` of all of them."""
+    images = [row.images for row in result.lists]
+    keys = np.concatenate([*(one.path_keys for one in images), np.zeros(0, np.int64)])
+    is_first = np.zeros(len(keys), bool)
+    is_first[np.unique(keys, return_index=True)[1]] = True
+    result.images = int(is_first.sum())
+    likeness = np.zeros((result.images, copies.LIKENESS_BYTES), np.uint8)
+    owners = chain.from_iterable(
+        zip(repeat(row), row.images.paths, row.images.entries, strict=False) for row in result.lists
+    )
+    looks = tracked(_look_at(compress(owners, is_first), deep), result.images, advance)
+    for number, ((row, path, entry), seen) in enumerate(looks):
         if seen.problem:
-            row, entry = first[path]
             row.problems.append(Problem(f"{row.images.where(entry)}: {path}: {seen.problem}"))
-    return looks
+        else:
+            likeness[number] = np.frombuffer(seen.likeness, np.uint8)
+    return copies.identities(compress(chain.from_iterable(one.paths for one in images), is_first), likeness, deep)
 
 
 def _offer_names(row: CheckedList) -> None:
@@ -215,9 +226,15 @@ def _offer_names(row: CheckedList) -> None:
         row.problems = [replace(p, hint=hint) if p.text.endswith(NO_FILE) else p for p in row.problems]
 
 
-def _look_at(paths: Iterable[Path], deep: bool) -> Iterator[tuple[Path, Look]]:
+Owner = tuple[CheckedList, str, Entry]
+"""An image file, and the line that names it."""
+
+
+def _look_at(files: Iterable[Owner], deep: bool) -> Iterator[tuple[Owner, Look]]:
+    files = iter(files)
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(lambda path: (path, look(path, deep)), paths)
+        while some := list(islice(files, AT_ONCE)):  # a pool takes all at once that it is given
+            yield from zip(some, pool.map(lambda file: look(Path(file[1]), deep), some), strict=True)
 
 
 def look(path: Path, deep: bool = False) -> Look:

@@ -3,15 +3,22 @@ pixels. A copy of a test image in the training set is a leak that no list shows.
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.lists import Entry, ImageList
 from harness.data.problems import Problem
 
 END = 4096
 """Bytes at the end of a file that distinguish it from others of its size."""
+
+LIKENESS_BYTES = 32
+"""Of `Look.likeness`."""
 
 WHOLE = 0.5
 """From this share on, a split repeats another one; official sets hold 1 % twice (dSprites, whose squares look the same
@@ -31,14 +38,15 @@ class Look:
     """What is wrong with it."""
 
     likeness: bytes = b""
-    """The same for copies: `end_digest` or, after decoding, the digest of all pixels. Empty if something is wrong."""
+    """The same for copies: `end_digest` or, after decoding, the digest of all pixels; `LIKENESS_BYTES`. Empty if
+    something is wrong."""
 
 
-def end_digest(path: Path) -> bytes:
+def end_digest(path: str | Path) -> bytes:
     """Digest of a file's size and end: the same for copies, and hardly ever for other images. Empty if the file cannot
     be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 (of millions of files)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - END))
             return hashlib.sha256(f"{size} ".encode() + file.read()).digest()
@@ -46,13 +54,17 @@ def end_digest(path: Path) -> bytes:
         return b""
 
 
-def identities(looks: Mapping[Path, Look], deep: bool) -> dict[Path, bytes]:
+def identities(paths: Iterable[str], likeness: NDArray[np.uint8], deep: bool) -> dict[str, bytes]:
     """Images that have a copy, each with something that all its copies share: the digest of its bytes, which are read
-    only of files whose size and end match another file's; or of its pixels, if these were decoded (`deep`)."""
-    alike: dict[bytes, list[Path]] = {}
-    for path, look in looks.items():
-        if look.likeness:
-            alike.setdefault(look.likeness, []).append(path)
+    only of files whose size and end match another file's; or of its pixels, if these were decoded (`deep`).
+
+    `likeness`: `Look.likeness` of each of `paths`, uint8 [N, 32], zeros if something is wrong.
+    """
+    starts = likeness.view(np.int64)[:, 0]
+    _, group, counts = np.unique(starts, return_inverse=True, return_counts=True)
+    alike: dict[bytes, list[str]] = {}
+    for path, own in compress(zip(paths, likeness, strict=True), (counts[group] > 1) & likeness.any(axis=1)):
+        alike.setdefault(own.tobytes(), []).append(path)
     digests: dict[tuple[int, int], bytes] = {}
 
     def digest(path: Path) -> bytes:
@@ -63,12 +75,12 @@ def identities(looks: Mapping[Path, Look], deep: bool) -> dict[Path, bytes]:
                 digests[inode] = hashlib.file_digest(file, "sha256").digest()
         return digests[inode]
 
-    copied = [path for paths in alike.values() if len(paths) > 1 for path in paths]
-    return {path: looks[path].likeness if deep else digest(path) for path in copied}
+    copied = [(path, own) for own, copies in alike.items() if len(copies) > 1 for path in copies]
+    return {path: own if deep else digest(Path(path)) for path, own in copied}
 
 
 def between(
-    splits: tuple[str, str], first: ImageList, second: ImageList, identity: Mapping[Path, bytes]
+    splits: tuple[str, str], first: ImageList, second: ImageList, identity: Mapping[str, bytes]
 ) -> Iterator[Problem]:
     """Images of a first list that are copies of images of a second, except files that both name: an error if the larger
     part of either list is in the other."""
@@ -92,9 +104,9 @@ def between(
     yield Problem(f"{first.says(entry, what)}; {counts}{labels}", "error" if is_whole else "warning")
 
 
-def two_labels(images: ImageList, identity: Mapping[Path, bytes]) -> Iterator[Problem]:
+def two_labels(images: ImageList, identity: Mapping[str, bytes]) -> Iterator[Problem]:
     """Images of a list whose label differs from that of an earlier copy in it."""
-    first: dict[bytes, tuple[Path, Entry]] = {}
+    first: dict[bytes, tuple[str, Entry]] = {}
     wrong = []
     for path, key, entry in _with_copies(images, identity):
         twin_path, twin = first.setdefault(key, (path, entry))
@@ -106,6 +118,6 @@ def two_labels(images: ImageList, identity: Mapping[Path, bytes]) -> Iterator[Pr
         yield Problem(f"{images.says(entry, what)}{more(wrong)}", "warning")
 
 
-def _with_copies(images: ImageList, identity: Mapping[Path, bytes]) -> list[tuple[Path, bytes, Entry]]:
+def _with_copies(images: ImageList, identity: Mapping[str, bytes]) -> list[tuple[str, bytes, Entry]]:
     lines = zip(images.paths, images.entries, strict=True)
     return [(path, identity[path], entry) for path, entry in lines if path in identity]

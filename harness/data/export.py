@@ -84,7 +84,7 @@ class _TaskExport:
             for split in sorted(files, key=lambda split: split == "trainval"):  # its images are those of train and val
                 name = f"{lists}/{task.lists[split].format(shots=shots, split_seed=seed)}"
                 self._add(name, files[split], task, images, f"images/{split}" if images == lists else split)
-        for target in task.targets:
+        for target in (target for target in task.targets if target.corruption is None):
             (file,) = locate(suite, target, roots).values()
             name = f"{(target.list_folders or target.folders)[0]}/{target.list_file}"
             self._add(name, file, task, target.folders[0], "images")

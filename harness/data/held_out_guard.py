@@ -14,19 +14,23 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from harness.data.lists import ListFile
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.lists import ListFile, key_of
 from harness.errors import HarnessError
 
 
 class HeldOutGuard:
     """Keeps the held-out splits of one run out of reach."""
 
-    def __init__(self, lists: list[ListFile], arrays: list[Path], images: set[str]) -> None:
-        """`arrays`: prefixes of the paths of decoded arrays; `images`: real paths of the images."""
+    def __init__(self, lists: list[ListFile], arrays: list[Path], images: NDArray[np.int64]) -> None:
+        """`arrays`: prefixes of the paths of decoded arrays; `images`: `key_of` the real paths of the images, [N]."""
         self.tried: list[str] = []
         """What was asked for while the guard was enforced."""
 
-        self._files = images | {os.path.realpath(source.path) for source in lists}
+        own = [key_of(os.path.realpath(source.path)) for source in lists]
+        self._files = np.unique(np.r_[images, np.array(own, np.int64)])
         self._arrays = tuple(os.path.realpath(prefix) for prefix in arrays)
 
     @contextmanager
@@ -41,8 +45,12 @@ class HeldOutGuard:
     def check_path(self, path: str) -> None:
         """`HarnessError` if this file belongs to a held-out split."""
         real = os.path.realpath(path)
-        if real in self._files or real.startswith(self._arrays):
+        if self._holds(key_of(real)) or real.startswith(self._arrays):
             self.refuse(path)
+
+    def _holds(self, key: int) -> bool:
+        place = int(np.searchsorted(self._files, key))
+        return place < len(self._files) and int(self._files[place]) == key
 
     def refuse(self, what: str) -> None:
         """Raise `HarnessError`, and note the attempt for the end."""

@@ -2,12 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.files import is_file, reading
 from harness.errors import DataError, HarnessError
@@ -53,8 +58,7 @@ class ListFile:
         return tuple(n for stat in stats for n in (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a list."""
 
     name: str
@@ -63,12 +67,70 @@ class Entry:
     """Line in the file, from 1 (for JSON: number of the entry)."""
 
 
+class Entries(Sequence[Entry]):
+    """The lines of a list, in 20 bytes and the name for each: an object per line would take ten times as much, and
+    lists have up to millions of lines. An `Entry` is made when it is asked for."""
+
+    def __init__(self, lines: Iterable[Entry | tuple[str, int, int]] = ()) -> None:
+        text, ends, labels, numbers = bytearray(), array("q", [0]), array("i"), array("i")
+        for name, label, line in lines:
+            text += name.encode(errors="surrogatepass") + SEPARATOR
+            ends.append(len(text))
+            labels.append(label)
+            numbers.append(line)
+        self._text, self._ends = text, np.frombuffer(ends, np.int64)
+        self.labels: NDArray[np.int32] = np.frombuffer(labels, np.int32) if labels else np.zeros(0, np.int32)
+        """Of all entries, int32 [N]."""
+
+        self._lines: NDArray[np.int32] = np.frombuffer(numbers, np.int32) if numbers else np.zeros(0, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        return Entry(self.name(number), int(self.labels[number]), int(self._lines[number]))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(Entry, self.names, _numbers(self.labels), _numbers(self._lines))
+
+    @property
+    def names(self) -> Iterator[str]:
+        """All names in order."""
+        starts = range(0, len(self), NAMES_AT_ONCE)
+        return chain.from_iterable(self._names(start, min(start + NAMES_AT_ONCE, len(self))) for start in starts)
+
+    def name(self, number: int) -> str:
+        """The name in one entry."""
+        (name,) = self._names(number, number + 1)
+        return name
+
+    def _names(self, start: int, stop: int) -> list[str]:
+        text = self._text[self._ends[start] : self._ends[stop] - len(SEPARATOR)]
+        return text.decode(errors="surrogatepass").split(SEPARATOR.decode())
+
+
+def _numbers(values: NDArray[np.int32]) -> Iterator[int]:
+    return map(int, values)
+
+
+NAMES_AT_ONCE = 4096
+SEPARATOR = b"\0"
+"""Between names, which cannot hold it."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageList:
     """A list file and its entries."""
 
     file: ListFile
-    entries: Sequence[Entry]
+    entries: Entries
 
     def where(self, entry: Entry) -> str:
         """`file:line` of an entry."""
@@ -78,29 +140,48 @@ class ImageList:
         """A message about an entry."""
         return f"{self.where(entry)}: {entry.name} {what}"
 
-    @cached_property
-    def paths(self) -> list[Path]:
+    @property
+    def paths(self) -> Iterator[str]:
         """The image file of each entry."""
-        return [self.file.folder / entry.name for entry in self.entries]
+        folder = os.fspath(self.file.folder)
+        return (os.path.join(folder, name) for name in self.entries.names)  # noqa: PTH118
 
     @cached_property
-    def real_paths(self) -> list[str]:
-        """`os.path.realpath` of each entry's image: the same however a file is spelled or linked. Each folder is
-        resolved only once, which is four times as fast."""
-        folders: dict[str, str] = {}
-        paths: list[str] = []
-        for entry in self.entries:
-            head, tail = os.path.split(entry.name)
-            if head not in folders:
-                folders[head] = os.path.realpath(self.file.folder / head)
-            path = os.path.join(folders[head], tail)  # noqa: PTH118
-            paths.append(os.path.realpath(path) if tail == ".." or os.path.islink(path) else path)  # noqa: PTH114
-        return paths
+    def path_keys(self) -> NDArray[np.int64]:
+        """A number for each of `paths`, int64 [N], the same for the same path: `key_of`."""
+        return np.fromiter(map(key_of, self.paths), np.int64, len(self.entries))
 
     @cached_property
-    def by_image(self) -> dict[str, Entry]:
-        """The entries by the real paths of their images."""
-        return dict(zip(self.real_paths, self.entries, strict=True))
+    def keys(self) -> NDArray[np.int64]:
+        """A number for each entry's image, int64 [N]: that of its `real_path`. Each folder is resolved only once, which
+        is four times as fast."""
+        return np.fromiter(map(key_of, _real_paths(self.file.folder, self.entries.names)), np.int64, len(self.entries))
+
+    def real_path(self, number: int) -> str:
+        """`os.path.realpath` of an entry's image: the same however a file is spelled or linked."""
+        (path,) = _real_paths(self.file.folder, [self.entries.name(number)])
+        return path
+
+    def at(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[str, Entry]]:
+        """Real path and entry of some of the entries, bool [N]."""
+        for number in map(int, np.flatnonzero(chosen)):
+            yield self.real_path(number), self.entries[number]
+
+
+def key_of(path: str) -> int:
+    """A number of 64 bits that stands for a path in this process. Among millions of paths two have the same with a
+    probability of less than one in a million; what is found by it is compared by its path before it is reported."""
+    return hash(path)
+
+
+def _real_paths(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    folders: dict[str, str] = {}
+    for name in names:
+        head, tail = os.path.split(name)
+        if head not in folders:
+            folders[head] = os.path.realpath(folder / head)
+        path = os.path.join(folders[head], tail)  # noqa: PTH118
+        yield os.path.realpath(path) if tail == ".." or os.path.islink(path) else path  # noqa: PTH114
 
 
 def _text(path: Path) -> str:
@@ -111,13 +192,16 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _text_entries(path: Path) -> list[tuple[int, str, str]]:
-    entries = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        words = line.rsplit(maxsplit=1)  # names may hold spaces; tabs and several spaces stand in some lists
-        if words:
-            entries.append((number, words[0].strip() if len(words) > 1 else "", words[-1]))
-    return entries
+def _text_entries(path: Path) -> Iterator[tuple[int, str, str]]:
+    try:
+        with reading(path), path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                words = line.rsplit(maxsplit=1)  # names may hold spaces; tabs and several spaces stand in some lists
+                if words:
+                    yield number, words[0].strip() if len(words) > 1 else "", words[-1]
+    except UnicodeDecodeError:
+        _text(path)  # says at which byte of the file
+        raise
 
 
 def _json_classes(path: Path) -> dict[str, int]:
@@ -129,7 +213,7 @@ def _json_classes(path: Path) -> dict[str, int]:
         raise DataError(f"{path}: not a JSON mapping of images to classes ({error})") from None
 
 
-def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[tuple[int, str, str]]:
+def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> Iterator[tuple[int, str, str]]:
     """The ids used in this list and `others` are numbered from 0 in ascending order. `DataError` if there are more or
     fewer of them than classes: then it is unknown which class an id stands for."""
     classes = _json_classes(path)
@@ -141,7 +225,7 @@ def _json_entries(path: Path, others: Iterable[Path], num_classes: int) -> list[
     if len(ids) != num_classes:
         raise DataError(f"{path}: {len(ids)} class ids in the task's JSON lists, where it has {num_classes} classes")
     order = {value: str(index) for index, value in enumerate(ids)}
-    return [(n, name, order[value]) for n, (name, value) in enumerate(classes.items(), start=1)]
+    return ((n, name, order[value]) for n, (name, value) in enumerate(classes.items(), start=1))
 
 
 SAMPLE = 16
@@ -156,7 +240,7 @@ LINE_SHOWN = 200
 
 def read_list(
     path: Path, num_classes: int, problems: list[str] | None = None, numbered_with: Iterable[Path] = ()
-) -> list[Entry]:
+) -> Entries:
     """Entries of one list: lines `relative/path with spaces.jpg 7`, or VPT's JSON.
 
     A malformed line raises `HarnessError` with file:line or, if `problems` is given, is skipped and described there.
@@ -165,14 +249,20 @@ def read_list(
     if not path.is_file():
         raise DataError(f"{path}: no such list file")
     messages: list[str] = []
-    entries, is_json = [], path.suffix == ".json"
-    for number, name, label in _json_entries(path, numbered_with, num_classes) if is_json else _text_entries(path):
-        value = int(label) if label.isdecimal() and len(label) <= LABEL_DIGITS else num_classes
-        if name and "\0" not in name and value < num_classes:
-            entries.append(Entry(name, value, number))
-        else:
-            line = f"{name} {label}".strip()[:LINE_SHOWN]
-            messages.append(f"{path}:{number}: {line!r} is not `file label` with a label from 0 to {num_classes - 1}")
+    is_json = path.suffix == ".json"
+    rows = _json_entries(path, numbered_with, num_classes) if is_json else _text_entries(path)
+
+    def good() -> Iterator[tuple[str, int, int]]:
+        for number, name, label in rows:
+            value = int(label) if label.isdecimal() and len(label) <= LABEL_DIGITS else num_classes
+            if name and "\0" not in name and value < num_classes:
+                yield name, value, number
+            else:
+                line = f"{name} {label}".strip()[:LINE_SHOWN]
+                what = f"is not `file label` with a label from 0 to {num_classes - 1}"
+                messages.append(f"{path}:{number}: {line!r} {what}")
+
+    entries = Entries(good())
     if not entries and not messages:
         messages.append(f"{path}: the list is empty")
     if messages and problems is None:
@@ -241,8 +331,9 @@ def locate_all(
     suite: Suite, task: Task, roots: Roots, shots: int | None = None, split_seed: int | None = None
 ) -> dict[str, ListFile]:
     """The lists of a task's splits and of its further test sets, as by `locate`."""
-    owners: tuple[Task | Target, ...] = (task, *task.targets)
-    return {name: file for owner in owners for name, file in locate(suite, owner, roots, shots, split_seed).items()}
+    return {
+        name: file for owner in task.listed for name, file in locate(suite, owner, roots, shots, split_seed).items()
+    }
 
 
 def _files_in(folder: Path, names: Iterable[str]) -> int:
@@ -279,10 +370,14 @@ def _image_folders(
 def _sample(file: Path) -> list[str]:
     """Some of the names in a list; none of one that cannot be read, which is reported when it is."""
     try:
-        names = list(_json_classes(file)) if file.suffix == ".json" else [name for _, name, _ in _text_entries(file)]
+        count = sum(1 for _ in _sampled(file))
+        return list(islice(_sampled(file), 0, None, max(1, count // SAMPLE)))
     except DataError:
         return []
-    return names[:: max(1, len(names) // SAMPLE)]
+
+
+def _sampled(file: Path) -> Iterator[str]:
+    return iter(_json_classes(file)) if file.suffix == ".json" else (name for _, name, _ in _text_entries(file))
 
 
 def folders_taken(suite: Suite, tasks: Iterable[str], roots: Roots) -> list[str]:

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from harness.data import copies, hints
 from harness.data.check import look
 from harness.data.files import NO_FILE, is_file
@@ -98,14 +100,16 @@ def _opened(place: Path, lists: Mapping[str, ImageList], advance: Advance | None
     """What is wrong with images of `place` that have to be opened to see it, and whether images of one split are copies
     of another's."""
     paths = list(dict.fromkeys(path for images in lists.values() for path in images.paths))
+    likeness = np.zeros((len(paths), copies.LIKENESS_BYTES), np.uint8)
     with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        looks = dict(zip(paths, tracked(pool.map(look, paths), len(paths), advance), strict=True))
-    for path, seen in looks.items():
-        if seen.problem:
-            yield Problem(f"{path}: {seen.problem}", kind="unreadable")
-    identity = copies.identities(looks, deep=False)
+        for number, seen in enumerate(tracked(pool.map(look, map(Path, paths)), len(paths), advance)):
+            if seen.problem:
+                yield Problem(f"{paths[number]}: {seen.problem}", kind="unreadable")
+            else:
+                likeness[number] = np.frombuffer(seen.likeness, np.uint8)
+    identity = copies.identities(paths, likeness, deep=False)
     for split, others in (("val", ("train",)), ("test", ("train", "val"))):
-        own = lists[split].paths if split in lists else []
+        own = list(lists[split].paths) if split in lists else []
         seen_before = [path for other in others if other in lists for path in lists[other].paths]
         first = {identity[path]: path for path in seen_before if path in identity}
         if same := [path for path in own if identity.get(path) in first]:
@@ -119,20 +123,28 @@ def _opened(place: Path, lists: Mapping[str, ImageList], advance: Advance | None
 def _list_problems(file: ListFile, num_classes: int) -> list[Problem]:
     """What is wrong with a list and the images that it names; one problem for all whose file is missing."""
     images, problems = read_with_problems(file, num_classes)
-    folders: dict[str, tuple[dict[str, str], str]] = {}
     reasons: dict[str, list[Entry]] = {}
-    for entry in images.entries:
-        head, tail = os.path.split(os.path.join(file.folder, entry.name))  # noqa: PTH118 (twice as fast)
-        if head not in folders:
-            folders[head] = _reasons(head)
-        of_names, of_others = folders[head]
-        if reason := of_names.get(tail, of_others):
-            reasons.setdefault(reason, []).append(entry)
+    for number, reason in sorted(_unreadable(images)):
+        reasons.setdefault(reason, []).append(images.entries[number])
     for reason, missing in reasons.items():
         hint = hints.renamed(file, [entry.name for entry in missing]) if reason == NO_FILE else hints.Hint()
         text = f"{images.where(missing[0])}: {file.folder / missing[0].name}: {reason}"
         problems.append(Problem(text, kind=reason, hint=hint, count=len(missing)))
     return problems
+
+
+def _unreadable(images: ImageList) -> Iterator[tuple[int, str]]:
+    """Number and reason of each entry whose image cannot be read as a file, folder by folder: what one of them holds is
+    in memory at a time."""
+    folders: dict[str, int] = {}
+    heads = (os.path.dirname(path) for path in images.paths)  # noqa: PTH120 (of millions of paths)
+    places = np.fromiter((folders.setdefault(head, len(folders)) for head in heads), np.int64)
+    members = np.split(np.argsort(places, kind="stable"), np.cumsum(np.bincount(places)))
+    for folder, numbers in zip(folders, members, strict=False):
+        of_names, of_others = _reasons(folder)
+        for number in numbers.tolist():
+            if reason := of_names.get(os.path.basename(images.entries.name(number)), of_others):  # noqa: PTH119
+                yield number, reason
 
 
 def _reasons(folder: str) -> tuple[dict[str, str], str]:

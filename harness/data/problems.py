@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from harness.data import hints
 from harness.data.hints import Hint
-from harness.data.lists import ImageList, ListFile, Roots, locate, read_list
+from harness.data.lists import Entries, ImageList, ListFile, Roots, locate, read_list
 from harness.errors import HarnessError
 from suites.base import Suite, Target, Task
 
@@ -56,7 +56,7 @@ def told(problems: Iterable[Problem], most: int = SHOWN) -> Iterator[str]:
 def read_with_problems(list_file: ListFile, num_classes: int) -> tuple[ImageList, list[Problem]]:
     """The entries of a list that can be read, and what is wrong with it."""
     texts: list[str] = []
-    images = ImageList(list_file, [])
+    images = ImageList(list_file, Entries())
     try:
         images = ImageList(list_file, read_list(list_file.path, num_classes, texts, list_file.numbered_with))
     except HarnessError as error:
@@ -73,8 +73,7 @@ def locate_existing(
     """The lists of a task and of its further test sets, and those of them that have no folder."""
     lists: dict[str, ListFile] = {}
     absent: list[Absent] = []
-    owners: tuple[Task | Target, ...] = (task, *task.targets)
-    for owner in owners:
+    for owner in task.listed:
         try:
             lists |= locate(suite, owner, roots, shots, split_seed)
         except HarnessError as error:

@@ -1,24 +1,28 @@
 """A run's data: the split it trains on, and the held-out splits, which are guarded while it trains."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.data import arrays
 from harness.data.agreement import disagreements, shared_images
 from harness.data.arrays import ImageArray
+from harness.data.decode_all import DIGEST_BYTES
 from harness.data.held_out_guard import HeldOutGuard, check_open
 from harness.data.lists import (
     NOTE_FILE,
-    Entry,
+    Entries,
     ImageList,
     ListFile,
     Roots,
@@ -32,6 +36,7 @@ from harness.paths import cache_folder, writing_cache
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Fingerprint, RunRecord
 from harness.terminal import Advance
+from suites import corruptions
 from suites.base import Suite, Task
 
 
@@ -51,11 +56,33 @@ class Split:
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, `size` at a time, moved to `device` as they come."""
-        for start in range(0, len(self), size):
-            images, labels = self.images[start : start + size], self.labels[start : start + size]
+        for images, labels in zip(self._pieces(size), self.labels.split(size), strict=True):
             if device.type == "cuda" and not images.is_cuda:  # the next batch is copied while the device computes
                 images, labels = images.pin_memory(), labels.pin_memory()
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def _pieces(self, size: int) -> Iterator[Tensor]:
+        yield from self.images.split(size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CorruptedSplit(Split):
+    """A split whose images are corrupted as they are read in batches, on all cores, the next batch while one is used;
+    `images` are the clean ones. Nothing is stored: all kinds at all strengths would take 25 times the split's disk."""
+
+    corruption: tuple[str, int]
+    """See `Target.corruption`."""
+
+    def _pieces(self, size: int) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            ahead = [pool.submit(self._image, number) for number in range(min(size, len(self)))]
+            for start in range(0, len(self), size):
+                following = range(start + size, min(start + 2 * size, len(self)))
+                jobs, ahead = ahead, [pool.submit(self._image, number) for number in following]
+                yield torch.from_numpy(np.stack([job.result() for job in jobs]))
+
+    def _image(self, number: int) -> np.ndarray:
+        return corruptions.corrupt(self.images[number].numpy(), self.corruption, number)
 
 
 def build_if_bundled(suite: Suite, task: Task, roots: Roots) -> Roots:
@@ -80,7 +107,7 @@ def is_there(suite: Suite, task: Task, roots: Roots) -> bool:
 
 
 def _bundled(suite: Suite) -> Path:
-    return cache_folder() / "suites" / f"{suite.name}-{suite.digest[:16] or f'v{suite.version}'}"
+    return cache_folder() / "suites" / f"{suite.data_name}-{suite.digest[:16] or f'v{suite.version}'}"
 
 
 TRAINED_ON = ("train", "trainval")
@@ -93,8 +120,8 @@ _CONSISTENT: set[tuple[object, ...]] = set()
 
 
 @lru_cache(maxsize=32)
-def _entries(list_file: ListFile, num_classes: int, changed: tuple[int, ...]) -> tuple[Entry, ...]:
-    return tuple(read_list(list_file.path, num_classes, numbered_with=list_file.numbered_with))
+def _images(list_file: ListFile, num_classes: int, changed: tuple[int, ...]) -> ImageList:
+    return ImageList(list_file, read_list(list_file.path, num_classes, numbered_with=list_file.numbered_with))
 
 
 def _note(folder: Path) -> str:
@@ -106,12 +133,9 @@ def _note(folder: Path) -> str:
 
 
 @lru_cache(maxsize=16)
-def _load_split(
-    path: Path, label: str, file: ListFile, entries: tuple[Entry, ...], preprocessing: Preprocessing
-) -> Split:
+def _load_split(path: Path, array: ImageArray) -> Split:
     """`path`, the array's, changes with the images: after that this process must not go on with the old ones."""
-    array = ImageArray(label=label, images=ImageList(file, entries), preprocessing=preprocessing)
-    return Split(torch.from_numpy(array.load()), torch.tensor([entry.label for entry in entries]))
+    return Split(torch.from_numpy(array.load(path)), torch.from_numpy(array.images.entries.labels).long())
 
 
 class TaskData:
@@ -137,17 +161,17 @@ class TaskData:
         self._looks, self._shots = looks, shots
         roots = build_if_bundled(suite, task, roots or Roots())
         self._list_files = locate_all(suite, task, roots, shots, split_seed)
-        self._label = f"{suite.name}-{task.name}"
+        self._label = f"{suite.data_name}-{task.name}"
         self._refuse_contradictions(val_is_scored)
 
-    def entries(self, split: str) -> tuple[Entry, ...]:
-        """Names and labels of a split."""
-        file = self._list_files[split]
-        read = _entries if split in TRAINED_ON else _entries.__wrapped__
-        return read(file, self.task.num_classes, file.changed)
+    def entries(self, split: str) -> Entries:
+        """Names and labels of a split; of a corruption those of the test split."""
+        return self._images("test" if split in self.task.corruptions else split).entries
 
     def _images(self, split: str) -> ImageList:
-        return ImageList(self._list_files[split], self.entries(split))
+        file = self._list_files[split]
+        read = _images if split in TRAINED_ON else _images.__wrapped__
+        return read(file, self.task.num_classes, file.changed)
 
     def _array(self, split: str) -> ImageArray:
         label = f"{self._label}-{split}"
@@ -169,16 +193,19 @@ class TaskData:
         _CONSISTENT.add(key)
 
     def fingerprint(self, pixels: bool = True, advance: Advance | None = None) -> Fingerprint:
-        """Digests of all lists, with what the suite makes of them, of a sample of all images, and, unless `pixels` is
-        false, of all decoded pixels."""
+        """Digests of all lists, with what the suite makes of them, corruptions named with their version, of a sample of
+        all images, and, unless `pixels` is false, of all decoded pixels."""
         masked = [target.name for target in self.task.targets if target.masked]
         lists = hashlib.sha256(f"{self.task.num_classes}:{self.suite.final_split}:{masked}\n".encode())
+        if self.task.corruptions:
+            lists.update(f"corruptions {corruptions.VERSION}: {list(self.task.corruptions)}\n".encode())
         files = hashlib.sha256()
         for split in self._list_files:
             images = self._images(split)
             self.list_digests[split] = arrays.list_digest(images.entries)
             lists.update(f"{split}:{self.list_digests[split]}\n".encode())
             files.update(f"{split}:{arrays.sample_digest(images)}\n".encode())
+        self.list_digests |= dict.fromkeys(self.task.corruptions, self.list_digests.get("test", ""))
         decoded = self._pixels(advance) if pixels else ""
         return replace(self.origin(), lists=lists.hexdigest(), files=files.hexdigest(), pixels=decoded)
 
@@ -187,15 +214,19 @@ class TaskData:
         train and val are in trainval, is not decoded for it."""
         by_split = {split: self._array(split) for split in self._list_files}
         files = {split: array.path() for split, array in by_split.items()}
-        digests: dict[Path, bytes] = {}
+        keys, digests = np.zeros(0, np.int64), np.zeros((0, DIGEST_BYTES), np.uint8)
         for split in sorted(files, key=lambda split: not arrays.has_digests(files[split])):
-            if not digests.keys() >= set(by_split[split].images.paths):
-                own = by_split[split].pixel_digests(files[split], advance)
-                digests.update(zip(by_split[split].images.paths, own, strict=True))
-        sha = hashlib.sha256()
+            own = by_split[split].images.path_keys
+            if not np.isin(own, keys).all():
+                digests = np.concatenate([digests, by_split[split].pixel_digests(files[split], advance)])
+                keys = np.concatenate([keys, own])
+        sha, order = hashlib.sha256(), np.argsort(keys)
         for split, array in by_split.items():
-            paths = array.images.paths
-            sha.update(f"{split}:{len(paths)}\n".encode() + b"".join(digests[path] for path in paths))
+            own = array.images.path_keys
+            sha.update(f"{split}:{len(own)}\n".encode())
+            sha.update(digests[order[np.searchsorted(keys, own, sorter=order)]].tobytes())
+        if self.task.corruptions:
+            sha.update(f"corruptions:{corruptions.digest(self.preprocessing.image_size)}\n".encode())
         return sha.hexdigest()
 
     def origin(self) -> Fingerprint:
@@ -203,7 +234,7 @@ class TaskData:
         known = {split: known_size(self.task, split, self._shots) for split in self._list_files}
         official = {split: size for split, size in known.items() if size is not None}
         sizes = {split: len(self.entries(split)) for split in self._list_files}
-        if self._shots is not None and len({entry.name for entry in self.entries("train")}) == official["train"]:
+        if self._shots is not None and len({*self.entries("train").names}) == official["train"]:
             official["train"] = sizes["train"]  # NOAH's 1-shot lists of pets name every image twice
         notes = dict.fromkeys(_note(file.path.parent) for file in self._list_files.values())
         return Fingerprint(
@@ -215,20 +246,22 @@ class TaskData:
         free = {trained_on, "train", "val"} if trained_on == "trainval" else {trained_on}
         hidden = [split for split in self._list_files if split not in free]
         prefixes = [arrays.folder() / f"{self._label}-{split}-" for split in hidden]
-        images = {path for split in hidden for path in self._images(split).real_paths}
-        images -= set(self._images(trained_on).real_paths)
+        keys = np.concatenate([np.zeros(0, np.int64), *(self._images(split).keys for split in hidden)])
+        images = np.setdiff1d(keys, self._images(trained_on).keys)
         return HeldOutGuard([self._list_files[split] for split in hidden], prefixes, images)
 
-    def _load(self, split: str) -> Split:
+    def _load(self, split: str, advance: Advance | None = None) -> Split:
         check_open(f"split {split!r} of {self.task.name!r}")
         load, array = _load_split if split in TRAINED_ON else _load_split.__wrapped__, self._array(split)
-        return load(array.path(), array.label, array.images.file, self.entries(split), array.preprocessing)
+        path = array.path()
+        array.build(path, advance)
+        return load(path, array)
 
-    def decode(self, split: str) -> None:
+    def decode(self, split: str, advance: Advance | None = None) -> None:
         """Build the array of a split that will be scored, of `test` with all further test sets, without returning it:
         a missing image is reported before the training and not after it."""
         for name in self._tested if split == "test" else (split,):
-            self._array(name).build()
+            self._array(name).build(advance=advance)
 
     def undecoded(self) -> dict[str, ImageList]:
         """The lists with images that were never decoded as they are now, by split."""
@@ -237,19 +270,19 @@ class TaskData:
 
     @property
     def _tested(self) -> tuple[str, ...]:
-        return "test", *(target.name for target in self.task.targets)
+        return "test", *(target.name for target in self.task.targets if target.corruption is None)
 
     def has(self, split: str) -> bool:
         """Whether the task has a list of this name."""
         return split in self._list_files
 
-    def train(self, split: str) -> Split:
+    def train(self, split: str, advance: Advance | None = None) -> Split:
         """`train`, `val` or `trainval`."""
         if split not in ("train", "val", "trainval"):
             raise HarnessError(f"split {split!r} is opened only by TaskData.open_test")
         if split not in self._list_files:
             raise HarnessError(f"task {self.task.name!r} has no split {split!r}")
-        return self._load(split)
+        return self._load(split, advance)
 
     def open_test(self) -> dict[str, Split]:
         """The test split and all further test sets by name; `HarnessError` if opened more often than allowed."""
@@ -258,7 +291,11 @@ class TaskData:
             raise HarnessError(f"the test split of {self.task.name!r} {reason}")
         check_open(f"the test split of {self.task.name!r}")
         self.test_looks += 1
-        return {split: self._load(split) for split in self._tested}
+        splits = {split: self._load(split) for split in self._tested}
+        clean = splits["test"]
+        for name, corruption in self.task.corruptions.items():
+            splits[name] = CorruptedSplit(clean.images, clean.labels, corruption)
+        return splits
 
 
 def not_official(

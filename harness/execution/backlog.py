@@ -14,9 +14,9 @@ from harness.records.store import Store
 from harness.schema.failures import FailureClass
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.callbacks import Progress
+from harness.training.callbacks import Decoding, Progress
 
-Listener = Callable[[RunSpec, Progress | RunRecord | Busy], None]
+Listener = Callable[[RunSpec, Progress | Decoding | RunRecord | Busy], None]
 """Called with each run's progress, finally with its record, and when another process holds it."""
 
 RETRY_SECONDS = 2.0

@@ -30,7 +30,7 @@ from harness.records.store import Store
 from harness.schema.failures import CLASSES
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.callbacks import Progress
+from harness.training.callbacks import Decoding, Progress
 
 KILLED_STARTS = 3
 """After this many workers were killed before they were ready, no further one is started."""
@@ -77,7 +77,7 @@ def _work(connection: Connection, setup: Setup, environment: dict[str, str]) -> 
     worker.stop_on_signals()
     connection.send(Ready())
 
-    def report(progress: Progress) -> None:
+    def report(progress: Progress | Decoding) -> None:
         try:
             connection.send(progress)
         except OSError:
@@ -198,7 +198,7 @@ class _Execution:
 
     def _hear(self, one: _Worker) -> None:
         try:
-            message: Ready | Refusal | Progress | RunRecord | Busy = one.connection.recv()
+            message: Ready | Refusal | Progress | Decoding | RunRecord | Busy = one.connection.recv()
         except (EOFError, OSError):
             self._on_death(one)
             return
@@ -207,7 +207,7 @@ class _Execution:
                 self._on_ready(one)
             case Refusal():
                 self._on_refusal(one, message.reason)
-            case Progress():
+            case Progress() | Decoding():
                 self.listen(one.spec, message)
             case Busy():
                 self._on_busy(one, message)

@@ -70,10 +70,11 @@ def train_images(suite: Suite, task: Task, shots: int | None, protocol: str) -> 
     return known_size(task, suite.final_split if protocols.get(protocol).final else "train", shots)
 
 
-def scored_images(task: Task, protocol: str) -> int | None:
-    """Images that one run is scored on."""
+def scored_images(task: Task, protocol: str, stored: bool = False) -> int | None:
+    """Images that one run is scored on; with `stored` those of them that are decoded to disk: corruptions are not."""
     split = protocols.get(protocol).report_split
-    targets = [target.size for target in task.targets] if split == "test" else []
+    further = [target for target in task.targets if not (stored and target.corruption)] if split == "test" else []
+    targets = [target.size for target in further]
     total: int | None = _sum([known_size(task, split), *targets])
     return total
 
@@ -106,7 +107,8 @@ def overview(selection: Selection, read: ReadRecord) -> Overview:
             own = [spec for spec in runs if spec.task == name and spec.shots == shots]
             draws = len(suite.split_seeds) or 1
             arrays = [train_images(suite, task, shots, protocol) for protocol in protocol_names] * draws
-            arrays += [scored_images(task, protocol) for protocol in protocol_names] * (shots == all_shots[0])
+            scored = [scored_images(task, protocol, stored=True) for protocol in protocol_names]
+            arrays += scored * (shots == all_shots[0])
             images, total = _sum(arrays), _sum([operations(spec) for spec in own])
             line = Line(
                 task=name,

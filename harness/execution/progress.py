@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 from harness.execution.worker import Busy
 from harness.schema.record import RunRecord
 from harness.schema.spec import RunSpec
-from harness.training.callbacks import Progress
+from harness.training.callbacks import Decoding, Progress
 
 
 def describe(spec: RunSpec) -> str:
@@ -56,7 +56,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def __call__(self, spec: RunSpec, message: Progress | RunRecord | Busy) -> None:
+    def __call__(self, spec: RunSpec, message: Progress | Decoding | RunRecord | Busy) -> None:
         if isinstance(message, RunRecord):
             self._finished(message)
         elif isinstance(message, Busy):
@@ -64,12 +64,16 @@ class Display:
         else:
             self._moved(spec, message)
 
-    def _moved(self, spec: RunSpec, at: Progress) -> None:
+    def _moved(self, spec: RunSpec, at: Progress | Decoding) -> None:
         if spec.run_id not in self._lines:
-            self._lines[spec.run_id] = self.bars.add_task(describe(spec), total=at.steps, detail="")
-        where = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %"
+            self._lines[spec.run_id] = self.bars.add_task(describe(spec), detail="")
+        if isinstance(at, Decoding):
+            where, done, total = "decoding images", at.done, at.total
+        else:
+            where = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  acc {at.accuracy:4.1f} %"
+            done, total = at.step, at.steps
         detail = f"{where}  {at.images_per_second:.0f} img/s"
-        self.bars.update(self._lines[spec.run_id], completed=at.step, detail=detail)
+        self.bars.update(self._lines[spec.run_id], completed=done, total=total, detail=detail)
 
     def _busy(self, busy: Busy) -> None:
         """Said once for each run, which is tried again until it is done."""

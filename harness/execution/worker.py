@@ -31,7 +31,7 @@ from harness.schema.failures import CLASSES, Failure
 from harness.schema.keeping import Keeping
 from harness.schema.record import RunRecord, Tuning
 from harness.schema.spec import RunSpec
-from harness.training.callbacks import Progress, Report
+from harness.training.callbacks import Decoding, Progress, Report
 from harness.training.checkpointing import SAVE_EVERY_SECONDS, Checkpointer, CheckpointStore, StopRequest
 from harness.training.run import Finished, RunContext, attempt, failed_record
 from harness.training.trackers import Trackers, import_packages
@@ -224,11 +224,11 @@ def _progress_to(folder: Path, report: Report | None) -> Report:
     """A listener that leaves the progress in the run's folder every few seconds, and hands it on to `report`."""
     written = 0.0
 
-    def listen(progress: Progress) -> None:
+    def listen(progress: Progress | Decoding) -> None:
         nonlocal written
         if report:
             report(progress)
-        if time.monotonic() - written > PROGRESS_EVERY_SECONDS:
+        if isinstance(progress, Progress) and time.monotonic() - written > PROGRESS_EVERY_SECONDS:
             written = time.monotonic()
             text = json.dumps(asdict(progress) | {"time": datetime.now(UTC).isoformat(timespec="seconds")})
             temporary = folder / f".{PROGRESS_NAME}.{os.getpid()}.tmp"

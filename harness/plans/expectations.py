@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from methods.base import did_you_mean
-from suites import SUITES
+from suites import known
 from suites.base import SuiteError
 from suites.yaml_lines import YamlFile
 
@@ -43,11 +43,12 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def _check_task(task: str, suite: Any) -> None:
-    if not isinstance(suite, str) or suite not in SUITES:  # a file of the user's, or a mistake that is named elsewhere
+    there = known(suite) if isinstance(suite, str) else None
+    if there is None:  # a file of the user's, or a mistake that is named elsewhere
         return
-    known = [MEAN, *(each.name for each in SUITES[suite].tasks)]
-    if task not in known:
-        raise SuiteError(f"{EXPECT} has a task {task!r}. {did_you_mean(task, known)}")
+    names = [MEAN, *(each.name for each in there.tasks)]
+    if task not in names:
+        raise SuiteError(f"{EXPECT} has a task {task!r}. {did_you_mean(task, names)}")
 
 
 def _range(task: str, method: str, value: Any, methods: list[str]) -> tuple[float, float]:

@@ -24,8 +24,9 @@ from harness.schema.tasks import chosen_shots, chosen_tasks
 from methods.architectures import kind
 from methods.base import did_you_mean, typed
 from methods.registry import all_methods, parameters_on
-from suites import SUITES, load_suite, own, released_recipes
+from suites import SUITES, known, load_suite, own, released_recipes
 from suites.base import Suite, SuiteError
+from suites.corruptions import SUFFIX, corrupted
 from suites.yaml_lines import YamlFile, scalar
 
 
@@ -83,8 +84,11 @@ def _read(path: Path) -> tuple[YamlFile, Expectations]:
 
 
 def find_suite(name: str, shots: tuple[int, ...] = ()) -> Suite:
-    """The suite of that name, in the YAML file of that name, or of the data at that path; `HarnessError` if there is
-    none. `shots`: numbers of images per class that a suite of a path is to have, see `suites.own`."""
+    """The suite of that name, in the YAML file of that name, or of the data at that path, corrupted where
+    `+corruptions` follows; `HarnessError` if there is none. `shots`: numbers of images per class that a suite of a path
+    is to have, see `suites.own`."""
+    if name.endswith(SUFFIX) and not (base := name.removesuffix(SUFFIX)).endswith(SUFFIX):
+        return corrupted(find_suite(base, shots))
     if name.endswith((".yaml", ".yml")):
         suite = load_suite(Path(name).expanduser(), {metric.name: metric.classes for metric in METRICS.values()})
         with _prefixed(f"{name}: "):
@@ -93,24 +97,24 @@ def find_suite(name: str, shots: tuple[int, ...] = ()) -> Suite:
         if SUITES[suite.name] != suite:
             raise HarnessError(f"{name}: a suite named {suite.name!r} exists already; give yours another name")
         return suite
-    if (known := SUITES.get(name)) and known.path is None:
-        return known
+    if (there := SUITES.get(name)) and there.path is None:
+        return there
     if own.is_place(name):
         return _own_suite(name, shots)
-    if known is None:
+    if there is None:
         if os.sep in name:
             raise HarnessError(f"suite {name!r}: there is no such folder or table")
         hint = did_you_mean(name, list(SUITES))
         raise HarnessError(f"unknown suite {name!r}. {hint} There is no folder or table of that name either.")
-    return known
+    return there
 
 
 def _own_suite(name: str, shots: tuple[int, ...]) -> Suite:
     """The suite of the data at a path, which takes the place of what was there before. `HarnessError` if its name is
     that of another suite."""
     suite = own.read_suite(Path(name), shots)
-    known = SUITES.get(suite.name)
-    if known and known.path is None:
+    there = SUITES.get(suite.name)
+    if there and there.path is None:
         raise HarnessError(
             f"{name}: a suite named {suite.name!r} exists already: rename the folder or file, or give a link to it "
             f"under another name, as by `ln -s {suite.path} my-{suite.name}`"
@@ -124,9 +128,9 @@ def suite_of_run(spec: RunSpec, file: str | None) -> Suite:
     shots = () if spec.shots is None else (spec.shots,)
     if file is not None and (name := find_suite(file, shots).name) != spec.suite:
         raise HarnessError(f"--suite {file} is {name!r}, and the run's suite is {spec.suite!r}")
-    if spec.suite not in SUITES:
+    if (suite := known(spec.suite)) is None:
         raise HarnessError(f"suite {spec.suite!r} is not known here: give its file or folder with --suite")
-    return SUITES[spec.suite]
+    return suite
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
@@ -249,7 +253,7 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
             checked[key] = check(asked, suite)
     with given.blaming("weights" if asked.weights != "pretrained" else "backbone"):
         backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
-    preprocessing = _preprocessing(asked, backbone, given)
+    preprocessing = _preprocessing(asked, suite, backbone, given)
     return plan.Selection(
         suite=suite,
         methods=_fitting(asked, choices, backbone, given),
@@ -299,8 +303,8 @@ def _fitting(
     return tuple(fitting)
 
 
-def _preprocessing(asked: Experiment, backbone: BackboneSpec, given: _Given) -> Preprocessing:
-    released = protocol.get(asked.protocol).published and released_recipes.table_for(asked.suite).statistics
+def _preprocessing(asked: Experiment, suite: Suite, backbone: BackboneSpec, given: _Given) -> Preprocessing:
+    released = protocol.get(asked.protocol).published and released_recipes.table_for(suite.data_name).statistics
     statistics = asked.statistics or released or "model"
     with given.blaming("statistics", "weights"):
         if statistics != "model" and statistics not in STATISTICS:

@@ -56,7 +56,36 @@ class Progress:
     images_per_second: float
 
 
-Report = Callable[[Progress], None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How far the images are decoded that a run waits for."""
+
+    done: int
+    total: int
+    images_per_second: float
+
+
+Report = Callable[[Progress | Decoding], None]
+
+
+class DecodingReporter:
+    """An `Advance` that tells `report` every now and then how far images are decoded, list after list; nothing of
+    lists that are done at once."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self._start, self._done = time.perf_counter(), 0
+        self._reported = self._start
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if done < self._done:
+            self._start = now
+        self._done = done
+        if now - self._reported > REPORT_EVERY_SECONDS:
+            self._reported = now
+            rate = done / max(now - self._start, 1e-6)
+            self.report(Decoding(done=done, total=total, images_per_second=rate))
 
 
 class ProgressReporter(Callback):

@@ -9,7 +9,7 @@ import yaml
 from harness.schema import metrics, protocol
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import RunRecord
-from suites import SUITES
+from suites import known
 
 USAGE = {
     "trained": """import sctbench
@@ -84,7 +84,7 @@ def _draw(record: RunRecord) -> str:
 def _front(record: RunRecord, form: str, base_model: str | None) -> dict[str, Any]:
     """What the hub reads."""
     spec = record.spec
-    suite = SUITES[spec.suite].title if spec.suite in SUITES else spec.suite
+    suite = there.title if (there := known(spec.suite)) else spec.suite
     results = [
         {
             "task": {"type": "image-classification"},

@@ -14,6 +14,7 @@ from harness.data.held_out_guard import allowed
 from harness.data.lists import Roots
 from harness.data.splits import Split, TaskData
 from harness.errors import DataError, HarnessError, Interrupted
+from harness.plans.experiment import suite_of_run
 from harness.records import predictions as predictions_file
 from harness.records.store import PREDICTIONS_NAME, WEIGHTS_NAME
 from harness.schema import failures, protocol
@@ -25,14 +26,13 @@ from harness.schema.record import Cost, Fingerprint, Metrics, RunRecord, StoredF
 from harness.schema.spec import RunSpec
 from harness.training import evaluation, weights
 from harness.training.attached_model import AttachedModel, Calibration
-from harness.training.callbacks import Callback, ProgressReporter, Report
+from harness.training.callbacks import Callback, DecodingReporter, ProgressReporter, Report
 from harness.training.checkpointing import Checkpointer
 from harness.training.cost import EnergyMeter, PeakMemory, of_inference, state_bytes, state_digest
 from harness.training.evaluation import Evaluation
 from harness.training.trackers import Trackers
 from harness.training.trainer import Trainer, total_steps
 from methods import registry
-from suites import SUITES
 from suites.base import Suite, Task
 
 
@@ -67,7 +67,7 @@ class RunContext:
 
     @property
     def suite(self) -> Suite:
-        return SUITES[self.spec.suite]
+        return suite_of_run(self.spec, None)
 
     @property
     def task(self) -> Task:
@@ -164,12 +164,13 @@ def load(ctx: RunContext) -> RunData:
         looks=rule.looks(ctx.spec.recipe.epochs),
         val_is_scored=rule.report_split == "val" or (ctx.curve and split == "train"),
     )
-    train = splits.train(split).to(ctx.device)
+    advance = DecodingReporter(ctx.report) if ctx.report else None
+    train = splits.train(split, advance).to(ctx.device)
     scores_val = not rule.every_epoch and ctx.curve and split == "train" and splits.has("val")
-    splits.decode(rule.report_split)
+    splits.decode(rule.report_split, advance)
     if scores_val:
-        splits.decode("val")
-    fingerprint = splits.fingerprint()  # takes the pixels' digests from the arrays decoded above
+        splits.decode("val", advance)
+    fingerprint = splits.fingerprint(advance=advance)  # takes the pixels' digests from the arrays decoded above
     _check_trials(ctx.tuning, fingerprint)
     saved = _saved_state(ctx, fingerprint)
     return RunData(splits=splits, train=train, scores_val=scores_val, fingerprint=fingerprint, saved=saved)

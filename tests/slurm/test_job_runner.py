@@ -73,7 +73,7 @@ def during_step(monkeypatch, step, action):
 
     def do(spec, setup, report=None):
         def listen(progress):
-            if progress.step == step and not done:
+            if getattr(progress, "step", None) == step and not done:
                 done.append(step)
                 action()
 

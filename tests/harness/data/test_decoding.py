@@ -13,7 +13,7 @@ from harness.bench import released
 from harness.data import arrays, decoding
 from harness.data.check import look
 from harness.data.export import ImageFormat
-from harness.data.lists import Entry, ImageList, ListFile
+from harness.data.lists import Entries, Entry, ImageList, ListFile
 from harness.errors import DataError, HarnessError
 from harness.schema.preprocessing import Preprocessing
 from tests import layouts
@@ -131,7 +131,7 @@ def of_all_paths(path):
     yield "export", decoding.decode(exported, WHOLE)
     exported.write_bytes(ImageFormat(name="jpeg", quality=100).convert(path))
     yield "export as JPEG", decoding.decode(exported, WHOLE)
-    pixels, _ = released.Images(path.parent, [Entry(path.name, 0, 1)], WHOLE)[0]
+    pixels, _ = released.Images(path.parent, Entries([Entry(path.name, 0, 1)]), WHOLE)[0]
     yield "bench", (pixels * 255).round().permute(1, 2, 0).numpy()
 
 
@@ -179,7 +179,7 @@ def test_usual_images_are_what_pillow_makes_of_them(tmp_path, mode):
 
 def test_other_rules_or_libraries_make_another_array(tmp_path, monkeypatch):
     layouts.random_image(tmp_path / "x.png")
-    images = ImageList(ListFile(tmp_path / "list", tmp_path), [Entry("x.png", 0, 1)])
+    images = ImageList(ListFile(tmp_path / "list", tmp_path), Entries([Entry("x.png", 0, 1)]))
     array = arrays.ImageArray(label="x", images=images, preprocessing=WHOLE)
 
     def name():

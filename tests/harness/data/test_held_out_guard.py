@@ -14,8 +14,9 @@ from PIL import Image
 
 from harness.data import arrays
 from harness.data import splits as data
+from harness.data.arrays import ImageArray
 from harness.data.held_out_guard import HeldOutGuard
-from harness.data.lists import Roots
+from harness.data.lists import Entries, ImageList, Roots
 from harness.data.splits import Split, TaskData
 from harness.errors import HarnessError
 from harness.plans.experiment import select
@@ -117,6 +118,12 @@ def test_nothing_that_hangs_on_the_context_leads_to_other_data(cheat):
     assert not [thing for thing in found if isinstance(thing, TaskData | HeldOutGuard | Roots | Path)]
 
 
+def empty_array():
+    """One whose list names no image, so that none is looked at."""
+    images = ImageList(from_frames(TaskData)._list_files["test"], Entries())
+    return ImageArray(label="toys-toy-test", images=images, preprocessing=from_frames(TaskData).preprocessing)
+
+
 CHEATS = {
     "opens the test split of an object found in memory": lambda: from_memory(TaskData).open_test(),
     "opens the test split through its callers' variables": lambda: from_frames(TaskData).open_test(),
@@ -129,7 +136,7 @@ CHEATS = {
     "decodes an image": lambda: Image.open(from_frames(Roots).data / "toy" / "images" / "test" / "0.png"),
     "loads the split past the counter": lambda: from_frames(TaskData)._load("test"),
     "loads the split past the object": lambda: data._load_split(
-        Path("any"), "toys-toy-test", from_frames(TaskData)._list_files["test"], (), from_frames(TaskData).preprocessing
+        next(path for path in arrays.folder().iterdir() if path.name.startswith("toys-toy-test")), empty_array()
     ),
 }
 

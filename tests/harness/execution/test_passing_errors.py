@@ -136,7 +136,9 @@ def test_memory_that_others_take_is_no_verdict(setup, monkeypatch):
 def stopped(setup, spec):
     """The state of a run that was stopped at its fourth step."""
     with pytest.raises(Interrupted):
-        execute_run(spec, setup, lambda progress: worker.STOP.request("test") if progress.step == 4 else None)
+        execute_run(
+            spec, setup, lambda progress: worker.STOP.request("test") if getattr(progress, "step", None) == 4 else None
+        )
     worker.STOP.reason = ""
     return Store(setup.root).folder(spec) / "state" / "000000004.safetensors"
 
