@@ -160,7 +160,7 @@ def fit(state: State, model: Any, file: str, name: str) -> State:
         raise HarnessError(f"{file} does not fit backbone {name!r}: {error}") from None
     except HarnessError:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         fitted = state  # of another architecture: the differences below say so
     if patches is not None and architecture.first_layer in fitted:
         fitted[architecture.first_layer] = patches  # timm would resample those of another patch size

@@ -198,17 +198,18 @@ def test_positions_that_are_computed_need_no_resizing(release, key):
 @pytest.mark.parametrize("gated", [False, True])
 def test_hugging_faces_dinov3_computes_the_same_here(tmp_path, monkeypatch, gated):
     """The file is written by Hugging Face's own model, whose features are compared."""
+    name = "vit_small_plus_patch16_dinov3_qkvb" if gated else f"{DINOV3_S}_qkvb"
+    monkeypatch.setattr(backbones, "timm_call", lambda name, size: (name, DINOV3))
     config = DINOv3ViTConfig(
         **{"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
-        **{"intermediate_size": 128, "num_register_tokens": 4, "use_gated_mlp": gated, "hidden_act": "silu"},
+        **{"num_register_tokens": 4, "use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu"},
+        intermediate_size=backbones.skeleton(name).blocks[0].mlp.fc2.in_features,
     )
     torch.manual_seed(1)
     source = DINOv3ViTModel(config).eval()
     for parameter in source.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     source.save_pretrained(tmp_path)
-    name = "vit_small_plus_patch16_dinov3_qkvb" if gated else f"{DINOV3_S}_qkvb"
-    monkeypatch.setattr(backbones, "timm_call", lambda name, size: (name, {**DINOV3, "mlp_ratio": 4, "act_layer": "silu"}))
     model = built(name, str(tmp_path / "model.safetensors"))
     with torch.inference_mode():
         torch.testing.assert_close(model.forward_features(IMAGE), source(IMAGE).last_hidden_state, atol=1e-5, rtol=1e-4)
