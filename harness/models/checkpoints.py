@@ -204,7 +204,9 @@ def _first(names: list[str]) -> str:
 
 def _size(shapes: Shapes) -> dict[str, int]:
     """Number of blocks, and where the names tell them width and patch side."""
-    size = {"blocks": len({m[0] for name in shapes if (m := re.match(r"((layers|stages)\.\d+\.)?blocks\.\d+\.", name))})}
+    size = {
+        "blocks": len({m[0] for name in shapes if (m := re.match(r"((layers|stages)\.\d+\.)?blocks\.\d+\.", name))})
+    }
     for what, name in (("width", "norm.weight"), ("patch side", "patch_embed.proj.weight")):
         if name in shapes:
             size[what] = shapes[name][-1]

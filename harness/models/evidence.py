@@ -26,7 +26,6 @@ from methods.architectures.vit_layouts import GOOGLE, HUGGING_FACE
 IN21K_CLASSES = 21843
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """A training without labels, by the names that only its files have."""
@@ -45,7 +44,9 @@ class Training:
 _TRAININGS = (
     Training(title="an MAE training with its decoder", names=r"(^|\.)decoder_embed\.", tags=("mae",)),
     Training(
-        title="a DINO or iBOT training with its projection head", names=r"(^|\.)head\.(mlp|last_layer)\.", tags=("dino",)
+        title="a DINO or iBOT training with its projection head",
+        names=r"(^|\.)head\.(mlp|last_layer)\.",
+        tags=("dino",),
     ),
     Training(title="a MoCo v3 training", names=r"(^|\.)momentum_encoder\.", tags=()),
     Training(
@@ -197,8 +198,8 @@ def statistics_of(name: str) -> Statistics:
 
 def in_words(statistics: Statistics) -> str:
     """`half`, `imagenet`, or the numbers."""
-    known = next((name for name, value in STATISTICS.items() if value == statistics), "")
-    return known or f"mean {statistics[0]}, std {statistics[1]}"
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in statistics)
+    return next((name for name, value in STATISTICS.items() if value == statistics), f"mean {mean} and std {std}")
 
 
 def check_claim(evidence: Evidence, name: str, file: str) -> None:
@@ -242,7 +243,9 @@ def _contradiction(evidence: Evidence, name: str) -> str:
     if evidence.released_as and name not in evidence.released_as:
         return "the file's name says other weights"
     if evidence.said and evidence.said != statistics_of(name):
-        return f"the file's name speaks of inputs as {in_words(evidence.said)}, those have {in_words(statistics_of(name))}"
+        return (
+            f"the file's name speaks of inputs as {in_words(evidence.said)}, those have {in_words(statistics_of(name))}"
+        )
     return ""
 
 

@@ -120,7 +120,7 @@ def beit(model):
 
 
 def beit_pretrained(model):
-    """`beitv2_base_patch16_224_pt1k.pth`: masked images, one position bias for all blocks, layers of the pretraining."""
+    """`beitv2_base_patch16_224_pt1k.pth`: masked images, one position bias for all blocks, further layers."""
     own = "blocks.0.attn.relative_position_bias_table"
     state = renamed({k: v for k, v in model.state_dict().items() if "bias_table" not in k}, ("fc_norm", "norm"))
     state["rel_pos_bias.relative_position_bias_table"] = model.state_dict()[own]

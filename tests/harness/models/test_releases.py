@@ -143,7 +143,11 @@ def test_a_tensor_missing_too_many_or_of_another_shape_is_named(release, key):
     ("key", "change", "message"),
     [
         ("DINOv3", lambda bias: bias.fill_(0.1), "name the model with _qkvb"),
-        ("DINOv3", lambda bias: bias[-1:].fill_(0.1), r"blocks\.1\.attn\.qkv\.bias has biases of the queries and values"),
+        (
+            "DINOv3",
+            lambda bias: bias[-1:].fill_(0.1),
+            r"blocks\.1\.attn\.qkv\.bias has biases of the queries and values",
+        ),
     ],
 )
 def test_biases_that_a_dinov3_without_has_no_place_for_are_not_dropped(release, key, change, message):
@@ -184,7 +188,9 @@ def test_positions_are_resized_as_timm_does_with_its_own_files(release, key):
     ours = built(name, file, 48).state_dict()
     larger = small_model(name, {**RELEASES[key][1], "img_size": 48})
     theirs = sys.modules[type(larger).__module__].checkpoint_filter_fn(source.state_dict(), larger)
-    assert theirs[RESIZED[key]].shape == larger.state_dict()[RESIZED[key]].shape != source.state_dict()[RESIZED[key]].shape
+    assert (
+        theirs[RESIZED[key]].shape == larger.state_dict()[RESIZED[key]].shape != source.state_dict()[RESIZED[key]].shape
+    )
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
