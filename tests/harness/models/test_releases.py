@@ -8,7 +8,7 @@ import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from harness.errors import HarnessError
-from harness.models import backbones
+from harness.models import backbones, checkpoints
 from methods.architectures.base import SMALL
 from methods.architectures.convnext import SMALL_CONVNEXT
 from methods.architectures.eva import DINOV3
@@ -57,27 +57,42 @@ def small_model(name, arguments, seed=1):
     return model
 
 
+def written(key):
+    """A small model of the release's name, what its authors' file would hold, and the tensors in that."""
+    name, arguments, writer = RELEASES[key]
+    model = small_model(name, arguments)
+    if writer is releases.beit_pretrained:
+        share_position_biases(model)
+    if writer is releases.convnext_pretrained:
+        model.head.norm.reset_parameters()
+    if writer is releases.openai_clip:
+        model.load_state_dict({name: tensor.half() for name, tensor in model.state_dict().items()})
+    content = writer(model)
+    state = next((content[key] for key in ("model", "module", "state_dict") if key in content), content)
+    return name, model, content, state
+
+
 @pytest.fixture
 def release(monkeypatch, tmp_path):
-    """Writes a release of a small model, which then stands for timm's of that name: its file, name and model."""
+    """Writes a release of a small model, which then stands for timm's of that name: its name, file and model."""
 
-    def write(key, change=lambda state: None):
-        name, arguments, writer = RELEASES[key]
-        model = small_model(name, arguments)
-        if writer is releases.beit_pretrained:
-            share_position_biases(model)
-        if writer is releases.convnext_pretrained:
-            model.head.norm.reset_parameters()
-        if writer is releases.openai_clip:
-            model.load_state_dict({k: v.half() for k, v in model.state_dict().items()})
+    def write(key):
+        name, model, content, _ = written(key)
+        arguments = RELEASES[key][1]
         monkeypatch.setattr(backbones, "timm_call", lambda name, size: (name.partition(".")[0], sized(arguments, size)))
-        content = writer(model)
-        state = next((content[key] for key in ("model", "module", "state_dict") if key in content), content)
-        change(state)
         torch.save(content, tmp_path / "mine.pth")
         return name, str(tmp_path / "mine.pth"), model
 
     return write
+
+
+def refused(key, change):
+    """The error for a release that was changed."""
+    name, model, _, state = written(key)
+    change(state)
+    with pytest.raises(HarnessError, match=f"^mine.pth does not fit backbone '{name}': ") as error:
+        checkpoints.fit(state, model, "mine.pth", name)
+    return str(error.value).partition("': ")[2]
 
 
 def sized(arguments, size):
@@ -124,53 +139,34 @@ STRICT = {
 
 
 @pytest.mark.parametrize("key", STRICT)
-def test_a_tensor_missing_too_many_or_of_another_shape_is_named(release, key):
+def test_a_tensor_missing_too_many_or_of_another_shape_is_named(key):
     theirs, ours, unknown = STRICT[key]
 
-    def break_it(how):
-        name, file, _ = release(key, how)
-        with pytest.raises(HarnessError, match=f"mine.pth does not fit backbone '{name}': ") as error:
-            backbones.resolve(name, file, 32)
-        return str(error.value).partition("': ")[2]
-
-    assert break_it(lambda state: state.pop(theirs)).startswith(f"1 missing ({ours})")
-    surplus = break_it(lambda state: state.update({unknown: torch.ones(2, 2)}))
+    assert refused(key, lambda state: state.pop(theirs)).startswith(f"1 missing ({ours})")
+    surplus = refused(key, lambda state: state.update({unknown: torch.ones(2, 2)}))
     assert surplus.startswith(f"1 unexpected ({unknown.removeprefix('visual.')})")
-    assert f"1 of another shape ({ours}: file [3]" in break_it(lambda state: state.update({theirs: torch.ones(3)}))
+    shape = refused(key, lambda state: state.update({theirs: torch.ones(3)}))
+    assert f"1 of another shape ({ours}: file [3]" in shape
 
 
-@pytest.mark.parametrize(
-    ("key", "change", "message"),
-    [
-        ("DINOv3", lambda bias: bias.fill_(0.1), "name the model with _qkvb"),
-        (
-            "DINOv3",
-            lambda bias: bias[-1:].fill_(0.1),
-            r"blocks\.1\.attn\.qkv\.bias has biases of the queries and values",
-        ),
-    ],
-)
-def test_biases_that_a_dinov3_without_has_no_place_for_are_not_dropped(release, key, change, message):
-    name, file, _ = release(key, lambda state: change(state["blocks.1.attn.qkv.bias"]))
-    with pytest.raises(HarnessError, match=f"mine.pth does not fit backbone '{name}': .*{message}"):
-        backbones.resolve(name, file, 32)
+@pytest.mark.parametrize("part", [slice(None), slice(-1, None)])
+def test_biases_that_a_dinov3_without_has_no_place_for_are_not_dropped(part):
+    message = refused("DINOv3", lambda state: state["blocks.1.attn.qkv.bias"][part].fill_(0.1))
+    assert message.startswith("blocks.1.attn.qkv.bias has biases of the queries and values: name the model with _qkvb")
 
 
-def test_biases_of_the_keys_that_no_mask_leaves_out_are_refused(release):
-    name, file, _ = release("DINOv3 with biases", lambda state: state.pop("blocks.2.attn.qkv.bias_mask"))
-    with pytest.raises(HarnessError, match=r"blocks\.2\.attn\.qkv\.bias has biases of the keys"):
-        backbones.resolve(name, file, 32)
+def test_biases_of_the_keys_that_no_mask_leaves_out_are_refused():
+    message = refused("DINOv3 with biases", lambda state: state.pop("blocks.2.attn.qkv.bias_mask"))
+    assert message.startswith("blocks.2.attn.qkv.bias has biases of the keys")
 
 
-@pytest.mark.parametrize(("key", "other"), [("PE-core", 4), ("open_clip", 4), ("EVA-02", 4), ("BEiT", 4)])
-def test_patches_of_another_size_are_not_resampled(release, key, other):
+@pytest.mark.parametrize("key", ["PE-core", "open_clip", "EVA-02", "BEiT"])
+def test_patches_of_another_size_are_not_resampled(key):
     def change(state):
         name = next(name for name in state if name.endswith(("conv1.weight", "patch_embed.proj.weight")))
-        state[name] = state[name][..., :other, :other]
+        state[name] = state[name][..., :4, :4]
 
-    name, file, _ = release(key, change)
-    with pytest.raises(HarnessError, match=r"1 of another shape \(patch_embed\.proj\.weight: file \[32, 3, 4, 4\]"):
-        backbones.resolve(name, file, 32)
+    assert "1 of another shape (patch_embed.proj.weight: file [32, 3, 4, 4]" in refused(key, change)
 
 
 RESIZED = {
