@@ -81,7 +81,7 @@ def test_a_file_that_is_what_the_name_says_is_taken(name, state, file):
         (f"{SWIN}.ms_in22k", timm_names(1000), "mine.pth", r"those have 21841 classes\. Did you mean .*ms_in1k"),
         ("vit_base_patch16_clip_224", clip(), "mine.pt", rf"computes with GELU\. Did you mean '{QUICK}\.openai'\?"),
         (f"{QUICK}.metaclip_400m", clip(), "mine.pt", "another training"),
-        (f"{DINOV3_L}.lvd1689m", dinov3(), SATELLITE, r"speaks of inputs as mean .*, those have imagenet\. Did you '"),
+        (f"{DINOV3_L}.lvd1689m", dinov3(), SATELLITE, r"as mean .*, those have imagenet\. Did you mean '"),
         ("beit_base_patch16_224.in22k_ft_in22k", timm_names(21841), BEIT2_FILE, "as imagenet, those have half"),
         ("beit_base_patch16_224.in22k_ft_in22k", MASKED, "mine.pth", "masked images, .*another training"),
         ("convnextv2_base.fcmae", timm_names(1000), "mine.pt", "those have no classifier"),
