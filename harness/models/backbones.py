@@ -133,7 +133,7 @@ def fitting_size(name: str, asked: int | None) -> int:
     model = skeleton(name, 0)
     side = architecture_of(model).patch_side(model)
     if asked < side or asked % side:
-        raise HarnessError(f"image_size={asked} must be a multiple of {side}, the side of a patch of {name!r}")
+        raise HarnessError(f"image_size={asked} must be a multiple of {side}, the step in which {name!r} reads")
     return asked
 
 

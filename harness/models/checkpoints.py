@@ -1,9 +1,10 @@
 """Checkpoint files as users have them, read without running anything in them, and fitted strictly to a timm model.
 
-Known: Google's `ViT-B_16.npz` and its siblings (the `vit_models` release), Swin's official `.pth`, timm's `.pth` and
-`.safetensors`, Hugging Face's ViTs, and any of these inside `state_dict`, `model`, `teacher` and the like, with a
-prefix (`module.`, `backbone.`) in front of the names. `layouts` and timm's checkpoint filters rename and resize; what a
-file and a model do not share is an error before anything is trained.
+Known: Google's `ViT-B_16.npz` and its siblings (the `vit_models` release), the official files of DeiT, MAE, MoCo v3,
+DINO, DINOv2, DINOv3, CLIP, the Perception Encoder, EVA-02, BEiT, Swin, Swin v2, ConvNeXt and ConvNeXt v2, timm's `.pth`
+and `.safetensors`, Hugging Face's ViTs and DINOv3, and any of these inside `state_dict`, `model`, `teacher` and the
+like, with a prefix (`module.`, `backbone.`) in front of the names. `layouts` and timm's checkpoint filters rename and
+resize; what a file and a model do not share is an error before anything is trained.
 """
 
 import argparse
@@ -25,14 +26,18 @@ from harness.errors import HarnessError
 from harness.models.layouts import as_timm
 from methods.architectures import architecture_of
 from methods.architectures.base import State
+from methods.base import MethodError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
 """Keys under which files keep the weights, in timm's order: averaged weights first, as DINO's teacher is."""
 
 HEADS = ("head.", "head_dist.", "head/", "pre_logits/", "pooler.", "decoder_")
 """What belongs to the pretraining: classifier, projection, MAE's decoder. Every run gets a head of its own."""
+
+PATCHES = ("patch_embed.proj.weight", "patchifier.proj.weight", "conv1.weight")
+"""How names of a ViT's first layer end, in all layouts that timm's filters know."""
 
 SHOWN = 3
 """Names per kind of difference that an error prints."""
@@ -146,19 +151,21 @@ def fit(state: State, model: Any, file: str, name: str) -> State:
     Position embeddings are resized to the model's image size, as timm does for its own checkpoints, whichever layout
     the file has. `HarnessError` lists how file and model differ otherwise.
     """
-    architecture, patches = architecture_of(model), None
+    architecture, patches, expected = architecture_of(model), None, shapes_of(model.state_dict())
     try:
         state = as_timm(state, file)
-        patches = state.get(architecture.first_layer)
+        patches = next((tensor for key, tensor in state.items() if key.endswith(PATCHES) and tensor.ndim == 4), None)
         fitted = architecture.fit(state, model)
+    except MethodError as error:
+        raise HarnessError(f"{file} does not fit backbone {name!r}: {error}") from None
     except HarnessError:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         fitted = state  # of another architecture: the differences below say so
-    if patches is not None and patches.ndim == 4:
+    if patches is not None and architecture.first_layer in fitted:
         fitted[architecture.first_layer] = patches  # timm would resample those of another patch size
-    fitted = {key: tensor for key, tensor in fitted.items() if not key.startswith(HEADS)}
-    problem = difference(shapes_of(fitted), shapes_of(model.state_dict()))
+    fitted = {key: tensor for key, tensor in fitted.items() if key in expected or not key.startswith(HEADS)}
+    problem = difference(shapes_of(fitted), expected)
     if problem:
         raise HarnessError(f"{file} does not fit backbone {name!r}: {problem}")
     broken = [key for key, tensor in fitted.items() if not (tensor.is_floating_point() and tensor.isfinite().all())]
@@ -197,7 +204,9 @@ def _first(names: list[str]) -> str:
 
 def _size(shapes: Shapes) -> dict[str, int]:
     """Number of blocks, and where the names tell them width and patch side."""
-    size = {"blocks": len({m[0] for name in shapes if (m := re.match(r"(layers\.\d+\.)?blocks\.\d+\.", name))})}
+    size = {
+        "blocks": len({m[0] for name in shapes if (m := re.match(r"((layers|stages)\.\d+\.)?blocks\.\d+\.", name))})
+    }
     for what, name in (("width", "norm.weight"), ("patch side", "patch_embed.proj.weight")):
         if name in shapes:
             size[what] = shapes[name][-1]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 import timm
@@ -17,16 +18,58 @@ from torch import Tensor
 from harness.errors import HarnessError
 from harness.models.names import known_tags, pretrained_names
 from harness.schema.preprocessing import STATISTICS, Statistics
+from methods.architectures.convnext import META
+from methods.architectures.eva_layouts import DINOV3
+from methods.architectures.eva_layouts import HUGGING_FACE as HUGGING_FACE_DINOV3
 from methods.architectures.vit_layouts import GOOGLE, HUGGING_FACE
 
 IN21K_CLASSES = 21843
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A training without labels, by the names that only its files have."""
+
+    title: str
+    names: str
+    """A pattern of a name."""
+
+    tags: tuple[str, ...]
+    """timm's tags for its releases."""
+
+    needs: Statistics | None = STATISTICS["imagenet"]
+    """What its inputs were; None if that differs by model."""
+
+
 _TRAININGS = (
-    ("an MAE training with its decoder", r"(^|\.)decoder_embed\.", ("mae",)),
-    ("a DINO or iBOT training with its projection head", r"(^|\.)head\.(mlp|last_layer)\.", ("dino",)),
-    ("a MoCo v3 training", r"(^|\.)momentum_encoder\.", ()),
+    Training(title="an MAE training with its decoder", names=r"(^|\.)decoder_embed\.", tags=("mae",)),
+    Training(
+        title="a DINO or iBOT training with its projection head",
+        names=r"(^|\.)head\.(mlp|last_layer)\.",
+        tags=("dino",),
+    ),
+    Training(title="a MoCo v3 training", names=r"(^|\.)momentum_encoder\.", tags=()),
+    Training(
+        title="a BEiT or EVA-02 training by masked images, with its head",
+        names=r"^lm_head\.",
+        tags=("mim_in22k", "mim_m38m"),
+        needs=None,
+    ),
 )
-"""Self-supervised trainings by the names that only they have, with timm's tags for their releases."""
+
+_LAYOUTS = (
+    ("Hugging Face's names", rf"({re.escape(HUGGING_FACE)}|{re.escape(HUGGING_FACE_DINOV3)})$"),
+    ("Meta's names of DINOv3", rf"^{DINOV3}$"),
+    ("Meta's names of ConvNeXt", rf"{re.escape(META)}$"),
+    ("CLIP's names", r"^visual\."),
+)
+"""Whose names a file has, by one of them; timm's if none of these."""
+
+CLASSIFIER = r"(^|[./])(head|head\.fc|classifier|cls_classifier)[./](weight|kernel)$"
+"""Names of a classifier's weight."""
+
+TELLING = len("sat493m")
+"""Letters of a tag from which on it is no chance that it stands in a file's name, as `pt`, `fb` or `in21k` may."""
 
 SHOWN = 6
 """Names that an error offers."""
@@ -57,6 +100,12 @@ class Evidence:
     tags: tuple[str, ...] | None = None
     """timm's tags that it can have; None if any."""
 
+    trained_with: Statistics | None = None
+    """Input statistics of trainings of its kind."""
+
+    said: Statistics | None = None
+    """Input statistics of the weights that its name speaks of."""
+
     released_as: tuple[str, ...] = ()
     """timm's names for the weights that are released under this file name."""
 
@@ -64,19 +113,18 @@ class Evidence:
 def examine(state: Mapping[str, Tensor], file: str) -> Evidence:
     """What a file of that name with these tensors (as `checkpoints.read` gives them) is."""
     google, clip = GOOGLE in state, "visual.class_embedding" in state and "input_resolution" in state
-    training = next((t for t in _TRAININGS if any(re.search(t[1], name) for name in state)), None)
+    training = next((t for t in _TRAININGS if _has(state, t.names)), None)
     classes = _classes(state)
-    pre_logits = any(re.search(r"(^|\.)pre_logits[./]", name) for name in state)
+    pre_logits = _has(state, r"(^|\.)pre_logits[./]")
     released_as = _released().get(file, ())
     if google:
         kind = "a file in the layout of Google's ViT release"
     elif clip:
         kind = "OpenAI's CLIP, which computes with QuickGELU"
     elif training:
-        kind = training[0]
+        kind = training.title
     else:
-        whose = "Hugging Face" if any(HUGGING_FACE in name for name in state) else "timm"
-        kind = f"a file with {whose}'s names"
+        kind = "a file with " + next((whose for whose, names in _LAYOUTS if _has(state, names)), "timm's names")
     parts = [kind, *(["with pre_logits"] if pre_logits else ["without pre_logits"] if google else [])]
     parts.append(f"with a head for {classes} classes" if classes else "without classifier")
     if released_as:
@@ -88,14 +136,20 @@ def examine(state: Mapping[str, Tensor], file: str) -> Evidence:
         google=google,
         pre_logits=pre_logits,
         quickgelu=clip,
-        tags=("openai",) if clip else training[2] if training else None,
+        tags=("openai",) if clip else training.tags if training else None,
+        trained_with=training.needs if training else None,
+        said=_said_by(file),
         released_as=released_as,
     )
 
 
+def _has(state: Mapping[str, Tensor], pattern: str) -> bool:
+    return any(re.search(pattern, name) for name in state)
+
+
 def _classes(state: Mapping[str, Tensor]) -> int | None:
     for name, tensor in state.items():
-        if tensor.ndim == 2 and re.search(r"(^|[./])(head|classifier|cls_classifier)[./](weight|kernel)$", name):
+        if tensor.ndim == 2 and re.search(CLASSIFIER, name):
             return tensor.shape[-1 if name.endswith("kernel") else 0]
     return None
 
@@ -109,6 +163,24 @@ def _released() -> dict[str, tuple[str, ...]]:
         if file and not file.startswith("ViT-"):
             names[file] = (*names.get(file, ()), name)
     return names
+
+
+def _said_by(file: str) -> Statistics | None:
+    """Input statistics by the longest tag or architecture in a file's name that has but one kind of them, such as
+    `sat493m` of DINOv3's satellite images or `beitv2_base_patch16_224`."""
+    stem = PurePath(file).stem.lower()
+    found = [w for w in _words() if w in stem and re.search(rf"(?<![a-z0-9]){re.escape(w)}(?![a-z0-9])", stem)]
+    return _words()[max(found, key=len)] if found else None
+
+
+@cache
+def _words() -> dict[str, Statistics]:
+    """Tags and architectures of timm all of whose weights have the same input statistics."""
+    words: dict[str, set[Statistics]] = {}
+    for name in pretrained_names():
+        for word in name.split("."):
+            words.setdefault(word, set()).add(statistics_of(name))
+    return {word: next(iter(values)) for word, values in words.items() if len(values) == 1 and len(word) >= TELLING}
 
 
 def _config(name: str) -> Any:
@@ -126,8 +198,8 @@ def statistics_of(name: str) -> Statistics:
 
 def in_words(statistics: Statistics) -> str:
     """`half`, `imagenet`, or the numbers."""
-    known = next((name for name, value in STATISTICS.items() if value == statistics), "")
-    return known or f"mean {statistics[0]}, std {statistics[1]}"
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in statistics)
+    return next((name for name, value in STATISTICS.items() if value == statistics), f"mean {mean} and std {std}")
 
 
 def check_claim(evidence: Evidence, name: str, file: str) -> None:
@@ -170,6 +242,10 @@ def _contradiction(evidence: Evidence, name: str) -> str:
         return f"those have {f'{released} classes' if released else 'no classifier'}"
     if evidence.released_as and name not in evidence.released_as:
         return "the file's name says other weights"
+    if evidence.said and evidence.said != statistics_of(name):
+        return (
+            f"the file's name speaks of inputs as {in_words(evidence.said)}, those have {in_words(statistics_of(name))}"
+        )
     return ""
 
 
@@ -183,8 +259,7 @@ def decided_statistics(evidence: Evidence, name: str, file: str) -> Statistics:
     if evidence.needs and (not known or evidence.needs in known):
         return evidence.needs
     doubts = {statistics_of(other) for other in evidence.released_as}
-    doubts |= {evidence.needs} if evidence.needs else set()
-    doubts |= {STATISTICS["imagenet"]} if evidence.tags is not None and not evidence.needs else set()
+    doubts |= {value for value in (evidence.needs, evidence.trained_with, evidence.said) if value}
     if len(known) == 1 and doubts <= known:
         return known.pop()
     groups = {in_words(value): [tag for tag in tags if tags[tag] == value] for value in tags.values()}

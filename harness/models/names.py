@@ -14,6 +14,15 @@ RECOMMENDED = {
     "swin_base_patch4_window7_224.ms_in22k": "Microsoft's swin_base_patch4_window7_224_22k.pth: published Swin-B rows",
     "vit_base_patch16_224.augreg_in21k": "AugReg weights, which SSF's released scripts load: not those of SCT and NOAH",
     "vit_base_patch14_dinov2.lvd142m": "DINOv2",
+    "vit_small_patch16_dinov3.lvd1689m": "DINOv3, whose .pth and Hugging Face files --weights takes too",
+    "vit_base_patch16_dinov3.lvd1689m": "the same, ViT-B",
+    "vit_large_patch16_dinov3.lvd1689m": "the same, ViT-L; .sat493m is trained on satellite images",
+    "eva02_base_patch14_224.mim_in22k": "EVA-02, masked images of ImageNet-22k: eva02_B_pt_in21k_p14.pt",
+    "vit_pe_core_base_patch16_224.fb": "Perception Encoder: PE-Core-B16-224.pt",
+    "beitv2_base_patch16_224.in1k_ft_in22k": "BEiT v2, tuned on ImageNet-22k",
+    "swinv2_base_window12_192.ms_in22k": "Microsoft's swinv2_base_patch4_window12_192_22k.pth",
+    "convnext_base.fb_in22k": "Meta's convnext_base_22k_224.pth: published ConvNeXt-B rows",
+    "convnextv2_base.fcmae_ft_in22k_in1k": "Meta's convnextv2_base_22k_224_ema.pt",
 }
 """Names to take, and what they stand for in the literature."""
 

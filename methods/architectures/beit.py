@@ -10,7 +10,7 @@ from timm.models.beit import Beit as BeitModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.architectures.base import SMALL, Architecture, TwoBranchBlock, register
+from methods.architectures.base import SMALL, Architecture, State, TwoBranchBlock, register
 
 
 class SlottedBeitBlock(TwoBranchBlock, Block):
@@ -89,3 +89,30 @@ class Beit(Architecture):
 
     def open_attention(self, attention: Any) -> type[nn.Module] | None:
         return OpenAttention if isinstance(attention, Attention) else None
+
+    def fit(self, state: State, model: Any) -> State:
+        return super().fit(_as_for_tuning(state, model) if "mask_token" in state else state, model)
+
+
+PRETRAINING = ("mask_token", "lm_head.", "cls_pt_layers.")
+"""What only the pretraining by masked images has."""
+
+SHARED = "rel_pos_bias."
+"""Position biases of all blocks together, in files of the pretraining."""
+
+
+def _as_for_tuning(state: State, model: Any) -> State:
+    """A pretrained BEiT as its authors tune it: each block begins with the shared position biases. The last norm goes
+    behind the pooling, where timm's model has it, as timm does with EVA's."""
+    tuned: State = {}
+    for name, tensor in state.items():
+        if name.startswith(PRETRAINING):
+            continue
+        if name.startswith(SHARED) and model.rel_pos_bias is None:
+            own = name.removeprefix(SHARED)
+            tuned |= {f"blocks.{i}.attn.{own}": tensor for i in range(len(model.blocks))}
+        elif name.startswith("norm.") and isinstance(model.norm, nn.Identity):
+            tuned[f"fc_{name}"] = tensor
+        else:
+            tuned[name] = tensor
+    return tuned

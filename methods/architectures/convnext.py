@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.models.convnext import ConvNeXt as ConvNeXtModel
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from methods.architectures.base import Architecture, SlottedBlock, Stream, chain, parallel, register
+from methods.architectures.base import Architecture, Layout, SlottedBlock, State, Stream, chain, parallel, register
 
 
 class SlottedConvNeXtBlock(SlottedBlock, ConvNeXtBlock):
@@ -41,6 +42,9 @@ class SlottedConvNeXtBlock(SlottedBlock, ConvNeXtBlock):
         return x.permute(0, 3, 1, 2)
 
 
+META = "downsample_layers.0.0.weight"
+"""A tensor that every file of Meta's ConvNeXts has."""
+
 SMALL_CONVNEXT: dict[str, Any] = {
     "depths": (1, 2, 1, 1),
     "dims": (16, 24, 32, 48),
@@ -64,6 +68,7 @@ class ConvNeXt(Architecture):
     sized = False
     timm_modules = ("convnext",)
     first_layer = "stem.0.weight"
+    layouts = (Layout(marker=META, to_timm=dict),)
     small = {"convnext": ("convnext_tiny", SMALL_CONVNEXT)}
     variants = {
         "convnext_v2": ("convnextv2_tiny", {**SMALL_CONVNEXT, "ls_init_value": None}),
@@ -88,3 +93,30 @@ class ConvNeXt(Architecture):
 
     def final_norms(self, model: Any) -> list[nn.Module]:
         return [model.norm_pre, model.head.norm]
+
+    def fit(self, state: State, model: Any) -> State:
+        fitted = self._from_meta(state, model) if META in state else super().fit(state, model)
+        pretrained = hasattr(model.stages[0].blocks[0].mlp, "grn") and not _beyond_stages(fitted)
+        return fitted | _new_norm(model) if pretrained else fitted
+
+    def _from_meta(self, state: State, model: Any) -> State:
+        """timm's names for Meta's. timm's filter, which needs every linear layer to have a place in the model, gets
+        them one by one; what has none keeps its name."""
+        fitted: State = {}
+        for name, tensor in state.items():
+            try:
+                fitted |= super().fit({name: tensor}, model)
+            except KeyError:
+                fitted[name] = tensor
+        return fitted
+
+
+def _beyond_stages(state: State) -> list[str]:
+    """Names of the last norm and the classifier."""
+    return [name for name in state if not name.startswith(("stem.", "stages."))]
+
+
+def _new_norm(model: Any) -> State:
+    """The last norm of a tuning, for files of the pretraining of ConvNeXt v2 (FCMAE), which end with the stages."""
+    d = model.num_features
+    return {"head.norm.weight": torch.ones(d), "head.norm.bias": torch.zeros(d)}

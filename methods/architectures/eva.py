@@ -11,7 +11,9 @@ from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.architectures.base import SMALL, Architecture, PostNormBlock, TwoBranchBlock, register
+from methods.architectures.base import SMALL, Architecture, PostNormBlock, State, TwoBranchBlock, register
+from methods.architectures.eva_layouts import DINOV3 as DINOV3_MARKER
+from methods.architectures.eva_layouts import HUGGING_FACE_LAYOUT
 from methods.base import MethodError
 
 
@@ -125,6 +127,7 @@ class Eva(Architecture):
         "rope_mixed": ("vit_small_patch16_rope_mixed_224", {**SMALL, "init_values": 0.1}),
     }
     shallow = {"depth": 1}
+    layouts = (HUGGING_FACE_LAYOUT,)
 
     def run(self, model: Any, step: Any, x: Tensor) -> Tensor:
         blocks = list(model.blocks)
@@ -140,3 +143,26 @@ class Eva(Architecture):
 
     def open_attention(self, attention: Any) -> type[nn.Module] | None:
         return OPEN.get(type(attention))
+
+    def fit(self, state: State, model: Any) -> State:
+        fitted = super().fit(_without_key_biases(state, model) if DINOV3_MARKER in state else state, model)
+        # timm renames the Perception Encoder's tensors without resizing the positions: once more, under timm's names
+        return super().fit(fitted, model) if any(name.endswith("conv1.weight") for name in state) else fitted
+
+
+def _without_key_biases(state: State, model: Any) -> State:
+    """A DINOv3's tensors without the biases of q, k and v that a model without such has no place for, all zero.
+
+    Meta multiplies them with `bias_mask`, which is zero for the keys. `MethodError` if others are not.
+    """
+    left, biased = dict(state), hasattr(model.blocks[0].attn, "q_bias") and model.blocks[0].attn.q_bias is not None
+    for name in [name for name in state if name.endswith(".attn.qkv.bias")]:
+        bias, mask = state[name], state.get(f"{name}_mask")
+        queries, keys, values = (bias if mask is None else torch.where(mask == 0, 0, bias)).chunk(3)
+        if keys.any():
+            raise MethodError(f"{name} has biases of the keys, which timm's DINOv3 lacks")
+        if not biased and (queries.any() or values.any()):
+            raise MethodError(f"{name} has biases of the queries and values: name the model with _qkvb")
+        if not biased:
+            del left[name]
+    return left

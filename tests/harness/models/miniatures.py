@@ -41,3 +41,8 @@ def clip():
         "logit_scale": torch.zeros(()),
         "input_resolution": torch.tensor(224),
     }
+
+
+def dinov3():
+    """Meta's DINOv3, one block."""
+    return timm_names() | {"storage_tokens": torch.zeros(1, 4, WIDTH), "mask_token": torch.zeros(1, WIDTH)}

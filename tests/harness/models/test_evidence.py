@@ -11,13 +11,18 @@ from harness.errors import HarnessError
 from harness.models import backbones, checkpoints, evidence
 from harness.plans import experiment
 from harness.schema.preprocessing import STATISTICS
-from tests.harness.models.miniatures import clip, google, timm_names
+from tests.harness.models.miniatures import clip, dinov3, google, timm_names
 
 VIT_B, DEIT = "vit_base_patch16_224", "deit_base_patch16_224.fb_in1k"
 SMALL, TINY = "vit_small_patch16_224", "vit_tiny_patch16_224"
 AUGREG_21K = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"
 DEIT_FILE, SWIN = "deit_tiny_patch16_224-a1311bcf.pth", "swin_base_patch4_window7_224"
 QUICK = "vit_base_patch16_clip_quickgelu_224"
+
+DINOV3_L, DINOV3_S = "vit_large_patch16_dinov3", "vit_small_patch16_dinov3"
+SATELLITE = "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth"
+BEIT2_FILE = "beitv2_base_patch16_224_pt1k_ft21k.pth"
+MASKED = timm_names() | {"lm_head.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1, 1, 2)}
 
 ORIGINAL = google(21843, pre_logits=True)
 MAE = timm_names() | {"decoder_embed.weight": torch.zeros(2, 2)}
@@ -45,6 +50,13 @@ def found(state, file="mine.pth"):
         (DEIT, timm_names(1000), "deit_base_patch16_224-b5f2ef4d.pth"),
         ("vit_base_patch16_clip_quickgelu_224.openai", clip(), "mine.pt"),
         (VIT_B, google(7), "mine.npz"),
+        (f"{DINOV3_S}.lvd1689m", dinov3(), "dinov3_vits16_pretrain_lvd1689m-08c60483.pth"),
+        (f"{DINOV3_L}.sat493m", dinov3(), SATELLITE),
+        ("eva02_base_patch14_224.mim_in22k", MASKED, "eva02_B_pt_in21k_p14.pt"),
+        ("beitv2_base_patch16_224.in1k_ft_in22k", timm_names(21841), BEIT2_FILE),
+        ("swinv2_base_window12_192.ms_in22k", timm_names(21841), "swinv2_base_patch4_window12_192_22k.pth"),
+        ("convnextv2_base.fcmae", timm_names(), "convnextv2_base_1k_224_fcmae.pt"),
+        ("convnext_base.fb_in22k", {"head.fc.weight": torch.zeros(21841, 4)}, "convnext_base_22k_224.pth"),
     ],
 )
 def test_a_file_that_is_what_the_name_says_is_taken(name, state, file):
@@ -69,6 +81,12 @@ def test_a_file_that_is_what_the_name_says_is_taken(name, state, file):
         (f"{SWIN}.ms_in22k", timm_names(1000), "mine.pth", r"those have 21841 classes\. Did you mean .*ms_in1k"),
         ("vit_base_patch16_clip_224", clip(), "mine.pt", rf"computes with GELU\. Did you mean '{QUICK}\.openai'\?"),
         (f"{QUICK}.metaclip_400m", clip(), "mine.pt", "another training"),
+        (f"{DINOV3_L}.lvd1689m", dinov3(), SATELLITE, r"as mean .*, those have imagenet\. Did you mean '"),
+        ("beit_base_patch16_224.in22k_ft_in22k", timm_names(21841), BEIT2_FILE, "as imagenet, those have half"),
+        ("beit_base_patch16_224.in22k_ft_in22k", MASKED, "mine.pth", "masked images, .*another training"),
+        ("convnextv2_base.fcmae", timm_names(1000), "mine.pt", "those have no classifier"),
+        ("convnext_base.fb_in1k", {"head.fc.weight": torch.zeros(21841, 4)}, "a.pth", r"1000 classes\..*fb_in22k'"),
+        ("convnextv2_base.fcmae_ft_in1k", timm_names(), "convnextv2_base_1k_224_fcmae.pt", r"Did you mean '.*\.fcmae'"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_what_the_name_says_is_named_and_asked_about(name, state, file, message):
@@ -86,6 +104,9 @@ def test_a_file_that_is_not_what_the_name_says_is_named_and_asked_about(name, st
         (TINY, timm_names(9), "mine.pth", "half"),
         ("deit_tiny_patch16_224", timm_names(9), "mine.pth", "imagenet"),
         ("swin_tiny_patch4_window7_224", timm_names(9), "mine.pth", "imagenet"),
+        (DINOV3_S, dinov3(), "mine.pth", "imagenet"),
+        ("beit_base_patch16_224", MASKED, "mine.pth", "half"),
+        ("beitv2_base_patch16_224", MASKED, "mine.pth", "imagenet"),
     ],
 )
 def test_without_a_tag_the_file_or_all_tags_decide(name, state, file, expected):
@@ -101,6 +122,8 @@ def test_without_a_tag_the_file_or_all_tags_decide(name, state, file, expected):
         (TINY, MAE, "mine.pth", "file itself points to imagenet"),
         ("deit_base_patch16_224", ORIGINAL, "ViT-B_16.npz", r"points to half\. Did you mean 'vit_b"),
         ("vit_small_patch16_18x2_224", timm_names(), "mine.pth", "timm has none of this name"),
+        (DINOV3_L, dinov3(), "mine.pth", r"imagenet: vit_large_patch16_dinov3\.lvd1689m; mean"),
+        (DINOV3_L, dinov3(), SATELLITE, r"points to mean .*Did you mean 'vit_large_patch16_dinov3\.sat493m'"),
     ],
 )  # fmt: skip
 def test_without_a_tag_it_is_asked_where_nothing_decides(name, state, file, message):
@@ -173,3 +196,16 @@ def test_weights_of_gelu_and_random_ones_are_no_matter_of_quickgelu(monkeypatch)
         with pytest.raises(HarnessError, match=f"asked for {name}"):
             backbones.resolve(name)
     assert backbones.resolve("vit_base_patch16_clip_224.openai", "random").digest == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "about"),
+    [
+        (dinov3(), "a file with Meta's names of DINOv3"),
+        ({"downsample_layers.0.0.weight": torch.zeros(4, 3, 4, 4)}, "a file with Meta's names of ConvNeXt"),
+        ({"embeddings.patch_embeddings.weight": torch.zeros(4, 3, 2, 2)}, "a file with Hugging Face's names"),
+        ({"visual.conv1.weight": torch.zeros(4, 3, 2, 2)}, "a file with CLIP's names"),
+    ],
+)
+def test_a_file_is_described_by_whose_names_it_has(state, about):
+    assert found(state).about == f"{about}, without classifier"
