@@ -483,6 +483,10 @@ def trainer() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+ON_ALL_KINDS = ("sct", "lora", "ssf", "adaptformer", "vpt_deep", "prefix_tuning")
+"""Methods that are tried on a small model of every kind of backbone, the others on a ViT and a Swin."""
+
+
 def every_method() -> None:
     """Each registered method attaches on the device, takes three steps there under autocast, and its logits in float32
     are those of the same model on a CPU."""
@@ -491,7 +495,8 @@ def every_method() -> None:
     images, labels = (t.to(DEVICE) for t in testbed.batch(16))
     wrong = []
     for name in registry.all_methods():
-        for kind in (model for model in testbed.MODELS if testbed.is_served(registry.get(name), model)):
+        models = testbed.MODELS if name in ON_ALL_KINDS else testbed.main_models(registry.get(name))
+        for kind in (model for model in models if testbed.is_served(registry.get(name), model)):
             try:
                 method, model = registry.get(name), testbed.small_model(kind).to(DEVICE)
                 attachment = method.configure({}).attach(model, testbed.make_context(images, labels))
