@@ -72,7 +72,7 @@ def complete_runs_are_skipped_and_broken_ones_redone(folder):
 
 def a_report(folder):
     output = sctbench("report", cwd=folder)
-    assert "digits" in output and "SCT" in output and "mean of 1 of 5 tasks" in output
+    assert "digits" in output and "SCT" in output and "mean of 1 of" not in output
     for line in output.splitlines():
         if line.startswith("wrote "):
             assert (folder / line.removeprefix("wrote ")).is_file()
@@ -123,7 +123,10 @@ def test_mistakes_are_one_line_without_a_traceback(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["sctbench", "run", "--suite", "dmo", "--methods", "sct"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    expected = "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-dg' or 'demo-full'?"
+    expected = (
+        "error: unknown suite 'dmo'. Did you mean 'demo' or 'demo-dg' or 'demo-full'? "
+        "There is no folder or table of that name either."
+    )
     assert " ".join(capsys.readouterr().err.split()) == expected
     assert not (tmp_path / "results").exists()
 

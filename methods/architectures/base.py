@@ -137,8 +137,34 @@ class TwoBranchBlock(SlottedBlock):
         return Stream(slot="after_attention", module=block.norm2, where="input")
 
 
+class ScaledBlock(TwoBranchBlock):
+    """The same where LayerScale is two parameters of the block, which may be missing."""
+
+    attn: Any
+    gamma_1: Any
+    gamma_2: Any
+
+    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        h: Tensor = self.attn(x, *arguments, **options)
+        return h if self.gamma_1 is None else self.gamma_1 * h
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.mlp(x)
+        return h if self.gamma_2 is None else self.gamma_2 * h
+
+
 class PostNormBlock(TwoBranchBlock):
     """The same where each branch ends with its norm, which belongs to `attend` and to `feed_forward`."""
+
+    attn: Any
+
+    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        h: Tensor = self.norm1(self.attn(x, *arguments, **options))
+        return h
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.norm2(self.mlp(x))
+        return h
 
     def attention_reads(self, x: Tensor) -> Tensor:
         return x

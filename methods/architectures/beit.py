@@ -10,21 +10,13 @@ from timm.models.beit import Beit as BeitModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.architectures.base import SMALL, Architecture, State, TwoBranchBlock, register
+from methods.architectures.base import SMALL, Architecture, ScaledBlock, State, register
 
 
-class SlottedBeitBlock(TwoBranchBlock, Block):
+class SlottedBeitBlock(ScaledBlock, Block):
     """timm's BEiT block with slots. x: [batch, tokens, channels]."""
 
     plain = Block
-
-    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        h: Tensor = self.attn(x, *arguments, **options)
-        return h if self.gamma_1 is None else self.gamma_1 * h
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.mlp(x)
-        return h if self.gamma_2 is None else self.gamma_2 * h
 
 
 class OpenAttention(Attention):

@@ -11,38 +11,22 @@ from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.architectures.base import SMALL, Architecture, PostNormBlock, State, TwoBranchBlock, register
+from methods.architectures.base import SMALL, Architecture, PostNormBlock, ScaledBlock, State, register
 from methods.architectures.eva_layouts import DINOV3 as DINOV3_MARKER
 from methods.architectures.eva_layouts import HUGGING_FACE_LAYOUT
 from methods.base import MethodError
 
 
-class SlottedEvaBlock(TwoBranchBlock, EvaBlock):
+class SlottedEvaBlock(ScaledBlock, EvaBlock):
     """timm's pre-norm Eva block with slots. x: [batch, tokens, channels]."""
 
     plain = EvaBlock
-
-    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        h: Tensor = self.attn(x, *arguments, **options)
-        return h if self.gamma_1 is None else self.gamma_1 * h
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.mlp(x)
-        return h if self.gamma_2 is None else self.gamma_2 * h
 
 
 class SlottedEvaPostNormBlock(PostNormBlock, EvaBlockPostNorm):
     """timm's post-norm Eva block with slots. x: [batch, tokens, channels]."""
 
     plain = EvaBlockPostNorm
-
-    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        h: Tensor = self.norm1(self.attn(x, *arguments, **options))
-        return h
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.norm2(self.mlp(x))
-        return h
 
 
 class _OpenRotary(nn.Module):

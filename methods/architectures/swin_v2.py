@@ -20,10 +20,6 @@ class SlottedSwinV2Block(PostNormBlock, SwinTransformerV2Block):
         h: Tensor = self.norm1(self._attn(x))
         return h
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.norm2(self.mlp(x))
-        return h
-
 
 @register
 class SwinV2(Windows):

@@ -34,14 +34,6 @@ class SlottedResPostBlock(PostNormBlock, ResPostBlock):
 
     plain = ResPostBlock
 
-    def attend(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        h: Tensor = self.norm1(self.attn(x, *arguments, **options))
-        return h
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.norm2(self.mlp(x))
-        return h
-
 
 class OpenAttention(Attention):
     """timm's attention with a prefix: softmax(q [P_k; k]^T / sqrt(d)) [P_v; v], projected. x: [batch, tokens,

@@ -26,8 +26,8 @@ def fork_of_methods(folder):
     shutil.copytree(Path(methods.__file__).parent, folder / "methods", ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / "methods" / "bitfit.py"
     text = file.read_text()
-    assert "if layer.bias is not None]" in text
-    file.write_text(text.replace("if layer.bias is not None]", "if layer.bias is not None][:3]"))
+    assert "body_biases(backbone)" in text
+    file.write_text(text.replace("body_biases(backbone)", "body_biases(backbone)[:3]"))
     return folder
 
 
