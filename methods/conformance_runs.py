@@ -42,13 +42,12 @@ def check_head(method: type[Method], name: str) -> None:
     require(not lost, f"the classifier's own {some({own[key] for key in lost})} is not in the model any more")
 
 
-@on_main_models
-def check_moves(method: type[Method], name: str) -> None:
+def check_moves(method: type[Method]) -> None:
     """Every tensor that the forward pass needs moves with the model: it is a parameter or a buffer, no plain attribute.
 
     The model is moved to torch's `meta` device. What torch cannot compute there says nothing.
     """
-    attached = attach(method, name)
+    attached = attach(method)
     model, images = attached.model.to("meta"), testbed.batch()[0].to("meta")
     for training in (False, True):
         try:

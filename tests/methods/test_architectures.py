@@ -46,9 +46,8 @@ class RelPosKind(Architecture):
 ALL = testbed.MODELS | testbed.VARIANTS
 
 SOME = (
-    *("full", "linear", "bitfit", "norm_tuning", "ln_tuning", "partial", "sct", "lora", "lora_qv", "lora_ga", "eva"),
-    *("ssf", "difffit", "adaptformer", "adapter_houlsby", "convpass", "repadapter", "arc", "fact_tt", "vpt_deep"),
-    *("vpt_shallow", "prefix_tuning", "spt_lora", "gps", "dtl", "ia3", "oft", "vqt", "lst"),
+    *("full", "bitfit", "norm_tuning", "sct", "lora", "lora_qv", "lora_ga", "ssf", "adaptformer", "convpass", "arc"),
+    *("vpt_deep", "prefix_tuning", "spt_lora", "dtl", "oft", "vqt"),
 )
 """Methods that differ in what they open of a model."""
 

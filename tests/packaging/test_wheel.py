@@ -95,9 +95,8 @@ def test_the_demos_smallest_part_from_an_empty_folder(whole, tmp_path):
     assert (tmp_path / "results" / "report" / "index.html").is_file()
 
 
-def test_published_numbers_and_lists_need_no_demo(bare, tmp_path):
+def test_published_numbers_need_no_demo(bare, tmp_path):
     assert "SCT" in run(bare / "sctbench", "published", "--source", "vpetl", cwd=tmp_path)
-    assert "sct" in run(bare / "sctbench", "methods", cwd=tmp_path)
 
 
 def test_without_the_extra_the_demo_names_what_is_missing(bare, tmp_path):
