@@ -37,6 +37,7 @@ def array_of(folder, count=COUNT):
 
 def in_processes(monkeypatch):
     monkeypatch.setattr(decode_all, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(decode_all, "CORES_FROM", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
 
 
