@@ -77,9 +77,7 @@ def cut_points(model: Any) -> list[CutPoint]:
     steps = architecture.steps(model)
 
     def go_on(rest: Sequence[nn.Module], x: Tensor) -> Tensor:
-        for step in rest:
-            x = architecture.run(model, step, x)
-        logits: Tensor = model.forward_head(x)
+        logits: Tensor = model.forward_head(architecture.run(model, rest, x))
         return logits
 
     def finish(block: Any, rest: Sequence[nn.Module], x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -286,10 +286,11 @@ class Architecture(ABC):
         """Modules that the forward pass runs one after the other, from the first block to what `forward_head` takes."""
         return [*(block for stage in self.stages(model) for block in stage), model.norm]
 
-    def run(self, model: Any, step: Any, x: Tensor) -> Tensor:
-        """Run one of the `steps` as the forward pass does."""
-        out: Tensor = step(x)
-        return out
+    def run(self, model: Any, steps: Iterable[Any], x: Tensor) -> Tensor:
+        """Run some of the `steps`, one after the other, as the forward pass does."""
+        for step in steps:
+            x = step(x)
+        return x
 
     def width(self, block: Any) -> int:
         """Number of channels of the block's residual stream."""

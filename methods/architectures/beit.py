@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,11 +70,11 @@ class Beit(Architecture):
     small = {"beit": ("beit_base_patch16_224", SMALL)}
     shallow = {"depth": 1}
 
-    def run(self, model: Any, step: Any, x: Tensor) -> Tensor:
-        if model.rel_pos_bias is None or step not in list(model.blocks):
-            return super().run(model, step, x)
-        out: Tensor = step(x, shared_rel_pos_bias=model.rel_pos_bias())
-        return out
+    def run(self, model: Any, steps: Iterable[Any], x: Tensor) -> Tensor:
+        bias = None if model.rel_pos_bias is None else model.rel_pos_bias()
+        for step in steps:
+            x = step(x, shared_rel_pos_bias=bias) if isinstance(step, Block) else step(x)
+        return x
 
     def add_prefix_tokens(self, block: Any, count: int) -> None:
         block.attn.__class__ = OpenAttention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -113,14 +114,15 @@ class Eva(Architecture):
     shallow = {"depth": 1}
     layouts = (HUGGING_FACE_LAYOUT,)
 
-    def run(self, model: Any, step: Any, x: Tensor) -> Tensor:
-        blocks = list(model.blocks)
-        if step not in blocks or model.rope is None:
-            return super().run(model, step, x)
+    def run(self, model: Any, steps: Iterable[Any], x: Tensor) -> Tensor:
+        if model.rope is None:
+            return super().run(model, steps, x)
         dynamic = model.dynamic_img_size or not hasattr(model.rope, "feat_shape")
         rope = model.rope.get_embed(shape=model.patch_embed.grid_size) if dynamic else model.rope.get_embed()
-        out: Tensor = step(x, rope=rope[blocks.index(step)] if model.rope_mixed else rope)
-        return out
+        positions = {id(block): rope[i] if model.rope_mixed else rope for i, block in enumerate(model.blocks)}
+        for step in steps:
+            x = step(x, rope=positions[id(step)]) if id(step) in positions else step(x)
+        return x
 
     def add_prefix_tokens(self, block: Any, count: int) -> None:
         block.attn.num_prefix_tokens += count
