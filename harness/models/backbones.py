@@ -55,8 +55,8 @@ def _timm_name(name: str) -> str:
 def timm_call(name: str, image_size: int) -> tuple[str, dict[str, Any]]:
     """Name and arguments for which `timm.create_model` gives the model, without its weights."""
     timm_name = _timm_name(name)
-    size = {"img_size": image_size} if kind_named(timm_name).sized else {}
-    return timm_name, {**size, **(EMBEDDED[name].arguments if name in EMBEDDED else {})}
+    arguments = kind_named(timm_name).arguments(image_size)
+    return timm_name, {**arguments, **(EMBEDDED[name].arguments if name in EMBEDDED else {})}
 
 
 def _create(name: str, image_size: int, **further: Any) -> Any:

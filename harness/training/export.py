@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 
 from harness.errors import HarnessError, did_you_mean
 from harness.models import backbones
+from harness.models.checkpoints import shapes_of
 from harness.records.place import Place
 from harness.records.store import RECORD_NAME, WEIGHTS_NAME
 from harness.schema.preprocessing import Preprocessing
@@ -144,6 +145,8 @@ def _noise(preprocessing: Preprocessing) -> torch.Tensor:
 def _peft(source: Source) -> Writer:
     """An adapter folder of the peft package."""
     spec = source.place.record.spec
+    if source.hub_id is not None:
+        check_timm_loads_its_own(source)
     plain = untouched(spec, source.model.num_classes)
     method = registry.get(spec.method).of_run(spec.config)
     with TemporaryDirectory() as folder:
@@ -158,6 +161,20 @@ def _peft(source: Source) -> Writer:
         )
         contents = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name in ADAPTER_FILES}
     return lambda to: [(to / name).write_bytes(content) for name, content in contents.items()]
+
+
+def check_timm_loads_its_own(source: Source) -> None:
+    """`HarnessError` where timm's own weights do not load into the model, which is built in another way than timm's."""
+    name, arguments = source.timm_call
+    resized = {key: value for key, value in arguments.items() if key in ("img_size", "num_classes")}
+    with torch.device("meta"):
+        ours, theirs = (timm.create_model(name, **given).state_dict() for given in (arguments, resized))
+    if shapes_of(ours) != shapes_of(theirs):
+        further = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if key not in resized)
+        raise HarnessError(
+            f"--form peft: timm cannot load its own weights of {name} into the model with {further} that was tuned; "
+            "take --form timm or merged, where the method allows it, or trained"
+        )
 
 
 FORMS: dict[str, Callable[[Source], Writer]] = {"trained": _trained, "merged": _merged, "timm": _timm, "peft": _peft}

@@ -250,9 +250,6 @@ class Architecture(ABC):
     attention: ClassVar[bool] = True
     """Whether blocks have attention."""
 
-    sized: ClassVar[bool] = True
-    """Whether timm builds the model for a size of images, `img_size`."""
-
     shallow: ClassVar[Mapping[str, Any]] = {}
     """Arguments that make the first of `small` shallower still, for checks that compile it."""
 
@@ -261,6 +258,10 @@ class Architecture(ABC):
 
     first_layer: ClassVar[str] = "patch_embed.proj.weight"
     """timm's name of the first layer's weight."""
+
+    def arguments(self, image_size: int) -> Mapping[str, Any]:
+        """What `timm.create_model` is told beside the name. `image_size`: side of images in pixels."""
+        return {"img_size": image_size}
 
     def offers(self) -> frozenset[str]:
         """Which of the `NEEDS` of methods the kind meets."""

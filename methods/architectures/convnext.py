@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from methods.architectures.base import Architecture, Layout, SlottedBlock, State, Stream, chain, parallel, register
+from methods.base import MethodError
 
 
 class SlottedConvNeXtBlock(SlottedBlock, ConvNeXtBlock):
@@ -32,11 +34,7 @@ class SlottedConvNeXtBlock(SlottedBlock, ConvNeXtBlock):
         """The block with what is plugged in."""
         x = chain(self, "input", x.permute(0, 2, 3, 1))
         h = self.conv_dw(x.permute(0, 3, 1, 2))
-        if self.use_conv_mlp:
-            h = chain(self, "mlp_input", self.norm(h).permute(0, 2, 3, 1))
-            h = self.mlp(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        else:
-            h = self.mlp(chain(self, "mlp_input", self.norm(h.permute(0, 2, 3, 1))))
+        h = self.mlp(chain(self, "mlp_input", self.norm(h.permute(0, 2, 3, 1))))
         h = chain(self, "mlp_output", h if self.gamma is None else h * self.gamma)
         x = chain(self, "output", parallel(self, "mlp_parallel", x, self.drop_path(h) + x))
         return x.permute(0, 3, 1, 2)
@@ -65,15 +63,24 @@ class ConvNeXt(Architecture):
     blocks = (SlottedConvNeXtBlock,)
     sequence = False
     attention = False
-    sized = False
     timm_modules = ("convnext",)
     first_layer = "stem.0.weight"
     layouts = (Layout(marker=META, to_timm=dict),)
     small = {"convnext": ("convnext_tiny", SMALL_CONVNEXT)}
     variants = {
         "convnext_v2": ("convnextv2_tiny", {**SMALL_CONVNEXT, "ls_init_value": None}),
-        "convnext_conv_mlp": ("convnext_atto", SMALL_CONVNEXT),
     }
+
+    def arguments(self, image_size: int) -> Mapping[str, Any]:
+        """One model serves every size; its pointwise layers are linear, which timm makes convolutions in small ones."""
+        return {"conv_mlp": False}
+
+    def prepare(self, model: Any) -> None:
+        if not self.is_prepared(model):
+            raise MethodError("pointwise layers of this ConvNeXt are convolutions: build it with conv_mlp=False")
+
+    def is_prepared(self, model: Any) -> bool:
+        return not any(block.use_conv_mlp for stage in model.stages for block in stage.blocks)
 
     def stages(self, model: Any) -> list[list[Any]]:
         return [list(stage.blocks) for stage in model.stages]
@@ -96,6 +103,9 @@ class ConvNeXt(Architecture):
 
     def fit(self, state: State, model: Any) -> State:
         fitted = self._from_meta(state, model) if META in state else super().fit(state, model)
+        for name, tensor in fitted.items():
+            if ".mlp.fc" in name and tensor.ndim == 4:
+                fitted[name] = tensor.flatten(1)
         pretrained = hasattr(model.stages[0].blocks[0].mlp, "grn") and not _beyond_stages(fitted)
         return fitted | _new_norm(model) if pretrained else fitted
 

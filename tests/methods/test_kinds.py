@@ -57,6 +57,7 @@ COUNTS = {
     # Gate and values apart, a norm of 2048 between; keys have no bias.
     "eva02_base_patch14_224": {**transformer(768, 12, 2 * 2048, 2, 1, 2048), "lora": APART}
     | {"norm_tuning": 12 * (4 * 768 + 2 * 2048) + 2 * 768},
+    "naflexvit_base_patch16_gap": {**transformer(768, 12, 3072, 3, 1), "lora": FUSED},
     "beit_base_patch16_224": {**transformer(768, 12, 3072, 2, 1), "lora": FUSED},
     "deit_base_distilled_patch16_224": {**transformer(768, 12, 3072, 3, 1), "lora": FUSED},
     "vit_pe_core_base_patch16_224": {
@@ -112,7 +113,7 @@ def residual_streams(name, model, images):
         if (number, "branch") not in heard:
             yield heard[number, "out"].permute(0, 2, 3, 1)
             continue
-        scale = getattr(block, "gamma_1", None)
+        scale = block.ls1.gamma if name == "naflex" else getattr(block, "gamma_1", None)
         branch = heard[number, "branch"]
         yield heard[number, "in"] + (branch if scale is None else scale * branch)
 
@@ -125,10 +126,11 @@ PREFIX_TOKENS = {
     "eva02": 1,
     "pe_core": 1,
     "beit": 1,
+    "naflex": 4,
 }
 WITH_REFERENCE = [
     *("deit_distilled", "vit_post_norm", "dinov3", "dinov3_qkvb", "dinov3_plus", "eva02", "pe_core", "beit"),
-    *("swin_v2", "convnext", "convnext_v2"),
+    *("naflex", "swin_v2", "convnext", "convnext_v2"),
 ]
 
 

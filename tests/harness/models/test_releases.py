@@ -9,6 +9,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from harness.errors import HarnessError
 from harness.models import backbones, checkpoints
+from harness.models.names import kind_named
 from methods.architectures.base import SMALL
 from methods.architectures.convnext import SMALL_CONVNEXT
 from methods.architectures.eva import DINOV3
@@ -17,6 +18,7 @@ from tests.harness.models import releases
 
 DINOV3_S, BEIT = "vit_small_patch16_dinov3", "beit_base_patch16_224"
 CONVNEXT = {**SMALL_CONVNEXT, "patch_size": 4}
+NAFLEX = {name: value for name, value in SMALL.items() if name != "img_size"}
 V2 = {**CONVNEXT, "ls_init_value": None}
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
@@ -195,6 +197,34 @@ def test_positions_that_are_computed_need_no_resizing(release, key):
     name, file, source = release(key)
     ours = built(name, file, 64).state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in source.state_dict().items())
+
+
+BUILT_ANEW = {
+    "grid of positions": ("naflexvit_base_patch16_gap", NAFLEX),
+    "rows and columns": ("naflexvit_base_patch16_parfac_gap", NAFLEX),
+    "aligned corners": ("naflexvit_base_patch16_radio_v3", NAFLEX),
+    "another kind of resizing": ("naflexvit_so400m_patch16_radio_v4", NAFLEX),
+    "pooled by attention": ("naflexvit_base_patch16_siglip", NAFLEX),
+    "convolutions": ("convnext_atto", CONVNEXT),
+    "convolutions, v2": ("convnextv2_atto", V2),
+    "convolutions, RMS norms": ("convnext_zepto_rms", CONVNEXT),
+}
+"""timm's name and arguments that make it small, of models that the harness builds in another way than timm."""
+
+
+@pytest.mark.parametrize("key", BUILT_ANEW)
+def test_a_model_that_is_built_in_another_way_computes_what_timms_own_does(tmp_path, monkeypatch, key):
+    name, arguments = BUILT_ANEW[key]
+    source, size = small_model(name, arguments), 64
+    torch.save(source.state_dict(), tmp_path / "mine.pth")
+    ours = kind_named(name).arguments(size)
+    monkeypatch.setattr(backbones, "timm_call", lambda name, size: (name, {**arguments, **ours}))
+    model = built(name, str(tmp_path / "mine.pth"), size)
+    assert checkpoints.shapes_of(model.state_dict()).items() != checkpoints.shapes_of(source.state_dict()).items()
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(features, source(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("gated", [False, True])

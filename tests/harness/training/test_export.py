@@ -1,6 +1,7 @@
 """A run's model for others: the code in each model card loads it, and it gives the same logits."""
 
 import re
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -9,12 +10,14 @@ import yaml
 
 import sctbench as sb
 from harness.data import decoding
+from harness.errors import HarnessError
 from harness.execution.worker import execute_run
+from harness.models import backbones
 from harness.records.place import Place
 from harness.schema.preprocessing import Preprocessing
 from harness.training import cost
 from harness.training.attached_model import untouched
-from harness.training.export import export
+from harness.training.export import check_timm_loads_its_own, export
 from methods.peft_library.adapters import ADAPTER_FILES
 from tests import layouts, tiny
 from tests.command import sctbench
@@ -89,6 +92,18 @@ def test_the_config_for_timm_knows_size_classes_and_statistics(place, tmp_path):
     config = model.pretrained_cfg
     assert (tuple(config["mean"]), tuple(config["std"])) == (preprocessing.mean, preprocessing.std)
     assert (tuple(config["input_size"]), model.num_classes) == ((3, tiny.SIDE, tiny.SIDE), 3)
+
+
+def test_an_adapter_for_weights_that_timm_would_not_load_is_refused():
+    """Of these models the harness builds pointwise layers, or positions, in another way than timm."""
+    for name, size, refused in [("convnext_atto", 224, "conv_mlp=False"), ("convnext_tiny", 224, "")]:
+        name, arguments = backbones.timm_call(name, size)
+        source = SimpleNamespace(timm_call=(name, {**arguments, "num_classes": 3}))
+        if refused:
+            with pytest.raises(HarnessError, match=f"own weights of {name} into the model with {refused} that was"):
+                check_timm_loads_its_own(source)
+        else:
+            check_timm_loads_its_own(source)
 
 
 def test_a_place_that_is_taken_and_an_unknown_form_are_refused(place, tmp_path):
