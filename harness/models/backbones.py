@@ -55,7 +55,7 @@ def _timm_name(name: str) -> str:
 def timm_call(name: str, image_size: int) -> tuple[str, dict[str, Any]]:
     """Name and arguments for which `timm.create_model` gives the model, without its weights."""
     timm_name = _timm_name(name)
-    arguments = kind_named(timm_name).arguments(image_size)
+    arguments = kind_named(timm_name).arguments(timm_name, image_size)
     return timm_name, {**arguments, **(EMBEDDED[name].arguments if name in EMBEDDED else {})}
 
 

@@ -259,8 +259,8 @@ class Architecture(ABC):
     first_layer: ClassVar[str] = "patch_embed.proj.weight"
     """timm's name of the first layer's weight."""
 
-    def arguments(self, image_size: int) -> Mapping[str, Any]:
-        """What `timm.create_model` is told beside the name. `image_size`: side of images in pixels."""
+    def arguments(self, name: str, image_size: int) -> Mapping[str, Any]:
+        """What `timm.create_model` is told beside the model's name. `image_size`: side of images in pixels."""
         return {"img_size": image_size}
 
     def offers(self) -> frozenset[str]:

@@ -71,7 +71,7 @@ class ConvNeXt(Architecture):
         "convnext_v2": ("convnextv2_tiny", {**SMALL_CONVNEXT, "ls_init_value": None}),
     }
 
-    def arguments(self, image_size: int) -> Mapping[str, Any]:
+    def arguments(self, name: str, image_size: int) -> Mapping[str, Any]:
         """One model serves every size; its pointwise layers are linear, which timm makes convolutions in small ones."""
         return {"conv_mlp": False}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+import timm
 from timm.layers import Attention
 from timm.models.naflexvit import NaFlexVit as NaFlexModel
 from torch import Tensor, nn
@@ -27,12 +29,13 @@ class NaFlexViT(Architecture):
     blocks = (SlottedViTBlock,)
     timm_modules = ("naflexvit",)
     first_layer = "embeds.proj.weight"
-    small = {"naflex": ("naflexvit_base_patch16_gap", {**SMALL, "pos_embed_grid_size": None, "init_values": 0.1})}
-    variants = {"naflex_map": ("naflexvit_base_patch16_map", {**SMALL, "pos_embed_grid_size": None})}
+    small = {"naflex": ("naflexvit_base_patch16_gap", {**SMALL, "pos_embed_grid_size": (4, 4), "init_values": 0.1})}
+    variants = {"naflex_map": ("naflexvit_base_patch16_map", {**SMALL, "pos_embed_grid_size": (4, 4)})}
     shallow = {"depth": 1}
 
-    def arguments(self, image_size: int) -> Mapping[str, Any]:
-        return {"img_size": image_size, "pos_embed_grid_size": None}
+    def arguments(self, name: str, image_size: int) -> Mapping[str, Any]:
+        side = image_size // _patch_side(name.partition(".")[0])
+        return {"img_size": image_size, "pos_embed_grid_size": (side, side)}
 
     def token_grid(self, model: Any) -> tuple[int, int]:
         rows, columns = model.embeds.pos_embed_grid_size
@@ -51,6 +54,13 @@ class NaFlexViT(Architecture):
             if wanted is not None and fitted[name].ndim == wanted.ndim:
                 fitted[name] = _resized(fitted[name], tuple(wanted.shape[1:-1]), model.embeds)
         return fitted
+
+
+@cache
+def _patch_side(name: str) -> int:
+    """Side of a patch in pixels of timm's model of that name."""
+    model: Any = timm.create_model(name, depth=1, num_classes=0, device="meta")
+    return int(model.embeds.patch_size[0])
 
 
 def _resized(positions: Tensor, size: tuple[int, ...], embeds: Any) -> Tensor:

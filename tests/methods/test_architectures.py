@@ -105,7 +105,7 @@ def test_the_harness_knows_names_and_checkpoints_of_the_kind(relpos, monkeypatch
     fitted = checkpoints.fit(dict(relpos.state_dict()), bare, "mine.pth", "relpos")
     assert all(torch.equal(fitted[key], relpos.state_dict()[key]) for key in bare.state_dict())
     monkeypatch.delitem(KINDS, "relpos")
-    with pytest.raises(HarnessError, match=r"is no BEiT, ConvNeXt, .* or ViT"):
+    with pytest.raises(HarnessError, match=r"is no BEiT, ConvNeXt, .* or NaFlexViT"):
         check_name(f"{name}.sw_in1k", [])
 
 

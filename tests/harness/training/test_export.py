@@ -96,7 +96,12 @@ def test_the_config_for_timm_knows_size_classes_and_statistics(place, tmp_path):
 
 def test_an_adapter_for_weights_that_timm_would_not_load_is_refused():
     """Of these models the harness builds pointwise layers, or positions, in another way than timm."""
-    for name, size, refused in [("convnext_atto", 224, "conv_mlp=False"), ("convnext_tiny", 224, "")]:
+    for name, size, refused in [
+        ("convnext_atto", 224, "conv_mlp=False"),
+        ("convnext_tiny", 224, ""),
+        ("naflexvit_base_patch16_gap", 224, r"pos_embed_grid_size=\(14, 14\)"),
+        ("naflexvit_base_patch16_gap", 256, ""),
+    ]:
         name, arguments = backbones.timm_call(name, size)
         source = SimpleNamespace(timm_call=(name, {**arguments, "num_classes": 3}))
         if refused:
