@@ -9,24 +9,15 @@ from timm.layers import RmsNorm, SwiGLU
 from harness.schema.spec import RECIPE_KEYS
 from methods import conformance, conformance_settings
 from methods.base import MethodError
-from methods.peft_library.common import PeftMethod
 from methods.registry import all_methods, parameters_on
 from methods.testbed import attach, model_for, small_vit, train
-
-CHANGED_LAYERS = {"lora", "lily", "gralora", "oft"}
-"""Of the tuners of the peft package: LoRA, for all whose layers are peft's own, and those whose layers are changed."""
-
-
-def runs(method, check):
-    """Tracing a model takes longer than all else: what peft's own layers compile to is traced once."""
-    return check != "compile" or not issubclass(method, PeftMethod) or method.name in CHANGED_LAYERS
-
+from tests.chosen_methods import WITH_OWN_LAYERS
 
 CASES = [
     pytest.param(method, check, id=f"{name}-{check}")
     for name, method in all_methods().items()
     for check in conformance.CHECKS
-    if runs(method, check)
+    if check != "compile" or name in WITH_OWN_LAYERS  # tracing a model takes longer than all else
 ]
 
 

@@ -10,19 +10,20 @@ from harness.training import fast_path, fast_path_check
 from harness.training.callbacks import Callback
 from harness.training.trainer import Trainer
 from methods.base import Attachment
-from methods.registry import all_methods, get
+from methods.registry import get
+from tests.chosen_methods import WITH_OWN_CODE
 from tests.conftest import CLASSES, small_vit
 from tests.fast_path_models import DATA, HALF, IMAGES, PIXELS, attached, is_alone, trained, trainer, with_module
 
 
-@pytest.mark.parametrize("method", all_methods())
+@pytest.mark.parametrize("method", WITH_OWN_CODE)
 def test_every_method_is_the_same_with_and_without_shortcuts(method, monkeypatch):
     """In two epochs: what was left out or kept in the first is missing in the second."""
     monkeypatch.setattr(fast_path_check, "EPOCHS", 2)
     fast_path_check.check_shortcuts(get(method))
 
 
-@pytest.mark.parametrize("method", [name for name in all_methods() if name != "compose"])
+@pytest.mark.parametrize("method", [name for name in WITH_OWN_CODE if name != "compose"])
 def test_every_method_has_the_same_gradients_on_its_shortest_path(method):
     model, attachment = attached(method, small_vit(drop_path_rate=0.2))
     labels, trained = torch.arange(26) % CLASSES, [p for p in model.parameters() if p.requires_grad]

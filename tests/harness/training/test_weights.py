@@ -19,8 +19,8 @@ from harness.records.store import PREDICTIONS_NAME, WEIGHTS_NAME, Store
 from harness.schema.keeping import Keeping
 from harness.schema.preprocessing import FITS, Preprocessing
 from harness.training import cost, evaluation, weights
-from methods.registry import all_methods
 from tests import tiny
+from tests.chosen_methods import WITH_OWN_CODE
 
 pytestmark = pytest.mark.usefixtures("setup")
 
@@ -48,7 +48,7 @@ def test_images(setup, place):
 test_images.__test__ = False
 
 
-@pytest.mark.parametrize("method", sorted(all_methods()))
+@pytest.mark.parametrize("method", WITH_OWN_CODE)
 def test_the_model_that_comes_back_predicts_what_was_recorded(setup, method):
     place = place_of(setup, method, epochs=1, lr=0.05)
     kept = predictions.read(place.folder, place.record)["test"]
