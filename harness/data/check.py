@@ -1,37 +1,23 @@
 """Is a copy of a suite's data complete? Every list and every image is checked; all problems are reported together."""
 
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, compress, count, islice, product, repeat
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from harness.data import copies, hints
 from harness.data.agreement import disagreements, shared_images
-from harness.data.copies import Look
-from harness.data.decoding import MAY_BE_REFUSED, UNREADABLE, as_rgb
-from harness.data.files import NO_FILE, file_problem, is_file
+from harness.data.files import NO_FILE, is_file
 from harness.data.lists import Entry, ListFile, Roots, disjoint, known_size
+from harness.data.looks import look_at
 from harness.data.problems import Absent, Problem, locate_existing, no_folder, read_with_problems
 from harness.data.splits import build_if_bundled
 from harness.schema.tasks import chosen_shots, chosen_tasks
-from harness.terminal import Advance, tracked
+from harness.terminal import Advance
 from suites.base import Suite, Task
-
-END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-"""What the last bytes of a complete file contain. A file without it, and one of any other format, is decoded to see
-whether it is truncated: Pillow detects that in all formats."""
-
-TAIL = 64
-
-AT_ONCE = 4096
-"""Files that are given to the pool of threads at once."""
 
 
 class CheckedList:
@@ -200,22 +186,13 @@ def _find_copies(rows: list[CheckedList], identity: Mapping[str, bytes]) -> None
 
 def _check_images(result: DataCheck, deep: bool, advance: Advance | None) -> dict[str, bytes]:
     """Look at each file once, and report it at the first line that names it; `copies.identities` of all of them."""
-    images = [row.images for row in result.lists]
-    keys = np.concatenate([*(one.path_keys for one in images), np.zeros(0, np.int64)])
-    is_first = np.zeros(len(keys), bool)
-    is_first[np.unique(keys, return_index=True)[1]] = True
-    result.images = int(is_first.sum())
-    likeness = np.zeros((result.images, copies.LIKENESS_BYTES), np.uint8)
-    owners = chain.from_iterable(
-        zip(repeat(row), row.images.paths, row.images.entries, strict=False) for row in result.lists
-    )
-    looks = tracked(_look_at(compress(owners, is_first), deep), result.images, advance)
-    for number, ((row, path, entry), seen) in enumerate(looks):
-        if seen.problem:
-            row.problems.append(Problem(f"{row.images.where(entry)}: {path}: {seen.problem}"))
-        else:
-            likeness[number] = np.frombuffer(seen.likeness, np.uint8)
-    return copies.identities(compress(chain.from_iterable(one.paths for one in images), is_first), likeness, deep)
+    looks = look_at([row.images for row in result.lists], deep, advance)
+    result.images = looks.images
+    for which, number, problem in looks.problems:
+        row = result.lists[which]
+        entry = row.images.entries[number]
+        row.problems.append(Problem(f"{row.images.where(entry)}: {row.images.file.folder / entry.name}: {problem}"))
+    return looks.identity
 
 
 def _offer_names(row: CheckedList) -> None:
@@ -224,35 +201,3 @@ def _offer_names(row: CheckedList) -> None:
         lines = zip(row.images.paths, row.images.entries, strict=True)
         hint = hints.renamed(row.images.file, [entry.name for path, entry in lines if not is_file(path)])
         row.problems = [replace(p, hint=hint) if p.text.endswith(NO_FILE) else p for p in row.problems]
-
-
-Owner = tuple[CheckedList, str, Entry]
-"""An image file, and the line that names it."""
-
-
-def _look_at(files: Iterable[Owner], deep: bool) -> Iterator[tuple[Owner, Look]]:
-    files = iter(files)
-    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        while some := list(islice(files, AT_ONCE)):  # a pool takes all at once that it is given
-            yield from zip(some, pool.map(lambda file: look(Path(file[1]), deep), some), strict=True)
-
-
-def look(path: Path, deep: bool = False) -> Look:
-    """What is wrong with an image file or, if nothing is, what it has in common with its copies."""
-    if problem := file_problem(path):
-        return Look(problem=problem)
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            tail = file.read()
-            file.seek(0)
-            with Image.open(file) as image:
-                if deep:
-                    pixels = as_rgb(image)
-                    return Look(likeness=hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest())
-                whole = image.format in END_MARKS and END_MARKS[image.format] in tail
-                if not whole or image.mode in MAY_BE_REFUSED:
-                    as_rgb(image)
-    except UNREADABLE as error:
-        return Look(problem=f"cannot be decoded ({error})")
-    return Look(likeness=copies.end_digest(path))

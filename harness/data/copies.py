@@ -4,7 +4,6 @@ pixels. A copy of a test image in the training set is a leak that no list shows.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
@@ -18,7 +17,7 @@ END = 4096
 """Bytes at the end of a file that distinguish it from others of its size."""
 
 LIKENESS_BYTES = 32
-"""Of `Look.likeness`."""
+"""Of what is the same for copies: `end_digest` or, after decoding, the digest of all pixels."""
 
 WHOLE = 0.5
 """From this share on, a split repeats another one; official sets hold 1 % twice (dSprites, whose squares look the same
@@ -30,18 +29,6 @@ def more(items: Sequence[object]) -> str:
     return f" (and {len(items) - 1} more such images)" if len(items) > 1 else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """The result of looking at an image file."""
-
-    problem: str | None = None
-    """What is wrong with it."""
-
-    likeness: bytes = b""
-    """The same for copies: `end_digest` or, after decoding, the digest of all pixels; `LIKENESS_BYTES`. Empty if
-    something is wrong."""
-
-
 def end_digest(path: str | Path) -> bytes:
     """Digest of a file's size and end: the same for copies, and hardly ever for other images. Empty if the file cannot
     be read."""
@@ -49,16 +36,21 @@ def end_digest(path: str | Path) -> bytes:
         with open(path, "rb") as file:  # noqa: PTH123 (of millions of files)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - END))
-            return hashlib.sha256(f"{size} ".encode() + file.read()).digest()
+            return digest_of_end(size, file.read())
     except (OSError, ValueError):
         return b""
+
+
+def digest_of_end(size: int, end: bytes) -> bytes:
+    """The same from a file's size and its last `END` bytes."""
+    return hashlib.sha256(f"{size} ".encode() + end[-END:]).digest()
 
 
 def identities(paths: Iterable[str], likeness: NDArray[np.uint8], deep: bool) -> dict[str, bytes]:
     """Images that have a copy, each with something that all its copies share: the digest of its bytes, which are read
     only of files whose size and end match another file's; or of its pixels, if these were decoded (`deep`).
 
-    `likeness`: `Look.likeness` of each of `paths`, uint8 [N, 32], zeros if something is wrong.
+    `likeness`: of each of `paths`, uint8 [N, `LIKENESS_BYTES`], zeros if something is wrong.
     """
     starts = likeness.view(np.int64)[:, 0]
     _, group, counts = np.unique(starts, return_inverse=True, return_counts=True)

@@ -8,26 +8,17 @@ in the array's file itself, so that no pixels travel between processes; both way
 from __future__ import annotations
 
 import hashlib
-import multiprocessing as mp
 import os
-import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import children
 from harness.data import decoding
-from harness.errors import HarnessError
+from harness.data.all_cores import in_parts, processes
 from harness.schema.preprocessing import Preprocessing
 from harness.terminal import Advance
 
@@ -59,8 +50,8 @@ def decode_all(
     cores, digests = len(os.sched_getaffinity(0)), np.zeros((count, DIGEST_BYTES), np.uint8)
     work = partial(_decode, preprocessing=preprocessing, to=to, offset=offset)
     apart = count >= PROCESSES_FROM and cores >= CORES_FROM
-    with _processes(cores) if apart else ThreadPoolExecutor(cores) as pool:
-        for start, part in _in_order(pool, work, iter(paths), 4 * cores):
+    with processes(cores, preload=[__name__]) if apart else ThreadPoolExecutor(cores) as pool:
+        for start, part in in_parts(pool, work, paths, IMAGES_AT_ONCE, 4 * cores):
             digests[start : start + len(part)] = part
             if advance:
                 advance(start + len(part), count)
@@ -82,47 +73,3 @@ def _decode(
             file.seek(offset + start * images[0].nbytes)
             file.write(images.data)
     return digests_of(images)
-
-
-def _in_order(
-    pool: Executor, work: Callable[[int, list[str]], NDArray[np.uint8]], paths: Iterator[str], ahead: int
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Number of the first image, and result, of each part, with at most `ahead` of them given to the pool at a time."""
-    jobs, start = deque[tuple[int, Future[NDArray[np.uint8]]]](), 0
-    try:
-        while True:
-            while len(jobs) < ahead and (some := list(islice(paths, IMAGES_AT_ONCE))):
-                jobs.append((start, pool.submit(work, start, some)))
-                start += len(some)
-            if not jobs:
-                return
-            begin, job = jobs.popleft()
-            yield begin, job.result()
-    except BrokenProcessPool:
-        what = "a process that decoded images was killed, perhaps for want of memory: start again"
-        raise HarnessError(what) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _processes(count: int) -> Iterator[Executor]:
-    """A pool of processes, which end when this one does, however that ends."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
-    with theirs, ours, children.apart(), pool:
-        yield pool
-
-
-def _begin(connection: Connection) -> None:
-    """In a new process: Ctrl-C, which reaches all processes of a terminal, is for the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with, args=(connection,), daemon=True).start()
-
-
-def _end_with(connection: Connection) -> None:
-    with suppress(EOFError, OSError):
-        connection.recv_bytes()  # nothing is ever sent: this returns when the other end is closed
-    os._exit(1)

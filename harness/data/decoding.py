@@ -14,11 +14,14 @@ The result may change with `VERSION` here or with the libraries that Pillow uses
 decoded array's name.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
@@ -26,7 +29,9 @@ from PIL import Image, features
 
 from harness.data.files import NO_FILE, no_file
 from harness.errors import DataError
-from harness.schema.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # it imports torch, which those who only look at images need not wait for
+    from harness.schema.preprocessing import Preprocessing
 
 VERSION = 1
 """Raised when the rules above change."""

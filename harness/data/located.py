@@ -7,16 +7,15 @@ never decoded are opened too.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from harness.data import copies, hints
-from harness.data.check import look
 from harness.data.files import NO_FILE, is_file
 from harness.data.lists import Entry, ImageList, ListFile, Roots, check_roots
+from harness.data.looks import look_at
 from harness.data.problems import Absent, Problem, locate_existing, no_folder, read_with_problems, told
 from harness.data.splits import TaskData, build_if_bundled, is_there
 from harness.errors import USER_ERRORS, DataError
@@ -99,15 +98,11 @@ class _Search:
 def _opened(place: Path, lists: Mapping[str, ImageList], advance: Advance | None) -> Iterator[Problem]:
     """What is wrong with images of `place` that have to be opened to see it, and whether images of one split are copies
     of another's."""
-    paths = list(dict.fromkeys(path for images in lists.values() for path in images.paths))
-    likeness = np.zeros((len(paths), copies.LIKENESS_BYTES), np.uint8)
-    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
-        for number, seen in enumerate(tracked(pool.map(look, map(Path, paths)), len(paths), advance)):
-            if seen.problem:
-                yield Problem(f"{paths[number]}: {seen.problem}", kind="unreadable")
-            else:
-                likeness[number] = np.frombuffer(seen.likeness, np.uint8)
-    identity = copies.identities(paths, likeness, deep=False)
+    read = list(lists.values())
+    looks = look_at(read, advance=advance)
+    for which, number, problem in looks.problems:
+        yield Problem(f"{read[which].file.folder / read[which].entries.name(number)}: {problem}", kind="unreadable")
+    identity = looks.identity
     for split, others in (("val", ("train",)), ("test", ("train", "val"))):
         own = list(lists[split].paths) if split in lists else []
         seen_before = [path for other in others if other in lists for path in lists[other].paths]

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from harness.commands.main import app
 from harness.data import decoding
-from harness.data.check import check, look
+from harness.data.check import check
 from harness.data.lists import Entry, Roots, read_list
+from harness.data.looks import look
 from harness.data.splits import TaskData
 from harness.errors import HarnessError
 from harness.execution.overview import Overview, overview

@@ -1,10 +1,8 @@
 """Decoding in threads and in processes: the same bytes, the same errors, and nothing left behind."""
 
 import hashlib
-import multiprocessing as mp
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -67,7 +65,7 @@ def test_the_first_image_that_cannot_be_decoded_is_named_and_nothing_is_left(fol
 
 
 def test_a_short_list_starts_no_process(folder, monkeypatch):
-    monkeypatch.setattr(decode_all, "_processes", None)
+    monkeypatch.setattr(decode_all, "processes", None)
     array_of(folder).build()
 
 
@@ -81,19 +79,3 @@ def test_a_killed_process_is_an_error_that_leaves_nothing(folder, monkeypatch):
     with pytest.raises(HarnessError, match="was killed"):
         array_of(folder).build()
     assert not [path for path in arrays.folder().iterdir() if path.suffix != ".lock"]
-
-
-def _idle(connection):
-    decode_all._begin(connection)
-    time.sleep(60)
-
-
-def test_processes_end_when_the_one_that_started_them_is_gone():
-    context = mp.get_context("forkserver")
-    theirs, ours = context.Pipe(duplex=False)
-    process = context.Process(target=_idle, args=(theirs,))
-    process.start()
-    theirs.close()
-    ours.close()  # as the system does when a process is killed
-    process.join(40)
-    assert process.exitcode == 1

@@ -11,9 +11,9 @@ from PIL import Image, features
 
 from harness.bench import released
 from harness.data import arrays, decoding
-from harness.data.check import look
 from harness.data.export import ImageFormat
 from harness.data.lists import Entries, Entry, ImageList, ListFile
+from harness.data.looks import look
 from harness.errors import DataError, HarnessError
 from harness.schema.preprocessing import Preprocessing
 from tests import layouts
