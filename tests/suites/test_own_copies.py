@@ -1,9 +1,7 @@
-"""Copies that the package `datasets` saved. It brings another string type into pandas, so it is not among the
-development requirements: without it what stands for the package is read, and the package itself is not tested."""
+"""Copies that the package `datasets` saved."""
 
 import io
 import sys
-import types
 
 import pytest
 from PIL import Image as Pillow
@@ -12,6 +10,8 @@ from suites.base import SuiteError
 from suites.own import read_suite
 
 NAMES = ("dog", "cat")
+FILES = 10
+"""Of a copy's images those beyond are named by their path, and not held in the copy."""
 
 
 def jpeg(number):
@@ -20,46 +20,32 @@ def jpeg(number):
     return out.getvalue()
 
 
-class Image:
-    """Stands for `datasets.Image`."""
+def table(folder, count, label=None, image=None):
+    """A table of images and labels as the package makes it."""
+    import datasets  # takes seconds, and every process of the tests reads all files of tests
 
-    def __init__(self, decode=True):
-        self.decode = decode
+    def cell(number):
+        if number < FILES:
+            return {"bytes": jpeg(number), "path": None}
+        path = folder / f"{number}.jpg"
+        path.write_bytes(jpeg(number))
+        return {"bytes": None, "path": str(path)}
 
-
-class Table:
-    """What the reader uses of `datasets.Dataset`."""
-
-    def __init__(self, count, label=None, **features):
-        self.labels = [number % 2 for number in range(count)]
-        kind = type("ClassLabel", (), {"names": list(NAMES)}) if label is None else type(label, (), {})
-        self.features = {"image": Image(), "label": kind()} | features
-
-    def __getitem__(self, column):
-        assert column == "label"
-        return self.labels
-
-    def select_columns(self, columns):
-        assert columns == ["image"]
-        return self
-
-    def cast_column(self, column, kind):
-        assert (column, kind.decode) == ("image", False)
-        return [{"image": {"bytes": jpeg(number), "path": None}} for number in range(len(self.labels))]
+    kinds = {"image": image or datasets.Image(), "label": label or datasets.ClassLabel(names=list(NAMES))}
+    own = {"image": list(range(count)) if image else [cell(number) for number in range(count)]}
+    own["label"] = [[number % 2] if label else number % 2 for number in range(count)]
+    return datasets.Dataset.from_dict(own, features=datasets.Features(kinds))
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
-    """Puts what `datasets.load_from_disk` gives for a folder in the package's place."""
+def saved(tmp_path):
+    """Saves a table, or tables by split, as the package does."""
+    import datasets
 
     def save(content):
-        folder = tmp_path / "copy"
-        folder.mkdir(exist_ok=True)
-        (folder / "state.json").write_text("{}")
-        load = {str(folder): content}.__getitem__
-        package = types.SimpleNamespace(DatasetDict=dict, Image=Image, load_from_disk=load)
-        monkeypatch.setitem(sys.modules, "datasets", package)
-        return folder
+        data = datasets.DatasetDict(content) if isinstance(content, dict) else content
+        data.save_to_disk(tmp_path / "copy")
+        return tmp_path / "copy"
 
     return save
 
@@ -74,29 +60,53 @@ def built(suite, folder):
 
 @pytest.mark.parametrize("split", ["validation", "val"])
 def test_a_copy_becomes_files_with_its_own_bytes_and_labels(saved, tmp_path, split):
-    suite = read_suite(saved({"train": Table(10), split: Table(4), "test": Table(6)}))
+    suite = read_suite(saved({"train": table(tmp_path, 12), split: table(tmp_path, 4), "test": table(tmp_path, 6)}))
     assert suite.tasks[0].class_names == NAMES  # the copy's own order
-    assert suite.tasks[0].sizes == {"train": 10, "val": 4, "test": 6}
+    assert suite.tasks[0].sizes == {"train": 12, "val": 4, "test": 6}
     assert suite.images is None
     found = built(suite, tmp_path / "lists")
-    assert len(found) == 20 and found["images/test/000005"] == jpeg(5)
+    assert len(found) == 22 and found["images/test/000005"] == jpeg(5) and found["images/train/000011"] == jpeg(11)
 
 
-def test_a_copy_without_splits_is_drawn_from(saved):
-    assert read_suite(saved(Table(20))).tasks[0].sizes == {"train": 12, "val": 4, "test": 4}
+def test_a_copy_without_splits_is_drawn_from(saved, tmp_path):
+    assert read_suite(saved(table(tmp_path, 20))).tasks[0].sizes == {"train": 12, "val": 4, "test": 4}
+
+
+def several(folder):
+    import datasets
+
+    return table(folder, 4, label=datasets.Sequence(datasets.Value("int64")))
+
+
+def without_images(folder):
+    import datasets
+
+    return table(folder, 4, image=datasets.Value("int64"))
+
+
+def without_train(folder):
+    return {"test": table(folder, 4), "extra": table(folder, 4)}
 
 
 @pytest.mark.parametrize(
     ("content", "answer"),
     [
-        (Table(4, label="Sequence"), "column 'label' holds several labels; .*multi-label data are not supported"),
-        (Table(4, image=object()), "no column of images; it has image, label"),
-        ({"test": Table(4), "extra": Table(4)}, "test, extra, but no split train"),
+        (several, "column 'label' holds several labels; .*multi-label data are not supported"),
+        (without_images, "no column of images; it has image, label"),
+        (without_train, "test, extra, but no split train"),
     ],
 )
-def test_other_copies_are_answered(saved, content, answer):
+def test_other_copies_are_answered(saved, tmp_path, content, answer):
     with pytest.raises(SuiteError, match=answer):
-        read_suite(saved(content))
+        read_suite(saved(content(tmp_path)))
+
+
+def test_a_copy_that_was_damaged_is_answered(saved, tmp_path):
+    copy = saved(table(tmp_path, 20))
+    (arrow,) = copy.glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(SuiteError, match="copy: the copy cannot be read"):
+        read_suite(copy)
 
 
 def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -104,18 +114,3 @@ def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypa
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(SuiteError, match=r'pip install "sctbench\[datasets\]"'):
         read_suite(tmp_path)
-
-
-def test_a_copy_that_the_package_itself_saved(tmp_path):
-    datasets, pa = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
-    columns = {"image": [{"bytes": jpeg(n), "path": None} for n in range(10)], "label": [n % 2 for n in range(10)]}
-    types = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}
-    arrow = datasets.table.InMemoryTable(pa.table({name: pa.array(columns[name], types[name]) for name in columns}))
-    # with a fingerprint, for the package fails to hash a table in some versions of what it needs
-    table = datasets.Dataset(arrow, info=datasets.DatasetInfo(features=features), fingerprint="ab")
-    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "copy")
-    suite = read_suite(tmp_path / "copy")
-    assert suite.tasks[0].class_names == NAMES
-    assert suite.tasks[0].sizes == {"train": 8, "val": 2, "test": 10}
-    assert built(suite, tmp_path / "lists")["images/test/000007"] == jpeg(7)
