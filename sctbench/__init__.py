@@ -194,7 +194,8 @@ def predictions(
     """What a run's model said of every image that it was scored on: a row for each, in the order of the lists.
 
     Columns: split; image, its name in the list; label; predicted; probability, of the predicted class;
-    label_probability; and one for each class's logit, `logit_0` and so on, where they were kept.
+    label_probability; label_name and predicted_name, where classes have names; and one for each class's logit,
+    `logit_0` and so on, where they were kept.
 
     `record`, `out`: as for `load`. `root`, `lists`: folders of the images and of the lists, where you bring them.
     `suite`: its YAML file or the path of its data, if it is one of your own. `Error` if the run kept no predictions, if

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,9 @@ from harness.records.place import Place
 from harness.records.predictions import Predictions
 from harness.schema.preprocessing import Preprocessing
 
+NAMED = ("label", "predicted")
+"""Columns of classes, which have one with their names beside them where the record knows these."""
+
 
 def frame(place: Place, roots: Roots, suite: str | None = None) -> pd.DataFrame:
     """A row for each image of each scored split, see `sctbench.predictions`. `suite`: the file, where it is
@@ -28,10 +31,12 @@ def frame(place: Place, roots: Roots, suite: str | None = None) -> pd.DataFrame:
     whole = suite_of_run(spec, suite)
     preprocessing = Preprocessing.from_id(spec.preprocessing)
     data = TaskData(whole, whole.task(spec.task), preprocessing, roots, spec.shots, spec.split_seed)
-    return pd.concat([pd.DataFrame(_columns(split, one, data)) for split, one in kept.items()], ignore_index=True)
+    names = place.record.class_names
+    frames = [pd.DataFrame(_columns(split, one, data, names)) for split, one in kept.items()]
+    return pd.concat(frames, ignore_index=True)
 
 
-def _columns(split: str, kept: Predictions, data: TaskData) -> dict[str, Any]:
+def _columns(split: str, kept: Predictions, data: TaskData, class_names: Sequence[str]) -> dict[str, Any]:
     entries = data.entries(split.removesuffix("/masked"))
     if arrays.list_digest(entries) != kept.list_digest:
         raise HarnessError(
@@ -46,7 +51,8 @@ def _columns(split: str, kept: Predictions, data: TaskData) -> dict[str, Any]:
         "probability": kept.probability,
         "label_probability": kept.label_probability,
     }
-    return columns | dict(_logits(kept))
+    named = {f"{name}_name": [class_names[label] for label in columns[name]] for name in NAMED if class_names}
+    return columns | named | dict(_logits(kept))
 
 
 def _logits(kept: Predictions) -> Iterator[tuple[str, Any]]:

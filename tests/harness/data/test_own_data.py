@@ -74,7 +74,10 @@ def test_a_folder_goes_to_a_table_and_its_classes_keep_their_names(place):
     assert "mean of tasks" not in report and "mean of groups" not in report
     assert "Data: pets (val and test drawn from train" in " ".join(report.split())
     assert "pets" in sctbench("status", "--suite", "pets", cwd=place)
-    images = sb.predictions(folder, suite="pets")["image"]
+    rows = sb.predictions(folder, suite="pets")
+    images = rows["image"]
+    for column in ("label", "predicted"):
+        assert list(rows[f"{column}_name"]) == [CLASSES[number] for number in rows[column]]
     assert all(name.split("/")[0] in CLASSES for name in images)
     again = sctbench("run", "--suite", "pets", "--methods", "linear,bitfit", *BASE, *RECIPE, "--jobs", 1, cwd=place)
     assert "2 runs, 2 complete already" in again
