@@ -47,14 +47,14 @@ class CheckedList:
         return self.shots is not None and self.split == "train"
 
     def _counts(self) -> Iterator[Problem]:
-        path = self.images.file.path
+        where = self.images.file.where()
         if self.known is not None and self.size != self.known:
-            yield Problem(f"{path}: {self.size} images, where {self.known} are expected")
+            yield Problem(f"{where}: {self.size} images, where {self.known} are expected")
         if self._few_shot:
             counts = Counter(label for _, label in {(entry.name, entry.label) for entry in self.images.entries})
             for label in sorted(counts):
                 if counts[label] != self.shots:
-                    yield Problem(f"{path}: class {label} has {counts[label]} images, not {self.shots}")
+                    yield Problem(f"{where}: class {label} has {counts[label]} images, not {self.shots}")
 
     def _repeats(self) -> Iterator[Problem]:
         first: dict[str, Entry] = {}
@@ -75,7 +75,7 @@ class CheckedList:
         if absent and not few:
             first = next(label for label in count() if label not in labels)
             text = f"no image of {absent} of {self.task.num_classes} classes, first class {first}"
-            yield Problem(f"{self.images.file.path}: {text}", "error" if self._few_shot else "warning")
+            yield Problem(f"{self.images.file.where()}: {text}", "error" if self._few_shot else "warning")
 
 
 @dataclass(slots=True, kw_only=True)

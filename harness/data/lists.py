@@ -51,6 +51,14 @@ class ListFile:
     choice: str = ""
     """Which folder is used and which are not, where several have the suite's names."""
 
+    made_from: str = ""
+    """What stands for the file in messages, where it was made from the user's data and the user never sees it."""
+
+    def where(self, line: int | None = None) -> str:
+        """The file, and the line in it, as messages say it."""
+        at = f":{line}" if line is not None else ""
+        return self.made_from or f"{self.path}{at}"
+
     @property
     def changed(self) -> tuple[int, ...]:
         """Inodes, sizes and times of the files that decide the entries."""
@@ -134,7 +142,7 @@ class ImageList:
 
     def where(self, entry: Entry) -> str:
         """`file:line` of an entry."""
-        return f"{self.file.path}:{entry.line}"
+        return self.file.where(entry.line)
 
     def says(self, entry: Entry, what: str) -> str:
         """A message about an entry."""
@@ -324,7 +332,11 @@ def locate(
     folders, choice = _image_folders(images if apart else [best], subfolders, files)
     choices = [f"{owner.name}: {text}" for text in (_choice(what, counts, "lists"), choice) if text]
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
-    return {split: ListFile(file, folders[split], numbered, "; ".join(choices)) for split, file in files.items()}
+    made_from = {split: f"{split} of {suite.path}" if suite.path else "" for split in files}
+    return {
+        split: ListFile(file, folders[split], numbered, "; ".join(choices), made_from[split])
+        for split, file in files.items()
+    }
 
 
 def locate_all(

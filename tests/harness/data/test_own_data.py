@@ -206,3 +206,12 @@ def test_what_is_out_for_now_is_said_where_it_is_tried(place, key):
         specs("pets", recipe={key: "balanced"})
     with pytest.raises(HarnessError, match=f"^{key}: .* training is not supported yet"):
         specs("pets", methods=[f"linear:{key}=balanced"])
+
+
+def test_a_check_names_the_data_and_not_the_lists_that_were_made_of_them(place):
+    pets(place / "pets")
+    (place / "pets/cat/3.png").write_bytes(b"no image")
+    out = " ".join(sctbench("data", "check", "--suite", "pets", cwd=place, ok=False).split())
+    split = next(name for name in ("train", "val", "test") if f"{name} of {place / 'pets'}: " in out)
+    assert f"{split} of {place / 'pets'}: {place / 'pets/cat/3.png'}: cannot be decoded" in out
+    assert ".txt" not in out
