@@ -76,5 +76,5 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 requirements: .venv/ready  ## pin the newest versions that pyproject.toml allows in requirements.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra demo --extra track --extra datasets --extra energy --extra dev \
-		--no-header --no-annotate --upgrade pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra demo --extra track --extra datasets \
+		--extra energy --extra dev --no-header --no-annotate --upgrade pyproject.toml -o requirements.txt

@@ -3,13 +3,18 @@
 from methods.peft_library.common import PeftMethod
 from methods.registry import all_methods
 
-CHANGED_LAYERS = ["lora", "lily", "gralora", "oft"]
+CHANGED_LAYERS = {"lora", "lily", "gralora", "oft"}
 """Of the tuners of the peft package: LoRA, for all whose layers are peft's own, and those whose layers are changed."""
 
-CHANGED_TRAINING = ["adalora", "eva", "lora_ga", "pissa", "kasa", "frod", "vblora"]
-"""Those that start from data or weights, act after a step, or have a penalty or state of their own."""
+RUN_IN_A_TRAINING = ("inject", "attachment", "layers", "resolve")
+"""What a tuner of the peft package overrides where more than its config is our own."""
 
-OF_PEFT = [name for name, method in all_methods().items() if issubclass(method, PeftMethod)]
-WITH_OWN_LAYERS = [name for name in all_methods() if name not in OF_PEFT or name in CHANGED_LAYERS]
-WITH_OWN_CODE = [*WITH_OWN_LAYERS, *CHANGED_TRAINING]
-"""All but tuners of the peft package that one class of ours holds as they are."""
+
+def _overrides(method):
+    return any(getattr(method, name) is not getattr(PeftMethod, name) for name in RUN_IN_A_TRAINING)
+
+
+OURS = {name for name, method in all_methods().items() if not issubclass(method, PeftMethod)}
+WITH_OWN_LAYERS = sorted(OURS | CHANGED_LAYERS)
+WITH_OWN_CODE = sorted(name for name, method in all_methods().items() if name in WITH_OWN_LAYERS or _overrides(method))
+"""All but the tuners of the peft package that one class of ours holds as they are."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +35,21 @@ def end_digest(path: str | Path) -> bytes:
     be read."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 (of millions of files)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - END))
-            return digest_of_end(size, file.read())
+            return digest_of(*end_of(file))
     except (OSError, ValueError):
         return b""
 
 
-def digest_of_end(size: int, end: bytes) -> bytes:
-    """The same from a file's size and its last `END` bytes."""
-    return hashlib.sha256(f"{size} ".encode() + end[-END:]).digest()
+def end_of(file: BinaryIO) -> tuple[int, bytes]:
+    """Size and last `END` bytes of an open file."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - END))
+    return size, file.read()
+
+
+def digest_of(size: int, end: bytes) -> bytes:
+    """`end_digest` from what `end_of` gives."""
+    return hashlib.sha256(f"{size} ".encode() + end).digest()
 
 
 def identities(paths: Iterable[str], likeness: NDArray[np.uint8], deep: bool) -> dict[str, bytes]:

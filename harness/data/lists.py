@@ -141,7 +141,7 @@ class ImageList:
     entries: Entries
 
     def where(self, entry: Entry) -> str:
-        """`file:line` of an entry."""
+        """Where an entry stands, as messages say it."""
         return self.file.where(entry.line)
 
     def says(self, entry: Entry, what: str) -> str:
@@ -332,9 +332,10 @@ def locate(
     folders, choice = _image_folders(images if apart else [best], subfolders, files)
     choices = [f"{owner.name}: {text}" for text in (_choice(what, counts, "lists"), choice) if text]
     numbered = tuple(file for file in files.values() if file.suffix == ".json")
-    made_from = {split: f"{split} of {suite.path}" if suite.path else "" for split in files}
     return {
-        split: ListFile(file, folders[split], numbered, "; ".join(choices), made_from[split])
+        split: ListFile(
+            file, folders[split], numbered, "; ".join(choices), f"{split} of {suite.path}" if suite.path else ""
+        )
         for split, file in files.items()
     }
 

@@ -72,9 +72,7 @@ def look(path: Path, deep: bool = False) -> Look:
         return Look(problem)
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - copies.END))
-            end = file.read()
+            size, end = copies.end_of(file)
             file.seek(0)
             with Image.open(file) as image:
                 if deep:
@@ -85,7 +83,7 @@ def look(path: Path, deep: bool = False) -> Look:
                     as_rgb(image)
     except UNREADABLE as error:
         return Look(f"cannot be decoded ({error})")
-    return Look(likeness=copies.digest_of_end(size, end))
+    return Look(likeness=copies.digest_of(size, end))
 
 
 def look_at(lists: Sequence[ImageList], deep: bool = False, advance: Advance | None = None) -> Looks:

@@ -167,6 +167,8 @@ def check_timm_loads_its_own(source: Source) -> None:
     """`HarnessError` where timm's own weights do not load into the model, which is built in another way than timm's."""
     name, arguments = source.timm_call
     resized = {key: value for key, value in arguments.items() if key in ("img_size", "num_classes")}
+    if arguments == resized:
+        return
     with torch.device("meta"):
         ours, theirs = (timm.create_model(name, **given).state_dict() for given in (arguments, resized))
     if shapes_of(ours) != shapes_of(theirs):

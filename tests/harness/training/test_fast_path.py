@@ -1,4 +1,4 @@
-"""Work that a training leaves out: every method trains the same, and probing leaves the model as it was."""
+"""Work that a training leaves out: methods train the same, and probing leaves the model as it was."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ from tests.fast_path_models import DATA, HALF, IMAGES, PIXELS, attached, is_alon
 
 
 @pytest.mark.parametrize("method", WITH_OWN_CODE)
-def test_every_method_is_the_same_with_and_without_shortcuts(method, monkeypatch):
+def test_a_method_is_the_same_with_and_without_shortcuts(method, monkeypatch):
     """In two epochs: what was left out or kept in the first is missing in the second."""
     monkeypatch.setattr(fast_path_check, "EPOCHS", 2)
     fast_path_check.check_shortcuts(get(method))
 
 
 @pytest.mark.parametrize("method", [name for name in WITH_OWN_CODE if name != "compose"])
-def test_every_method_has_the_same_gradients_on_its_shortest_path(method):
+def test_a_method_has_the_same_gradients_on_its_shortest_path(method):
     model, attachment = attached(method, small_vit(drop_path_rate=0.2))
     labels, trained = torch.arange(26) % CLASSES, [p for p in model.parameters() if p.requires_grad]
     recipe = Recipe(epochs=1, lr=1e-3, warmup_epochs=0, batch_size=26)

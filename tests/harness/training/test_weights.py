@@ -1,4 +1,4 @@
-"""Tuned weights: every method's model comes back from its files as it was, or the reason is said why not."""
+"""Tuned weights: a method's model comes back from its files as it was, or the reason is said why not."""
 
 import dataclasses
 import math
