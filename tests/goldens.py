@@ -2,8 +2,10 @@
 
 Each `methods/golden/NAME.npz` holds the values by this project's names (`state:`), the logits of two images (`out`)
 and, in float32, the gradients of `objective` (`grad:`). `meta` is JSON: method, settings, what the backbone differs in,
-source, and kind, `release` or `formula`. Weights that are the same in all files lie in common.npz; images are drawn
-by torch from fixed seeds. For SCT there are labels, and the channels that the release chose on the training images.
+source, kind (`release` or `formula`) and, where they are not `SIZES`, the model's sizes. Weights that are the same in
+several files lie in one whose name begins with `common`, which `meta` names; so do images (`x`) and the weights of the
+objective (`w`) where torch does not draw them from fixed seeds. `extra:` holds what a method's own tests read. For SCT
+there are labels, and the channels that the release chose on the training images.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from methods import registry
 from methods.base import Attachment, Context, Method
 
 FOLDER = Path(__file__).parent / "methods" / "golden"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "common")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.npz") if not path.stem.startswith("common"))
 SIZES = {"img_size": 56, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 5}
 
 
@@ -36,8 +38,11 @@ class Golden:
     values: Mapping[str, Any]
     """The method's settings."""
 
+    sizes: Mapping[str, Any]
+    """The model's sizes, as timm is told them."""
+
     backbone: Mapping[str, Any]
-    """What timm is told beside `SIZES`."""
+    """What timm is told beside the sizes."""
 
     kind: str
     """`release`: computed by the authors' code. `formula`: by the formula, written out."""
@@ -46,11 +51,20 @@ class Golden:
     state: Mapping[str, Tensor]
     """Parameters and buffers by this project's names, the backbone's included, in float64; shared ones once."""
 
+    images: Tensor
+    """[2, 3, H, W]"""
+
     out: Tensor
-    """Logits of `images(5, 2)`: [2, 5]."""
+    """Logits of the images: [2, 5]."""
+
+    weights: Tensor
+    """Weights of the logits in the objective: [2, 5]."""
 
     grads: Mapping[str, Tensor]
     """Gradients of `objective` by parameter; empty where none were computed."""
+
+    extra: Mapping[str, Tensor]
+    """What else was computed, or is needed to compute it."""
 
     labels: Tensor
     """Labels of the training images, which are `images(9, len(labels))`."""
@@ -64,7 +78,7 @@ class Golden:
 
     def plain(self) -> Any:
         """The untouched timm model in float64."""
-        model = timm.create_model("vit_tiny_patch16_224", **SIZES, **self.backbone)
+        model = timm.create_model("vit_tiny_patch16_224", **self.sizes, **self.backbone)
         model = model.double().requires_grad_(False).eval()
         own = {name: self.state[name] for name in model.state_dict() if name in self.state}
         model.load_state_dict(own, strict=False)
@@ -86,12 +100,16 @@ class Golden:
         """The training images as a method sees them."""
         shown = images(9, len(self.labels))
         return Context(
-            num_classes=SIZES["num_classes"],
+            num_classes=self.sizes["num_classes"],
             device=torch.device("cpu"),
             generator=torch.Generator().manual_seed(3),
             total_steps=100,
             calibration=lambda size: zip(shown.split(size), self.labels.split(size), strict=True),
         )
+
+    def objective(self, out: Tensor) -> Tensor:
+        """What gradients are of: a weighted sum of the logits and of their squares."""
+        return (out * self.weights).sum() + out.square().sum()
 
 
 def images(seed: int, count: int) -> Tensor:
@@ -99,40 +117,51 @@ def images(seed: int, count: int) -> Tensor:
     return torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def objective(out: Tensor) -> Tensor:
-    """What gradients are of: a weighted sum of the logits and of their squares."""
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
-    return (out * weights).sum() + out.square().sum()
-
-
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
 
 
 @cache
-def _common() -> dict[str, Tensor]:
-    with np.load(FOLDER / "common.npz") as file:
-        found = _part(dict(file), "state:")
+def _arrays(name: str) -> dict[str, np.ndarray]:
+    """What a file holds; numbers of half precision, which are exact in it, in double."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return {k: v.astype(np.float64) if v.dtype == np.float16 else v for k, v in file.items()}
+
+
+@cache
+def _common(name: str) -> dict[str, Tensor]:
+    found = _part(_arrays(name), "state:")
     # lora_noah: peft's layers hold the backbone's under this name
     return found | {n.replace(".qkv.", ".qkv.base_layer."): t for n, t in found.items() if ".qkv." in n}
+
+
+def _drawn(seed: int) -> Tensor:
+    """Weights of the logits in the objective."""
+    return torch.randn(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @cache
 def load(name: str) -> Golden:
     """The golden of that name."""
-    with np.load(FOLDER / f"{name}.npz") as file:
-        arrays = dict(file)
+    arrays = _arrays(name)
     meta = json.loads(bytes(arrays["meta"]).decode())
-    labels = arrays.get("labels", np.arange(10) % SIZES["num_classes"])
+    common = meta.get("common", "common")
+    arrays = {k: v for k, v in _arrays(common).items() if k in ("x", "w")} | arrays
+    sizes = meta.get("sizes", SIZES)
+    labels = arrays.get("labels", np.arange(10) % sizes["num_classes"])
     return Golden(
         method=registry.get(meta["method"]),
         values=meta["values"],
+        sizes=sizes,
         backbone=meta["backbone"],
         kind=meta["kind"],
         source=meta["source"],
-        state=_common() | _part(arrays, "state:"),
+        state=_common(common) | _part(arrays, "state:"),
+        images=torch.from_numpy(arrays["x"]) if "x" in arrays else images(5, 2),
         out=torch.from_numpy(arrays["out"]),
+        weights=torch.from_numpy(arrays["w"]) if "w" in arrays else _drawn(77),
         grads=_part(arrays, "grad:"),
+        extra=_part(arrays, "extra:"),
         labels=torch.from_numpy(labels.astype(np.int64)),
         channels=arrays["channels"].tolist() if "channels" in arrays else None,
     )

@@ -11,6 +11,9 @@ TOLERANCE = 1e-6
 """Rounding in float64 is 1e-14; gradients are stored in float32, and the release of Bi-AdaptFormer holds its two levels
 so."""
 
+ROUNDING = 1e-9
+"""A gradient this much smaller than the largest is zero in exact arithmetic, as that of an offset on all keys is."""
+
 ALSO_TRAINED = {"consolidator_release": {"norm1", "norm2", "norm", "qkv", "proj", "fc1", "fc2"}}
 """Layers of the backbone that are trained beside the parameters whose gradients a golden has."""
 
@@ -31,16 +34,19 @@ def with_values(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients(name):
     golden, model, _ = with_values(name)
-    out = model(goldens.images(5, 2))
+    out = model(golden.images)
     assert relative(out.detach(), golden.out) < TOLERANCE
     if not golden.grads:
         return
     parameters = {n: p for n, p in trained(model).items() if n in golden.grads}
     others = {n.split(".")[-2] for n in set(trained(model)) - set(parameters)}
     assert (set(parameters), others) == (set(golden.grads), ALSO_TRAINED.get(name, set()))
-    found = torch.autograd.grad(goldens.objective(out), list(parameters.values()), materialize_grads=True)
+    found = torch.autograd.grad(golden.objective(out), list(parameters.values()), materialize_grads=True)
+    largest = max(float(gradient.abs().max()) for gradient in golden.grads.values())
     for parameter, ours in zip(parameters, found, strict=True):
-        assert relative(ours, golden.grads[parameter]) < TOLERANCE, parameter
+        theirs = golden.grads[parameter]
+        zero = theirs.abs().max() < ROUNDING * largest and ours.abs().max() < ROUNDING * largest
+        assert zero or relative(ours, theirs) < TOLERANCE, parameter
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +62,7 @@ def test_counts_and_choices(name):
 @torch.no_grad()
 def test_merge_and_float32(name):
     golden, model, attachment = with_values(name)
-    images = goldens.images(5, 2)
+    images = golden.images
     assert relative(model.float()(images.float()).double(), golden.out) < 1e-4
     if attachment.merge is None:
         return
@@ -72,4 +78,4 @@ def test_the_readme_says_what_is_compared():
 
 
 def test_goldens_stay_small():
-    assert sum(path.stat().st_size for path in goldens.FOLDER.iterdir()) < 3_000_000
+    assert sum(path.stat().st_size for path in goldens.FOLDER.iterdir()) < 6_000_000
