@@ -77,6 +77,49 @@ class Context:
         return cast(Value, self.memory[key])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What a training step gives to `Attachment.penalty`: a batch, and what the model made of it."""
+
+    images: Tensor
+    """[B, 3, H, W], normalised and augmented."""
+
+    targets: Tensor
+    """Labels [B] int64, or probabilities [B, classes] where images are mixed."""
+
+    logits: Tensor
+    """[B, classes] float32."""
+
+    features: Mapping[str, Tensor]
+    """What the modules named in `Attachment.features` gave in this pass."""
+
+    loss: Callable[[Tensor], Tensor]
+    """The loss that training has without a penalty, of other logits [B, classes] for this batch: a scalar."""
+
+    forward: Callable[[], Batch]
+    """Runs the model on the images once more: the same batch with the logits and features of that pass. How often a
+    step does so is declared in `Attachment.forward_passes`."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[B] int64; of mixed images the class with the largest share."""
+        return self.targets if self.targets.ndim == 1 else self.targets.argmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterGroup:
+    """Trained parameters with a learning rate or a weight decay of their own."""
+
+    parameters: tuple[nn.Parameter, ...]
+    """Of the method, of the backbone or of the classifier."""
+
+    lr_factor: float = 1.0
+    """What the recipe's learning rate is multiplied by, in every step."""
+
+    weight_decay: float | None = None
+    """None for what the recipe says."""
+
+
 @dataclass(kw_only=True)
 class Attachment:
     """What a method leaves behind on a backbone."""
@@ -87,8 +130,27 @@ class Attachment:
     merge: Callable[[], None] | None = None
     """Folds the trained parameters into the frozen ones, leaving logits equal; None where the maths forbids it."""
 
-    penalty: Callable[[], Tensor] | None = None
-    """A scalar added to the loss of every training step."""
+    penalty: Callable[[Batch], Tensor] | None = None
+    """A scalar added to the loss of every training step, which may depend on the batch and on what the model made of
+    it. With a penalty, every step computes everything."""
+
+    features: tuple[str, ...] = ()
+    """Names of modules of the model whose outputs the penalty reads, in `Batch.features`."""
+
+    forward_passes: int = 1
+    """How often a training step runs the model: once, and one more for each `Batch.forward` of the penalty."""
+
+    groups: tuple[ParameterGroup, ...] = ()
+    """Trained parameters that do not follow the recipe's learning rate or weight decay. All others do."""
+
+    readout: str = ""
+    """What the classifier reads, in a few words, where it is not what the plain backbone gives it: "mean of the
+    patches", "all layers". All that is trained in front of the classifier counts as the method's; the classifier alone
+    is the head."""
+
+    head_width: int | None = None
+    """Number of features that the classifier is given, where the read-out changes it: the harness then makes another
+    classifier, of that width, in the place of the backbone's."""
 
     after_step: Callable[[int], None] | None = None
     """Called after every optimiser step with its number (from 1), while the step's gradients are still there."""

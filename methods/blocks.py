@@ -235,6 +235,16 @@ def require_served(method: Method, backbone: nn.Module) -> Any:
     return backbone
 
 
+def replace_classifier(backbone: Any, inputs: int, generator: torch.Generator) -> nn.Linear:
+    """Put a new classifier for so many features in the place of the backbone's: weight trunc_normal(0.02), drawn from
+    `generator`, bias zero, frozen."""
+    plain: nn.Linear = backbone.get_classifier()
+    new = new_linear(inputs, plain.out_features, generator).requires_grad_(False)
+    owner, _, name = next(n for n, module in backbone.named_modules() if module is plain).rpartition(".")
+    setattr(backbone.get_submodule(owner), name, _like(new, plain.weight, plain.training))
+    return new
+
+
 def new_linear(
     inputs: int, outputs: int, generator: torch.Generator, std: float = 0.02, bias: bool = True, cut: float = 2.0
 ) -> nn.Linear:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, Method, check
+from methods.base import Attachment, Batch, Context, Method, check
 from methods.blocks import require_served
 from methods.registry import all_methods, get
 
@@ -29,9 +29,9 @@ class _PossibleParts:
         return possible_parts()
 
 
-def joined_penalty(penalties: list[Callable[[], Tensor]]) -> Callable[[], Tensor] | None:
+def joined_penalty(penalties: list[Callable[[Batch], Tensor]]) -> Callable[[Batch], Tensor] | None:
     """The sum of all penalties, if there are any."""
-    return (lambda: torch.stack([penalty() for penalty in penalties]).sum()) if penalties else None
+    return (lambda batch: torch.stack([penalty(batch) for penalty in penalties]).sum()) if penalties else None
 
 
 def one_after_the_other(actions: list[Any]) -> Callable[..., None] | None:
@@ -116,5 +116,8 @@ class Compose(Method):
             after_step=one_after_the_other([a.after_step for a in attachments if a.after_step is not None]),
             state=(lambda: [a.state() if a.state is not None else None for a in attachments]) if stateful else None,
             load_state=partial(load_states, attachments) if stateful else None,
+            features=tuple(dict.fromkeys(name for a in attachments for name in a.features)),
+            forward_passes=1 + sum(a.forward_passes - 1 for a in attachments),
+            groups=tuple(group for a in attachments for group in a.groups),
             recomputed=tuple(tensor for a in attachments for tensor in a.recomputed),
         )

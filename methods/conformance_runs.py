@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from methods import testbed
 from methods.base import Method
@@ -21,6 +22,7 @@ from methods.conformance_tools import (
     without_data,
 )
 from methods.kept import all_tensors
+from methods.objective import require_sound
 from methods.testbed import Attached, attach, small_model
 
 STOP, STEPS = 4, 8
@@ -32,14 +34,35 @@ OTHER_DEVICE = ("expected device", "same device", "but found at least two device
 
 @on_main_models
 def check_head(method: type[Method], name: str) -> None:
-    """The classifier, which the harness trains and counts, stays in its place with its own parameters."""
+    """The classifier, which the harness trains and counts, stays in its place with its own parameters, unless
+    `Attachment.head_width` says that the harness makes another."""
     model = small_model(name)
     head = model.get_classifier()
     own = {id(p): n for n, p in head.named_parameters()}
-    attach(method, model=model)
+    if attach(method, model=model).attachment.head_width is not None:
+        return
     require(model.get_classifier() is head, "attach replaces the classifier, which the harness trains; plug into it")
     lost = set(own) - {id(p) for p in model.parameters()}
     require(not lost, f"the classifier's own {some({own[key] for key in lost})} is not in the model any more")
+
+
+@on_main_models
+def check_step(method: type[Method], name: str) -> None:
+    """What the attachment says of a training step holds: it runs the model as often as declared, the names of features
+    and the parameter groups are right, and the penalty is one finite number, also of mixed images."""
+    attached = attach(method, name)
+    attached.model.get_classifier().requires_grad_(True)
+    require_sound(attached.model, attached.attachment)
+    if attached.attachment.penalty is None:
+        return
+    images, labels = testbed.batch()
+    for targets in (labels, 0.5 * (one_hot(labels, testbed.CLASSES) + one_hot(labels.flip(0), testbed.CLASSES))):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            losses = testbed.objective(attached.model.train(), attached.attachment)(attached.model, images, targets)
+        penalty = losses.total - losses.own
+        number = penalty.ndim == 0 and bool(penalty.isfinite())
+        require(number, f"the penalty is no finite number, but {penalty}, for targets {list(targets.shape)}")
 
 
 def check_moves(method: type[Method]) -> None:
@@ -88,9 +111,9 @@ def _continue_training(attached: Attached, first: int, last: int) -> None:
     for step in range(first, last + 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step)
-            loss = testbed.task_loss(model, testbed.batch(seed=step)) + (own.penalty() if own.penalty else 0)
-            if loss.requires_grad:
-                loss.backward()
+            total = testbed.objective(model, own)(model, *testbed.batch(seed=step)).total
+            if total.requires_grad:
+                total.backward()
         with torch.no_grad():
             for parameter in attached.trained().values():
                 if parameter.grad is not None:
@@ -130,4 +153,10 @@ def check_resume(method: type[Method]) -> None:
     )
 
 
-RUN_CHECKS = {"head": check_head, "moves": check_moves, "remember": check_remember, "resume": check_resume}
+RUN_CHECKS = {
+    "head": check_head,
+    "step": check_step,
+    "moves": check_moves,
+    "remember": check_remember,
+    "resume": check_resume,
+}

@@ -161,6 +161,7 @@ class DTL(Method):
         architecture = architecture_of(backbone)
         for stage in stages(backbone):
             self.attach_stage(stage, architecture.token_grid(backbone), context)
-        if self.config.readout == "patches":
-            plug(blocks(backbone)[-1], "output", ReadPatches(architecture.prefix_tokens(backbone)))
-        return Attachment()
+        if self.config.readout == "backbone":
+            return Attachment()
+        plug(blocks(backbone)[-1], "output", ReadPatches(architecture.prefix_tokens(backbone)))
+        return Attachment(readout="mean of the patches")

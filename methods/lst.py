@@ -162,4 +162,4 @@ class LST(Method):
         plug(vit_blocks[0], "input", Record(tape, 0))
         for number, block in enumerate(vit_blocks, start=1):
             plug(block, "output", Record(tape, number))
-        return Attachment()
+        return Attachment(readout="side network" if c.output == "side" else "")

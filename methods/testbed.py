@@ -17,7 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from methods.architectures import KINDS, prepare
 from methods.base import Attachment, Context, Method, MethodError
+from methods.blocks import replace_classifier
 from methods.kept import checksums, kept_tensors
+from methods.objective import Objective
 from methods.registry import parameters_on
 
 CLASSES = 4
@@ -203,6 +205,9 @@ def attach(
     head = {id(p) for p in model.get_classifier().parameters()}
     untouched, context = checksums(model), context or make_context(seed=seed)
     attachment = method(config).attach(model, context)
+    if attachment.head_width is not None:
+        classifier = replace_classifier(model, attachment.head_width, torch.Generator().manual_seed(0))
+        head = {id(p) for p in _liven(classifier).parameters()}
     names = frozenset(n for n, p in model.named_parameters() if id(p) in head)
     lr = float(method.recipe.get("lr", 1e-3))
     return Attached(model, attachment, lr, buffers, names, untouched, context.memory)
@@ -220,6 +225,11 @@ def task_loss(model: Any, data: tuple[Tensor, Tensor]) -> Tensor:
     return cross_entropy(model(data[0]).float(), data[1])
 
 
+def objective(model: Any, attachment: Attachment) -> Objective:
+    """The loss of a step, cross-entropy in float32."""
+    return Objective(model=model, attachment=attachment, loss=cross_entropy)
+
+
 def train(
     attached: Attached, steps: int = 3, lr: float = 1e-2, data: tuple[Tensor, Tensor] | None = None, plain: bool = False
 ) -> set[str]:
@@ -228,22 +238,22 @@ def train(
     The same seed precedes every training, and the global stream is left alone. `plain` leaves out what the attachment
     adds to a step.
     """
-    model, data = attached.model, data or batch()
+    model, (images, labels) = attached.model, data or batch()
     trained, moved = attached.trained(), set()
-    penalty, after_step = (None, None) if plain else (attached.attachment.penalty, attached.attachment.after_step)
+    own = Attachment() if plain else attached.attachment
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         optimizer = torch.optim.AdamW(trained.values(), lr=lr) if trained else None
         for step in range(1, steps + 1):
-            loss = task_loss(model, data) + (penalty() if penalty else 0)
+            total = objective(model, own)(model, images, labels).total
             if optimizer is None:
                 break
-            loss.backward()
+            total.backward()
             moved |= {n for n, p in trained.items() if p.grad is not None and bool((p.grad != 0).any())}
             optimizer.step()
-            if after_step:
-                after_step(step)
+            if own.after_step:
+                own.after_step(step)
             optimizer.zero_grad(set_to_none=True)
     model.eval()
     return moved

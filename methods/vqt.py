@@ -97,4 +97,4 @@ class VQT(Method):
         plug_layer(last_norm(vit), "output", QuerySummary(tape, vit_blocks, queries, self.config.dropout))
         for number, block in enumerate(vit_blocks):
             plug_layer(block.attn.qkv, "output", Record(tape, number))
-        return Attachment()
+        return Attachment(readout="queries of all layers, a weighted sum")

@@ -5,7 +5,7 @@ They stand beside the recipe, and not with the trainer, so that a plan refuses a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that a command that trains nothing starts without waiting for torch
@@ -14,9 +14,10 @@ if TYPE_CHECKING:  # so that a command that trains nothing starts without waitin
     from torch.optim import Optimizer
 
     from harness.schema.spec import Recipe
+    from methods.base import ParameterGroup
 
 Groups = list[dict[str, Any]]
-"""Parameter groups, each with its own weight decay."""
+"""Parameter groups, each with its own weight decay and the factor of its learning rate."""
 
 Builder = Callable[[Groups, "Recipe"], "Optimizer"]
 
@@ -30,16 +31,23 @@ def optimizer(function: Builder) -> Builder:
     return function
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser over what requires a gradient; vectors are decayed only if the recipe says so."""
+def make_optimizer(model: nn.Module, recipe: Recipe, own: Sequence[ParameterGroup] = ()) -> Optimizer:
+    """The recipe's optimiser over what requires a gradient; vectors are decayed only if the recipe says so. `own`:
+    groups of a method, which may say otherwise."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2 or recipe.decay_vectors]
-    undecayed = [p for p in trained if p.ndim < 2 and not recipe.decay_vectors]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+    group_of = {id(p): group for group in own for p in group.parameters}
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for p in trained:
+        decay = recipe.weight_decay if p.ndim >= 2 or recipe.decay_vectors else 0.0
+        factor = 1.0
+        if group := group_of.get(id(p)):
+            decay = decay if group.weight_decay is None else group.weight_decay
+            factor = group.lr_factor
+        groups.setdefault((decay, factor), []).append(p)
+    settings = [
+        {"params": members, "weight_decay": decay, "lr_factor": factor} for (decay, factor), members in groups.items()
     ]
-    optimizer = OPTIMIZERS[recipe.optimizer]([group for group in groups if group["params"]], recipe)
+    optimizer = OPTIMIZERS[recipe.optimizer](settings, recipe)
     if trained and trained[0].is_cuda:
         _keep_on_device(optimizer, trained[0].device)
     return optimizer
@@ -57,12 +65,13 @@ def _keep_on_device(optimizer: Optimizer, device: torch.device) -> None:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step."""
+    """Set the learning rate of the next step, for each group times its factor."""
     for group in optimizer.param_groups:
+        own = rate * group["lr_factor"]
         if isinstance(group["lr"], float):
-            group["lr"] = rate
+            group["lr"] = own
         else:
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
 
 
 @optimizer

@@ -16,7 +16,9 @@ from harness.training.cost import count_parameters, state_digest, trained_state
 from harness.training.trainer import derived_seed
 from methods import registry
 from methods.base import Attachment, Context
+from methods.blocks import replace_classifier
 from methods.kept import all_tensors, checksums, kept_tensors
+from methods.objective import require_sound
 
 Calibration = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """See `methods.base.Context.calibration`."""
@@ -27,6 +29,13 @@ def untouched(spec: RunSpec, num_classes: int) -> Any:
     torch's seed."""
     torch.manual_seed(derived_seed(spec.seed, "model"))
     return backbones.build(spec.backbone, num_classes, spec.recipe.drop_path)
+
+
+def _declared(attachment: Attachment) -> dict[str, Any]:
+    """What an attachment says of a step and of the head, for the record's `info`, where it is not what all do."""
+    read = {"readout": attachment.readout} if attachment.readout else {}
+    passes = attachment.forward_passes
+    return read | ({"forward_passes": passes} if passes > 1 else {})
 
 
 class AttachedModel(Callback):
@@ -50,8 +59,7 @@ class AttachedModel(Callback):
     ) -> None:
         self.spec, self.num_classes, self.total_steps = spec, num_classes, total_steps
         self.model: Any = untouched(spec, num_classes).to(device)
-        head = self.model.get_classifier()
-        self._head = {id(p) for p in head.parameters()}
+        self._head = {id(p) for p in self.model.get_classifier().parameters()}
         self._pretrained = {id(p) for p in self.model.parameters()} - self._head
         self._buffers = {name for name, _ in self.model.named_buffers()}
         before = checksums(self.model)
@@ -69,7 +77,12 @@ class AttachedModel(Callback):
         self.attachment: Attachment = method.attach(self.model, context)
         devices.synchronize(device)
         self.attach_seconds = time.perf_counter() - start
-        head.requires_grad_(True)
+        if (features := self.attachment.head_width) is not None:
+            generator = torch.Generator().manual_seed(derived_seed(spec.seed, "head"))
+            self._head = {id(p) for p in replace_classifier(self.model, features, generator).parameters()}
+        self.model.get_classifier().requires_grad_(True)
+        require_sound(self.model, self.attachment)
+        self.attachment.info |= _declared(self.attachment)
         self.parameters = count_parameters(self.model, self._pretrained, self._head)
         self._own = kept_tensors(self.model, before, self.attachment)
 

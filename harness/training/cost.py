@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import device as devices
@@ -17,6 +19,9 @@ from harness import energy
 from harness.schema.preprocessing import Preprocessing
 from harness.schema.record import Parameters
 from harness.training.callbacks import Callback
+from harness.training.fast_path import preserved_state
+from methods.base import Attachment
+from methods.objective import Objective
 
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS, LATENCY_PASSES = 0.1, 20
@@ -82,14 +87,21 @@ def forward_flops(model: nn.Module, preprocessing: Preprocessing) -> int:
     return counted(partial(_one_image, model, preprocessing))
 
 
-def operations(model: nn.Module, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Operations of one image: `forward_flops`, and with the backward pass down to the first trained parameter."""
-    with FlopCounterMode(display=False) as counter:
-        logits = _one_image(model, preprocessing)
-        forward = int(counter.get_total_flops())
-        logits.sum().backward()
-    model.zero_grad(set_to_none=True)
-    return forward, int(counter.get_total_flops())
+def operations(model: nn.Module, attachment: Attachment, images: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Operations of one image: of a forward pass in evaluation mode, a mean over these normalised images, which may
+    differ where a method leaves tokens out; and of a training step with the first of them, down to the first trained
+    parameter, with all forward passes and the penalty. Leaves buffers and random generators as they were."""
+    model.eval()
+    forward = [counted(partial(model, image)) for image in images.split(1)]
+    objective = Objective(model=model, attachment=attachment, loss=cross_entropy)
+    with preserved_state(model, images.device):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):  # it takes no batch of one feature vector
+                module.eval()
+        training = counted(lambda: objective(model, images[:1], labels[:1]).total.backward())
+    model.eval().zero_grad(set_to_none=True)
+    return round(fmean(forward)), training
 
 
 class PeakMemory:
@@ -169,28 +181,29 @@ def typical_seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def latencies(model: nn.Module, preprocessing: Preprocessing, precision: str) -> dict[str, float]:
-    """Seconds of a forward pass of normalised images, by number of images."""
-    size, device = preprocessing.image_size, next(model.parameters()).device
+def latencies(model: nn.Module, images: Tensor, precision: str) -> dict[str, float]:
+    """Seconds of a forward pass of as many of these normalised images, again and again, by number of images."""
+    device = images.device
     model.eval()
     seconds = {}
     for count in LATENCY_BATCHES:
-        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        batch = images[torch.arange(count, device=device) % len(images)]
         with devices.autocast(precision, device):
-            seconds[str(count)] = typical_seconds(partial(model, images), device)
+            seconds[str(count)] = typical_seconds(partial(model, batch), device)
     return seconds
 
 
 def of_inference(
-    model: nn.Module, merge: Callable[[], None] | None, preprocessing: Preprocessing, precision: str
+    model: nn.Module, attachment: Attachment, images: Tensor, labels: Tensor, precision: str
 ) -> dict[str, Any]:
-    """Fields of `Cost` that are measured last: operations and latencies. The model is merged."""
-    forward, training = operations(model, preprocessing)
-    plain = latencies(model, preprocessing, precision)
+    """Fields of `Cost` that are measured last, on these normalised images: operations and latencies. The model is
+    merged."""
+    forward, training = operations(model, attachment, images, labels)
+    plain = latencies(model, images, precision)
     merged = {}
-    if merge is not None:
-        merge()
-        merged = latencies(model, preprocessing, precision)
+    if attachment.merge is not None:
+        attachment.merge()
+        merged = latencies(model, images, precision)
     return {
         "forward_flops": forward,
         "training_flops": training,

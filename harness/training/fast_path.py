@@ -32,7 +32,6 @@ PROBE_IMAGES = 4
 """Images that the model is probed with."""
 
 Answer = TypeVar("Answer")
-Penalty = Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +54,16 @@ def open_plan(
 ) -> Iterator[ForwardPlan]:
     """The shortest plan for a training on these images, uint8 [N, H, W, 3] on the model's device. Leaves the random
     generators, and when it is closed the model, as they were."""
-    few, penalty = preprocessing.normalise(images[:PROBE_IMAGES]), attachment.penalty
-    # Such a step may change or unfreeze what is frozen, and probing would move a state that lies outside of the model.
-    if attachment.after_step is not None or attachment.state is not None:
+    few = preprocessing.normalise(images[:PROBE_IMAGES])
+    # A penalty may read anything, `after_step` change or unfreeze what is frozen, and probing would move a state that
+    # lies outside of the model.
+    if attachment.penalty is not None or attachment.after_step is not None or attachment.state is not None:
         yield ForwardPlan(forward=model)
         return
-    with class_token_alone(model, few, penalty):
+    with class_token_alone(model, few):
         cut = None
         if recipe.augmentation == "none":
-            cut = _call_or_none(last_fixed_cut, model, few, precision, penalty, MOST_BYTES // len(images))
+            cut = _call_or_none(last_fixed_cut, model, few, precision, MOST_BYTES // len(images))
         if cut is None:
             yield ForwardPlan(forward=model)
             return
@@ -73,21 +73,19 @@ def open_plan(
 
 
 @torch.no_grad()
-def last_fixed_cut(
-    model: Any, images: Tensor, precision: str, penalty: Penalty = None, most_bytes: int = MOST_BYTES
-) -> CutPoint | None:
+def last_fixed_cut(model: Any, images: Tensor, precision: str, most_bytes: int = MOST_BYTES) -> CutPoint | None:
     """The last cut point whose value is the same in every step of a training to come, and from which the model can go
     on; None if there is none. Probed with images [B, 3, H, W].
 
     The value, at most `most_bytes` per image, is bit for bit that of evaluation mode, no random number is drawn before
-    it, and it does not change with the trained parameters. Going on from it gives the logits and the penalty, with
-    other numbers in the trained parameters: what starts at zero would hide what it reads.
+    it, and it does not change with the trained parameters. Going on from it gives the logits, with other numbers in the
+    trained parameters: what starts at zero would hide what it reads.
     """
     if not keeps_nothing(model):
         return None
-    with _preserve_state(model, images.device):
+    with preserved_state(model, images.device):
         cuts = cut_points(model)  # the last comes first
-        probe = Probe(model, cuts, images, precision, penalty)
+        probe = Probe(model, cuts, images, precision)
         for cut in cuts:
             if probe.is_constant(cut, most_bytes) and probe.rng_untouched(cut) and probe.replays(cut):
                 return cut
@@ -98,8 +96,8 @@ class Probe:
     """A model after three passes over the same images: as in training, in evaluation mode, and as in training with
     other numbers in the trained parameters, which it then keeps."""
 
-    def __init__(self, model: Any, cuts: Sequence[CutPoint], images: Tensor, precision: str, penalty: Penalty) -> None:
-        self.model, self.images, self.precision, self.penalty = model, images, precision, penalty
+    def __init__(self, model: Any, cuts: Sequence[CutPoint], images: Tensor, precision: str) -> None:
+        self.model, self.images, self.precision = model, images, precision
         self.begin = devices.random_states(images.device)
         with _record_inputs(cuts) as self.inputs:
             self._run(model.train(), images)
@@ -120,16 +118,16 @@ class Probe:
         return _equal(generators, self.begin)
 
     def replays(self, cut: CutPoint) -> bool:
-        """Whether going on from the recorded value gives the same logits and penalty. A pass over other images comes
-        between: what remembers the images that it saw last gives others."""
+        """Whether going on from the recorded value gives the same logits. A pass over other images comes between: what
+        remembers the images that it saw last gives others."""
         self._run(self.model, -self.images)
         devices.set_random_states(self.begin, self.images.device)
-        return _equal(self._run(cut.run, self.inputs[cut.name][0][0]), self.expected)
+        return torch.equal(self._run(cut.run, self.inputs[cut.name][0][0]), self.expected)
 
-    def _run(self, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> list[Tensor]:
-        """Logits and penalty of one pass."""
+    def _run(self, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Logits of one pass."""
         with devices.autocast(self.precision, inputs.device):  # one for each pass: within, it keeps weights it has cast
-            return [forward(inputs), *_called(self.penalty)]
+            return forward(inputs)
 
 
 @torch.no_grad()
@@ -176,9 +174,9 @@ def _first_token(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> Iterator[None]:
+def class_token_alone(model: Any, images: Tensor) -> Iterator[None]:
     """Within, only the class token is computed after the last attention, if the model keeps nothing and then gives the
-    same logits and penalty and draws the same random numbers. Probed with images [B, 3, H, W], in the mode, training or
+    same logits and draws the same random numbers. Probed with images [B, 3, H, W], in the mode, training or
     evaluation, that the model is in."""
     architecture = architecture_of(model)
     if not architecture.reads_class_token(model) or not keeps_nothing(model):
@@ -187,24 +185,23 @@ def class_token_alone(model: Any, images: Tensor, penalty: Penalty = None) -> It
     last, place = architecture.stages(model)[-1][-1], _AfterAttention()
     plug(last, "after_attention", place)
     try:
-        place.change = _first_token if _call_or_none(_is_read_alone, model, place, images, penalty) else _all_tokens
+        place.change = _first_token if _call_or_none(_is_read_alone, model, place, images) else _all_tokens
         yield
     finally:
         unplug(last, "after_attention", place)
 
 
 @torch.no_grad()
-def _is_read_alone(model: Any, place: _AfterAttention, images: Tensor, penalty: Penalty) -> bool:
+def _is_read_alone(model: Any, place: _AfterAttention, images: Tensor) -> bool:
     """Whether nothing after `place` reads any but the first token, or needs the others to be there."""
-    with _preserve_state(model, images.device):
+    with preserved_state(model, images.device):
         mode, begin = model.training, devices.random_states(images.device)
         _perturb_trainable(model)  # what starts at zero would hide what it reads
 
         def outcome(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
             place.change = change
             devices.set_random_states(begin, images.device)
-            parts = [model.train(mode)(images), *_called(penalty)]
-            return torch.cat([part.flatten().float() for part in parts]), devices.random_states(images.device)
+            return model.train(mode)(images).float(), devices.random_states(images.device)
 
         plain, drawn = outcome(_all_tokens)
         if not torch.equal(plain, outcome(_others_changed)[0]):
@@ -223,10 +220,6 @@ def _call_or_none(question: Callable[..., Answer], *about: Any) -> Answer | None
         return None
 
 
-def _called(penalty: Penalty) -> list[Tensor]:
-    return [penalty()] if penalty else []
-
-
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(map(torch.equal, some, others))
 
@@ -239,7 +232,7 @@ def _perturb_trainable(model: nn.Module) -> None:
 
 
 @contextmanager
-def _preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
+def preserved_state(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put trained parameters, buffers, mode and random generators back in the end; within, the same random numbers are
     drawn every time."""
     changing = [*(p for p in model.parameters() if p.requires_grad), *model.buffers()]

@@ -35,6 +35,9 @@ from harness.training.trainer import Trainer, total_steps
 from methods import registry
 from suites.base import Suite, Task
 
+MEASURED_IMAGES = 8
+"""Training images that operations and latencies are measured on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
@@ -297,6 +300,8 @@ def measure(
 ) -> Cost:
     """What the run cost. `peak`, `resident`: bytes of the device's allocator and of the process; `joules`: fields of
     `Cost`. Merges the model."""
+    shown = trainer.data.images[:MEASURED_IMAGES]
+    images, labels = trainer.preprocessing.normalise(shown), trainer.data.labels[:MEASURED_IMAGES]
     return Cost(
         attach_seconds=model.attach_seconds,
         train_seconds=trainer.seconds,
@@ -308,7 +313,7 @@ def measure(
         peak_memory_bytes=peak,
         peak_resident_bytes=resident,
         **joules,
-        **of_inference(trainer.model, trainer.attachment.merge, trainer.preprocessing, trainer.precision),
+        **of_inference(trainer.model, trainer.attachment, images, labels, trainer.precision),
     )
 
 

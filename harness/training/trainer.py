@@ -28,6 +28,7 @@ from harness.training.callbacks import Callback, Progress
 from harness.training.fast_path import ForwardPlan
 from harness.training.step_graphs import Step, StepGraphs, can_replay
 from methods.base import Attachment
+from methods.objective import Objective
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -65,7 +66,7 @@ class Trainer:
         self.preprocessing, self.recipe, self.seed, self.callbacks = preprocessing, recipe, seed, callbacks
         self.device = data.labels.device
         self.precision = devices.precision_in_use(recipe.precision, self.device)
-        self.optimizer = make_optimizer(model, recipe)
+        self.optimizer = make_optimizer(model, recipe, attachment.groups)
         self.images = images_per_epoch(len(data), recipe)
         """Images of an epoch."""
 
@@ -81,6 +82,12 @@ class Trainer:
             augmentation.PrefetchLoader(data.images, data.labels, self.augment, workers) if workers > 0 else None
         )
         self.plan = ForwardPlan(forward=model)
+        self.objective = Objective(
+            model=model,
+            attachment=attachment,
+            loss=self._loss,
+            precision=lambda: devices.autocast(self.precision, self.device),
+        )
         self.update: Step = self._update
         self.step_mode = "eager"
         """How the steps were run; after a reason, why no `CUDA graph` was recorded of them."""
@@ -151,19 +158,19 @@ class Trainer:
 
     def _update(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What a step does on the device."""
-        soft = targets.ndim == 2
-        with devices.autocast(self.precision, self.device):
-            logits = self.plan.forward(inputs)
-            smoothing = 0.0 if soft else self.recipe.label_smoothing  # soft targets are smoothed already
-            loss = cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        penalty = self.attachment.penalty
-        (loss + penalty() if penalty else loss).backward()
+        losses = self.objective(self.plan.forward, inputs, targets)
+        losses.total.backward()
         self.optimizer.step()
         if self.attachment.after_step:
             self.attachment.after_step(self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
-        labels = targets.argmax(dim=1) if soft else targets
-        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+        labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
+        return losses.own.detach(), (losses.logits.detach().argmax(dim=1) == labels).sum()
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy with the recipe's smoothing; targets that are probabilities are smoothed already."""
+        smoothing = 0.0 if targets.ndim == 2 else self.recipe.label_smoothing
+        return cross_entropy(logits, targets, label_smoothing=smoothing)
 
     def _batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """What the plan takes (normalised images [B, 3, H, W], or cached features) and targets, labels [B] or

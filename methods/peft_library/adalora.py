@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, check
+from methods.base import Attachment, Batch, Context, check
 from methods.peft_library.common import (
     ADAPTER,
     LayersConfig,
@@ -79,7 +79,7 @@ class AdaLoRA(PeftMethod):
         down = [p for name, p in backbone.named_parameters() if ".lora_A." in name]
         up = [p for name, p in backbone.named_parameters() if ".lora_B." in name]
 
-        def penalty() -> Tensor:
+        def penalty(batch: Batch) -> Tensor:
             gaps = [orthogonality_gap(a) for a in down] + [orthogonality_gap(b.T) for b in up]
             out: Tensor = torch.stack(gaps).mean() * self.config.orthogonality
             return out

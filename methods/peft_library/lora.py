@@ -303,7 +303,7 @@ class KaSA(LoraTuner):
         return tuner
 
     def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
-        return replace(super().attachment(backbone, tuner, context), penalty=tuner._get_kasa_loss)
+        return replace(super().attachment(backbone, tuner, context), penalty=lambda batch: tuner._get_kasa_loss())
 
 
 def smallest_part(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

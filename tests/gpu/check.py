@@ -487,10 +487,15 @@ ON_ALL_KINDS = ("sct", "lora", "ssf", "adaptformer", "vpt_deep", "prefix_tuning"
 """Methods that are tried on a small model of every kind of backbone, the others on a ViT and a Swin."""
 
 
+def in_bf16():
+    return torch.autocast(DEVICE.type, torch.bfloat16)
+
+
 def every_method() -> None:
     """Each registered method attaches on the device, takes three steps there under autocast, and its logits in float32
     are those of the same model on a CPU."""
     from methods import registry, testbed
+    from methods.objective import Objective
 
     images, labels = (t.to(DEVICE) for t in testbed.batch(16))
     wrong = []
@@ -503,11 +508,10 @@ def every_method() -> None:
                 where = {p.device.type for p in [*model.parameters(), *model.buffers()]}
                 model.get_classifier().requires_grad_(True)
                 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+                objective = Objective(model=model, attachment=attachment, loss=cross_entropy, precision=in_bf16)
                 model.train()
                 for step in range(1, 4):
-                    with torch.autocast(DEVICE.type, torch.bfloat16):
-                        loss = cross_entropy(model(images).float(), labels)
-                    (loss + attachment.penalty() if attachment.penalty else loss).backward()
+                    objective(model, images, labels).total.backward()
                     optimizer.step()
                     if attachment.after_step:
                         attachment.after_step(step)

@@ -293,7 +293,7 @@ def test_compose_chooses_channels_by_the_untouched_model():
 
 def test_compose_hands_on_what_its_parts_add_to_a_step():
     model, attachment = attach("compose", parts=("adalora", "mona", "sct"))
-    assert float(attachment.penalty().detach()) > 0
+    assert float(attachment.penalty(None).detach()) > 0
     train(model, lr=0.01)
     attachment.after_step(1)
     states = attachment.state()

@@ -151,7 +151,7 @@ def test_dtl_reads_the_mean_of_the_patches_before_the_norm(pool):
     expected = plain.head(plain.norm(x[:, 3:].mean(dim=1)))
     assert torch.allclose(model(images), expected, atol=1e-5)
     assert not close(logits(model), logits(plain), 1e-3)
-    with class_token_alone(model, images, None):  # a shortcut of the trainer, wrong where the patches are read
+    with class_token_alone(model, images):  # a shortcut of the trainer, wrong where the patches are read
         assert torch.allclose(model(images), expected, atol=1e-5)
 
 

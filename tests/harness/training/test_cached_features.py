@@ -138,14 +138,14 @@ def test_a_step_that_may_change_frozen_weights_is_given_the_images():
     assert run.plan.start == ""
 
 
-def test_a_penalty_with_a_state_of_its_own_is_not_asked():
+def test_a_penalty_is_given_the_images_and_not_asked_before():
     calls = []
 
-    def penalty():
+    def penalty(batch):
         calls.append(1)
         return torch.zeros(())
 
-    kept = Attachment(penalty=penalty, state=lambda: len(calls), load_state=lambda _: None)
+    kept = Attachment(penalty=penalty)
     with fast_path.open_plan(attached()[0], kept, PIXELS, HALF, Recipe(epochs=1, warmup_epochs=0), "float32") as path:
         assert path.start == "" and calls == []
 

@@ -72,23 +72,6 @@ def test_tokens_that_are_read_are_computed(model):
     assert not is_alone(model())
 
 
-class Kept(nn.Module):
-    """Keeps what it saw for a penalty, which is called in the same pass."""
-
-    stateless = True
-
-    def forward(self, x):
-        self.seen = x
-        return x
-
-
-def test_a_penalty_reads_tokens_too():
-    kept = Kept()
-    model = with_module(kept, block=2)
-    assert is_alone(model, lambda: kept.seen[:, 0].mean())
-    assert not is_alone(model, lambda: kept.seen.mean())
-
-
 def test_a_hook_may_read_anything():
     model = small_vit()
     model.norm.register_forward_hook(lambda *_: None)

@@ -7,10 +7,11 @@ import torch
 from harness.schema.preprocessing import Preprocessing
 from harness.training.cost import PeakMemory, forward_flops, latencies, of_inference, operations
 from methods.registry import get
-from tests.conftest import make_context, small_vit
+from tests.conftest import batch, make_context, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 TOKENS, WIDTH, CLASSES = 17, 32, 4
+DATA = batch()
 
 
 def attached(method, **config):
@@ -29,13 +30,12 @@ def test_a_multiply_add_counts_as_two_and_attention_counts():
 
 
 def test_the_backward_pass_ends_at_the_first_trained_parameter():
-    model, _ = attached("linear")
-    forward, training = operations(model, HALF)
+    model, attachment = attached("linear")
+    forward, training = operations(model, attachment, *DATA)
     assert forward == forward_flops(model, HALF) and training - forward == 2 * WIDTH * CLASSES
     assert model.head.weight.grad is None
-    model, _ = attached("sct", channels=4, blocks=(2,))
-    forward, one_block = operations(model, HALF)
-    _, all_blocks = operations(attached("sct", channels=4)[0], HALF)
+    forward, one_block = operations(*attached("sct", channels=4, blocks=(2,)), *DATA)
+    _, all_blocks = operations(*attached("sct", channels=4), *DATA)
     assert forward < one_block < 1.5 * forward < all_blocks
 
 
@@ -52,12 +52,12 @@ def test_peaks_start_anew():
 
 def test_latencies_of_what_merges_are_measured_twice():
     model, attachment = attached("sct", mode="mlp", channels=4)
-    measured = of_inference(model, attachment.merge, HALF, "float32")
+    measured = of_inference(model, attachment, *DATA, "float32")
     for name in ("latency_seconds", "merged_latency_seconds"):
         assert set(measured[name]) == {"1", "64"} and all(seconds > 0 for seconds in measured[name].values())
     assert not hasattr(model.blocks[0].mlp.fc2, "slots")
     model, attachment = attached("sct", channels=4)
-    assert of_inference(model, attachment.merge, HALF, "bf16")["merged_latency_seconds"] == {}
+    assert of_inference(model, attachment, *DATA, "bf16")["merged_latency_seconds"] == {}
 
 
 def test_measuring_leaves_the_generator_alone():
@@ -65,5 +65,5 @@ def test_measuring_leaves_the_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    latencies(model, HALF, "float32")
+    latencies(model, DATA[0], "float32")
     assert torch.equal(torch.rand(3), expected)

@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers: their numbers, and that one function is all that a new one takes."""
 
+import copy
 import math
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 from harness.errors import HarnessError
 from harness.execution import worker
-from harness.schema.optimizers import OPTIMIZERS, make_optimizer
+from harness.schema.optimizers import OPTIMIZERS, make_optimizer, set_rate
 from harness.schema.schedules import SCHEDULES, learning_rate
 from harness.schema.spec import Recipe
+from methods.base import ParameterGroup
 from tests import tiny
 from tests.conftest import small_vit
 
@@ -88,3 +90,25 @@ def test_vectors_are_not_decayed():
     model.requires_grad_(True)
     for group in make_optimizer(model, Recipe(weight_decay=0.3)).param_groups:
         assert all((p.ndim >= 2) == (group["weight_decay"] == 0.3) for p in group["params"])
+
+
+def test_groups_of_a_method_have_a_rate_and_a_decay_of_their_own():
+    model = small_vit()
+    model.requires_grad_(True)
+    fast, still = model.blocks[0].mlp.fc1, model.norm
+    own = (
+        ParameterGroup(parameters=(fast.weight, fast.bias), lr_factor=16),
+        ParameterGroup(parameters=(still.weight,), weight_decay=0.5, lr_factor=0),
+    )
+    optimizer = make_optimizer(model, Recipe(weight_decay=0.3), own)
+    set_rate(optimizer, 2e-3)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert found[id(fast.weight)] == (32e-3, 0.3) and found[id(fast.bias)] == (32e-3, 0.0)
+    assert found[id(still.weight)] == (0.0, 0.5) and found[id(still.bias)] == (2e-3, 0.0)
+    assert len(found) == len(list(model.parameters()))
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == set(before) - {"norm.weight"}

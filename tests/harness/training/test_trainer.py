@@ -167,7 +167,7 @@ def test_penalty_and_after_step_are_called():
     def after_step(step):
         steps.append((step, model.head.weight.grad is not None))
 
-    attachment = Attachment(penalty=lambda: 1e3 * model.head.weight.square().sum(), after_step=after_step)
+    attachment = Attachment(penalty=lambda batch: 1e3 * model.head.weight.square().sum(), after_step=after_step)
     recipe = Recipe(epochs=4, warmup_epochs=0, batch_size=12, lr=1e-2)
     norm = float(model.head.weight.detach().norm())
     Trainer(model, attachment, toy_split(), HALF, recipe, 0).fit()
