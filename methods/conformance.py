@@ -10,8 +10,11 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import random
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -412,5 +415,12 @@ def run_check(name: str, method: type[Method], checks: Mapping[str, Check] = CHE
     except NotConforming as failure:
         return str(failure)
     except Exception as error:  # whatever a method raises is its failure, and must not hide the other checks
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"{type(error).__name__}: {error}".splitlines()[0] + _place(error, method)
     return None
+
+
+def _place(error: Exception, method: type[Method]) -> str:
+    """Where in the method's own file the error comes from; empty if it does not."""
+    file = inspect.getsourcefile(method)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""

@@ -57,15 +57,20 @@ RECIPE_FIELDS = frozenset(
 
 def check_declared(method: type[Method]) -> None:
     """Class attributes are complete, and the config is frozen, keyword-only and documented."""
-    for attribute in ("name", "title", "paper", "family"):
-        value = getattr(method, attribute, None)
-        require(isinstance(value, str) and bool(value), f"class attribute {attribute!r} is missing or empty")
+    missing = [a for a in ("name", "title", "paper", "family") if not _is_text(getattr(method, a, None))]
+    require(not missing, f"class attributes that are missing or no text: {', '.join(missing)}")
+    abstract = sorted(getattr(method, "__abstractmethods__", ()))
+    require(not abstract, f"methods that are missing: {', '.join(abstract)}")
     require(bool(re.fullmatch(r"[a-z][a-z0-9_]*", method.name)), f"name {method.name!r} is not lower_case_with_bars")
     require(method.family in FAMILIES, f"family {method.family!r} is none of {FAMILIES}")
     require(bool(method.__doc__), "the class has no docstring")
     require(bool(method.serves) and method.serves <= set(KINDS), f"serves {set(method.serves)} is unknown")
     _check_config(method.Config)
     _check_search_space(method)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _check_config(config: Any) -> None:

@@ -156,7 +156,10 @@ def add_file(reference: str) -> type[Method]:
         return _external[reference]
     if not path.is_file():
         raise MethodError(f"method {reference!r}: there is no file {path}")
-    classes = {c.__name__: c for c in _defined_in(_load_file(path))}
+    module = _load_file(path)
+    classes = {c.__name__: c for c in _defined_in(module)}
+    if class_name not in classes and isinstance(getattr(module, class_name, None), type):
+        raise MethodError(f"{reference}: a method is a subclass of methods.base.Method with a `name` of its own")
     if class_name not in classes:
         raise MethodError(f"{path} has no method class {class_name!r}. {did_you_mean(class_name, list(classes))}")
     cls = classes[class_name]

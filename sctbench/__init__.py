@@ -268,7 +268,7 @@ def report(
 def check(method: str) -> dict[str, str]:
     """Check a method (a name, or `file.py:Class`) against the contract on small models: does it count, freeze, train,
     save and merge as it says? Gives `ok`, or `failed: ` and the reason, by the name of each check."""
-    from harness.training.fast_path_check import check_method
+    from harness.training.method_check import check_method
 
     return check_method(method)
 

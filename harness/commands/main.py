@@ -132,10 +132,12 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check a method against the contract on small models: does it count, freeze, train, save and merge as it says?"""
-    from harness.training.fast_path_check import check_method
+    from harness.training.method_check import check_method, summary
 
     results = check_method(method)
     print_rows([{"check": name, "result": result} for name, result in results.items()], as_json)
+    if not as_json:
+        print(f"\n{summary(method, results)}")
     if set(results.values()) != {"ok"}:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ from harness.schema.spec import Recipe
 from harness.training import evaluation
 from harness.training.fast_path import ForwardPlan
 from harness.training.trainer import Trainer
-from methods import conformance, registry, testbed
+from methods import testbed
 from methods.base import Method
 from methods.conformance_tools import on_main_models, relative_gap, require
 
@@ -47,14 +47,3 @@ def _trained(method: type[Method], name: str, shortcuts: bool) -> tuple[Tensor, 
             with torch.no_grad():
                 logits = attached.model(PREPROCESSING.normalise(pixels))
     return torch.tensor([epoch.train_loss for epoch in trainer.curve]), logits
-
-
-def check_method(reference: str) -> dict[str, str]:
-    """What every conformance check, this one included, says of a method: `ok`, or `failed: ` and the reason.
-
-    `reference`: the method's name, or `file.py:Class`.
-    """
-    conformance.three_steps.cache_clear()  # the class may have been changed since it was checked last
-    cls, checks = registry.get(reference), conformance.CHECKS | {"shortcuts": check_shortcuts}
-    reasons = {name: conformance.run_check(name, cls, checks) for name in checks}
-    return {name: f"failed: {reason}" if reason else "ok" for name, reason in reasons.items()}

@@ -1,5 +1,6 @@
 """The conformance suite notices methods that break the contract, and says how."""
 
+import functools
 import json
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from harness.commands.main import app
-from methods import conformance
-from methods.base import Attachment, Method, check
+from methods import conformance, registry
+from methods.base import Attachment, Method, MethodError, check
 from methods.blocks import blocks, new_linear, plug, plug_layer, require_served, the_one, width
 from methods.layers import fold_linears
 
@@ -375,18 +376,73 @@ def test_breach_is_named(method, check):
     assert CASES[method, check] in conformance.run_check(check, method)
 
 
-def test_check_command_fails_with_the_reason(tmp_path):
-    file = tmp_path / "broken.py"
-    file.write_text(
-        "from methods.base import Attachment, Method\n\n\n"
-        "class Broken(Method):\n"
-        "    name = 'broken'\n    title = 'Broken'\n    paper = ''\n    family = 'adapter'\n\n"
-        "    def expected_parameters(self, backbone):\n        return 1\n\n"
-        "    def attach(self, backbone, context):\n        return Attachment()\n"
-    )
-    result = CliRunner().invoke(app, ["check", f"{file}:Broken", "--json"])
-    assert result.exit_code == 1
-    found = {row["check"]: row["result"] for row in json.loads(result.stdout)}
-    assert found["declared"] == "failed: class attribute 'paper' is missing or empty"
+BROKEN = '''
+from methods.base import Attachment, Method
+
+
+class Broken(Method):
+    """Trains nothing."""
+
+    name = "broken"
+    title = "Broken"
+    paper = "a test"
+    family = "adapter"
+
+    def expected_parameters(self, backbone):
+        return 1
+
+    def attach(self, backbone, context):
+        return Attachment()
+'''
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Exit code and output of the command on a file with this source, the only one that is known."""
+    monkeypatch.setattr(registry, "_external", {})
+    return functools.partial(check_source, tmp_path)
+
+
+def check_source(folder, source, *options):
+    file = folder / "broken.py"
+    file.write_text(source)
+    result = CliRunner().invoke(app, ["check", f"{file}:Broken", *options])
+    return result.exit_code, result.stdout
+
+
+def test_check_command_fails_with_the_reason(checked):
+    code, out = checked(BROKEN, "--json")
+    found = {row["check"]: row["result"] for row in json.loads(out)}
+    assert code == 1 and found["frozen"] == "ok"
     assert "0 parameters are trained, expected_parameters says 1" in found["parameters"]
-    assert found["frozen"] == "ok"
+
+
+def test_check_command_says_each_reason_once_and_what_to_do(checked):
+    code, out = checked(BROKEN.replace("return Attachment()", "return Attachment(info=1 / 0)"))
+    assert code == 1
+    _, said = out.split("2 of 3 checks failed, and 22 were not run")
+    assert said.count("backbones, parameters: ZeroDivisionError: division by zero (broken.py, line 16)") == 1
+    assert "What backbones asks: Every small model is served" in said
+    assert said.rstrip().endswith("broken.py:Broken") and "run again: sctbench check" in said
+
+
+@pytest.mark.parametrize(
+    ("left_out", "reason"),
+    [
+        ('    title = "Broken"\n    paper = "a test"\n', "class attributes that are missing or no text: title, paper"),
+        ("    def attach(self, backbone, context):\n        return Attachment()\n", "methods that are missing: attach"),
+    ],
+)
+def test_a_class_that_does_not_declare_itself_gives_one_message(checked, left_out, reason):
+    assert left_out in BROKEN
+    code, out = checked(BROKEN.replace(left_out, ""), "--json")
+    results = {row["check"]: row["result"] for row in json.loads(out)}
+    assert code == 1 and results.pop("declared") == f"failed: {reason}"
+    assert set(results.values()) == {"not run"}
+
+
+def test_a_class_without_a_name_is_no_method(tmp_path):
+    file = tmp_path / "nameless.py"
+    file.write_text(BROKEN.replace('    name = "broken"\n', ""))
+    with pytest.raises(MethodError, match=r"nameless\.py:Broken: a method is a subclass .* with a `name` of its own"):
+        registry.get(f"{file}:Broken")
