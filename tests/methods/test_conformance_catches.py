@@ -397,7 +397,7 @@ class Broken(Method):
 
 
 @pytest.fixture
-def checked(monkeypatch):
+def checked(tmp_path, monkeypatch):
     """Exit code and output of the command on a file with this source, the only one that is known."""
     monkeypatch.setattr(registry, "_external", {})
     return functools.partial(check_source, tmp_path)
