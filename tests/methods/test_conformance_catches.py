@@ -421,7 +421,7 @@ def test_check_command_says_each_reason_once_and_what_to_do(checked):
     code, out = checked(BROKEN.replace("return Attachment()", "return Attachment(info=1 / 0)"))
     assert code == 1
     _, said = out.split("2 of 3 checks failed, and 22 were not run")
-    assert said.count("backbones, parameters: ZeroDivisionError: division by zero (broken.py, line 16)") == 1
+    assert said.count("backbones, parameters: ZeroDivisionError: division by zero (broken.py, line 17)") == 1
     assert "What backbones asks: Every small model is served" in said
     assert said.rstrip().endswith("broken.py:Broken") and "run again: sctbench check" in said
 
