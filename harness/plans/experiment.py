@@ -253,10 +253,11 @@ def select(flags: Mapping[str, Any], file: YamlFile | None = None) -> plan.Selec
             checked[key] = check(asked, suite)
     with given.blaming("weights" if asked.weights != "pretrained" else "backbone"):
         backbone = backbones.resolve(asked.backbone, asked.weights, asked.image_size)
-    preprocessing = _preprocessing(asked, suite, backbone, given)
+    fitting = _fitting(asked, choices, backbone, given)
+    preprocessing = _preprocessing(asked, suite, fitting, backbone, given)
     return plan.Selection(
         suite=suite,
-        methods=_fitting(asked, choices, backbone, given),
+        methods=fitting,
         protocol=asked.protocol,
         backbone=backbone,
         preprocessing=preprocessing,
@@ -303,8 +304,21 @@ def _fitting(
     return tuple(fitting)
 
 
-def _preprocessing(asked: Experiment, suite: Suite, backbone: BackboneSpec, given: _Given) -> Preprocessing:
-    released = protocol.get(asked.protocol).published and released_recipes.table_for(suite.data_name).statistics
+def _released_statistics(suite: Suite, choices: tuple[plan.MethodChoice, ...]) -> str:
+    """Input statistics of the releases that the methods' recipes come from. `HarnessError` if they differ."""
+    tables = [released_recipes.table_with(choice.method.name, suite.data_name) for choice in choices]
+    used = {table.statistics: table.title for table in tables}
+    if len(used) > 1:
+        how = ", ".join(f"{title} with {statistics}" for statistics, title in used.items())
+        raise HarnessError(f"the releases normalise images differently ({how}): run their methods apart")
+    return next(iter(used))
+
+
+def _preprocessing(
+    asked: Experiment, suite: Suite, choices: tuple[plan.MethodChoice, ...], backbone: BackboneSpec, given: _Given
+) -> Preprocessing:
+    with given.blaming("methods"):
+        released = _released_statistics(suite, choices) if protocol.get(asked.protocol).published else ""
     statistics = asked.statistics or released or "model"
     with given.blaming("statistics", "weights"):
         if statistics != "model" and statistics not in STATISTICS:

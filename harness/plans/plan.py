@@ -125,7 +125,7 @@ def check_curve(selection: Selection) -> None:
 def published_settings(selection: Selection, choice: MethodChoice, task: str) -> released_recipes.Published:
     """The release's settings of `choice` on `task`. `SuiteError` if they are not known, `HarnessError` for settings of
     the user's own or another backbone: with these it would not be the published recipe."""
-    table = released_recipes.table_for(selection.suite.data_name)
+    table = released_recipes.table_with(choice.method.name, selection.suite.data_name)
     architecture = selection.backbone.name.partition(".")[0]
     if architecture != table.backbone:
         raise HarnessError(f"the published recipes ({table.title}) are for {table.backbone!r}, not {architecture!r}")

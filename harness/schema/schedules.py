@@ -43,10 +43,21 @@ def cosine(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
 def sct_release(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
     """Set for every epoch, as SCT's released code does. timm's CosineLRScheduler learns of an epoch only when it is
     over: the first two epochs run at `warmup_lr`, and the peak is never quite reached."""
+    return _told_late(step, recipe, steps_per_epoch, recipe.epochs)
+
+
+@schedule
+def hydra_release(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """As `sct_release`, with a cosine of 500 epochs whatever the recipe's number, as Hydra's released code has it."""
+    return _told_late(step, recipe, steps_per_epoch, 500)
+
+
+def _told_late(step: int, recipe: Recipe, steps_per_epoch: int, length: int) -> float:
+    """timm's CosineLRScheduler of so many epochs, told of each epoch when it is over."""
     epoch = max(step // steps_per_epoch - 1, 0)
     if epoch < recipe.warmup_epochs:
         return _warmup(recipe, epoch, recipe.warmup_epochs)
-    return _cosine(recipe, epoch / recipe.epochs)
+    return _cosine(recipe, epoch / length)
 
 
 def _warmup(recipe: Recipe, done: int, warmup: int) -> float:

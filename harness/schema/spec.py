@@ -51,7 +51,7 @@ class Recipe:
     """Whether vectors (biases, norms, scales) are decayed too."""
 
     schedule: str = "cosine"
-    """A name of `harness.schema.schedules`: `cosine` or `sct_release`."""
+    """A name of `harness.schema.schedules`: `cosine`, `sct_release` or `hydra_release`."""
 
     epochs: int = 100
     warmup_epochs: int = 10

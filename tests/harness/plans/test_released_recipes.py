@@ -7,7 +7,8 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 from harness.errors import USER_ERRORS
-from harness.plans import plan
+from harness.models import backbones
+from harness.plans import experiment, plan
 from harness.schema import protocol
 from harness.schema.optimizers import make_optimizer
 from harness.schema.preprocessing import STATISTICS, Preprocessing
@@ -15,14 +16,15 @@ from harness.schema.schedules import learning_rate
 from harness.schema.spec import BackboneSpec, Recipe
 from harness.training.trainer import images_per_epoch, total_steps
 from methods.registry import get
-from suites import SUITES
-from suites.released_recipes import TABLES
+from suites import SUITES, released_recipes
+from suites.released_recipes import TABLES, table_with
 from tests.conftest import make_context, small_vit
 
 VIT = BackboneSpec(name="vit_base_patch16_224.orig_in21k", weights="ViT-B_16.npz", digest="0" * 64, image_size=224)
 METHODS = ("sct", "lora_qv", "adapter_pfeiffer", "adaptformer")
 MEAN, STD = STATISTICS["imagenet"]
-TABLE = TABLES["vtab1k"]
+TABLE = table_with("sct", "vtab1k")
+TASKS = [task.name for task in SUITES["vtab1k"].tasks]
 
 
 def select(*methods, **changes):
@@ -39,9 +41,55 @@ def select(*methods, **changes):
 
 
 def test_the_table_is_complete():
-    tasks = [task.name for task in SUITES["vtab1k"].tasks]
-    assert set(TABLE.entries) == {(method, task) for method in METHODS for task in tasks}
+    assert set(TABLE.entries) == {(method, task) for method in METHODS for task in TASKS}
     assert len(TABLE.entries) == 19 * 4
+
+
+def test_a_method_is_in_one_table_of_a_suite():
+    places = [(table.suite, method) for table in TABLES for method in table.methods]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
+def test_every_table_gives_runs_for_its_tasks(table):
+    specs = plan.expand(select(*table.methods, suite=SUITES[table.suite]))
+    assert {(spec.method, spec.task) for spec in specs} == set(table.entries)
+    for spec in specs:
+        entry = table.entries[spec.method, spec.task]
+        assert entry.config.items() <= spec.config.items() and spec.recipe.lr == entry.recipe["lr"]
+    assert {spec.task for spec in specs} == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "config", "recipe"),
+    [
+        ("fact_tk", "cifar100", {"rank": 32, "scale": 0.1, "variant": "released"}, {"lr": 1e-3, "weight_decay": 1e-4}),
+        (
+            "fact_tk",
+            "svhn",
+            {"rank": 32, "scale": 100.0, "dropout": 0.1},
+            {"batch_size": 64, "schedule": "sct_release"},
+        ),
+        ("fact_tt", "clevr_dist", {"rank": 4, "scale": 10.0}, {"epochs": 100, "drop_path": 0.1}),
+        ("hydra", "cifar100", {"scale": 0.1, "dropout": 0.2}, {"lr": 5e-4, "batch_size": 16}),
+        ("hydra", "smallnorb_azi", {"scale": 3.0}, {"lr": 5e-3, "weight_decay": 1e-5, "schedule": "hydra_release"}),
+    ],
+)
+def test_values_of_other_releases(method, task, config, recipe):
+    (spec,) = plan.expand(select(method, tasks=(task,)))
+    assert config.items() <= spec.config.items()
+    assert recipe.items() <= dataclasses.asdict(spec.recipe).items()
+
+
+def test_releases_that_normalise_differently_are_run_apart(monkeypatch):
+    other = dataclasses.replace(table_with("hydra", "vtab1k"), statistics="half")
+    monkeypatch.setattr(released_recipes, "TABLES", (TABLE, other))
+    monkeypatch.setattr(backbones, "resolve", lambda *_: VIT)
+    flags = {"suite": "vtab1k", "methods": ["sct", "hydra"], "backbone": VIT.name, "protocol": "published"}
+    with pytest.raises(
+        USER_ERRORS, match=r"SCT release with imagenet, Hydra release with half.*run their methods apart"
+    ):
+        experiment.select(flags)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +129,10 @@ def test_the_plan_has_the_released_forms_of_the_methods():
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (lambda: select("bitfit"), "method 'bitfit' has no published recipe; SCT release has sct, lora_qv, adapter_pf"),
+        (
+            lambda: select("bitfit"),
+            "method 'bitfit' has no published recipe on 'vtab1k'.* SCT release: sct, lora_qv, ad",
+        ),
         (lambda: select("sct", suite=SUITES["fewshot"]), "suite 'fewshot' has no published recipes; .* vtab1k"),
         (lambda: select(("sct", {"channels": 24})), "all settings from SCT release: leave out channels"),
         (lambda: select(("sct", {"lr": 1e-3})), "leave out lr"),
@@ -106,11 +157,12 @@ def released(lr=0.01):
     return plan.make_recipe(TABLE.find("sct", "resisc45").recipe, {"lr": lr})
 
 
-def test_the_schedule_is_that_of_the_release():
+@pytest.mark.parametrize(("name", "length"), [("sct_release", 100), ("hydra_release", 500)])
+def test_the_schedule_is_that_of_the_release(name, length):
     """Against timm's scheduler, driven as the release drives it: told of an epoch when it is over."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
-    scheduler = CosineLRScheduler(optimizer, t_initial=100, warmup_t=10, lr_min=1e-5, warmup_lr_init=1e-6)
-    recipe = released()
+    scheduler = CosineLRScheduler(optimizer, t_initial=length, warmup_t=10, lr_min=1e-5, warmup_lr_init=1e-6)
+    recipe = dataclasses.replace(released(), schedule=name)
     for epoch in range(100):
         (rate,) = {learning_rate(15 * epoch + step, recipe, 15) for step in range(15)}
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
@@ -135,9 +187,6 @@ def test_fifteen_steps_of_sixty_four_images_per_epoch_and_everything_decayed():
 
 
 def test_inputs_are_normalised_as_in_the_release(monkeypatch):
-    from harness.models import backbones
-    from harness.plans import experiment
-
     monkeypatch.setattr(backbones, "resolve", lambda *_: VIT)
     flags = {"suite": "vtab1k", "methods": ["sct"], "backbone": VIT.name}
     assert experiment.select(flags).preprocessing.id == "224px-squash-bicubic-half"
