@@ -7,6 +7,8 @@ from harness.records import index
 from harness.schema.record import Cost, Epoch, Fingerprint, Metrics, Parameters, RunRecord
 from harness.schema.spec import BackboneSpec, Recipe, RunSpec
 
+METHODS_README = Path(__file__).parents[1] / "methods" / "README.md"
+
 
 def make_spec(**changes):
     backbone = BackboneSpec(name="demo_vit", weights="pretrained", digest="ab" * 32, image_size=56)
@@ -56,9 +58,8 @@ def make_record(accuracy=71.5, data="d", **changes):
 
 def write_example_method(folder):
     """The method that methods/README.md shows, as a file in `folder`; returns its reference."""
-    text = (Path(__file__).parents[1] / "methods" / "README.md").read_text()
     file = Path(folder) / "example.py"
-    file.write_text(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0])
+    file.write_text(re.findall(r"```python\n(.*?)```", METHODS_README.read_text(), re.DOTALL)[0])
     return f"{file}:Example"
 
 
