@@ -71,7 +71,6 @@ def test_the_contrastive_loss_of_the_guide_works(changed):
     method = changed(
         ("        return Attachment()\n", textwrap.indent(code, " " * 8)),
         ("import Attachment, Context", "import Attachment, Batch, Context"),
-        ('needs = frozenset({"attention"})', 'serves = frozenset({"vit"})'),
     )
     for check in ("backbones", "step", "gradients", "learns", "resume"):
         assert conformance.run_check(check, method) is None
