@@ -13,6 +13,8 @@ from tests.method_checks import MODELS, attach, close, count, logits, shape_of, 
 # name, settings, parameters on ViT-B/16 without head: by the papers' or the releases' own counts where they give them.
 VIT_B = [
     ("rlrr", {}, 288_768),
+    ("snell", {}, 5_309_184),
+    ("snella", {}, 5_309_400),
 ]
 
 
@@ -81,3 +83,53 @@ def test_rlrr_drops_single_entries_of_its_branches_at_rates_that_rise():
     assert rates == [block.slots["mlp_output"][0].p for block in model.blocks]
     assert [block.mlp.fc2.dropout.p for block in model.blocks] == [0.1] * 3
     assert all(type(block.attn.proj).__name__ == "ReweightedLinear" for block in model.blocks)
+
+
+def kernels(model):
+    return [kernel for block in model.blocks for kernel in block.attn.qkv.slots["parallel"][0].kernels]
+
+
+@pytest.mark.parametrize("name", ["snell", "snella"])
+@torch.no_grad()
+def test_a_masked_kernel_keeps_its_large_entries_and_the_released_one_squares_them(name):
+    masked, released = (attach(name, sparsity=0.75, variant=variant)[0] for variant in ("masked", "released"))
+    for ours, theirs in zip(kernels(masked), kernels(released), strict=True):
+        update, kernel = ours.update(), ours.kernel()
+        kept = update != 0
+        assert float(kept.float().mean()) == pytest.approx(0.25)
+        assert torch.equal(update[kept], kernel[kept])
+        assert float(kernel[kept].abs().min()) > float(kernel[~kept].abs().max())
+        assert torch.equal(theirs.update(), update * update.abs())
+
+
+@torch.no_grad()
+def test_a_kernel_is_a_tenth_of_the_difference_of_two_distances():
+    kernel = kernels(attach("snell", rank=6)[0])[1]
+    expected = torch.empty(32, 32)
+    for i in range(32):
+        for o in range(32):
+            first, second = (kernel.inputs[h, i] - kernel.outputs[h, o] for h in range(2))
+            expected[i, o] = 0.1 * (first.norm() - second.norm())
+    assert torch.allclose(kernel.kernel(), expected, atol=1e-6)
+    assert float(kernel.inputs.abs().max()) <= (32 * 3) ** -0.5
+
+
+@torch.no_grad()
+def test_snella_mixes_its_kernel_with_a_softmax_over_outputs():
+    kernel = kernels(attach("snella")[0])[0]
+    assert kernel.mix.tolist() == [1, 1, 0]
+    plain = super(type(kernel), kernel).kernel()
+    assert torch.allclose((kernel.update() - plain).sum(1), torch.ones(32), atol=1e-5)
+
+
+def test_snell_trains_the_class_token_and_drops_no_input_of_the_output_projection():
+    model, _ = attach("snell")
+    assert "cls_token" in trained(model)
+    rates = {name: getattr(model.blocks[0].attn, name).slots["parallel"][0].dropout.p for name in ("qkv", "proj")}
+    assert rates == {"qkv": 0.1, "proj": 0.0}
+    model.train()
+    branch = model.blocks[0].attn.qkv.slots["parallel"][0]
+    branch.dropout.p, branch.drop_path.drop_prob = 0.0, 0.5
+    left_out = branch(torch.ones(64, 1, 32)).unflatten(-1, (3, 32)).abs().sum((1, 3)) == 0
+    assert 0 < int(left_out.sum()) < left_out.numel()
+    assert bool((left_out.any(1) & ~left_out.all(1)).any())  # each of the three for itself
