@@ -50,7 +50,7 @@ class Kernel(nn.Module):
         if self.sparsity == 0:
             return kernel
         size = kernel.detach().abs()
-        kept = size > size.quantile(self.sparsity)
+        kept = size > size.flatten().kthvalue(1 + int(self.sparsity * (size.numel() - 1))).values
         return kernel * (size * kept if self.released else kept)
 
     def forward(self, x: Tensor) -> Tensor:
