@@ -18,8 +18,9 @@ STD = 1e-5
 
 
 def left_vectors(weight: Tensor, rank: int) -> Tensor:
-    """The first `rank` left singular vectors: [out, r]."""
-    vectors: Tensor = torch.linalg.svd(weight.detach(), full_matrices=False)[0]
+    """The first `rank` left singular vectors: [out, r], of at least single precision, in which they are computed."""
+    precise = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    vectors: Tensor = torch.linalg.svd(precise, full_matrices=False)[0]
     return vectors[:, :rank].contiguous()
 
 

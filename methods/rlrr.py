@@ -23,7 +23,8 @@ STD = 0.02
 class Rescaling(nn.Module):
     """W * (1 + l r^T) entrywise and b + c; l, c: [out], r: [in], one r for each of the equal `parts` of the outputs.
 
-    Without b there is no c. Both are Kaiming-uniform, with one input of l and `in` inputs of r; c is zero.
+    Without b there is no c. l, held as [out, 1], and r start Kaiming-uniform by their last axis, c at zero. So l and r
+    are subject to weight decay, as in the released code, and c, a vector, is not.
     """
 
     stateless = True
@@ -33,7 +34,7 @@ class Rescaling(nn.Module):
     def __init__(self, layer: nn.Linear, parts: int, generator: torch.Generator) -> None:
         super().__init__()
         self.columns = uniform(generator, (6 / layer.in_features) ** 0.5, parts, layer.in_features)
-        self.rows = uniform(generator, 6**0.5, layer.out_features)
+        self.rows = uniform(generator, 6**0.5, layer.out_features, 1)
         shift = nn.Parameter(torch.zeros(layer.out_features)) if has_bias(layer) else None
         self.register_parameter("shift", shift)
 

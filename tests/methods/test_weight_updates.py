@@ -89,7 +89,7 @@ def test_rlrr_takes_queries_keys_and_values_as_three_matrices():
         weight, bias = rescaling(layer.weight, layer.bias)
         for part in range(3):
             rows = slice(32 * part, 32 * part + 32)
-            factor = 1 + torch.outer(rescaling.rows[rows], rescaling.columns[part])
+            factor = 1 + torch.outer(rescaling.rows[rows, 0], rescaling.columns[part])
             assert torch.allclose(weight[rows], layer.weight[rows] * factor)
         assert torch.equal(bias, layer.bias + rescaling.shift)
 
