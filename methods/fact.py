@@ -15,13 +15,8 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, MethodError
 from methods.blocks import blocks, plug_layer, width
-from methods.layers import block_linears, fold_linears
+from methods.layers import block_linears, fold_linears, uniform
 from methods.settings import Count, Positive, Probability, Settings, one_of
-
-
-def uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> nn.Parameter:
-    """A parameter drawn from U(-bound, bound); a tensor of bounds is broadcast to the shape."""
-    return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) * bound)
 
 
 class TensorTrain(nn.Module):

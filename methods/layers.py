@@ -90,6 +90,20 @@ def projections(block: Any) -> tuple[Rows, Rows, Rows]:
     return q, k, v
 
 
+def matrices(block: Any) -> dict[nn.Linear, list[Rows]]:
+    """The block's linear layers with the rows of each that are a matrix of their own: queries, keys and values apart,
+    whether they come from one layer or from three; of every other layer all rows. Raises `MethodError` as
+    `block_linears` does."""
+    found = {layer: [Rows(layer=layer, start=0, stop=layer.out_features)] for _, layer in block_linears(block)}
+    apart = projections(block) if architecture_of(block).attention else ()
+    return found | {rows.layer: [other for other in apart if other.layer is rows.layer] for rows in apart}
+
+
+def uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> nn.Parameter:
+    """A parameter drawn from U(-bound, bound); a tensor of bounds is broadcast to the shape."""
+    return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) * bound)
+
+
 class LowRank(nn.Module):
     """scale * B(dropout(A x)) on the outputs [start, start + out) of a layer with `total` outputs, zero elsewhere.
 

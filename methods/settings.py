@@ -36,6 +36,7 @@ def at_least(least: float, remark: str = "") -> Limit:
 
 
 Count = Annotated[int, at_least(1)]
+EvenCount = Annotated[Count, Limit(requirement="even", holds=lambda count: count % 2 == 0)]
 Positive = Annotated[float, Limit(requirement="positive", holds=lambda value: value > 0)]
 Probability = Annotated[float, Limit(requirement="in [0, 1)", holds=lambda share: 0 <= share < 1)]
 

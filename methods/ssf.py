@@ -37,6 +37,20 @@ def has_bias(layer: nn.Module) -> bool:
     return getattr(layer, "bias", None) is not None
 
 
+def scale_shift_parameters(layer: Any) -> int:
+    """Number of parameters of the `ScaleShift` of a layer with a weight."""
+    return int(layer.weight.shape[0]) * (2 if has_bias(layer) else 1)
+
+
+def plug_scale_shift(layer: Any, std: float, generator: torch.Generator) -> None:
+    """Scale and shift the output of a linear layer, norm or convolution: gamma from N(1, std), beta from N(0, std). A
+    layer without a bias gets no shift."""
+    noise = std * torch.randn(2, layer.weight.shape[0], generator=generator)
+    trailing = 2 if isinstance(layer, (nn.Conv2d, *MAP_NORMS)) else 0
+    shift = noise[1].clone() if has_bias(layer) else None
+    plug_layer(layer, "output", ScaleShift(1 + noise[0], shift, trailing))
+
+
 @torch.no_grad()
 def fold_scale_shift(layers: Iterable[Any]) -> None:
     """Fold the one `ScaleShift` at the output of each layer into the layer's weight and bias."""
@@ -74,13 +88,10 @@ class SSF(Method):
         return body_layers(backbone, (nn.Linear, *NORMS, nn.Conv2d))
 
     def expected_parameters(self, backbone: nn.Module) -> int:
-        return sum(layer.weight.shape[0] * (2 if has_bias(layer) else 1) for layer in self.layers(backbone))
+        return sum(map(scale_shift_parameters, self.layers(backbone)))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         layers = self.layers(backbone)
         for layer in layers:
-            noise = self.config.init_std * torch.randn(2, layer.weight.shape[0], generator=context.generator)
-            trailing = 2 if isinstance(layer, (nn.Conv2d, *MAP_NORMS)) else 0
-            shift = noise[1].clone() if has_bias(layer) else None
-            plug_layer(layer, "output", ScaleShift(1 + noise[0], shift, trailing))
+            plug_scale_shift(layer, self.config.init_std, context.generator)
         return Attachment(merge=partial(fold_scale_shift, layers))

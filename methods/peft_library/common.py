@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from methods.architectures import architecture_of
-from methods.architectures.base import LINEARS
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, require_served
 from methods.kept import all_tensors
 from methods.layers import block_linears, change_layer
-from methods.settings import Count, Limit, Positive, Settings, at_least
+from methods.settings import Count, Positive, Settings, at_least
+from methods.updates import in_order
 
 MLP_LINEARS = ("fc1", "fc2")
 
@@ -28,7 +28,6 @@ ADAPTER = "default"
 
 
 Several = Annotated[int, at_least(2)]
-EvenCount = Annotated[Count, Limit(requirement="even", holds=lambda count: count % 2 == 0)]
 NotNegative = Annotated[float, at_least(0)]
 
 
@@ -42,12 +41,8 @@ class LayersConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.targets is None:
-            return
-        distinct = len(self.targets) > 0 and len(set(self.targets)) == len(self.targets)
-        check(distinct and set(self.targets) <= set(LINEARS), "targets", self.targets, f"some of {LINEARS}, each once")
-        # In one order, so that runs that differ in the order alone are one.
-        object.__setattr__(self, "targets", tuple(target for target in LINEARS if target in self.targets))
+        if self.targets is not None:
+            object.__setattr__(self, "targets", in_order(self.targets))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from methods.base import Attachment, Context, check
 from methods.peft_library.common import (
     ADAPTER,
-    EvenCount,
     NotNegative,
     PeftMethod,
     ScaledRankConfig,
     check_divides,
     check_rank,
 )
-from methods.settings import Count, Probability, one_of
+from methods.settings import Count, EvenCount, Probability, one_of
 
 VARIANTS = ("paper", "noah_release")
 

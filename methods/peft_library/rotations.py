@@ -10,8 +10,8 @@ from torch import nn
 from methods.architectures import architecture_of
 from methods.base import HIGH_RATES, Attachment, Context, NoConfig, check
 from methods.blocks import blocks
-from methods.peft_library.common import EvenCount, LayersConfig, PeftMethod, RankConfig, Several, check_rank
-from methods.settings import Limit, at_least
+from methods.peft_library.common import LayersConfig, PeftMethod, RankConfig, Several, check_rank
+from methods.settings import EvenCount, Limit, at_least
 
 
 class OFT(PeftMethod):
