@@ -7,13 +7,12 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, require_served, width
 from methods.prefix_tuning import Prefix, plug_prefixes
 from methods.prompt_masks import PIECES, Masks, PrunableMasks, Pruning
 from methods.settings import Count, Limit, Probability, least_share, one_of
-from methods.vpt import InsertPrompts, PromptConfig, VPTDeep, draw_prompts
+from methods.vpt import InsertPrompts, PromptConfig, VPTDeep
 
 INSIDE = Limit(requirement="between 0 and 1", holds=lambda share: 0 < share < 1)
 
@@ -113,10 +112,9 @@ class E2VPT(VPTDeep):
         key_values = c.key_values * (1 if c.shared else 2)
         return sum(d * (c.tokens + key_values) for d in widths) + c.tokens * (1 + PIECES)
 
-    def insertions(self, vit: Any, context: Context) -> list[InsertPrompts]:
-        c, prefix = self.config, architecture_of(vit).prefix_tokens(vit)
+    def insertions(self, starts: list[Tensor], prefix: int) -> list[InsertPrompts]:
+        c = self.config
         masks = (PrunableMasks if any(self.cut()) else Masks)(c.tokens, c.variant == "released")
-        starts = [draw_prompts(vit, c.tokens, context.generator) for _ in self.spans(vit)]
         return [MaskedPrompts(start, prefix, c.dropout, masks, i == 0) for i, start in enumerate(starts)]
 
     def prefix(self, generator: torch.Generator, heads: int, channels: int) -> Prefix:

@@ -86,11 +86,13 @@ class VPTDeep(Method):
         """First and last of the blocks that the same prompts pass."""
         return [(block, block) for block in blocks(vit)]
 
-    def insertions(self, vit: Any, context: Context) -> list[InsertPrompts]:
-        """A new module for the prompts of each span."""
-        c, prefix = self.config, architecture_of(vit).prefix_tokens(vit)
-        starts = [draw_prompts(vit, c.tokens, context.generator) for _ in self.spans(vit)]
-        return [InsertPrompts(start, prefix, c.dropout) for start in starts]
+    def starts(self, vit: Any, context: Context) -> list[Tensor]:
+        """The prompts of each span at the start: [tokens, channels]."""
+        return [draw_prompts(vit, self.config.tokens, context.generator) for _ in self.spans(vit)]
+
+    def insertions(self, starts: list[Tensor], prefix: int) -> list[InsertPrompts]:
+        """A new module for each span's prompts, which follow the `prefix` first tokens."""
+        return [InsertPrompts(start, prefix, self.config.dropout) for start in starts]
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(self.config.tokens * width(first) for first, _ in self.spans(require_served(self, backbone)))
@@ -98,7 +100,8 @@ class VPTDeep(Method):
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         vit = require_served(self, backbone)
         architecture, all_blocks = architecture_of(vit), blocks(vit)
-        for (first, last), insertion in zip(self.spans(vit), self.insertions(vit, context), strict=True):
+        insertions = self.insertions(self.starts(vit, context), architecture.prefix_tokens(vit))
+        for (first, last), insertion in zip(self.spans(vit), insertions, strict=True):
             count = len(insertion.prompts)
             plug(first, "input", insertion)
             plug(last, "output", RemovePrompts(count, insertion.prefix))
