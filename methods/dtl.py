@@ -1,6 +1,5 @@
 """DTL: a compact side network that reads every block's input and is added back after the later blocks."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, stages, width
 from methods.grid import new_convolution, on_grid
+from methods.layers import torch_linear
 from methods.settings import Count, Positive, Probability, Settings, at_least, least_share, one_of
 from methods.tape import Tape
 
@@ -132,8 +132,7 @@ class DTL(Method):
     def extractor(self, block: Any, tape: Tape, first: bool, context: Context) -> Extract:
         """A new low-rank map, A as torch draws linear layers, B zero."""
         d, r = width(block), self.config.rank
-        a = new_linear(d, r, context.generator, std=0, bias=False)
-        nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5), generator=context.generator)
+        a = torch_linear(d, r, context.generator)
         return Extract(tape, a, new_linear(r, d, context.generator, std=0, bias=False), first)
 
     def attach_stage(self, stage: list[Any], grid: tuple[int, int], context: Context) -> None:

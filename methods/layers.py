@@ -1,5 +1,6 @@
 """Shared by the reparameterisation and selective methods: finding leaf layers, changing them, folding them back."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -88,6 +89,13 @@ def projections(block: Any) -> tuple[Rows, Rows, Rows]:
     block_linears(block, ["qkv"])
     q, k, v = architecture_of(block).projections(block)
     return q, k, v
+
+
+def torch_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer without bias, its weight as torch draws it, uniform up to inputs^-1/2, but from `generator`."""
+    layer = new_linear(inputs, outputs, generator, std=0, bias=False)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    return layer
 
 
 class LowRank(nn.Module):
