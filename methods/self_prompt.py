@@ -78,7 +78,7 @@ class SelfPromptDeep(VPTDeep):
     """
 
     name = "self_prompt_deep"
-    title = "SPT-Deep"
+    title = "Self-Prompt-Deep"
     paper = "Wang et al., Revisiting the Power of Prompt for Visual Tuning, ICML 2024, arXiv 2402.02382"
     composition_order: ClassVar[int | None] = None
     recipe = {"lr": 5e-3}
@@ -107,10 +107,10 @@ class SelfPromptDeep(VPTDeep):
 
 class SelfPromptShallow(SelfPromptDeep):
     """P prompts enter the first block and travel to the last, as in VPT-Shallow: P * d parameters (76,800 on ViT-B/16,
-    P = 100). They start as patches as their layer gives them; the rest is as in SPT-Deep."""
+    P = 100). They start as patches as their layer gives them; the rest is as in the deep form."""
 
     name = "self_prompt_shallow"
-    title = "SPT-Shallow"
+    title = "Self-Prompt-Shallow"
     recipe = {"lr": 1e-2}
     search_space = {**Method.search_space, "tokens": (10, 50, 100, 200)}
 
