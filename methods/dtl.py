@@ -1,6 +1,5 @@
 """DTL: a compact side network that reads every block's input and is added back after the later blocks."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -11,7 +10,8 @@ from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, new_linear, plug, stages, width
 from methods.grid import new_convolution, on_grid
-from methods.settings import Count, Positive, Probability, Settings, at_least, one_of
+from methods.layers import torch_linear
+from methods.settings import Count, Positive, Probability, Settings, at_least, least_share, one_of
 from methods.tape import Tape
 
 
@@ -120,11 +120,7 @@ class DTL(Method):
 
     def resolve(self, backbone: nn.Module) -> Config:
         """The smallest `start`, to three digits, with the same blocks in every stage: 0.5 of 12 blocks for 0.55 too."""
-        depths = [len(stage) for stage in stages(backbone)]
-        feeding = [int(self.config.start * depth) for depth in depths]
-        starts = (thousandths / 1000 for thousandths in range(1000))
-        same = (start for start in starts if [int(start * depth) for depth in depths] == feeding)
-        return replace(self.config, start=next(same, self.config.start))
+        return replace(self.config, start=least_share(self.config.start, *map(len, stages(backbone))))
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         r, k, readout = self.config.rank, self.config.kernel, self.config.readout
@@ -136,8 +132,7 @@ class DTL(Method):
     def extractor(self, block: Any, tape: Tape, first: bool, context: Context) -> Extract:
         """A new low-rank map, A as torch draws linear layers, B zero."""
         d, r = width(block), self.config.rank
-        a = new_linear(d, r, context.generator, std=0, bias=False)
-        nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5), generator=context.generator)
+        a = torch_linear(d, r, context.generator)
         return Extract(tape, a, new_linear(r, d, context.generator, std=0, bias=False), first)
 
     def attach_stage(self, stage: list[Any], grid: tuple[int, int], context: Context) -> None:

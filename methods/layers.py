@@ -1,5 +1,6 @@
 """Shared by the reparameterisation and selective methods: finding leaf layers, changing them, folding them back."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -102,6 +103,13 @@ def matrices(block: Any) -> dict[nn.Linear, list[Rows]]:
 def uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> nn.Parameter:
     """A parameter drawn from U(-bound, bound); a tensor of bounds is broadcast to the shape."""
     return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) * bound)
+
+
+def torch_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer without bias, its weight as torch draws it, uniform up to inputs^-1/2, but from `generator`."""
+    layer = new_linear(inputs, outputs, generator, std=0, bias=False)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    return layer
 
 
 class LowRank(nn.Module):

@@ -41,6 +41,14 @@ Positive = Annotated[float, Limit(requirement="positive", holds=lambda value: va
 Probability = Annotated[float, Limit(requirement="in [0, 1)", holds=lambda share: 0 <= share < 1)]
 
 
+def least_share(share: float, *counts: int) -> float:
+    """The smallest share, in thousandths, that comes to the same whole numbers of these counts, rounded down; `share`
+    itself where none does."""
+    taken = [int(share * count) for count in counts]
+    shares = (thousandths / 1000 for thousandths in range(1001))
+    return next((least for least in shares if [int(least * count) for count in counts] == taken), share)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base class of configs whose fields' types hold `Limit`s; a field that may be None is not checked when it is.

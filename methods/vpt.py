@@ -32,9 +32,14 @@ class InsertPrompts(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.prefix = prefix
 
+    def form(self, prompts: Tensor) -> Tensor:
+        """What enters of the prompts [images, tokens, channels], or [1, ...] where no dropout tells images apart."""
+        return prompts
+
     def forward(self, x: Tensor) -> Tensor:
-        prompts = self.dropout(self.prompts.expand(len(x), -1, -1)).to(x.dtype)  # another dropout for each image
-        return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], dim=1)
+        images = len(x) if self.training and self.dropout.p > 0 else 1  # another dropout for each image
+        prompts = self.form(self.dropout(self.prompts.expand(images, -1, -1))).to(x.dtype)
+        return torch.cat([x[:, : self.prefix], prompts.expand(len(x), -1, -1), x[:, self.prefix :]], dim=1)
 
 
 class RemovePrompts(nn.Module):
@@ -81,19 +86,27 @@ class VPTDeep(Method):
         """First and last of the blocks that the same prompts pass."""
         return [(block, block) for block in blocks(vit)]
 
+    def starts(self, vit: Any, context: Context) -> list[Tensor]:
+        """The prompts of each span at the start: [tokens, channels]."""
+        return [draw_prompts(vit, self.config.tokens, context.generator) for _ in self.spans(vit)]
+
+    def insertions(self, starts: list[Tensor], prefix: int) -> list[InsertPrompts]:
+        """A new module for each span's prompts, which follow the `prefix` first tokens."""
+        return [InsertPrompts(start, prefix, self.config.dropout) for start in starts]
+
     def expected_parameters(self, backbone: nn.Module) -> int:
         return sum(self.config.tokens * width(first) for first, _ in self.spans(require_served(self, backbone)))
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
-        vit, c = require_served(self, backbone), self.config
+        vit = require_served(self, backbone)
         architecture, all_blocks = architecture_of(vit), blocks(vit)
-        prefix = architecture.prefix_tokens(vit)
-        for first, last in self.spans(vit):
-            prompts = draw_prompts(vit, c.tokens, context.generator)
-            plug(first, "input", InsertPrompts(prompts, prefix, c.dropout))
-            plug(last, "output", RemovePrompts(c.tokens, prefix))
+        insertions = self.insertions(self.starts(vit, context), architecture.prefix_tokens(vit))
+        for (first, last), insertion in zip(self.spans(vit), insertions, strict=True):
+            count = len(insertion.prompts)
+            plug(first, "input", insertion)
+            plug(last, "output", RemovePrompts(count, insertion.prefix))
             for block in all_blocks[all_blocks.index(first) : all_blocks.index(last) + 1]:
-                architecture.add_prefix_tokens(block, c.tokens)
+                architecture.add_prefix_tokens(block, count)
         return Attachment()
 
 

@@ -333,6 +333,13 @@ class Architecture(ABC):
     def add_prefix_tokens(self, block: Any, count: int) -> None:  # noqa: B027 (most blocks need not know)
         """Tell a block that so many tokens without a position will follow its prefix tokens."""
 
+    def compared(self, attention: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [batch, heads, tokens, channels per head], as they come from their layers, normed and scaled
+        so that softmax(q k^T) is what the attention weighs by, positions aside."""
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        q, k = (x if norm is None else norm(x) for norm, x in zip(norms, (q, k), strict=True))
+        return q * q.shape[-1] ** -0.5, k
+
     def open_attention(self, attention: Any) -> type[nn.Module] | None:
         """A class derived from that of `attention` that lets its attribute `prefix` put keys and values in front of
         those of the tokens; None if there is none for it."""

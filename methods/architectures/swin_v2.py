@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from torch import Tensor, nn
+from torch.nn import functional
 
 from methods.architectures.base import PostNormBlock, register
 from methods.architectures.swin import SMALL_SWIN, Windows
@@ -31,6 +33,10 @@ class SwinV2(Windows):
     blocks = (SlottedSwinV2Block,)
     timm_modules = ("swin_transformer_v2",)
     small = {"swin_v2": ("swinv2_tiny_window8_256", SMALL_SWIN)}
+
+    def compared(self, attention: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        scale = attention.logit_scale.clamp(max=math.log(100)).exp()  # of cosines
+        return functional.normalize(q, dim=-1) * scale, functional.normalize(k, dim=-1)
 
     def liven(self, model: Any) -> None:
         for stage in self.stages(model):
