@@ -72,6 +72,10 @@ def test_every_table_gives_runs_for_its_tasks(table):
         ),
         ("fact_tt", "clevr_dist", {"rank": 4, "scale": 10.0}, {"epochs": 100, "drop_path": 0.1}),
         ("hydra", "cifar100", {"scale": 0.1, "dropout": 0.2}, {"lr": 5e-4, "batch_size": 16}),
+        ("rlrr", "clevr_count", {"branch_dropout": 0.5}, {"lr": 5e-3, "augmentation": "flip", "min_lr": 1e-8}),
+        ("rlrr", "oxford_flowers102", {"branch_dropout": 0.3}, {"weight_decay": 5e-2, "augmentation": "none"}),
+        ("snell", "dtd", {"sparsity": 0.995, "variant": "released"}, {"batch_size": 64, "epochs": 200}),
+        ("snell", "patch_camelyon", {"sparsity": 0.15}, {"lr": 7e-4, "weight_decay": 5e-2, "epochs": 100}),
         ("hydra", "smallnorb_azi", {"scale": 3.0}, {"lr": 5e-3, "weight_decay": 1e-5, "schedule": "hydra_release"}),
     ],
 )
