@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.architectures import architecture_of
-from methods.base import Context, Method, check
+from methods.base import Context, Method
 from methods.blocks import blocks, width
 from methods.settings import Count
 from methods.vpt import PromptConfig, VPTDeep
@@ -69,7 +70,8 @@ def tokens_at(vit: Any, batches: Iterable[tuple[Tensor, Tensor]], rows: Sequence
 class SelfPromptDeep(VPTDeep):
     """P prompts enter every block, as in VPT-Deep: L * P * d parameters (184,320 on ViT-B/16, P = 20). Those of a block
     start as P tokens drawn without replacement from all patches of the training images: of block 0 as the patches'
-    layer gives them, without positions, of the others as the block before gives them.
+    layer gives them, without positions, of the others as the block before gives them. Training images that have fewer
+    patches than P give some of them again.
 
     Each training image counts once and without augmentation; the release draws as many images as there are, with
     replacement and with the training's augmentation. Its other starts are left out: means and largest values of windows
@@ -87,7 +89,7 @@ class SelfPromptDeep(VPTDeep):
     @dataclass(frozen=True, kw_only=True)
     class Config(PromptConfig):
         tokens: Count = 20
-        """Number P of prompts of each block; at most as many as the training images have patches."""
+        """Number P of prompts of each block."""
 
     config: Config
 
@@ -96,12 +98,12 @@ class SelfPromptDeep(VPTDeep):
         return drawn
 
     def drawn(self, vit: Any, context: Context) -> list[Tensor]:
-        """Tokens of the training images for each span. Raises `MethodError` if there are not enough."""
+        """Tokens of the training images for each span."""
         rows, columns = architecture_of(vit).token_grid(vit)
-        tokens, all_rows = self.config.tokens, rows * columns * sum(len(y) for _, y in context.calibration(BATCH))
-        check(tokens <= all_rows, "tokens", tokens, f"at most {all_rows}, the patches of all training images")
+        tokens, patches = self.config.tokens, rows * columns * sum(len(y) for _, y in context.calibration(BATCH))
         chance = random.Random(int(torch.randint(2**62, (), generator=context.generator)))
-        chosen = [chance.sample(range(all_rows), tokens) for _ in self.spans(vit)]
+        places = range(patches * math.ceil(tokens / patches))  # each patch as often as all are needed
+        chosen = [[place % patches for place in chance.sample(places, tokens)] for _ in self.spans(vit)]
         return tokens_at(vit, context.calibration(BATCH), chosen)
 
 
@@ -117,7 +119,7 @@ class SelfPromptShallow(SelfPromptDeep):
     @dataclass(frozen=True, kw_only=True)
     class Config(SelfPromptDeep.Config):
         tokens: Count = 100
-        """Number P of prompts; at most as many as the training images have patches."""
+        """Number P of prompts."""
 
     config: Config
 
