@@ -16,7 +16,7 @@ ROUNDING = 1e-9
 
 ALSO_TRAINED = {
     "consolidator_release": {"norm1", "norm2", "norm", "qkv", "proj", "fc1", "fc2"},
-    "dyt": {"router"},  # in evaluation mode tokens that are left out tell it nothing: test_two_passes.py trains it
+    "dyt": {"router"},  # in evaluation mode tokens that are left out tell it nothing: test_dyt.py trains it
 }
 """Layers that are trained beside the parameters whose gradients a golden has."""
 
