@@ -44,7 +44,7 @@ class Gate(nn.Module):
             first, second = exponential_like(scores), exponential_like(scores)
             scores = (scores - first.log() + second.log()) / self.temperature
         soft = scores.sigmoid()
-        routed = (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
+        routed = ((soft > 0.5).to(soft.dtype) + (soft - soft.detach())).to(x.dtype)
         return torch.cat([routed.new_ones(len(x), self.prefix, *routed.shape[2:]), routed], dim=1)
 
 
