@@ -1,6 +1,5 @@
 """AdaptFormer: a bottleneck beside the MLP of every block."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -8,7 +7,14 @@ import torch
 from torch import nn
 
 from methods.base import Method
-from methods.bottleneck import AdapterMethod, Bottleneck, Place, bottleneck_parameters, projections
+from methods.bottleneck import (
+    AdapterMethod,
+    Bottleneck,
+    Place,
+    bottleneck_parameters,
+    projections,
+    zero_up_projections,
+)
 from methods.settings import Count, Positive, Probability, Settings, one_of
 
 FORMS = {"paper": (8, 0.1), "sct_release": (96, 1.0)}
@@ -70,6 +76,5 @@ class AdaptFormer(AdapterMethod):
         if self.config.variant == "sct_release":
             pair, norm = projections(d, h, generator, down=0.02, up=0.02), nn.LayerNorm(d)
         else:
-            pair, norm = projections(d, h, generator, down=0, up=0), None
-            nn.init.kaiming_uniform_(pair[0].weight, a=math.sqrt(5), generator=generator)
+            pair, norm = zero_up_projections(d, h, generator), None
         return Bottleneck(*pair, nn.ReLU(), scale, self.config.dropout, norm)

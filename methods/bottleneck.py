@@ -1,5 +1,6 @@
 """What adapters share: modules of one make in every block, and the bottleneck of two projections."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,14 @@ def projections(
     zero."""
     first = new_linear(width, bottleneck, generator, std=down, cut=cut)
     return first, new_linear(bottleneck, width, generator, std=up, cut=cut)
+
+
+def zero_up_projections(width: int, bottleneck: int, generator: torch.Generator) -> tuple[nn.Linear, nn.Linear]:
+    """Down- and up-projection as AdaptFormer starts them: the first uniform between -width^-1/2 and width^-1/2, all
+    else zero."""
+    down, up = projections(width, bottleneck, generator, down=0, up=0)
+    nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5), generator=generator)
+    return down, up
 
 
 def bottleneck_parameters(width: int, bottleneck: int) -> int:

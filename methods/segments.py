@@ -1,6 +1,6 @@
 """Matrices and vectors of a model, judged by their sensitive weights: which are trained as a whole, within a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ class Segment:
 
     rows: tuple[int, int]
     cost: int | None
-    """Parameters of what is trained in its place as a whole: of a matrix its LoRA, of a vector itself; None where
-    nothing is, or a LoRA would not be smaller than the matrix."""
+    """Parameters of what is trained in its place as a whole: of a matrix its modules, of a vector itself; None where
+    nothing is, or the modules would not be smaller than the matrix."""
 
     enough: float
     """Number of sensitive weights from which on it is trained as a whole."""
@@ -50,10 +50,14 @@ class Segment:
         return self.weights.dim() == 2
 
 
-def cut_segments(backbone: nn.Module, rank: int, threshold: float, released: bool) -> list[Segment]:
+def cut_segments(
+    backbone: nn.Module, cost_of: Callable[[nn.Linear, int], int], threshold: float, released: bool
+) -> list[Segment]:
     """Linear layers and norms outside the head cut into matrices and vectors; q, k and v are three each.
 
-    Under `released` vectors can be trained as a whole, and the weights of norms not one by one.
+    `cost_of`: from a layer and a number of its outputs to the parameters of the modules of that matrix, which it gets
+    with `threshold` times as many sensitive weights. Under `released` vectors can be trained as a whole, and the
+    weights of norms not one by one.
     """
     fused = {id(rows.layer) for b in blocks(backbone) for rows in architecture_of(b).projections(b) if rows.start}
     segments = []
@@ -64,8 +68,8 @@ def cut_segments(backbone: nn.Module, rank: int, threshold: float, released: boo
             for start in range(0, 0 if parameter is None else len(parameter), step):
                 size = parameter[:step].numel()
                 if parameter.dim() == 2:
-                    lora = rank * (layer.in_features + step)
-                    cost, enough = lora if lora < size else None, threshold * lora
+                    modules = cost_of(layer, step)
+                    cost, enough = modules if modules < size else None, threshold * modules
                 else:
                     cost, enough = size if released else None, RELEASED_VECTORS * size
                 rows, singles = (start, start + step), not released or isinstance(layer, nn.Linear)

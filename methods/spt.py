@@ -1,190 +1,62 @@
-"""SPT: sensitive weights are trained one by one, and by LoRA in matrices where they are many."""
+"""SPT: sensitive weights are trained one by one, and by LoRA or adapters in matrices where they are many."""
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
-from typing import Annotated, Any
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import pad
 
-from methods.architectures import architecture_of
-from methods.base import Attachment, Context, Method, MethodError, check
-from methods.blocks import blocks, new_linear, plug_layer
-from methods.layers import LowRank, body_parameters, low_rank
-from methods.segments import Segment, allot, choose_whole, cut_segments
-from methods.settings import Count, Limit, Positive, Settings, one_of
-from methods.sparse import fold_sparse, gradient_sums, train_weights
-
-SELECTION_BATCH = 32
-"""Images per batch while sensitivities are summed."""
-
-SHARE = Limit(requirement="between 0 and 1", holds=lambda share: 0 < share < 1)
-
-THRESHOLDS = {"paper": 1.0, "released": 0.1}
-"""Variant to its own threshold."""
-
-RELEASED_BATCHES = 16
-"""Batches, the first ones, whose gradients the release looks at."""
-
-RELEASED_DROPOUT = 0.1
-"""Of a LoRA's input (of `proj` none), and probability of leaving a LoRA out for a sample."""
-
-RELEASED_STD = 0.02
-"""Of both of a LoRA's matrices: the released constructor draws all linear layers again, so B is not zero."""
+from methods.blocks import new_linear, plug_layer
+from methods.bottleneck import Bottleneck
+from methods.layers import LowRank, low_rank
+from methods.segments import Segment
+from methods.sensitive import (
+    RELEASED_DROPOUT,
+    RELEASED_STD,
+    Dropped,
+    SensitiveMethod,
+    attention_outputs,
+)
+from methods.sparse import fold_sparse
 
 
-class DroppedLoRAs(nn.Module):
-    """The LoRAs of one layer as in the release: fed with one input under dropout, each left out for some samples."""
-
-    stateless = True
-
-    def __init__(self, branches: Sequence[nn.Module], dropout: float, drop_path: float) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., inputs] to [..., outputs]."""
-        x = self.dropout(x)
-        total: Tensor = sum(self.drop_path(branch(x)) for branch in self.branches)
-        return total
-
-
-class SPTLoRA(Method):
+class SPTLoRA(SensitiveMethod):
     """Trains exactly round(share * N) parameters, N being the backbone's without head: the weights most sensitive on
     the training data, s = sum of squared gradients over batches, one by one where they are few in a
     matrix, and a LoRA of that matrix where they are many. What the LoRAs leave of the budget goes to the most sensitive
     single weights elsewhere.
 
+    By default it starts at the pretrained function: A as torch draws a linear layer, B zero. No run of the authors'
+    code starts so: its constructor draws both matrices again, of std 0.02, as the variant `released` does.
+
     The variant `released` does what the authors' scripts do besides: a matrix gets its LoRA at a tenth of the
-    LoRA's parameters; the LoRAs have dropout and drop-path of 0.1 and start with both matrices of std 0.02, so not at
-    the pretrained function; the class token is trained; vectors of which 20 % are sensitive are trained as a whole, and
-    the weights of norms in no other way; and sensitivities come from the first 16 batches of 32. It keeps to the budget
-    exactly, class token included, where the release takes the nearest of 79 cut-offs; and it sums gradients in eval
-    mode, where the release has drop-path on.
+    LoRA's parameters; the LoRAs have dropout and drop-path of 0.1; the class token is trained; vectors of which 20 %
+    are sensitive are trained as a whole, and the weights of norms in no other way; and sensitivities come from the
+    first 16 batches of 32. It keeps to the budget exactly, class token included, where the release takes the nearest of
+    79 cut-offs; and it sums gradients in eval mode, where the release has drop-path on.
     """
 
     name = "spt_lora"
     title = "SPT-LoRA"
     paper = "He et al., Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, ICCV 2023, arXiv 2303.08566"
-    family = "selective"
-    recipe = {"lr": 1e-3}
     mergeable = True
-    search_space = {"lr": (5e-4, 1e-3, 2e-3, 5e-3), "weight_decay": (1e-4, 1e-2), "share": (0.0025, 0.005, 0.01)}
+    whole_name = "lora_matrices"
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Settings):
-        share: Annotated[float, SHARE] = 0.005
-        """Budget as a share of the backbone's parameters: 0.43 M on ViT-B. The release chooses it per task, from 0.2 to
-        1.0 M."""
+    def cost(self, backbone: nn.Module) -> Callable[[nn.Linear, int], int]:
+        return lambda layer, outputs: self.config.rank * (layer.in_features + outputs)
 
-        rank: Count = 8
-        """Rank of the LoRAs."""
+    def merge_for(self, layers: Sequence[nn.Module]) -> Callable[[], None]:
+        return partial(fold_sparse, layers)
 
-        threshold: Positive | None = None
-        """A matrix gets a LoRA when its sensitive weights are at least this many times the LoRA's parameters; None is
-        the variant's own: 1, and 0.1 for `released`."""
-
-        variant: Annotated[str, one_of(*THRESHOLDS)] = "paper"
-        """`paper`, or `released`: as the authors' scripts run it."""
-
-    config: Config
-
-    @property
-    def released(self) -> bool:
-        """Whether this is the variant `released`."""
-        return self.config.variant == "released"
-
-    def starts_at_identity(self) -> bool:
-        return not self.released
-
-    def threshold(self) -> float:
-        """The threshold asked for or the variant's own."""
-        return THRESHOLDS[self.config.variant] if self.config.threshold is None else self.config.threshold
-
-    def resolve(self, backbone: nn.Module) -> Config:
-        return replace(self.config, threshold=self.threshold())
-
-    def segments(self, backbone: nn.Module) -> list[Segment]:
-        """The backbone's segments as this configuration judges them."""
-        return cut_segments(backbone, self.config.rank, self.threshold(), self.released)
-
-    def class_token(self, backbone: Any) -> list[nn.Parameter]:
-        """The class token, where there is one and it is trained."""
-        token = getattr(backbone, "cls_token", None)
-        return [token] if self.released and token is not None else []
-
-    def expected_parameters(self, backbone: nn.Module) -> int:
-        share, total = self.config.share, sum(p.numel() for p in body_parameters(backbone))
-        token, segments = sum(p.numel() for p in self.class_token(backbone)), self.segments(backbone)
-        _, most = allot(segments, [s.size for s in segments])  # when every weight is sensitive
-        budget, least = round(share * total), token + 1
-        fits = least <= budget <= token + most
-        check(fits, "share", share, f"such that {least} to {token + most} of {total} parameters are trained")
-        return budget
-
-    def sensitivities(self, backbone: nn.Module, segments: Sequence[Segment], context: Context) -> list[Tensor]:
-        """Flat sensitivities of each segment's weights, on the whole training split or its first batches."""
-        parameters = list(dict.fromkeys(getattr(s.layer, s.name) for s in segments))
-        sums = gradient_sums(
-            parameters,
-            islice(context.calibration(SELECTION_BATCH), RELEASED_BATCHES if self.released else None),
-            lambda images, labels: cross_entropy(backbone(images), labels),
-            torch.square,
-        )
-        by_parameter = dict(zip(parameters, sums, strict=True))
-        return [by_parameter[getattr(s.layer, s.name)][slice(*s.rows)].flatten() for s in segments]
-
-    def choose(self, backbone: nn.Module, segments: Sequence[Segment], context: Context) -> tuple[list[bool], Tensor]:
-        """Which segments are trained as a whole, and the places in a row of all weights of those that are trained
-        themselves: in whole vectors, and one by one."""
-        scores = self.sensitivities(backbone, segments, context)
-        budget = self.expected_parameters(backbone) - sum(p.numel() for p in self.class_token(backbone))
-        whole = choose_whole(segments, scores, budget)
-        left = budget - sum(s.cost for s, yes in zip(segments, whole, strict=True) if yes and s.cost)
-        candidates, kept = [], []
-        for score, segment, yes in zip(scores, segments, whole, strict=True):
-            candidates.append(score if segment.singles and not yes else torch.full_like(score, -1))
-            kept.append(torch.full_like(score, yes and not segment.is_matrix, dtype=torch.bool))
-        singles, mask = torch.cat(candidates), torch.cat(kept)
-        if left > int((singles >= 0).sum()):
-            c = self.config
-            raise MethodError(f"share={c.share!r} must be lower: LoRAs of rank={c.rank} and vectors cannot use it up")
-        mask[singles.topk(left).indices] = True
-        return whole, mask.nonzero().flatten()
-
-    def attach(self, backbone: Any, context: Context) -> Attachment:
-        start = time.perf_counter()
-        segments = self.segments(backbone)
-        whole, places = context.remember("weights", lambda: self.choose(backbone, segments, context))
-        seconds = time.perf_counter() - start
-        wholes = [s for s, yes in zip(segments, whole, strict=True) if yes]
-        matrices, vectors = [s for s in wholes if s.is_matrix], [s for s in wholes if not s.is_matrix]
-        self.train_in_place(segments, places)
-        self.plug_loras(backbone, matrices, context.generator)
-        for token in self.class_token(backbone):
-            token.requires_grad_(True)
-        info = {
-            "lora_matrices": len(matrices),
-            "whole_vectors": len(vectors),
-            "single_weights": len(places) - sum(s.size for s in vectors),
-            "selection_seconds": seconds,
-        }
-        return Attachment(info=info, merge=partial(fold_sparse, list(dict.fromkeys(s.layer for s in segments))))
-
-    def plug_loras(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
+    def plug_whole(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
         """A LoRA beside each of these matrices."""
-        undropped = {layer for b in blocks(backbone) for layer in architecture_of(b).linears(b).get("proj", ())}
+        undropped = attention_outputs(backbone)
         for layer in dict.fromkeys(s.layer for s in matrices):
             branches: Sequence[nn.Module] = [self.lora(s, generator) for s in matrices if s.layer is layer]
             if self.released:
                 dropout = 0.0 if layer in undropped else RELEASED_DROPOUT
-                branches = [DroppedLoRAs(branches, dropout, RELEASED_DROPOUT)]
+                branches = [Dropped(branches, dropout, RELEASED_DROPOUT)]
             for branch in branches:
                 plug_layer(layer, "parallel", branch)
 
@@ -197,12 +69,62 @@ class SPTLoRA(Method):
         up = new_linear(rank, stop - start, generator, std=RELEASED_STD, bias=False)
         return LowRank(down, up, 1.0, start, layer.out_features, dropout=0.0)
 
-    def train_in_place(self, segments: Sequence[Segment], places: Tensor) -> None:
-        """Train the weights at these places in a row of all segments, which follow each other in each parameter."""
-        start = 0
-        for layer, name in dict.fromkeys((segment.layer, segment.name) for segment in segments):
-            end = start + getattr(layer, name).numel()
-            indices = places[(places >= start) & (places < end)] - start
-            if len(indices):
-                train_weights(layer, name, indices)
-            start = end
+
+class OnRows(nn.Module):
+    """y + branch(y[start:stop]), added to these channels; y: [..., total]."""
+
+    stateless = True
+
+    def __init__(self, branch: nn.Module, start: int, stop: int, total: int) -> None:
+        super().__init__()
+        self.branch, self.start, self.stop = branch, start, stop
+        self.padding = (start, total - stop)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + pad(self.branch(y[..., self.start : self.stop]), self.padding)
+
+
+class SPTAdapter(SensitiveMethod):
+    """As `spt_lora`, with adapters in place of the LoRAs: W x + b + A(W x + b) for a matrix with many sensitive
+    weights, A(z) = U GELU(D z + a) + u, 2 r m + r + m parameters for m outputs; of attention's output projection
+    W z + b + A(z). All of ViT-B's matrices would have 1,410,624; the budget is kept as there.
+
+    By default it starts at the pretrained function: D uniform between -m^-1/2 and m^-1/2, U zero. No run of the
+    authors' code starts so: its constructor draws both again, of std 0.02, as the variant `released` does, with what is
+    said of it in `spt_lora`. The matrices are chosen by what adapters cost, as in the authors' selection for
+    adapters; their script for supervised backbones loads the selection made for LoRAs, which is not offered here.
+    """
+
+    name = "spt_adapter"
+    title = "SPT-Adapter"
+    paper = "He et al., Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, ICCV 2023, arXiv 2303.08566"
+    whole_name = "adapter_matrices"
+
+    def cost(self, backbone: nn.Module) -> Callable[[nn.Linear, int], int]:
+        rank, beside = self.config.rank, attention_outputs(backbone)
+
+        def of_adapter(layer: nn.Linear, outputs: int) -> int:
+            inputs = layer.in_features if layer in beside else outputs
+            return rank * (inputs + outputs) + rank + outputs
+
+        return of_adapter
+
+    def plug_whole(self, backbone: nn.Module, matrices: Sequence[Segment], generator: torch.Generator) -> None:
+        """An adapter after each of these matrices, of attention's output projections beside it."""
+        beside = attention_outputs(backbone)
+        for segment in matrices:
+            layer, (start, stop) = segment.layer, segment.rows
+            if layer in beside:
+                plug_layer(layer, "parallel", self.adapter(layer.in_features, stop, 0.0, generator))
+            else:
+                adapter = self.adapter(stop - start, stop - start, RELEASED_DROPOUT, generator)
+                plug_layer(layer, "output", OnRows(adapter, start, stop, layer.out_features))
+
+    def adapter(self, inputs: int, outputs: int, dropout: float, generator: torch.Generator) -> nn.Module:
+        """A new adapter; `dropout` of its input is the release's."""
+        rank, std = self.config.rank, RELEASED_STD if self.released else 0.0
+        down, up = new_linear(inputs, rank, generator, std=std), new_linear(rank, outputs, generator, std=std)
+        if self.released:
+            return Dropped([Bottleneck(down, up, nn.GELU())], dropout, RELEASED_DROPOUT)
+        nn.init.uniform_(down.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
+        return Bottleneck(down, up, nn.GELU())

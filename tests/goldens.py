@@ -4,8 +4,9 @@ Each `methods/golden/NAME.npz` holds the values by this project's names (`state:
 and, in float32, the gradients of `objective` (`grad:`). `meta` is JSON: method, settings, what the backbone differs in,
 source, kind (`release` or `formula`) and, where they are not `SIZES`, the model's sizes. Weights that are the same in
 several files lie in one whose name begins with `common`, which `meta` names; so do images (`x`) and the weights of the
-objective (`w`) where torch does not draw them from fixed seeds. `extra:` holds what a method's own tests read. For SCT
-there are labels, and the channels that the release chose on the training images.
+objective (`w`) where torch does not draw them from fixed seeds. `extra:` holds what a method's own tests read;
+`memory:KEY:0`, `memory:KEY:1` ... what `Context.remember` holds under a key, a list of tensors, where the choice is
+given. For SCT there are labels, and the channels that the release chose on the training images.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class Golden:
     extra: Mapping[str, Tensor]
     """What else was computed, or is needed to compute it."""
 
+    memory: Mapping[str, list[Tensor]]
+    """What the method remembers in place of looking at the training images."""
+
     labels: Tensor
     """Labels of the training images, which are `images(9, len(labels))`."""
 
@@ -105,6 +109,7 @@ class Golden:
             generator=torch.Generator().manual_seed(3),
             total_steps=100,
             calibration=lambda size: zip(shown.split(size), self.labels.split(size), strict=True),
+            memory=dict(self.memory),
         )
 
     def objective(self, out: Tensor) -> Tensor:
@@ -119,6 +124,14 @@ def images(seed: int, count: int) -> Tensor:
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _memory(parts: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Tensors by `KEY:NUMBER` as lists by key."""
+    memory: dict[str, list[Tensor]] = {}
+    for name in sorted(parts):
+        memory.setdefault(name.partition(":")[0], []).append(parts[name])
+    return memory
 
 
 @cache
@@ -162,6 +175,7 @@ def load(name: str) -> Golden:
         weights=torch.from_numpy(arrays["w"]) if "w" in arrays else _drawn(77),
         grads=_part(arrays, "grad:"),
         extra=_part(arrays, "extra:"),
+        memory=_memory(_part(arrays, "memory:")),
         labels=torch.from_numpy(labels.astype(np.int64)),
         channels=arrays["channels"].tolist() if "channels" in arrays else None,
     )

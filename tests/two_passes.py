@@ -1,0 +1,43 @@
+"""A training step of a method that runs the model twice, in the model's own precision."""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from methods.base import Batch
+from methods.objective import recorded
+from tests.method_checks import trained
+from tests.methods.test_golden import TOLERANCE, relative
+
+
+def first_pass(model, attachment, images, labels):
+    """A batch as a training step gives it to the penalty, its logits in the model's own precision."""
+
+    def run():
+        with recorded(model, attachment.features) as features:
+            out = model(images)
+        return Batch(
+            images=images,
+            targets=labels,
+            logits=out,
+            features=features,
+            loss=lambda other: cross_entropy(other, labels),
+            forward=run,
+        )
+
+    return run()
+
+
+def in_turn(monkeypatch, module, name, numbers):
+    """Let a module's drawing function give these tensors, one after the other; returns what is left of them."""
+    left = list(numbers)
+    monkeypatch.setattr(module, name, lambda *_: left.pop(0))
+    return left
+
+
+def same_gradients(golden, model, total):
+    expected = {n.removeprefix("traingrad:"): g for n, g in golden.extra.items() if n.startswith("traingrad:")}
+    parameters = {n: p for n, p in trained(model).items() if n in expected}
+    assert set(parameters) == set(expected) == set(trained(model))
+    found = torch.autograd.grad(total, list(parameters.values()), materialize_grads=True)
+    for ours, name in zip(found, parameters, strict=True):
+        assert relative(ours, expected[name]) < TOLERANCE, name
