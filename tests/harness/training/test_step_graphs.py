@@ -56,7 +56,7 @@ def same(one, other):
     assert all(torch.equal(value, theirs[name]) for name, value in weights(one).items())
 
 
-CHANGES = {"adalora", "dtl", "gate_vpt", "lst", "vqt"}
+CHANGES = {"adalora", "dtl", "gate_vpt", "hst", "lst", "sa2vp", "vqt"}
 """Methods whose steps are not all the same, or of which it cannot be told."""
 
 WAITS = {"adamss", "boft", "fourierft", "frod", "oft", "psoft", "vblora", "waveft"}
