@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
+from timm.layers import Attention, LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -88,6 +88,12 @@ def projections(block: Any) -> tuple[Rows, Rows, Rows]:
     block_linears(block, ["qkv"])
     q, k, v = architecture_of(block).projections(block)
     return q, k, v
+
+
+def require_plain_attention(name: str, vit_blocks: Sequence[Any]) -> None:
+    """Raise `MethodError` that names a method unless these blocks of a ViT are pre-norm with timm's plain attention."""
+    if any(type(b.attn) is not Attention or b.attn.gate is not None or not hasattr(b, "ls1") for b in vit_blocks):
+        raise MethodError(f"method {name!r} serves pre-norm blocks with timm's plain attention only")
 
 
 class LowRank(nn.Module):
