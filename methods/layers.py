@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
+from timm.layers import Attention, LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -110,6 +110,12 @@ def torch_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Li
     layer = new_linear(inputs, outputs, generator, std=0, bias=False)
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     return layer
+
+
+def require_plain_attention(name: str, vit_blocks: Sequence[Any]) -> None:
+    """Raise `MethodError` that names a method unless these blocks of a ViT are pre-norm with timm's plain attention."""
+    if any(type(b.attn) is not Attention or b.attn.gate is not None or not hasattr(b, "ls1") for b in vit_blocks):
+        raise MethodError(f"method {name!r} serves pre-norm blocks with timm's plain attention only")
 
 
 class LowRank(nn.Module):

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.base import Attachment, Context, Method, MethodError
+from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug_layer, require_served, width
+from methods.layers import require_plain_attention
 from methods.settings import Count, Probability, Settings
 from methods.tape import Record, Tape, last_norm
 from methods.vpt import draw_prompts
@@ -85,8 +85,7 @@ class VQT(Method):
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         vit_blocks = blocks(require_served(self, backbone))
-        if any(type(b.attn) is not Attention or b.attn.gate is not None or not hasattr(b, "ls1") for b in vit_blocks):
-            raise MethodError(f"method {self.name!r} serves pre-norm blocks with timm's plain attention only")
+        require_plain_attention(self.name, vit_blocks)
         return sum(2 * self.config.tokens * width(b) for b in vit_blocks)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from methods import registry
 from methods.base import Attachment, Context, Method
+from methods.blocks import replace_classifier
 
 FOLDER = Path(__file__).parent / "methods" / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz") if not path.stem.startswith("common"))
@@ -85,6 +86,8 @@ class Golden:
         model = timm.create_model("vit_tiny_patch16_224", **self.sizes, **self.backbone)
         model = model.double().requires_grad_(False).eval()
         own = {name: self.state[name] for name in model.state_dict() if name in self.state}
+        if own["head.weight"].shape != model.head.weight.shape:  # a classifier for another read-out
+            del own["head.weight"]
         model.load_state_dict(own, strict=False)
         return model
 
@@ -92,6 +95,8 @@ class Golden:
         """The model with the method on it, as `attach` leaves it."""
         model = self.plain()
         attachment = self.configured().attach(model, self.context())
+        if attachment.head_width is not None:
+            replace_classifier(model, attachment.head_width, torch.Generator())
         return model.eval(), attachment
 
     def load(self, model: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import Attachment, Context, check
+from methods.base import Attachment, Context, ParameterGroup, check
 from methods.peft_library.common import (
     ADAPTER,
     NotNegative,
@@ -18,7 +18,7 @@ from methods.peft_library.common import (
     check_divides,
     check_rank,
 )
-from methods.settings import Count, EvenCount, Probability, one_of
+from methods.settings import Count, EvenCount, Probability, at_least, one_of
 
 VARIANTS = ("paper", "noah_release")
 
@@ -66,6 +66,31 @@ class LoRA(LoraTuner):
             for factor in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):
                 nn.init.trunc_normal_(factor, std=0.02)
         return tuner
+
+
+class LoRAPlus(LoraTuner):
+    """LoRA whose B is trained with `ratio` times the learning rate of A, so that features change as fast as they can
+    without diverging in wide models (paper, section 4)."""
+
+    name = "lora_plus"
+    title = "LoRA+"
+    paper = "Hayou et al., LoRA+, ICML 2024, arXiv 2402.12354"
+    composition_order = 40
+    recipe = {"lr": 1e-3}
+    search_space = {"lr": (2e-4, 5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2), "ratio": (4.0, 16.0)}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(LoraTuner.Config):
+        ratio: Annotated[float, at_least(1)] = 16.0
+        """The learning rate of B divided by that of A, which is the recipe's; 16 (2^4) is what the paper advises."""
+
+    config: Config
+
+    def attachment(self, backbone: nn.Module, tuner: Any, context: Context) -> Attachment:
+        attachment = super().attachment(backbone, tuner, context)
+        ups = tuple(p for layer in lora_layers(backbone).values() for p in layer.lora_B.parameters())
+        attachment.groups = (ParameterGroup(parameters=ups, lr_factor=self.config.ratio),)
+        return attachment
 
 
 class RsLoRA(LoraTuner):

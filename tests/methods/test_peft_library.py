@@ -34,6 +34,7 @@ PEFT = {name: method for name, method in all_methods().items() if issubclass(met
 
 VIT_B = {  # depth 12, d 768, qkv 768 -> 2304; defaults
     "lora": 12 * 8 * (768 + 2304),
+    "lora_plus": 12 * 8 * (768 + 2304),
     "dora": 12 * (8 * (768 + 2304) + 2304),
     "lora_fa": 12 * 8 * 2304,
     "mica": 12 * 8 * 768,
