@@ -51,7 +51,7 @@ class APLA(Method):
     recipe = {"lr": 5e-3}
     mergeable = True
     needs = frozenset({"attention"})
-    search_space = {**Method.search_space, "rows": (8, 16, 32)}
+    search_space = {**Method.search_space, "rows": (8, 32, 96)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Settings):

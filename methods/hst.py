@@ -83,7 +83,7 @@ class HST(Method):
     recipe = {"lr": 1e-3}
     search_space = {
         "lr": (1e-3, 5e-3, 1e-2),
-        "weight_decay": (5e-5, 5e-4, 5e-2),
+        "weight_decay": (1e-4, 5e-4, 5e-2),
         "side_drop_path": (0.0, 0.1, 0.2),
     }
     serves = frozenset({"vit", "eva", "beit"})

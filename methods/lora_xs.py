@@ -61,7 +61,7 @@ class LoRAXS(UpdateMethod):
     paper = "Bałazy et al., LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, arXiv 2405.17604"
     recipe = {"lr": 1e-2}
     identity_at_start = False
-    search_space = {**UpdateMethod.search_space, "rank": (4, 8, 16)}
+    search_space = {**UpdateMethod.search_space, "rank": (8, 16, 25)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(UpdateConfig):

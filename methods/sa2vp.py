@@ -162,7 +162,7 @@ class SA2VP(Method):
     title = "SA2VP"
     paper = "Pei et al., SA2VP: Spatially Aligned-and-Adapted Visual Prompt, AAAI 2024, arXiv 2312.10376"
     family = "prompt"
-    recipe = {"lr": 1e-3}
+    recipe = {"lr": 5e-3}
     search_space = {**Method.search_space, "inner": (8, 16, 32), "scale": (0.05, 0.1, 0.5)}
     serves = frozenset({"vit"})
     needs = frozenset({"sequence", "attention"})

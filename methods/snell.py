@@ -15,7 +15,7 @@ from methods.architectures.base import Rows
 from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug_layer
 from methods.layers import fold_linears, matrices, uniform
-from methods.settings import EvenCount, Probability, Settings, one_of
+from methods.settings import EvenCount, Probability, Settings, at_least, one_of
 
 FACTOR = torch.tensor(0.1).item()
 """Factor on the difference of distances: 0.1 in float32, as the released code holds it."""
@@ -63,9 +63,11 @@ class MixedKernel(Kernel):
 
     stateless = True
 
-    def __init__(self, rows: Rows, rank: int, sparsity: float, released: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, rows: Rows, rank: int, sparsity: float, released: bool, generator: torch.Generator, alpha: float
+    ) -> None:
         super().__init__(rows, rank, sparsity, released, generator)
-        self.mix = nn.Parameter(torch.tensor([1.0, 1.0, 0.0]))
+        self.mix = nn.Parameter(torch.tensor([alpha, 1.0, 0.0]))
 
     def kernel(self) -> Tensor:
         """The mixed K."""
@@ -130,13 +132,12 @@ class SNELL(Method):
     mergeable = True
     identity_at_start = False
     search_space = {
-        "lr": (7e-4, 1e-3, 2e-3, 5e-3),
+        "lr": (3e-4, 7e-4, 1e-3, 2e-3),
         "weight_decay": (1e-4, 1e-3, 1e-2, 5e-2),
         "sparsity": (0.0, 0.1, 0.5, 0.9, 0.99),
     }
     Config = SNELLConfig
     config: SNELLConfig
-    kernel: type[Kernel] = Kernel
     scalars = 0
     """Parameters of a kernel beside its factors."""
 
@@ -158,11 +159,15 @@ class SNELL(Method):
         scalars = self.scalars * len(rows)
         return self.config.rank * sides + scalars + sum(token.numel() for token in self.class_tokens(backbone))
 
+    def kernel(self, rows: Rows, generator: torch.Generator) -> Kernel:
+        """A new update of a matrix."""
+        c = self.config
+        return Kernel(rows, c.rank, c.sparsity, c.variant == "released", generator)
+
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         c, found = self.config, self.matrices(backbone)
         for layer, parts, undropped in found:
-            released = c.variant == "released"
-            kernels = [self.kernel(rows, c.rank, c.sparsity, released, context.generator) for rows in parts]
+            kernels = [self.kernel(rows, context.generator) for rows in parts]
             plug_layer(layer, "parallel", Kernels(kernels, 0.0 if undropped else c.dropout, c.drop_path))
         for token in self.class_tokens(backbone):
             token.requires_grad_(True)
@@ -175,17 +180,28 @@ class SNELLA(SNELL):
 
     By default nothing is thinned, as the release runs it on VTAB-1K. Its schedule for other data, which allots a
     sparsity to each matrix in every epoch by importance, is not here: `sparsity` is the same for all, and stays.
+
+    The softmax shifts all outputs of a matrix alike. Behind the last layer of a branch the next norm takes such a shift
+    away in a plain ViT, but not where LayerScale lies between (DINOv2, DINOv3, BEiT, ConvNeXt): there alpha = 1 starts
+    far from the pretrained function, and `alpha=0.0` does not.
     """
 
     name = "snella"
     title = "SNELLA"
     paper = "Shen et al., Kernelized Sparse Fine-Tuning with Bi-level Parameter Competition, 2025, arXiv 2510.24037"
+    search_space = {**SNELL.search_space, "alpha": (0.0, 1.0)}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SNELLConfig):
         sparsity: Probability = 0.0
         """Share of each update's entries that are zero."""
 
+        alpha: Annotated[float, at_least(0)] = 1.0
+        """Factor on the softmax at the start, 1 in the released code."""
+
     config: Config
-    kernel = MixedKernel
     scalars = 3
+
+    def kernel(self, rows: Rows, generator: torch.Generator) -> MixedKernel:
+        c = self.config
+        return MixedKernel(rows, c.rank, c.sparsity, c.variant == "released", generator, c.alpha)

@@ -10,9 +10,10 @@ from harness.schema.preprocessing import Preprocessing
 from harness.schema.spec import Recipe
 from harness.training import fast_path
 from harness.training.trainer import Trainer
+from methods import testbed
 from methods.blocks import plug
 from methods.registry import get
-from tests.conftest import CLASSES, make_context, small_vit
+from tests.conftest import CLASSES, small_vit
 
 HALF = Preprocessing(image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 PIXELS = torch.randint(0, 256, (26, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -22,9 +23,9 @@ IMAGES = HALF.normalise(PIXELS[:4])
 
 def attached(method="linear", model=None, **config):
     model = small_vit() if model is None else model
-    attachment = get(method).configure(config).attach(model, make_context())
+    done = testbed.attach(get(method), model=model, config=get(method).configure(config).config)
     model.get_classifier().requires_grad_(True)
-    return model, attachment
+    return model, done.attachment
 
 
 def trainer(method="linear", model=None, config=None, **recipe):

@@ -45,11 +45,13 @@ def test_the_count_on_vit_b(settings, expected):
     assert count(model) == expected
 
 
-def test_there_is_a_prompt_for_each_class_at_most():
-    method = get("da_vpt").configure({"guided_tokens": 50})
-    assert method.resolve(small_vit()).guided_tokens == CLASSES
-    model, _ = attach("da_vpt", guided_blocks=2, tokens=7)
-    assert [len(block.slots["input"][0].prompts) for block in model.blocks] == [7, CLASSES, CLASSES]
+def test_of_more_prompts_than_classes_the_first_are_guided_one_for_each_class():
+    model, attachment = attach("da_vpt", guided_blocks=2, guided_tokens=50, tokens=7)
+    assert [len(block.slots["input"][0].prompts) for block in model.blocks] == [7, 50, 50]
+    losses = testbed.objective(model, attachment)(model, *batch())
+    prompts = model.blocks[2].slots["input"][0].prompts
+    (gradient,) = torch.autograd.grad(losses.total - losses.own, prompts)
+    assert bool(gradient[:CLASSES].any(dim=1).all()) and not bool((gradient[CLASSES:].abs() > 1e-7).any())
 
 
 def test_prompts_start_at_an_eighth_of_xaviers_bound():

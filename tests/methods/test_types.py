@@ -3,7 +3,7 @@
 import pytest
 
 from methods.registry import all_methods
-from methods.testbed import CLASSES, batch, make_context, model_for, small_model
+from methods.testbed import CLASSES, attach, batch, make_context, model_for, small_model
 from tests.method_checks import trained
 
 
@@ -13,7 +13,7 @@ def test_a_backbone_held_in_bfloat16_is_served(name):
     images, labels = batch()
     images = images.bfloat16()
     model = small_model(model_for(method)).bfloat16()
-    method().attach(model, make_context(images, labels))
+    attach(method, model=model, context=make_context(images, labels))
     logits = model.train()(images)
     assert logits.shape == (8, CLASSES) and bool(logits.isfinite().all())
     if trained(model):

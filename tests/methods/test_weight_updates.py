@@ -149,6 +149,8 @@ def test_snella_mixes_its_kernel_with_a_softmax_over_outputs():
     assert kernel.mix.tolist() == [1, 1, 0]
     plain = super(type(kernel), kernel).kernel()
     assert torch.allclose((kernel.update() - plain).sum(1), torch.ones(32), atol=1e-5)
+    without = kernels(attach("snella", alpha=0.0)[0])[0]
+    assert torch.allclose(without.update(), plain, atol=1e-7)
 
 
 def test_snell_trains_the_class_token_and_drops_no_input_of_the_output_projection():

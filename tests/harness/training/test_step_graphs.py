@@ -36,7 +36,7 @@ def make_trainer(method, **recipe):
     model = small(kind, drop_path_rate=0.1, **({"depth": 3} if kind == "vit" else {})).to(GPU)
     data = split()
     context = make_context(HALF.normalise(data.images), data.labels, steps=24)
-    attachment = registry.get(method)().attach(model, context)
+    attachment = attach(registry.get(method), model=model, context=context).attachment
     model.get_classifier().requires_grad_(True)
     values = {"epochs": 6, "warmup_epochs": 1, "batch_size": 12, "lr": 1e-2, "augmentation": "flip"} | recipe
     return Trainer(model, attachment, data, HALF, Recipe(**values), seed=3)
