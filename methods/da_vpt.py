@@ -13,7 +13,7 @@ from methods.architectures import architecture_of
 from methods.base import Attachment, Batch, Context, Method, check
 from methods.blocks import blocks, plug, require_served, width
 from methods.clusters import class_means, cluster
-from methods.layers import block_linears, projections
+from methods.layers import block_linears, class_token, projections
 from methods.settings import Count, Settings, at_least
 from methods.sparse import train_weights
 from methods.vpt import InsertPrompts, RemovePrompts
@@ -142,7 +142,7 @@ class DAVPT(Method):
     def besides(self, backbone: nn.Module) -> Trained:
         """What of the backbone is trained."""
         parts, vit_blocks = self.config.besides, blocks(backbone)
-        whole: list[nn.Parameter | None] = [class_token(backbone)] if "class_token" in parts else []
+        whole: list[nn.Parameter | None] = [*class_token(backbone)] if "class_token" in parts else []
         rows: list[tuple[Any, int, int]] = []
         for block in vit_blocks:
             architecture = architecture_of(block)
@@ -175,7 +175,7 @@ class DAVPT(Method):
         inserts = self.plug_prompts(vit, counts, context.generator)
         names = {module: name for name, module in vit.named_modules()}
         guided = list(zip(blocks(vit), inserts, strict=True))[-self.config.guided_blocks :]
-        count, has_class_token = min(counts[-1], context.num_classes), class_token(vit) is not None
+        count, has_class_token = min(counts[-1], context.num_classes), bool(class_token(vit))
         guides = [Guide(block, insert, count, names[insert], has_class_token) for block, insert in guided]
         penalty = self.penalty(guides, prompts_of.to(context.device))
         return Attachment(penalty=penalty, features=tuple(guide.name for guide in guides))
@@ -209,8 +209,3 @@ class DAVPT(Method):
             return torch.stack([guide.loss(batch, own, *weights) for guide in guides]).mean()
 
         return metric_loss
-
-
-def class_token(backbone: nn.Module) -> nn.Parameter | None:
-    """The class token, where there is one."""
-    return next((p for name, p in backbone.named_parameters() if name.rpartition(".")[2] == "cls_token"), None)

@@ -55,6 +55,11 @@ class PretrainedMethod(Method):
         return Attachment()
 
 
+def class_token(backbone: nn.Module) -> list[nn.Parameter]:
+    """The class token; an empty list where there is none."""
+    return [p for name, p in backbone.named_parameters() if name.rpartition(".")[2] == "cls_token"]
+
+
 def body_biases(backbone: Any) -> list[nn.Parameter]:
     """All biases of linear layers, norms and convolutions outside of the classifier, and of queries and values where
     attention holds them itself."""

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks
-from methods.layers import body_parameters
+from methods.layers import body_parameters, class_token
 from methods.segments import Segment, allot, choose_whole, cut_segments
 from methods.settings import Count, Limit, Positive, Settings, one_of
 from methods.sparse import gradient_sums, train_weights
@@ -121,8 +121,7 @@ class SensitiveMethod(Method):
 
     def class_token(self, backbone: Any) -> list[nn.Parameter]:
         """The class token, where there is one and it is trained."""
-        token = getattr(backbone, "cls_token", None)
-        return [token] if self.released and token is not None else []
+        return class_token(backbone) if self.released else []
 
     def expected_parameters(self, backbone: nn.Module) -> int:
         share, total = self.config.share, sum(p.numel() for p in body_parameters(backbone))

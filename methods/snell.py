@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from methods.architectures import architecture_of
 from methods.architectures.base import Rows
-from methods.base import Attachment, Context, Method
+from methods.base import Attachment, Context, Method, ParameterGroup
 from methods.blocks import blocks, plug_layer
-from methods.layers import fold_linears, matrices, uniform
+from methods.layers import class_token, fold_linears, matrices, uniform
 from methods.settings import EvenCount, Probability, Settings, at_least, one_of
 
 FACTOR = torch.tensor(0.1).item()
@@ -149,15 +149,11 @@ class SNELL(Method):
             found += [(layer, parts, layer in undropped) for layer, parts in matrices(block).items()]
         return found
 
-    def class_tokens(self, backbone: nn.Module) -> list[nn.Parameter]:
-        """The class token, where there is one."""
-        return [p for name, p in backbone.named_parameters() if name.rpartition(".")[2] == "cls_token"]
-
     def expected_parameters(self, backbone: nn.Module) -> int:
         rows = [rows for _, parts, _ in self.matrices(backbone) for rows in parts]
         sides = sum(int(r.layer.in_features) + r.stop - r.start for r in rows)
         scalars = self.scalars * len(rows)
-        return self.config.rank * sides + scalars + sum(token.numel() for token in self.class_tokens(backbone))
+        return self.config.rank * sides + scalars + sum(token.numel() for token in class_token(backbone))
 
     def kernel(self, rows: Rows, generator: torch.Generator) -> Kernel:
         """A new update of a matrix."""
@@ -169,9 +165,11 @@ class SNELL(Method):
         for layer, parts, undropped in found:
             kernels = [self.kernel(rows, context.generator) for rows in parts]
             plug_layer(layer, "parallel", Kernels(kernels, 0.0 if undropped else c.dropout, c.drop_path))
-        for token in self.class_tokens(backbone):
-            token.requires_grad_(True)
-        return Attachment(merge=partial(fold_linears, [layer for layer, *_ in found]))
+        token = class_token(backbone)
+        for parameter in token:
+            parameter.requires_grad_(True)
+        undecayed = ParameterGroup(parameters=tuple(token), weight_decay=0.0)
+        return Attachment(merge=partial(fold_linears, [layer for layer, *_ in found]), groups=(undecayed,))
 
 
 class SNELLA(SNELL):
