@@ -85,16 +85,17 @@ class DAVPT(Method):
 
     The settings of the release's files are not loaded by its code, which falls back on one guided block and no metric
     loss. The files name weights from 0.01 to 1; here it is 0.01, since the metric loss of new prompts is several times
-    a cross-entropy.
+    a cross-entropy. The prompts start so small that AdamW needs a low rate: a step of 5e-3 is larger than they are.
     """
 
     name = "da_vpt"
     title = "DA-VPT"
     paper = "Ren et al., DA-VPT: Semantic-Guided Visual Prompt Tuning, CVPR 2025, arXiv 2505.23694"
     family = "prompt"
-    recipe = {"lr": 5e-3}
+    recipe = {"lr": 5e-4}
     search_space = {
-        **Method.search_space,
+        "lr": (2e-4, 5e-4, 1e-3, 5e-3),
+        "weight_decay": (1e-4, 1e-2),
         "tokens": (5, 10, 20, 60),
         "patch_weight": (0.01, 0.1, 1.0),
         "class_weight": (0.01, 0.1, 1.0),
