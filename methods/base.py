@@ -90,6 +90,9 @@ class Batch:
     logits: Tensor
     """[B, classes] float32."""
 
+    pooled: Tensor
+    """[B, d], what the classifier reads."""
+
     features: Mapping[str, Tensor]
     """What the modules named in `Attachment.features` gave in this pass."""
 

@@ -286,11 +286,13 @@ def _check_merged(method: type[Method], name: str, attached: Attached) -> None:
     if gap > 1e-4:
         with contextlib.suppress(RuntimeError):  # modules that compute in float32 whatever comes
             gap = moved_by_merging(_trained(method, name), torch.float64)
-    require(gap <= 1e-4, f"the logits move by {gap:.1e} (relative) in merge")
-    if attached.attachment.merge is None:
-        return
     plain = small_model(name)
     modules = {n for n, _ in attached.model.named_modules()} ^ {n for n, _ in plain.named_modules()}
+    left = bool(modules) and attached.attachment.merge is not None
+    hint = f": {some(modules)} is still there, `unplug` it or `unplug_layer`" if left else ""
+    require(gap <= 1e-4, f"the logits move by {gap:.1e} (relative) in merge{hint}")
+    if attached.attachment.merge is None:
+        return
     require(not modules, f"after merge the modules differ from the plain model's: {some(modules)}")
     sizes = [sum(p.numel() for p in m.parameters()) for m in (attached.model, plain)]
     require(sizes[0] == sizes[1], f"after merge {sizes[0]} parameters are left, the plain model has {sizes[1]}")

@@ -3,28 +3,14 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from methods.base import Batch
-from methods.objective import recorded
+from methods.objective import Objective
 from tests.method_checks import trained
 from tests.methods.test_golden import TOLERANCE, relative
 
 
 def first_pass(model, attachment, images, labels):
-    """A batch as a training step gives it to the penalty, its logits in the model's own precision."""
-
-    def run():
-        with recorded(model, attachment.features) as features:
-            out = model(images)
-        return Batch(
-            images=images,
-            targets=labels,
-            logits=out,
-            features=features,
-            loss=lambda other: cross_entropy(other, labels),
-            forward=run,
-        )
-
-    return run()
+    """A batch as a training step gives it to the penalty."""
+    return Objective(model=model, attachment=attachment, loss=cross_entropy).batch(model, images, labels)
 
 
 def in_turn(monkeypatch, module, name, numbers):

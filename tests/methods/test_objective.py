@@ -33,7 +33,8 @@ def test_a_penalty_sees_the_batch_and_what_the_model_made_of_it():
     (given,) = seen
     assert torch.equal(given.images, IMAGES) and torch.equal(given.labels, LABELS)
     assert set(given.features) == {"norm", "blocks.1"}
-    assert torch.equal(model.head(given.features["norm"][:, 0]), given.logits)
+    assert torch.equal(model.head(given.pooled), given.logits)
+    assert torch.equal(given.features["norm"][:, 0], given.pooled)
     torch.testing.assert_close(losses.own, cross_entropy(model(IMAGES), LABELS))
     torch.testing.assert_close(losses.total, losses.own + 2 * losses.logits.mean())
     assert not any(module._forward_hooks for module in model.modules())
@@ -80,14 +81,21 @@ def test_passes_that_are_not_declared_are_refused(declared, run):
             batch.forward()
         return batch.logits.sum()
 
-    with pytest.raises(MethodError, match=f"runs the model {run} times, but `Attachment.forward_passes` is {declared}"):
+    with pytest.raises(MethodError, match=f"runs the model {run} times, `Attachment.forward_passes` says {declared}"):
         objective(model, penalty=penalty, forward_passes=declared)(model, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("fields", [{"features": ("norm",)}, {"forward_passes": 2}])
+def test_what_only_a_penalty_needs_is_refused_without_one(fields):
+    with pytest.raises(MethodError, match="are the penalty's, and there is none"):
+        require_sound(small_vit(), Attachment(**fields))
 
 
 def test_what_an_attachment_says_of_its_model_must_hold():
     model = small_vit()
     weight = model.blocks[0].mlp.fc1.weight.requires_grad_(True)
-    require_sound(model, Attachment(features=("blocks.0",), groups=(ParameterGroup(parameters=(weight,)),)))
+    groups = (ParameterGroup(parameters=(weight,)),)
+    require_sound(model, Attachment(penalty=lambda batch: batch.logits.sum(), features=("blocks.0",), groups=groups))
     with pytest.raises(MethodError, match=r"names 'block\.0', but the model has no module of that name"):
         require_sound(model, Attachment(features=("block.0",)))
     for wrong in ((weight, weight), (model.norm.weight,), (torch.nn.Parameter(torch.zeros(3)),)):
