@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -230,6 +230,15 @@ def objective(model: Any, attachment: Attachment) -> Objective:
     return Objective(model=model, attachment=attachment, loss=cross_entropy)
 
 
+def _optimizer(trained: Iterable[nn.Parameter], own: Attachment, lr: float) -> torch.optim.Optimizer:
+    """AdamW, with the attachment's factors of the learning rate."""
+    factor_of = {id(p): group.lr_factor for group in own.groups for p in group.parameters}
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for parameter in trained:
+        by_factor.setdefault(factor_of.get(id(parameter), 1.0), []).append(parameter)
+    return torch.optim.AdamW([{"params": members, "lr": factor * lr} for factor, members in by_factor.items()])
+
+
 def train(
     attached: Attached, steps: int = 3, lr: float = 1e-2, data: tuple[Tensor, Tensor] | None = None, plain: bool = False
 ) -> set[str]:
@@ -244,7 +253,7 @@ def train(
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        optimizer = torch.optim.AdamW(trained.values(), lr=lr) if trained else None
+        optimizer = _optimizer(trained.values(), own, lr) if trained else None
         for step in range(1, steps + 1):
             total = objective(model, own)(model, images, labels).total
             if optimizer is None:
