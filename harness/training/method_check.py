@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,16 +15,16 @@ CHECKS = conformance.CHECKS | {"shortcuts": check_shortcuts}
 OK, FAILED, NOT_RUN = "ok", "failed: ", "not run"
 
 
-def check_method(reference: str) -> dict[str, str]:
-    """What every check says of a method: `ok`, or `failed: ` and the reason. A method that does not declare itself is
-    not checked further, nor one that fails twice for one reason: the rest is `not run`.
+def check_method(reference: str, names: Iterable[str] = CHECKS) -> dict[str, str]:
+    """What every check, or those of these names, say of a method: `ok`, or `failed: ` and the reason. A method that
+    does not declare itself is not checked further, nor one that fails twice for one reason: the rest is `not run`.
 
     `reference`: the method's name, or `file.py:Class`.
     """
     conformance.three_steps.cache_clear()  # the class may have been changed since it was checked last
-    cls, results = registry.get(reference), dict.fromkeys(CHECKS, NOT_RUN)
+    cls, results = registry.get(reference), dict.fromkeys(names, NOT_RUN)
     with _one_thread():
-        for name in CHECKS:
+        for name in results:
             reason = conformance.run_check(name, cls, CHECKS)
             result = f"{FAILED}{reason}" if reason else OK
             again = result in results.values()

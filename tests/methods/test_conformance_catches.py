@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from dataclasses import dataclass, replace
 
 import pytest
@@ -400,6 +401,7 @@ class Broken(Method):
 def checked(tmp_path, monkeypatch):
     """Exit code and output of the command on a file with this source, the only one that is known."""
     monkeypatch.setattr(registry, "_external", {})
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # all in this process
     return functools.partial(check_source, tmp_path)
 
 
