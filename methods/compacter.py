@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from methods.base import Attachment, Context, check
 from methods.blocks import blocks, plug, require_served, width
 from methods.bottleneck import ComputedLinear, SequentialBottleneck
-from methods.layers import PretrainedMethod
+from methods.layers import PretrainedMethod, draw_uniform
 from methods.norm_tuning import NormTuning
 from methods.settings import Count, Settings, one_of
 
 
 def glorot(n: int, size: int, generator: torch.Generator) -> Tensor:
     """n vectors of that size, [n, size], each uniform as Glorot draws a matrix of one column, with gain sqrt(2)."""
-    return (2 * torch.rand(n, size, generator=generator) - 1) * math.sqrt(2 * 6 / (size + 1))
+    return draw_uniform(generator, math.sqrt(2 * 6 / (size + 1)), n, size)
 
 
 class KroneckerLinear(ComputedLinear):

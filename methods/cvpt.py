@@ -11,7 +11,7 @@ from torch.nn import functional
 from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug, require_served, width
-from methods.layers import projections
+from methods.layers import draw_uniform, projections
 from methods.settings import Count, Limit, Probability, Settings
 from methods.tape import Tape
 
@@ -135,7 +135,7 @@ class CVPT(Method):
         """Prompts of one block, uniform with Xavier's bound for the tensor [depth, tokens, d] of all blocks."""
         tokens = self.config.tokens
         bound = math.sqrt(6 / (tokens * d + depth * d))
-        return (2 * torch.rand(tokens, d, generator=generator) - 1) * bound
+        return draw_uniform(generator, bound, tokens, d)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:
         all_blocks, c = blocks(require_served(self, backbone)), self.config

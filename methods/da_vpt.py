@@ -13,7 +13,7 @@ from methods.architectures import architecture_of
 from methods.base import Attachment, Batch, Context, Method, check
 from methods.blocks import blocks, plug, require_served, width
 from methods.clusters import class_means, cluster
-from methods.layers import block_linears, class_token, projections
+from methods.layers import block_linears, class_token, draw_uniform, projections
 from methods.settings import Count, Settings, at_least
 from methods.sparse import train_weights
 from methods.vpt import InsertPrompts, RemovePrompts
@@ -194,7 +194,7 @@ class DAVPT(Method):
         for number, (block, count) in enumerate(zip(vit_blocks, counts, strict=True)):
             d, together = width(block), plain if number < plain else self.config.guided_blocks
             bound = math.sqrt(6 / (count * d + together * d)) / 8
-            prompts = (2 * torch.rand(count, d, generator=generator) - 1) * bound
+            prompts = draw_uniform(generator, bound, count, d)
             inserts.append(InsertPrompts(prompts, prefix, dropout=0.0))
             plug(block, "input", inserts[-1])
             plug(block, "output", RemovePrompts(count, prefix))

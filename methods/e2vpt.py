@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from methods.base import Attachment, Context, Method, check
 from methods.blocks import blocks, require_served, width
+from methods.layers import draw_uniform
 from methods.prefix_tuning import Prefix, plug_prefixes
 from methods.prompt_masks import PIECES, Masks, PrunableMasks, Pruning
 from methods.settings import Count, Limit, Probability, least_share, one_of
@@ -121,10 +122,8 @@ class E2VPT(VPTDeep):
         """New keys and values, uniform between -b and b, b^2 = 6 / (n * channels per head): 0.097 on ViT-B, n = 10."""
         c = self.config
         bound = (6 / (c.key_values * channels)) ** 0.5
-        drawn = [
-            (2 * torch.rand(heads, c.key_values, channels, generator=generator) - 1) * bound
-            for _ in range(1 if c.shared else 2)
-        ]
+        count = 1 if c.shared else 2
+        drawn = [draw_uniform(generator, bound, heads, c.key_values, channels) for _ in range(count)]
         return Prefix(drawn[0], None if c.shared else drawn[1], dropout=0.0)
 
     def attach(self, backbone: nn.Module, context: Context) -> Attachment:

@@ -12,7 +12,7 @@ from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method, MethodError, check
 from methods.blocks import blocks, new_linear, plug, require_served, width
 from methods.hst_network import SideBlock, SideNetwork, Stage, convolution
-from methods.layers import change_layer
+from methods.layers import change_layer, draw_uniform
 from methods.settings import Probability, Settings
 from methods.tape import Tape
 from methods.vpt import InsertPrompts, RemovePrompts
@@ -151,7 +151,7 @@ class HST(Method):
         for number, block in enumerate(vit_blocks, start=IMAGES + 1):
             for norm in architecture.norms(block):
                 norm.requires_grad_(True)
-            token = (2 * torch.rand(1, d, generator=g) - 1) * math.sqrt(3 / d)
+            token = draw_uniform(g, math.sqrt(3 / d), 1, d)
             plug(block, "input", InsertPrompts(token, prefix, dropout=0.0))
             plug(block, "output", KeepTokens(tape, number, prefix))
             plug(block, "output", RemovePrompts(1, prefix))

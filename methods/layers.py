@@ -105,9 +105,14 @@ def matrices(block: Any) -> dict[nn.Linear, list[Rows]]:
     return found | {rows.layer: [other for other in apart if other.layer is rows.layer] for rows in apart}
 
 
+def draw_uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> Tensor:
+    """Numbers drawn from U(-bound, bound); a tensor of bounds is broadcast to the shape."""
+    return (2 * torch.rand(*shape, generator=generator) - 1) * bound
+
+
 def uniform(generator: torch.Generator, bound: float | Tensor, *shape: int) -> nn.Parameter:
-    """A parameter drawn from U(-bound, bound); a tensor of bounds is broadcast to the shape."""
-    return nn.Parameter((2 * torch.rand(*shape, generator=generator) - 1) * bound)
+    """The same as a parameter."""
+    return nn.Parameter(draw_uniform(generator, bound, *shape))
 
 
 def torch_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from methods.architectures import architecture_of
 from methods.base import Attachment, Context, Method
 from methods.blocks import blocks, plug, require_served, width
+from methods.layers import draw_uniform
 from methods.settings import Count, Probability, Settings
 
 
@@ -18,7 +19,7 @@ def draw_prompts(vit: nn.Module, count: int, generator: torch.Generator) -> Tens
     them: between -0.0625 and 0.0625 on ViT-B/16, std 0.036."""
     d, *patch = vit.get_parameter(architecture_of(vit).first_layer).shape
     bound = math.sqrt(6 / (math.prod(patch) + d))
-    return (2 * torch.rand(count, d, generator=generator) - 1) * bound
+    return draw_uniform(generator, bound, count, d)
 
 
 class InsertPrompts(nn.Module):
