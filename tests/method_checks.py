@@ -75,3 +75,18 @@ def _vit_b():
 def vit_b():
     """ViT-B/16 without storage."""
     return copy.deepcopy(_vit_b())
+
+
+def dead_after_merging(name, model, moved):
+    """Train a method, by which its logits move by more than `moved`, and merge: the logits stay, and the plain model's
+    names and shapes are left. Returns the names that never saw a gradient."""
+    plain = MODELS[model]()
+    backbone, attachment = attach(name, copy.deepcopy(plain))
+    dead = train(backbone)
+    before = logits(backbone)
+    assert not close(before, logits(plain), moved)
+    backbone.train()  # merging must not depend on the mode
+    attachment.merge()
+    assert close(logits(backbone), before)
+    assert shape_of(backbone) == shape_of(plain)
+    return dead

@@ -11,7 +11,7 @@ from methods.base import MethodError
 from methods.blocks import blocks, plug_layer
 from methods.layers import fold_linears
 from tests.conftest import make_context, small_vit
-from tests.method_checks import MODELS, attach, close, count, logits, shape_of, train, vit_b
+from tests.method_checks import MODELS, attach, close, count, dead_after_merging, logits, shape_of, train, vit_b
 
 # In the comment, what the method's paper or released code says; all without head.
 VIT_B = {
@@ -51,15 +51,7 @@ def test_start_and_gradients(name, model):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", MERGEABLE)
 def test_merge(name, model):
-    plain = MODELS[model]()
-    backbone, attachment = attach(name, copy.deepcopy(plain))
-    train(backbone)
-    before = logits(backbone)
-    assert not close(before, logits(plain), 1e-2)
-    backbone.train()  # merging must not depend on the mode
-    attachment.merge()
-    assert close(logits(backbone), before)
-    assert shape_of(backbone) == shape_of(plain)
+    dead_after_merging(name, model, moved=1e-2)
 
 
 def test_lora_variants():
